@@ -1,0 +1,149 @@
+//! What the U-Net asks for, operation by operation.
+//!
+//! The U-Net ([`crate::unet::UNet`]) is written once and knows neither where a feature map lives nor
+//! who computes on it. An executor does: the whole tensor on one device ([`crate::whole::Whole`]), a tensor whose
+//! layers are cut and sent to workers (the `ppidm` scheme), one worker's rows, or a bare shape for
+//! counting. The prompt belongs to the executor too, so that the walk never sees it.
+
+use crate::error::Error;
+use crate::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
+use crate::unet::{TimeEmbedding, TransformerBlock};
+
+/// Computes the operations of a U-Net over its own idea of a feature map.
+///
+/// Only [`Self::norm_conv`] and [`Self::attentions`] have bodies: they are compositions that an
+/// executor may do in one exchange, by overriding them.
+pub trait Executor {
+    /// A feature map, `[B, C, H, W]`. Cloning is cheap.
+    type Feature: Clone;
+    /// The same as a sequence, `[B, T, C]` with `T = H W`. Cloning is cheap.
+    type Tokens: Clone;
+    /// The embedding of the timestep, `[1, D]`.
+    type Embedding;
+    /// Why an operation fails.
+    type Error: From<Error>;
+
+    /// The embedding of `timestep` (in training steps; fractional for some samplers).
+    fn embed_time(
+        &mut self,
+        layer: &TimeEmbedding,
+        timestep: f64,
+    ) -> Result<Self::Embedding, Self::Error>;
+
+    /// A convolution.
+    fn conv(&mut self, layer: &Conv2d, x: &Self::Feature) -> Result<Self::Feature, Self::Error>;
+
+    /// Group normalisation alone, as a transformer begins with.
+    fn group_norm(
+        &mut self,
+        layer: &GroupNorm,
+        x: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error>;
+
+    /// Group normalisation followed by SiLU.
+    fn group_norm_silu(
+        &mut self,
+        layer: &GroupNorm,
+        x: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error>;
+
+    /// `conv(silu(norm(x)))`: half a residual block.
+    fn norm_conv(
+        &mut self,
+        norm: &GroupNorm,
+        conv: &Conv2d,
+        x: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error> {
+        let h = self.group_norm_silu(norm, x)?;
+        self.conv(conv, &h)
+    }
+
+    /// `x + project(silu(embedding))`, the same for every pixel.
+    fn add_embedding(
+        &mut self,
+        project: &Linear,
+        x: Self::Feature,
+        embedding: &Self::Embedding,
+    ) -> Result<Self::Feature, Self::Error>;
+
+    /// `a + b`.
+    fn add(&mut self, a: Self::Feature, b: &Self::Feature) -> Result<Self::Feature, Self::Error>;
+
+    /// Channels of `a`, then channels of `b`.
+    fn concat(&mut self, a: Self::Feature, b: Self::Feature) -> Result<Self::Feature, Self::Error>;
+
+    /// Every row and column twice, cut to the rows and columns of `like` (one less when odd).
+    fn upsample(
+        &mut self,
+        x: &Self::Feature,
+        like: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error>;
+
+    /// `[B, C, H, W] -> [B, H W, C]`.
+    fn to_tokens(&mut self, x: &Self::Feature) -> Result<Self::Tokens, Self::Error>;
+
+    /// `[B, H W, C] -> [B, C, H, W]` with the rows and columns of `like`.
+    fn to_feature(
+        &mut self,
+        x: Self::Tokens,
+        like: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error>;
+
+    /// A linear map of every token.
+    fn linear(&mut self, layer: &Linear, x: &Self::Tokens) -> Result<Self::Tokens, Self::Error>;
+
+    /// Layer normalisation of every token.
+    fn layer_norm(
+        &mut self,
+        layer: &LayerNorm,
+        x: &Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error>;
+
+    /// Attention of the tokens to each other, projections included.
+    fn self_attention(
+        &mut self,
+        layer: &Attention,
+        x: &Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error>;
+
+    /// Attention of the tokens to the prompt that the executor holds, projections included.
+    fn cross_attention(
+        &mut self,
+        layer: &Attention,
+        x: &Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error>;
+
+    /// The gated feed-forward of every token.
+    fn feed_forward(
+        &mut self,
+        layer: &FeedForward,
+        x: &Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error>;
+
+    /// `a + b`.
+    fn add_tokens(
+        &mut self,
+        a: Self::Tokens,
+        b: &Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error>;
+
+    /// Both attentions of a transformer block with their norms and residuals.
+    fn attentions(
+        &mut self,
+        block: &TransformerBlock,
+        x: Self::Tokens,
+    ) -> Result<Self::Tokens, Self::Error> {
+        let h = self.layer_norm(&block.norm1, &x)?;
+        let h = self.self_attention(&block.attn1, &h)?;
+        let x = self.add_tokens(x, &h)?;
+        let h = self.layer_norm(&block.norm2, &x)?;
+        let h = self.cross_attention(&block.attn2, &h)?;
+        self.add_tokens(x, &h)
+    }
+
+    /// Called with each block's output under the block's name in the reference library, for those
+    /// who compare or record activations.
+    fn observe(&mut self, _block: &str, _x: &Self::Feature) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! Tensors in host memory: what is loaded, sent and cut.
+
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+
+use crate::error::{Error, Result};
+
+/// A dense row-major f32 tensor in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// `shape.iter().product()` values.
+    pub data: Vec<f32>,
+}
+
+impl HostTensor {
+    /// A tensor of `shape` over `data`.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] when the number of values is not the shape's product.
+    pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.iter().product::<usize>() != data.len() {
+            return Err(Error::WrongShape {
+                name: "host tensor".into(),
+                want: shape,
+                got: vec![data.len()],
+            });
+        }
+        Ok(Self { shape, data })
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(shape: impl Into<Vec<usize>>) -> Self {
+        let shape = shape.into();
+        let data = vec![0.0; shape.iter().product()];
+        Self { shape, data }
+    }
+
+    /// Reads a device tensor back; free of copies on the CPU device when the tensor is unshared.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device fails to deliver, or holds another type than f32.
+    pub fn from_device<const D: usize>(tensor: Tensor<D>) -> Result<Self> {
+        let shape = tensor.dims().to_vec();
+        let data = tensor
+            .try_into_data()
+            .map_err(|e| Error::Device(format!("reading a tensor back: {e:?}")))?;
+        let data = data
+            .convert::<f32>()
+            .try_into_vec::<f32>()
+            .map_err(|e| Error::Device(format!("reading a tensor back: {e:?}")))?;
+        Self::new(shape, data)
+    }
+
+    /// Moves the tensor to `device`.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] when the tensor does not have `D` axes.
+    pub fn into_device<const D: usize>(self, device: &Device) -> Result<Tensor<D>> {
+        if self.shape.len() != D {
+            return Err(Error::WrongShape {
+                name: format!("a tensor of {D} axes"),
+                want: vec![D],
+                got: self.shape,
+            });
+        }
+        let data = TensorData::new(self.data, Shape::from(self.shape));
+        Ok(Tensor::from_data(data, (device, DType::F32)))
+    }
+
+    /// The sizes as an array.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] when the tensor does not have `D` axes.
+    pub fn dims<const D: usize>(&self) -> Result<[usize; D]> {
+        <[usize; D]>::try_from(self.shape.as_slice()).map_err(|_| Error::WrongShape {
+            name: format!("a tensor of {D} axes"),
+            want: vec![D],
+            got: self.shape.clone(),
+        })
+    }
+
+    /// Checks that every value is finite; `name` is what the error calls the tensor.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`].
+    pub fn check_finite(&self, name: &str) -> Result<()> {
+        // A sum of x * 0 is 0 for finite values and NaN otherwise: one pass that vectorises.
+        let poison: f32 = self
+            .data
+            .chunks(4096)
+            .map(|c| c.iter().map(|x| x * 0.0).sum::<f32>())
+            .sum();
+        if poison == 0.0 {
+            Ok(())
+        } else {
+            Err(Error::NotFinite { name: name.into() })
+        }
+    }
+}

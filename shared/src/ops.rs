@@ -1,0 +1,213 @@
+//! The tensor operations of the networks, each in one place, over burn.
+//!
+//! On the CPU device those that burn-flex does slowly go to [`crate::kernels`]; on a GPU all are
+//! burn's own.
+
+use burn::tensor::activation::{gelu, silu as burn_silu};
+use burn::tensor::module::{
+    attention as burn_attention, conv2d as burn_conv2d, layer_norm as burn_layer_norm,
+};
+use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::error::{Error, Result};
+use crate::host::HostTensor;
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+use crate::stats::Moments;
+use crate::weights::Weights;
+
+/// `layer` over `[B, C_in, H, W]` with the layer's own padding on all four sides.
+///
+/// # Errors
+/// [`Error::MissingTensor`] when `weights` lacks the layer.
+pub fn conv2d(weights: &Weights, layer: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>> {
+    conv2d_padded(weights, layer, x, layer.padding)
+}
+
+/// `layer` over rows that bring their own neighbours: `pad_rows` zero rows above and below, the
+/// layer's own padding left and right.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_padded(
+    weights: &Weights,
+    layer: &Conv2d,
+    x: Tensor<4>,
+    pad_rows: usize,
+) -> Result<Tensor<4>> {
+    let kernel = weights.kernel(&format!("{}.weight", layer.name))?;
+    let bias = weights.vector(&format!("{}.bias", layer.name))?;
+    let options = ConvOptions::new([layer.stride; 2], [pad_rows, layer.padding], [1, 1], 1);
+    Ok(burn_conv2d(x, kernel, Some(bias), options))
+}
+
+/// `layer` over `[.., D_in]`.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn linear<const D: usize>(
+    weights: &Weights,
+    layer: &Linear,
+    x: Tensor<D>,
+) -> Result<Tensor<D>> {
+    let weight = weights.matrix(&format!("{}.weight", layer.name))?;
+    let bias = layer
+        .bias
+        .then(|| weights.vector(&format!("{}.bias", layer.name)))
+        .transpose()?;
+    Ok(burn::tensor::module::linear(x, weight.transpose(), bias))
+}
+
+/// `layer` over `[.., width]`.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn layer_norm<const D: usize>(
+    weights: &Weights,
+    layer: &LayerNorm,
+    x: Tensor<D>,
+) -> Result<Tensor<D>> {
+    let gamma = weights.vector(&format!("{}.weight", layer.name))?;
+    let beta = weights.vector(&format!("{}.bias", layer.name))?;
+    Ok(burn_layer_norm(x, gamma, Some(beta), layer.eps))
+}
+
+/// `layer` over `[B, C, H, W]` by the tensor's own statistics, then SiLU if `silu`.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn group_norm(
+    weights: &Weights,
+    layer: &GroupNorm,
+    x: Tensor<4>,
+    silu: bool,
+) -> Result<Tensor<4>> {
+    let [b, c, h, w] = x.dims();
+    let grouped = x
+        .clone()
+        .reshape([b * layer.groups, c / layer.groups * h * w]);
+    let mean = grouped.clone().mean_dim(1);
+    let variance = (grouped - mean.clone()).powi_scalar(2).mean_dim(1);
+    apply_group_norm(weights, layer, x, mean, variance, silu)
+}
+
+/// Statistics of `[B, C, H, W]` over each of `groups` groups: `B * groups` of them, group fastest.
+///
+/// # Errors
+/// [`Error::Device`] when the device fails to deliver them.
+pub fn group_moments(x: Tensor<4>, groups: usize) -> Result<Vec<Moments>> {
+    let [b, c, h, w] = x.dims();
+    let count = c / groups * h * w;
+    let grouped = x.reshape([b * groups, count]);
+    let mean = grouped.clone().mean_dim(1);
+    let m2 = (grouped - mean.clone()).powi_scalar(2).sum_dim(1);
+    let both = HostTensor::from_device(Tensor::cat(vec![mean, m2], 1))?;
+    let (pairs, _) = both.data.as_chunks::<2>();
+    Ok(pairs
+        .iter()
+        .map(|&[mean, m2]| Moments {
+            count: count as f64,
+            mean: mean.into(),
+            m2: m2.into(),
+        })
+        .collect())
+}
+
+/// `layer` over `[B, C, H, W]` by given statistics (one for each group of each batch entry), then
+/// SiLU if `silu`.
+///
+/// # Errors
+/// [`Error::WrongShape`] when `moments` are not one for each group; else as [`conv2d`].
+pub fn group_norm_by(
+    weights: &Weights,
+    layer: &GroupNorm,
+    x: Tensor<4>,
+    moments: &[Moments],
+    silu: bool,
+) -> Result<Tensor<4>> {
+    let groups = x.dims()[0] * layer.groups;
+    if moments.len() != groups {
+        return Err(Error::WrongShape {
+            name: format!("statistics of {}", layer.name),
+            want: vec![groups],
+            got: vec![moments.len()],
+        });
+    }
+    let device = x.device();
+    let column = |value: fn(&Moments) -> f64| {
+        let values: Vec<f32> = moments.iter().map(|m| value(m) as f32).collect();
+        Tensor::<2>::from_data(TensorData::new(values, [groups, 1]), &device)
+    };
+    let (mean, variance) = (column(|m| m.mean), column(Moments::variance));
+    apply_group_norm(weights, layer, x, mean, variance, silu)
+}
+
+/// `mean` and `variance` are `[B * groups, 1]`.
+fn apply_group_norm(
+    weights: &Weights,
+    layer: &GroupNorm,
+    x: Tensor<4>,
+    mean: Tensor<2>,
+    variance: Tensor<2>,
+    silu: bool,
+) -> Result<Tensor<4>> {
+    let gamma = weights.vector(&format!("{}.weight", layer.name))?;
+    let beta = weights.vector(&format!("{}.bias", layer.name))?;
+    let [b, c, h, w] = x.dims();
+    let groups = layer.groups;
+    let per_channel = |t: Tensor<2>| {
+        t.reshape([b, groups, 1])
+            .expand([b, groups, c / groups])
+            .reshape([b, c, 1, 1])
+    };
+    let scale = gamma.reshape([1, c, 1, 1]) / (per_channel(variance) + layer.eps).sqrt();
+    let shift = beta.reshape([1, c, 1, 1]) - per_channel(mean) * scale.clone();
+    let y = x * scale.expand([b, c, h, w]) + shift.expand([b, c, h, w]);
+    Ok(if silu { self::silu(y) } else { y })
+}
+
+/// `x * sigmoid(x)`.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    burn_silu(x)
+}
+
+/// `h * gelu(g)` with `[h, g]` the halves of the last axis, gelu by the error function (Shazeer 2020).
+pub fn geglu(x: Tensor<3>) -> Tensor<3> {
+    let half = x.dims()[2] / 2;
+    let value = x.clone().narrow(2, 0, half);
+    let gate = x.narrow(2, half, half);
+    value * gelu(gate)
+}
+
+/// `softmax(Q K^T / sqrt(D)) V` for each of `heads` heads: `q` is `[B, T, C]`, `k` and `v` are
+/// `[B, S, C]`, with the heads side by side in `C`. `causal` lets a token see no later one.
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    causal: bool,
+) -> Tensor<3> {
+    let [b, t, c] = q.dims();
+    let split = |x: Tensor<3>| {
+        let [b, t, c] = x.dims();
+        x.reshape([b, t, heads, c / heads]).swap_dims(1, 2)
+    };
+    let options = AttentionModuleOptions {
+        is_causal: causal,
+        ..Default::default()
+    };
+    burn_attention(split(q), split(k), split(v), None, None, options)
+        .swap_dims(1, 2)
+        .reshape([b, t, c])
+}
+
+/// Every row and column twice (nearest neighbour): `[B, C, H, W] -> [B, C, 2H, 2W]`.
+pub fn upsample2(x: Tensor<4>) -> Tensor<4> {
+    let [b, c, h, w] = x.dims();
+    x.reshape([b * c, h, 1, w])
+        .expand([b * c, h, 2, w])
+        .reshape([b * c * 2 * h, w, 1])
+        .expand([b * c * 2 * h, w, 2])
+        .reshape([b, c, 2 * h, 2 * w])
+}

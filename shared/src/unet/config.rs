@@ -1,0 +1,415 @@
+//! `unet/config.json` to layers.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::blocks::{Resnet, Stage, Transformer, TransformerShape};
+use super::{AddedEmbedding, CONV_IN, CONV_OUT, TimeEmbedding, UNet};
+use crate::config::ConfigReader;
+use crate::error::{Error, Result};
+use crate::layers::{Conv2d, GroupNorm, Linear};
+
+/// What of `unet/config.json` changes the arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UNetConfig {
+    /// Rows and columns of the latents that the model was made for.
+    pub sample_size: Option<usize>,
+    in_channels: usize,
+    out_channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f64,
+    /// For each level, from fine to coarse: whether its way down has attention.
+    down_attention: Vec<bool>,
+    /// For each level, from coarse to fine: whether its way up has attention.
+    up_attention: Vec<bool>,
+    block_out_channels: Vec<usize>,
+    layers_per_block: Vec<usize>,
+    norm_num_groups: usize,
+    norm_eps: f64,
+    cross_attention_dim: Vec<usize>,
+    transformer_layers_per_block: Vec<usize>,
+    /// The reference's `attention_head_dim`, which means the number of heads.
+    heads: Vec<usize>,
+    use_linear_projection: bool,
+    time_embedding_dim: usize,
+    conv_in_kernel: usize,
+    conv_out_kernel: usize,
+    /// Widths of SDXL's added embedding: one size's sinusoid, and all inputs together.
+    added: Option<(usize, usize)>,
+}
+
+impl UNetConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// Any error of [`ConfigReader`]; each names the key.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::read(ConfigReader::from_file(path)?)
+    }
+
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn read(mut keys: ConfigReader) -> Result<Self> {
+        let defaults = [320, 640, 1280, 1280].to_vec();
+        let block_out_channels: Vec<usize> = keys.or("block_out_channels", defaults)?;
+        let levels = block_out_channels.len();
+        let down_attention = read_kinds(
+            &mut keys,
+            "down_block_types",
+            ["CrossAttnDownBlock2D", "DownBlock2D"],
+            [true, true, true, false],
+        )?;
+        let up_attention = read_kinds(
+            &mut keys,
+            "up_block_types",
+            ["CrossAttnUpBlock2D", "UpBlock2D"],
+            [false, true, true, true],
+        )?;
+        if levels == 0 || down_attention.len() != levels || up_attention.len() != levels {
+            let value = json!(block_out_channels);
+            let hint = "as many as there are down_block_types and up_block_types";
+            return Err(keys.unsupported("block_out_channels", &value, hint));
+        }
+        let time_embedding_dim = keys.or("time_embedding_dim", 4 * block_out_channels[0])?;
+        let added = read_added(&mut keys)?;
+        let config = Self {
+            sample_size: keys.optional("sample_size")?,
+            in_channels: keys.or("in_channels", 4)?,
+            out_channels: keys.or("out_channels", 4)?,
+            flip_sin_to_cos: keys.or("flip_sin_to_cos", true)?,
+            freq_shift: keys.or("freq_shift", 0.0)?,
+            down_attention,
+            up_attention,
+            layers_per_block: keys.per_block("layers_per_block", levels, 2)?,
+            norm_num_groups: keys.or("norm_num_groups", 32)?,
+            norm_eps: keys.or("norm_eps", 1e-5)?,
+            cross_attention_dim: keys.per_block("cross_attention_dim", levels, 1280)?,
+            transformer_layers_per_block: keys.per_block(
+                "transformer_layers_per_block",
+                levels,
+                1,
+            )?,
+            heads: keys.per_block("attention_head_dim", levels, 8)?,
+            use_linear_projection: keys.or("use_linear_projection", false)?,
+            time_embedding_dim,
+            conv_in_kernel: keys.or("conv_in_kernel", 3)?,
+            conv_out_kernel: keys.or("conv_out_kernel", 3)?,
+            block_out_channels,
+            added,
+        };
+        refuse_the_rest(&mut keys)?;
+        config.check(&keys)?;
+        keys.finish()?;
+        Ok(config)
+    }
+
+    /// Divisions that the layers rely on.
+    fn check(&self, keys: &ConfigReader) -> Result<()> {
+        let groups = self.norm_num_groups;
+        let refuse = |key: &str, value: Value, hint: &str| Err(keys.unsupported(key, &value, hint));
+        if groups == 0
+            || self
+                .block_out_channels
+                .iter()
+                .any(|c| *c == 0 || c % groups != 0)
+        {
+            let hint = "it must divide every value of block_out_channels";
+            return refuse("norm_num_groups", json!(groups), hint);
+        }
+        let too_many = self
+            .heads
+            .iter()
+            .zip(&self.block_out_channels)
+            .any(|(h, c)| *h == 0 || h > c);
+        if too_many {
+            let hint = "it is the number of heads: from 1 to the block's channels";
+            return refuse("attention_head_dim", json!(self.heads), hint);
+        }
+        if self.cross_attention_dim.windows(2).any(|w| w[0] != w[1]) {
+            let hint = "one width for all blocks";
+            return refuse("cross_attention_dim", json!(self.cross_attention_dim), hint);
+        }
+        let kernels = [
+            ("conv_in_kernel", self.conv_in_kernel),
+            ("conv_out_kernel", self.conv_out_kernel),
+        ];
+        for (key, kernel) in kernels {
+            if kernel % 2 == 0 {
+                return refuse(key, json!(kernel), "an odd kernel");
+            }
+        }
+        if self.layers_per_block.contains(&0) || self.transformer_layers_per_block.contains(&0) {
+            return refuse(
+                "layers_per_block",
+                json!(self.layers_per_block),
+                "at least one",
+            );
+        }
+        Ok(())
+    }
+
+    /// The layers that the config describes.
+    pub fn build(&self) -> UNet {
+        let channels = &self.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let levels = channels.len();
+        let embedding = self.time_embedding_dim;
+        let resnet = |name: String, c_in, c_out| {
+            Resnet::new(
+                name,
+                c_in,
+                c_out,
+                embedding,
+                self.norm_num_groups,
+                self.norm_eps,
+            )
+        };
+        let transformer = |name: String, level: usize| {
+            Transformer::new(
+                name,
+                TransformerShape {
+                    channels: channels[level],
+                    context: self.cross_attention_dim[level],
+                    heads: self.heads[level],
+                    depth: self.transformer_layers_per_block[level],
+                    groups: self.norm_num_groups,
+                    linear_projection: self.use_linear_projection,
+                },
+            )
+        };
+
+        let down = (0..levels).map(|level| {
+            let name = format!("down_blocks.{level}");
+            let (before, width) = (channels[level.saturating_sub(1)], channels[level]);
+            let layers = self.layers_per_block[level];
+            let attentions = if self.down_attention[level] {
+                layers
+            } else {
+                0
+            };
+            Stage {
+                resnets: (0..layers)
+                    .map(|i| {
+                        let c_in = if i == 0 { before } else { width };
+                        resnet(format!("{name}.resnets.{i}"), c_in, width)
+                    })
+                    .collect(),
+                transformers: (0..attentions)
+                    .map(|i| transformer(format!("{name}.attentions.{i}"), level))
+                    .collect(),
+                resample: (level + 1 < levels).then(|| Conv2d {
+                    stride: 2,
+                    ..Conv2d::same(format!("{name}.downsamplers.0.conv"), width, width, 3)
+                }),
+                name,
+            }
+        });
+
+        let mid = Stage {
+            name: "mid_block".into(),
+            resnets: (0..2)
+                .map(|i| resnet(format!("mid_block.resnets.{i}"), last, last))
+                .collect(),
+            transformers: vec![transformer("mid_block.attentions.0".into(), levels - 1)],
+            resample: None,
+        };
+
+        let up = (0..levels).map(|i| {
+            let name = format!("up_blocks.{i}");
+            let level = levels - 1 - i;
+            let width = channels[level];
+            let below = channels[(level + 1).min(levels - 1)];
+            let layers = self.layers_per_block[level] + 1;
+            let attentions = if self.up_attention[i] { layers } else { 0 };
+            Stage {
+                resnets: (0..layers)
+                    .map(|j| {
+                        let from = if j == 0 { below } else { width };
+                        // The last skip of a level comes from before its first resnet.
+                        let skip = if j + 1 == layers {
+                            channels[level.saturating_sub(1)]
+                        } else {
+                            width
+                        };
+                        resnet(format!("{name}.resnets.{j}"), from + skip, width)
+                    })
+                    .collect(),
+                transformers: (0..attentions)
+                    .map(|j| transformer(format!("{name}.attentions.{j}"), level))
+                    .collect(),
+                resample: (level > 0)
+                    .then(|| Conv2d::same(format!("{name}.upsamplers.0.conv"), width, width, 3)),
+                name,
+            }
+        });
+
+        UNet {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            context_width: self.cross_attention_dim[0],
+            time: TimeEmbedding {
+                channels: first,
+                flip_sin_to_cos: self.flip_sin_to_cos,
+                freq_shift: self.freq_shift,
+                linear_1: Linear::new("time_embedding.linear_1", first, embedding),
+                linear_2: Linear::new("time_embedding.linear_2", embedding, embedding),
+                added: self.added.map(|(channels, input)| AddedEmbedding {
+                    channels,
+                    linear_1: Linear::new("add_embedding.linear_1", input, embedding),
+                    linear_2: Linear::new("add_embedding.linear_2", embedding, embedding),
+                }),
+            },
+            conv_in: Conv2d::same(CONV_IN, self.in_channels, first, self.conv_in_kernel),
+            down: down.collect(),
+            mid,
+            up: up.collect(),
+            conv_norm_out: GroupNorm {
+                name: "conv_norm_out".into(),
+                channels: first,
+                groups: self.norm_num_groups,
+                eps: self.norm_eps,
+            },
+            conv_out: Conv2d::same(CONV_OUT, first, self.out_channels, self.conv_out_kernel),
+        }
+    }
+}
+
+/// A list of block types, as whether each has attention.
+fn read_kinds(
+    keys: &mut ConfigReader,
+    key: &str,
+    [with, without]: [&str; 2],
+    default: [bool; 4],
+) -> Result<Vec<bool>> {
+    let Some(names) = keys.optional::<Vec<String>>(key)? else {
+        return Ok(default.to_vec());
+    };
+    let attention = |name: &String| match name.as_str() {
+        name if name == with => Ok(true),
+        name if name == without => Ok(false),
+        name => Err(keys.unsupported(key, &json!(name), &format!("only {with} and {without} are"))),
+    };
+    names.iter().map(attention).collect()
+}
+
+/// SDXL's `text_time` embedding, or none.
+fn read_added(keys: &mut ConfigReader) -> Result<Option<(usize, usize)>> {
+    let kind: Option<String> = keys.optional("addition_embed_type")?;
+    let width: Option<usize> = keys.optional("addition_time_embed_dim")?;
+    let input: Option<usize> = keys.optional("projection_class_embeddings_input_dim")?;
+    let missing = |key: &str| Error::MissingConfig {
+        config: "addition_embed_type = text_time".into(),
+        key: key.into(),
+    };
+    match kind.as_deref() {
+        None => Ok(None),
+        Some("text_time") => Ok(Some((
+            width.ok_or_else(|| missing("addition_time_embed_dim"))?,
+            input.ok_or_else(|| missing("projection_class_embeddings_input_dim"))?,
+        ))),
+        Some(other) => {
+            Err(keys.unsupported("addition_embed_type", &json!(other), "only text_time is"))
+        }
+    }
+}
+
+/// Keys that have one supported value, and keys that do not matter to inference in f32.
+fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
+    keys.only("center_input_sample", &[json!(false)])?;
+    keys.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+    keys.only("only_cross_attention", &[json!(false)])?;
+    keys.only("mid_block_only_cross_attention", &[json!(false)])?;
+    keys.only("downsample_padding", &[json!(1)])?;
+    keys.only("mid_block_scale_factor", &[json!(1)])?;
+    keys.only("resnet_out_scale_factor", &[json!(1)])?;
+    keys.only("act_fn", &[json!("silu"), json!("swish")])?;
+    keys.only("dual_cross_attention", &[json!(false)])?;
+    keys.only("resnet_time_scale_shift", &[json!("default")])?;
+    keys.only("resnet_skip_time_act", &[json!(false)])?;
+    keys.only("time_embedding_type", &[json!("positional")])?;
+    keys.only("attention_type", &[json!("default")])?;
+    keys.only("class_embeddings_concat", &[json!(false)])?;
+    for key in [
+        "class_embed_type",
+        "cross_attention_norm",
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "num_attention_heads",
+        "num_class_embeds",
+        "reverse_transformer_layers_per_block",
+        "time_cond_proj_dim",
+        "time_embedding_act_fn",
+        "timestep_post_act",
+    ] {
+        keys.only(key, &[])?;
+    }
+    keys.ignore(&[
+        "dropout",
+        "upcast_attention",
+        "addition_embed_type_num_heads",
+    ]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Parameters;
+
+    fn read(value: Value) -> Result<UNetConfig> {
+        UNetConfig::read(ConfigReader::new("unet/config.json", value)?)
+    }
+
+    #[test]
+    fn the_defaults_are_stable_diffusion_1_by_count_of_parameters() {
+        let unet = read(json!({"cross_attention_dim": 768})).unwrap().build();
+        let mut parameters = Vec::new();
+        unet.parameters(&mut parameters);
+        let count: usize = parameters
+            .iter()
+            .map(|p| p.shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(count, 859_520_964);
+        assert_eq!(parameters.len(), 686);
+        let split = unet
+            .convs()
+            .filter(|c| c.kernel == 3 && c.name != CONV_IN)
+            .count();
+        assert_eq!(split, 51, "the paper's table counts 51 convolutions");
+    }
+
+    #[test]
+    fn every_unsupported_value_is_an_error_that_names_its_key() {
+        for (key, value) in [
+            ("act_fn", json!("gelu")),
+            (
+                "down_block_types",
+                json!([
+                    "SkipDownBlock2D",
+                    "DownBlock2D",
+                    "DownBlock2D",
+                    "DownBlock2D"
+                ]),
+            ),
+            ("num_class_embeds", json!(10)),
+            ("downsample_padding", json!(0)),
+            ("norm_num_groups", json!(7)),
+            ("attention_head_dim", json!([8, 8])),
+            ("conv_in_kernel", json!(4)),
+            ("frobnicate", json!(1)),
+        ] {
+            let error = read(json!({key: value})).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn null_fields_take_the_defaults() {
+        let nulls =
+            json!({"num_class_embeds": null, "conv_in_kernel": null, "mid_block_type": null});
+        assert_eq!(read(nulls).unwrap(), read(json!({})).unwrap());
+    }
+}

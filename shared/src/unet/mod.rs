@@ -1,0 +1,198 @@
+//! `UNet2DConditionModel` of SD 1.x, SD 2.x and SDXL: its layers, and the one walk over them.
+//!
+//! A [`UNet`] holds no weights. It is built from the config alone, lists the tensors that it needs
+//! ([`Parameters`]) and walks its blocks over any [`Executor`].
+
+mod blocks;
+mod config;
+
+pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
+pub use config::UNetConfig;
+
+use crate::executor::Executor;
+use crate::layers::{Conv2d, GroupNorm, Linear, Parameter, Parameters};
+
+/// Name of the first convolution. It sees the noisy latents, so it stays with the user.
+pub const CONV_IN: &str = "conv_in";
+/// Name of the last convolution.
+pub const CONV_OUT: &str = "conv_out";
+
+/// The timestep's sinusoid and the two linear maps after it (Ho et al. 2020, appendix B), with
+/// SDXL's added embedding of pooled text and picture sizes where the config asks for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimeEmbedding {
+    /// Width of the sinusoid.
+    pub channels: usize,
+    /// Cosines before sines.
+    pub flip_sin_to_cos: bool,
+    /// Subtracted from the number of frequencies in the exponent.
+    pub freq_shift: f64,
+    /// First map.
+    pub linear_1: Linear,
+    /// Second map, after SiLU.
+    pub linear_2: Linear,
+    /// SDXL's second input.
+    pub added: Option<AddedEmbedding>,
+}
+
+/// SDXL's `text_time`: pooled text beside the sinusoids of six sizes, through two linear maps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddedEmbedding {
+    /// Width of each size's sinusoid.
+    pub channels: usize,
+    /// First map.
+    pub linear_1: Linear,
+    /// Second map, after SiLU.
+    pub linear_2: Linear,
+}
+
+impl TimeEmbedding {
+    /// The sinusoid of one number, `[channels]`, in f32 as the reference computes it.
+    pub fn sinusoid(&self, value: f64, channels: usize) -> Vec<f32> {
+        let half = channels / 2;
+        let scale = -(10_000f64.ln()) as f32;
+        let angle = |i: usize| {
+            let exponent = scale * i as f32 / (half as f64 - self.freq_shift) as f32;
+            value as f32 * exponent.exp()
+        };
+        let sines = (0..half).map(|i| angle(i).sin());
+        let cosines = (0..half).map(|i| angle(i).cos());
+        let mut out: Vec<f32> = if self.flip_sin_to_cos {
+            cosines.chain(sines).collect()
+        } else {
+            sines.chain(cosines).collect()
+        };
+        out.resize(channels, 0.0);
+        out
+    }
+}
+
+impl Parameters for TimeEmbedding {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.linear_1.parameters(out);
+        self.linear_2.parameters(out);
+        if let Some(added) = &self.added {
+            added.linear_1.parameters(out);
+            added.linear_2.parameters(out);
+        }
+    }
+}
+
+/// The U-Net: noisy latents and a timestep in, the prediction of the noise (`eps`, or `v`) out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UNet {
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Channels of the prediction.
+    pub out_channels: usize,
+    /// Width of a prompt token.
+    pub context_width: usize,
+    /// Timestep.
+    pub time: TimeEmbedding,
+    /// First convolution.
+    pub conv_in: Conv2d,
+    /// From fine to coarse; every feature map is kept for the way up.
+    pub down: Vec<Stage>,
+    /// At the coarsest level.
+    pub mid: Stage,
+    /// From coarse to fine.
+    pub up: Vec<Stage>,
+    /// Last normalisation.
+    pub conv_norm_out: GroupNorm,
+    /// Last convolution.
+    pub conv_out: Conv2d,
+}
+
+impl UNet {
+    /// Number of times that rows and columns are halved.
+    pub fn halvings(&self) -> usize {
+        self.down.iter().filter(|s| s.resample.is_some()).count()
+    }
+
+    /// Rows at the coarsest level for latents of `rows` rows (an odd number rounds up).
+    pub fn coarsest_rows(&self, rows: usize) -> usize {
+        (0..self.halvings()).fold(rows, |r, _| r.div_ceil(2))
+    }
+
+    /// One prediction: the walk over every block.
+    ///
+    /// `sample` is `[B, in_channels, H, W]`, the result `[B, out_channels, H, W]`.
+    ///
+    /// # Errors
+    /// Those of the executor.
+    pub fn forward<E: Executor>(
+        &self,
+        executor: &mut E,
+        sample: &E::Feature,
+        timestep: f64,
+    ) -> Result<E::Feature, E::Error> {
+        let embedding = executor.embed_time(&self.time, timestep)?;
+        let mut x = executor.conv(&self.conv_in, sample)?;
+        executor.observe(CONV_IN, &x)?;
+        let mut skips = vec![x.clone()];
+
+        for stage in &self.down {
+            for (resnet, transformer) in stage.pairs() {
+                x = resnet.forward(executor, &x, &embedding)?;
+                if let Some(transformer) = transformer {
+                    x = transformer.forward(executor, x)?;
+                }
+                skips.push(x.clone());
+            }
+            if let Some(conv) = &stage.resample {
+                x = executor.conv(conv, &x)?;
+                executor.observe(&stage.resample_name(), &x)?;
+                skips.push(x.clone());
+            }
+        }
+
+        for (resnet, transformer) in self.mid.pairs() {
+            x = resnet.forward(executor, &x, &embedding)?;
+            if let Some(transformer) = transformer {
+                x = transformer.forward(executor, x)?;
+            }
+        }
+
+        for stage in &self.up {
+            for (resnet, transformer) in stage.pairs() {
+                // The builder made as many resnets on the way up as there are skips.
+                if let Some(skip) = skips.pop() {
+                    x = executor.concat(x, skip)?;
+                }
+                x = resnet.forward(executor, &x, &embedding)?;
+                if let Some(transformer) = transformer {
+                    x = transformer.forward(executor, x)?;
+                }
+            }
+            if let (Some(conv), Some(like)) = (&stage.resample, skips.last()) {
+                x = executor.upsample(&x, like)?;
+                x = executor.conv(conv, &x)?;
+                executor.observe(&stage.resample_name(), &x)?;
+            }
+        }
+
+        let x = executor.norm_conv(&self.conv_norm_out, &self.conv_out, &x)?;
+        executor.observe(CONV_OUT, &x)?;
+        Ok(x)
+    }
+
+    /// Every convolution, by the walk's order.
+    pub fn convs(&self) -> impl Iterator<Item = &Conv2d> {
+        let stages = self.down.iter().chain([&self.mid]).chain(&self.up);
+        std::iter::once(&self.conv_in)
+            .chain(stages.flat_map(Stage::convs))
+            .chain([&self.conv_out])
+    }
+}
+
+impl Parameters for UNet {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.time.parameters(out);
+        self.conv_in.parameters(out);
+        for stage in self.down.iter().chain([&self.mid]).chain(&self.up) {
+            stage.parameters(out);
+        }
+        self.conv_norm_out.parameters(out);
+        self.conv_out.parameters(out);
+    }
+}

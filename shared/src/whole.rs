@@ -1,0 +1,212 @@
+//! The whole tensor on one device: the `local` scheme, and what every other scheme must equal.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::error::{Error, Result};
+use crate::executor::Executor;
+use crate::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, attention_flop};
+use crate::ops;
+use crate::unet::TimeEmbedding;
+use crate::weights::Weights;
+
+/// What the prompt became, on the device.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// The text encoder's output, `[B, T, D]`.
+    pub context: Tensor<3>,
+    /// SDXL's second input.
+    pub added: Option<AddedConditioning>,
+}
+
+/// SDXL's pooled text and picture sizes.
+#[derive(Clone, Debug)]
+pub struct AddedConditioning {
+    /// `[B, D]`.
+    pub pooled: Tensor<2>,
+    /// Original, crop and target sizes, the same for every batch entry.
+    pub sizes: [f32; 6],
+}
+
+/// Executes a U-Net on one device.
+pub struct Whole {
+    weights: Weights,
+    conditioning: Conditioning,
+    flop: u64,
+}
+
+impl Whole {
+    /// An executor over `weights`, with the prompt.
+    pub fn new(weights: Weights, conditioning: Conditioning) -> Self {
+        Self {
+            weights,
+            conditioning,
+            flop: 0,
+        }
+    }
+
+    /// Work done so far: convolutions, linear maps and attention products, multiply and add
+    /// counted as two.
+    pub fn flop(&self) -> u64 {
+        self.flop
+    }
+
+    /// The weights it computes with.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.weights.device()
+    }
+
+    /// Queries, keys and values of an attention layer: `q` from `x`, the others from the same
+    /// tokens or the prompt's.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] when the weights lack the layer.
+    pub fn project(
+        &mut self,
+        layer: &Attention,
+        x: &Tensor<3>,
+        prompt: bool,
+    ) -> Result<[Tensor<3>; 3]> {
+        let source = if prompt {
+            self.conditioning.context.clone()
+        } else {
+            x.clone()
+        };
+        Ok([
+            self.apply(&layer.to_q, x.clone())?,
+            self.apply(&layer.to_k, source.clone())?,
+            self.apply(&layer.to_v, source)?,
+        ])
+    }
+
+    /// A linear map, counted.
+    fn apply<const D: usize>(&mut self, layer: &Linear, x: Tensor<D>) -> Result<Tensor<D>> {
+        let rows: usize = x.dims()[..D - 1].iter().product();
+        self.flop += layer.flop(rows);
+        ops::linear(&self.weights, layer, x)
+    }
+
+    fn attend(&mut self, layer: &Attention, x: &Tensor<3>, prompt: bool) -> Result<Tensor<3>> {
+        let [q, k, v] = self.project(layer, x, prompt)?;
+        let [b, t, c] = q.dims();
+        self.flop += b as u64 * attention_flop(t, k.dims()[1], c);
+        let h = ops::attention(q, k, v, layer.heads, false);
+        self.apply(&layer.to_out, h)
+    }
+}
+
+impl Executor for Whole {
+    type Feature = Tensor<4>;
+    type Tokens = Tensor<3>;
+    type Embedding = Tensor<2>;
+    type Error = Error;
+
+    fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<Tensor<2>> {
+        let device = self.device().clone();
+        let row = |values: Vec<f32>| {
+            let shape = [1, values.len()];
+            Tensor::<2>::from_data(TensorData::new(values, shape), &device)
+        };
+        let sinusoid = row(layer.sinusoid(timestep, layer.channels));
+        let h = self.apply(&layer.linear_1, sinusoid)?;
+        let embedding = self.apply(&layer.linear_2, ops::silu(h))?;
+        let Some(added) = &layer.added else {
+            return Ok(embedding);
+        };
+        let Some(input) = self.conditioning.added.clone() else {
+            return Err(Error::Message(
+                "the model wants pooled text and sizes (addition_embed_type = text_time)".into(),
+            ));
+        };
+        let sizes = input
+            .sizes
+            .iter()
+            .flat_map(|s| layer.sinusoid(f64::from(*s), added.channels));
+        let batch = input.pooled.dims()[0];
+        let sizes = row(sizes.collect());
+        let width = sizes.dims()[1];
+        let h = Tensor::cat(vec![input.pooled, sizes.expand([batch, width])], 1);
+        let h = self.apply(&added.linear_1, h)?;
+        let h = self.apply(&added.linear_2, ops::silu(h))?;
+        Ok(embedding + h)
+    }
+
+    fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        let y = ops::conv2d(&self.weights, layer, x.clone())?;
+        let [b, _, h, w] = y.dims();
+        self.flop += layer.flop(b * h * w);
+        Ok(y)
+    }
+
+    fn group_norm(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        ops::group_norm(&self.weights, layer, x.clone(), false)
+    }
+
+    fn group_norm_silu(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        ops::group_norm(&self.weights, layer, x.clone(), true)
+    }
+
+    fn add_embedding(
+        &mut self,
+        project: &Linear,
+        x: Tensor<4>,
+        embedding: &Tensor<2>,
+    ) -> Result<Tensor<4>> {
+        let shift = self.apply(project, ops::silu(embedding.clone()))?;
+        let [rows, c] = shift.dims();
+        Ok(x + shift.reshape([rows, c, 1, 1]))
+    }
+
+    fn add(&mut self, a: Tensor<4>, b: &Tensor<4>) -> Result<Tensor<4>> {
+        Ok(a + b.clone())
+    }
+
+    fn concat(&mut self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<4>> {
+        Ok(Tensor::cat(vec![a, b], 1))
+    }
+
+    fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
+        let [_, _, h, w] = like.dims();
+        Ok(ops::upsample2(x.clone()).narrow(2, 0, h).narrow(3, 0, w))
+    }
+
+    fn to_tokens(&mut self, x: &Tensor<4>) -> Result<Tensor<3>> {
+        let [b, c, h, w] = x.dims();
+        Ok(x.clone().reshape([b, c, h * w]).swap_dims(1, 2))
+    }
+
+    fn to_feature(&mut self, x: Tensor<3>, like: &Tensor<4>) -> Result<Tensor<4>> {
+        let [b, _, c] = x.dims();
+        let [_, _, h, w] = like.dims();
+        Ok(x.swap_dims(1, 2).reshape([b, c, h, w]))
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor<3>) -> Result<Tensor<3>> {
+        self.apply(layer, x.clone())
+    }
+
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor<3>) -> Result<Tensor<3>> {
+        ops::layer_norm(&self.weights, layer, x.clone())
+    }
+
+    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        self.attend(layer, x, false)
+    }
+
+    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        self.attend(layer, x, true)
+    }
+
+    fn feed_forward(&mut self, layer: &FeedForward, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let h = self.apply(&layer.up, x.clone())?;
+        self.apply(&layer.down, ops::geglu(h))
+    }
+
+    fn add_tokens(&mut self, a: Tensor<3>, b: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(a + b.clone())
+    }
+}
