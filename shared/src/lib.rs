@@ -6,6 +6,12 @@
 //! - [`unet`]: its layers from a config, and the walk over them; no weights.
 //! - [`executor`]: the operations that the walk asks for.
 //! - [`whole`]: the executor over the whole tensor on one device.
+//! - [`survey`]: the executor over bare shapes, for counting.
+//!
+//! What splitting it takes:
+//! - [`partition`]: strips of rows with their halo.
+//! - [`stats`]: group statistics that merge exactly.
+//! - [`wire`]: the messages between orchestrator and worker.
 //!
 //! What it is made of:
 //! - [`layers`]: a layer's name, sizes, parameters and work.
@@ -13,19 +19,23 @@
 //! - [`weights`]: weight files, and weights on a device by name.
 //! - [`ops`]: tensor operations.
 //! - [`host`]: tensors in host memory.
-//! - [`stats`]: group statistics that merge exactly.
+//! - [`device`]: choosing and opening a device.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
 
 pub mod config;
+pub mod device;
 pub mod error;
 pub mod executor;
 pub mod host;
 pub mod layers;
 pub mod ops;
+pub mod partition;
 pub mod stats;
+pub mod survey;
 pub mod unet;
 pub mod weights;
 pub mod whole;
+pub mod wire;
 
 pub use error::{Error, Result};

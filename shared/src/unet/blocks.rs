@@ -1,5 +1,6 @@
 //! The blocks between `conv_in` and `conv_out`: their layers, and each one's walk.
 
+use super::Layer;
 use crate::executor::Executor;
 use crate::layers::{
     Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, Parameter, Parameters,
@@ -69,6 +70,19 @@ impl Resnet {
         };
         executor.observe(&self.name, &out)?;
         Ok(out)
+    }
+}
+
+impl Resnet {
+    fn layers(&self) -> Vec<Layer<'_>> {
+        let main = [
+            Layer::Norm(&self.norm1),
+            Layer::Conv(&self.conv1),
+            Layer::Norm(&self.norm2),
+            Layer::Conv(&self.conv2),
+        ];
+        let shortcut = self.shortcut.iter().map(Layer::Conv);
+        main.into_iter().chain(shortcut).collect()
     }
 }
 
@@ -147,6 +161,15 @@ pub enum Projection {
     Conv(Conv2d),
     /// Over the tokens.
     Linear(Linear),
+}
+
+impl Projection {
+    fn layer(&self) -> Option<Layer<'_>> {
+        match self {
+            Self::Conv(conv) => Some(Layer::Conv(conv)),
+            Self::Linear(_) => None,
+        }
+    }
 }
 
 impl Parameters for Projection {
@@ -251,6 +274,17 @@ impl Transformer {
     }
 }
 
+impl Transformer {
+    fn layers(&self) -> Vec<Layer<'_>> {
+        let attentions = self.blocks.iter().flat_map(|b| [&b.attn1, &b.attn2]);
+        std::iter::once(Layer::Norm(&self.norm))
+            .chain(self.proj_in.layer())
+            .chain(attentions.map(Layer::Attention))
+            .chain(self.proj_out.layer())
+            .collect()
+    }
+}
+
 impl Parameters for Transformer {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         self.norm.parameters(out);
@@ -291,20 +325,15 @@ impl Stage {
         name.strip_suffix(".conv").unwrap_or(name).to_owned()
     }
 
-    pub(super) fn convs(&self) -> impl Iterator<Item = &Conv2d> {
-        let resnets = self
-            .resnets
-            .iter()
-            .flat_map(|r| [&r.conv1, &r.conv2].into_iter().chain(&r.shortcut));
-        let projections = self
-            .transformers
-            .iter()
-            .flat_map(|t| [&t.proj_in, &t.proj_out])
-            .filter_map(|p| match p {
-                Projection::Conv(conv) => Some(conv),
-                Projection::Linear(_) => None,
-            });
-        resnets.chain(projections).chain(&self.resample)
+    pub(super) fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
+        self.pairs()
+            .flat_map(|(resnet, transformer)| {
+                resnet
+                    .layers()
+                    .into_iter()
+                    .chain(transformer.into_iter().flat_map(Transformer::layers))
+            })
+            .chain(self.resample.iter().map(Layer::Conv))
     }
 }
 

@@ -358,6 +358,7 @@ fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
 mod tests {
     use super::*;
     use crate::layers::Parameters;
+    use crate::unet::Layer;
 
     fn read(value: Value) -> Result<UNetConfig> {
         UNetConfig::read(ConfigReader::new("unet/config.json", value)?)

@@ -10,7 +10,7 @@ pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
 pub use config::UNetConfig;
 
 use crate::executor::Executor;
-use crate::layers::{Conv2d, GroupNorm, Linear, Parameter, Parameters};
+use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
 
 /// Name of the first convolution. It sees the noisy latents, so it stays with the user.
 pub const CONV_IN: &str = "conv_in";
@@ -176,12 +176,34 @@ impl UNet {
         Ok(x)
     }
 
-    /// Every convolution, by the walk's order.
-    pub fn convs(&self) -> impl Iterator<Item = &Conv2d> {
+    /// Every layer that can be given to a worker, in the order of the blocks.
+    pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
         let stages = self.down.iter().chain([&self.mid]).chain(&self.up);
-        std::iter::once(&self.conv_in)
-            .chain(stages.flat_map(Stage::convs))
-            .chain([&self.conv_out])
+        std::iter::once(Layer::Conv(&self.conv_in))
+            .chain(stages.flat_map(Stage::layers))
+            .chain([Layer::Norm(&self.conv_norm_out), Layer::Conv(&self.conv_out)])
+    }
+}
+
+/// A layer of some kind, by reference.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Layer<'a> {
+    /// A convolution.
+    Conv(&'a Conv2d),
+    /// A group normalisation.
+    Norm(&'a GroupNorm),
+    /// A self- or cross-attention.
+    Attention(&'a Attention),
+}
+
+impl Layer<'_> {
+    /// The layer's tensor prefix.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Conv(conv) => &conv.name,
+            Self::Norm(norm) => &norm.name,
+            Self::Attention(attention) => &attention.name,
+        }
     }
 }
 
