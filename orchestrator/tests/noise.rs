@@ -5,6 +5,11 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
 struct Case {
     name: String,
     seed: u64,
@@ -19,8 +24,8 @@ fn draws_what_torch_draws() {
     );
     let bytes = std::fs::read(path).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let cases = &header.metadata().as_ref().unwrap()["cases"];
-    let cases: Vec<Case> = serde_json::from_str(cases).unwrap();
+    let golden = &header.metadata().as_ref().unwrap()["golden"];
+    let Golden { cases } = serde_json::from_str(golden).unwrap();
     let goldens = SafeTensors::deserialize(&bytes).unwrap();
 
     let mut worst = 0f32;

@@ -8,6 +8,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 #[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
 struct Case {
     name: String,
     class: String,
@@ -47,8 +52,8 @@ fn every_step_of_every_scheduler_agrees_with_diffusers() {
     );
     let bytes = std::fs::read(path).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let cases = &header.metadata().as_ref().unwrap()["cases"];
-    let cases: Vec<Case> = serde_json::from_str(cases).unwrap();
+    let golden = &header.metadata().as_ref().unwrap()["golden"];
+    let Golden { cases } = serde_json::from_str(golden).unwrap();
     let goldens = SafeTensors::deserialize(&bytes).unwrap();
 
     for case in cases {

@@ -143,8 +143,9 @@ def write(out_dir: Path) -> None:
                 raise ValueError(f"{key} is not finite")
         tensors |= made
         cases.append({"name": name, "class": class_name, "config": config, "steps": steps, "eta": eta, "seed": seed})
-    metadata = {"cases": json.dumps(cases), "diffusers": diffusers.__version__, "torch": torch.__version__}
-    save_file(tensors, out_dir / "schedulers.safetensors", metadata=metadata)
+    # One metadata key only: safetensors writes several in random order.
+    golden = {"diffusers": diffusers.__version__, "torch": torch.__version__, "cases": cases}
+    save_file(tensors, out_dir / "schedulers.safetensors", metadata={"golden": json.dumps(golden)})
 
 
 if __name__ == "__main__":
