@@ -1,0 +1,378 @@
+//! `scheduler_config.json`: which keys exist, which types they have, what is refused.
+//!
+//! A configuration may be used with another scheduler than the one it was written for
+//! (`--scheduler`). As `diffusers` does then, keys that only other classes know are ignored and
+//! missing keys take the default of the class in use. That is why every field is optional here:
+//! the default belongs to the scheduler and is written in its file.
+
+use super::{SchedulerError, SchedulerKind};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+/// The most training timesteps accepted, a hundred times what any published model uses: the tables
+/// are allocated from this number.
+const MAX_TRAIN_TIMESTEPS: usize = 100_000;
+
+/// How the noise variances beta_t grow over the timesteps of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Evenly from `beta_start` to `beta_end` (Ho et al. 2020).
+    Linear,
+    /// Evenly in the square root (latent diffusion, Rombach et al. 2022).
+    ScaledLinear,
+    /// From a squared cosine of the cumulative product (Nichol and Dhariwal 2021, eq. 17), capped.
+    SquaredcosCapV2,
+}
+
+/// What the network's output means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise in the sample.
+    Epsilon,
+    /// The noise-free sample itself.
+    Sample,
+    /// The velocity (Salimans and Ho 2022, appendix D).
+    VPrediction,
+}
+
+impl PredictionType {
+    /// The name in `scheduler_config.json`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::Sample => "sample",
+            Self::VPrediction => "v_prediction",
+        }
+    }
+}
+
+/// Which training timesteps the sampler visits (Lin et al. 2023, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepSpacing {
+    /// Multiples of a whole step from 0 up, shifted by `steps_offset`.
+    Leading,
+    /// Multiples of a fractional step from the last timestep down.
+    Trailing,
+    /// Evenly from the first timestep to the last.
+    Linspace,
+}
+
+/// The contents of a `scheduler_config.json`. `None` means that the key is missing or null.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SchedulerConfig {
+    /// `_class_name`: the `diffusers` class it was written for.
+    pub class_name: Option<String>,
+    /// Timesteps the model was trained with.
+    pub num_train_timesteps: Option<usize>,
+    /// First beta.
+    pub beta_start: Option<f64>,
+    /// Last beta.
+    pub beta_end: Option<f64>,
+    /// The curve between them.
+    pub beta_schedule: Option<BetaSchedule>,
+    /// All betas spelt out, one per training timestep; overrides the three fields above.
+    pub trained_betas: Option<Vec<f64>>,
+    /// Whether to change the betas so that the last timestep is pure noise.
+    pub rescale_betas_zero_snr: Option<bool>,
+    /// What the network's output means.
+    pub prediction_type: Option<PredictionType>,
+    /// Which training timesteps the sampler visits.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Added to every timestep under leading spacing.
+    pub steps_offset: Option<i32>,
+    /// DDIM: clip the predicted noise-free sample.
+    pub clip_sample: Option<bool>,
+    /// DDIM: the magnitude it is clipped to.
+    pub clip_sample_range: Option<f32>,
+    /// DDIM, PNDM: after the last step the sample is noise-free (or as at timestep 0).
+    pub set_alpha_to_one: Option<bool>,
+    /// PNDM: start without Runge-Kutta steps.
+    pub skip_prk_steps: Option<bool>,
+    /// DDIM, DPM-Solver: dynamic thresholding, which is not supported.
+    pub thresholding: Option<bool>,
+    /// Euler, DPM-Solver: noise levels spaced after Karras et al. 2022.
+    pub use_karras_sigmas: Option<bool>,
+    /// Euler, DPM-Solver: exponential noise levels, which are not supported.
+    pub use_exponential_sigmas: Option<bool>,
+    /// Euler, DPM-Solver: beta-distributed noise levels, which are not supported.
+    pub use_beta_sigmas: Option<bool>,
+    /// Lowest noise level under Karras spacing.
+    pub sigma_min: Option<f64>,
+    /// Highest noise level under Karras spacing.
+    pub sigma_max: Option<f64>,
+    /// Euler, DPM-Solver: the noise level after the last step, `zero` or `sigma_min`.
+    pub final_sigmas_type: Option<String>,
+    /// Euler: how noise levels between training timesteps are found; only `linear`.
+    pub interpolation_type: Option<String>,
+    /// Euler: what the network is told about time; only `discrete`.
+    pub timestep_type: Option<String>,
+    /// DPM-Solver: how many model outputs one step combines, 1 to 3.
+    pub solver_order: Option<usize>,
+    /// DPM-Solver: the member of the family; only `dpmsolver++`.
+    pub algorithm_type: Option<String>,
+    /// DPM-Solver: the second-order rule, `midpoint` or `heun`.
+    pub solver_type: Option<String>,
+    /// DPM-Solver: lower the order in the last steps when there are fewer than 15.
+    pub lower_order_final: Option<bool>,
+    /// DPM-Solver: make the last step first-order.
+    pub euler_at_final: Option<bool>,
+    /// DPM-Solver: leave out timesteps whose log signal-to-noise ratio is below this.
+    pub lambda_min_clipped: Option<f64>,
+    /// DPM-Solver: models that also predict a variance, which are not supported.
+    pub variance_type: Option<String>,
+    /// DPM-Solver: log-SNR spacing, which is not supported.
+    pub use_lu_lambdas: Option<bool>,
+    /// DPM-Solver: flow matching, which is not supported.
+    pub use_flow_sigmas: Option<bool>,
+    /// DPM-Solver: flow matching's dynamic shift, which is not supported.
+    pub use_dynamic_shifting: Option<bool>,
+}
+
+/// Keys that only parametrise features refused above, so that their value never matters.
+const WITHOUT_EFFECT: [&str; 4] = [
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "flow_shift",
+    "time_shift_type",
+];
+
+impl SchedulerConfig {
+    /// Reads the text of a `scheduler_config.json`.
+    ///
+    /// `diffusers` writes the default of `lambda_min_clipped` as a bare `-Infinity`, which JSON does
+    /// not have; it is read as a missing value, which means the same.
+    pub fn from_json(text: &str) -> Result<Self, SchedulerError> {
+        Self::from_value(serde_json::from_str(&without_infinities(text))?)
+    }
+
+    /// Takes the fields out of a parsed `scheduler_config.json`. Keys that start with `_` and nulls
+    /// pass; a key that no supported class knows, or a value of the wrong type, is an error.
+    pub fn from_value(value: Value) -> Result<Self, SchedulerError> {
+        let Value::Object(mut map) = value else {
+            return Err(SchedulerError::NotAnObject);
+        };
+        let m = &mut map;
+        let config = Self {
+            class_name: take(m, "_class_name")?,
+            num_train_timesteps: take(m, "num_train_timesteps")?,
+            beta_start: take(m, "beta_start")?,
+            beta_end: take(m, "beta_end")?,
+            beta_schedule: take(m, "beta_schedule")?,
+            trained_betas: take(m, "trained_betas")?,
+            rescale_betas_zero_snr: take(m, "rescale_betas_zero_snr")?,
+            prediction_type: take(m, "prediction_type")?,
+            timestep_spacing: take(m, "timestep_spacing")?,
+            steps_offset: take(m, "steps_offset")?,
+            clip_sample: take(m, "clip_sample")?,
+            clip_sample_range: take(m, "clip_sample_range")?,
+            set_alpha_to_one: take(m, "set_alpha_to_one")?,
+            skip_prk_steps: take(m, "skip_prk_steps")?,
+            thresholding: take(m, "thresholding")?,
+            use_karras_sigmas: take(m, "use_karras_sigmas")?,
+            use_exponential_sigmas: take(m, "use_exponential_sigmas")?,
+            use_beta_sigmas: take(m, "use_beta_sigmas")?,
+            sigma_min: take(m, "sigma_min")?,
+            sigma_max: take(m, "sigma_max")?,
+            final_sigmas_type: take(m, "final_sigmas_type")?,
+            interpolation_type: take(m, "interpolation_type")?,
+            timestep_type: take(m, "timestep_type")?,
+            solver_order: take(m, "solver_order")?,
+            algorithm_type: take(m, "algorithm_type")?,
+            solver_type: take(m, "solver_type")?,
+            lower_order_final: take(m, "lower_order_final")?,
+            euler_at_final: take(m, "euler_at_final")?,
+            lambda_min_clipped: take(m, "lambda_min_clipped")?,
+            variance_type: take(m, "variance_type")?,
+            use_lu_lambdas: take(m, "use_lu_lambdas")?,
+            use_flow_sigmas: take(m, "use_flow_sigmas")?,
+            use_dynamic_shifting: take(m, "use_dynamic_shifting")?,
+        };
+        let unknown = map.into_iter().find(|(key, value)| {
+            !key.starts_with('_') && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
+        });
+        match unknown {
+            Some((key, _)) => Err(SchedulerError::UnknownKey { key }),
+            None => Ok(config),
+        }
+    }
+
+    /// The scheduler this configuration was written for.
+    pub fn kind(&self) -> Result<SchedulerKind, SchedulerError> {
+        let name = self.class_name.as_deref().ok_or(SchedulerError::NoClass)?;
+        SchedulerKind::from_class_name(name)
+    }
+
+    /// `num_train_timesteps`, or 1000 as in every class.
+    pub(super) fn trained(&self) -> Result<usize, SchedulerError> {
+        let trained = self.num_train_timesteps.unwrap_or(1000);
+        if !(2..=MAX_TRAIN_TIMESTEPS).contains(&trained) {
+            let reason = format!("expected 2 to {MAX_TRAIN_TIMESTEPS}");
+            return Err(unsupported("num_train_timesteps", trained, reason));
+        }
+        Ok(trained)
+    }
+
+    /// `prediction_type`, or `epsilon` as in every class; an error if it is not one of `accepted`.
+    pub(super) fn prediction(
+        &self,
+        accepted: &[PredictionType],
+    ) -> Result<PredictionType, SchedulerError> {
+        let prediction = self.prediction_type.unwrap_or(PredictionType::Epsilon);
+        if !accepted.contains(&prediction) {
+            let names: Vec<_> = accepted.iter().map(|choice| choice.name()).collect();
+            let reason = format!("expected one of {}", names.join(", "));
+            return Err(unsupported("prediction_type", prediction.name(), reason));
+        }
+        Ok(prediction)
+    }
+}
+
+/// Removes `key` from the object and reads it; a null counts as missing.
+fn take<T: DeserializeOwned>(
+    map: &mut Map<String, Value>,
+    key: &'static str,
+) -> Result<Option<T>, SchedulerError> {
+    match map.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => T::deserialize(&value)
+            .map(Some)
+            .map_err(|error| unsupported(key, value, error.to_string())),
+    }
+}
+
+/// The error for a value that is there but cannot be honoured.
+pub(super) fn unsupported(
+    key: &'static str,
+    value: impl std::fmt::Display,
+    reason: impl Into<String>,
+) -> SchedulerError {
+    SchedulerError::Unsupported {
+        key,
+        value: value.to_string(),
+        reason: reason.into(),
+    }
+}
+
+/// An error if a switch for something that is not implemented is on.
+pub(super) fn refuse(key: &'static str, switch: Option<bool>) -> Result<(), SchedulerError> {
+    match switch {
+        Some(true) => Err(unsupported(key, true, "not implemented")),
+        _ => Ok(()),
+    }
+}
+
+/// The meaning of a text value among `choices` (name and meaning); the first choice is the default.
+pub(super) fn choose<T: Copy>(
+    key: &'static str,
+    value: Option<&str>,
+    choices: &[(&'static str, T)],
+) -> Result<T, SchedulerError> {
+    let name = value.unwrap_or(choices[0].0);
+    match choices.iter().find(|(choice, _)| *choice == name) {
+        Some((_, meaning)) => Ok(*meaning),
+        None => {
+            let names: Vec<_> = choices.iter().map(|(choice, _)| *choice).collect();
+            let reason = format!("expected one of {}", names.join(", "));
+            Err(unsupported(key, format!("{name:?}"), reason))
+        }
+    }
+}
+
+/// The same JSON with every bare `-Infinity` (outside a string) replaced by `null`.
+fn without_infinities(text: &str) -> String {
+    const WORD: &str = "-Infinity";
+    let mut out = String::with_capacity(text.len());
+    let (mut in_string, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if !in_string && rest.starts_with(WORD) {
+            out.push_str("null");
+            rest = &rest[WORD.len()..];
+            continue;
+        }
+        in_string ^= c == '"' && !escaped;
+        escaped = in_string && c == '\\' && !escaped;
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stable_diffusion_1_5_and_xl_files_are_read() {
+        // The files as published, each for another class.
+        let sd15 = SchedulerConfig::from_value(json!({
+            "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
+            "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
+            "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1,
+            "trained_betas": null, "clip_sample": false
+        }))
+        .unwrap();
+        assert_eq!(sd15.kind().unwrap(), SchedulerKind::Pndm);
+        assert_eq!(sd15.beta_schedule, Some(BetaSchedule::ScaledLinear));
+        assert_eq!(sd15.trained_betas, None);
+        let sdxl = SchedulerConfig::from_value(json!({
+            "_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.19.0.dev0",
+            "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+            "clip_sample": false, "interpolation_type": "linear", "num_train_timesteps": 1000,
+            "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": false,
+            "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "leading",
+            "trained_betas": null, "use_karras_sigmas": false
+        }))
+        .unwrap();
+        assert_eq!(sdxl.kind().unwrap(), SchedulerKind::Euler);
+        assert_eq!(sdxl.timestep_spacing, Some(TimestepSpacing::Leading));
+    }
+
+    #[test]
+    fn a_bare_minus_infinity_is_read_and_a_quoted_one_is_not_touched() {
+        let config =
+            SchedulerConfig::from_json(r#"{"lambda_min_clipped": -Infinity, "_note": "a\"b"}"#);
+        assert_eq!(config.unwrap().lambda_min_clipped, None);
+        let text = r#"{"_note": "\"-Infinity\\", "x": "-Infinity", "é": -Infinity}"#;
+        let want = r#"{"_note": "\"-Infinity\\", "x": "-Infinity", "é": null}"#;
+        assert_eq!(without_infinities(text), want);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_named() {
+        let error = |value| {
+            SchedulerConfig::from_value(value)
+                .expect_err("a bad config")
+                .to_string()
+        };
+        assert_eq!(
+            error(json!({"shift_terminal": 0.1})),
+            "scheduler config has an unknown key `shift_terminal`"
+        );
+        let message = error(json!({"beta_start": "small"}));
+        assert!(message.contains("beta_start = \"small\""), "{message}");
+        let message = error(json!({"beta_schedule": "sigmoid"}));
+        assert!(message.contains("beta_schedule = \"sigmoid\""), "{message}");
+        let message = error(json!({"prediction_type": "flow_prediction"}));
+        assert!(message.contains("prediction_type"), "{message}");
+        assert_eq!(error(json!([])), "scheduler config is not a JSON object");
+        assert!(matches!(
+            SchedulerConfig::from_json("{"),
+            Err(SchedulerError::Json(_))
+        ));
+    }
+
+    #[test]
+    fn the_class_must_be_there_and_known() {
+        let kind = |value| SchedulerConfig::from_value(value).unwrap().kind();
+        assert!(matches!(kind(json!({})), Err(SchedulerError::NoClass)));
+        assert!(matches!(
+            kind(json!({"_class_name": "LCMScheduler"})),
+            Err(SchedulerError::UnknownClass(name)) if name == "LCMScheduler"
+        ));
+    }
+}

@@ -1,0 +1,148 @@
+//! DDIM (Song et al. 2021, <https://arxiv.org/abs/2010.02502>).
+
+use super::config::{PredictionType, SchedulerConfig, TimestepSpacing, refuse, unsupported};
+use super::tables::{Tables, spaced};
+use super::{Scheduler, SchedulerError, assert_same_length};
+use crate::noise::TorchRng;
+
+/// `diffusers`' `DDIMScheduler`.
+pub(super) struct Ddim {
+    /// Timesteps visited, descending.
+    timesteps: Vec<f64>,
+    /// The numbers of each step.
+    steps: Vec<Step>,
+    /// What the network's output means.
+    prediction: PredictionType,
+    /// The predicted x0 is clipped to plus or minus this.
+    clip: Option<f32>,
+    /// Whether steps add noise (eta above 0), and so draw from the generator.
+    stochastic: bool,
+}
+
+/// The coefficients of one step in equation 12 of the paper (whose alpha is alpha-bar here).
+struct Step {
+    /// sqrt(alpha_t): the weight of x0 in the sample.
+    signal: f32,
+    /// sqrt(1 - alpha_t): the weight of the noise in the sample.
+    noise: f32,
+    /// sqrt(alpha_{t-1}).
+    next_signal: f32,
+    /// sqrt(1 - alpha_{t-1} - sigma_t^2): the weight of the "direction pointing to x_t".
+    direction: f32,
+    /// sigma_t of equation 16: the weight of the fresh noise.
+    sigma: f32,
+}
+
+impl Ddim {
+    pub fn new(config: &SchedulerConfig, steps: usize, eta: f32) -> Result<Self, SchedulerError> {
+        refuse("thresholding", config.thresholding)?;
+        let prediction = config.prediction(&[
+            PredictionType::Epsilon,
+            PredictionType::Sample,
+            PredictionType::VPrediction,
+        ])?;
+        let clip = match config.clip_sample.unwrap_or(true) {
+            true => Some(config.clip_sample_range.unwrap_or(1.0)),
+            false => None,
+        };
+        if let Some(range) = clip.filter(|range| range.is_nan() || *range < 0.0) {
+            let reason = "expected a number that is not negative";
+            return Err(unsupported("clip_sample_range", range, reason));
+        }
+        let tables = Tables::new(config, true)?;
+        let trained = tables.alphas_cumprod.len();
+        let timesteps: Vec<f64> = spaced(config, TimestepSpacing::Leading, trained, steps)
+            .into_iter()
+            .map(f64::round_ties_even)
+            .collect();
+        let last = match config.set_alpha_to_one.unwrap_or(true) {
+            true => 1.0,
+            false => tables.alphas_cumprod[0],
+        };
+        let stride = (trained / steps) as i64;
+        let coefficients = |(i, &timestep): (usize, &f64)| {
+            let timestep = timestep as i64;
+            let alpha = tables.alpha(timestep)?;
+            let next = timestep - stride;
+            let next_alpha = if next < 0 { last } else { tables.alpha(next)? };
+            let step = Step::new(alpha, next_alpha, eta);
+            let divisor = match prediction {
+                PredictionType::Epsilon => step.signal,
+                PredictionType::Sample => step.noise,
+                PredictionType::VPrediction => 1.0,
+            };
+            if divisor > 0.0 && step.sigma.is_finite() {
+                Ok(step)
+            } else {
+                Err(SchedulerError::Degenerate { step: i })
+            }
+        };
+        let steps = timesteps.iter().enumerate().map(coefficients);
+        Ok(Self {
+            steps: steps.collect::<Result<_, _>>()?,
+            timesteps,
+            prediction,
+            clip,
+            stochastic: eta > 0.0,
+        })
+    }
+}
+
+impl Step {
+    fn new(alpha: f32, next_alpha: f32, eta: f32) -> Self {
+        let variance = (1.0 - next_alpha) / (1.0 - alpha) * (1.0 - alpha / next_alpha);
+        let sigma = eta * variance.sqrt();
+        Self {
+            signal: alpha.sqrt(),
+            noise: (1.0 - alpha).sqrt(),
+            next_signal: next_alpha.sqrt(),
+            // At eta 1 from pure noise this is zero, and may round to just below it.
+            direction: (1.0 - next_alpha - sigma * sigma).max(0.0).sqrt(),
+            sigma,
+        }
+    }
+}
+
+impl Scheduler for Ddim {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f32 {
+        1.0
+    }
+
+    fn scale_model_input(&self, _: usize, _: &mut [f32]) {}
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: &[f32],
+        sample: &[f32],
+        rng: &mut TorchRng,
+    ) -> Vec<f32> {
+        assert_same_length(model_output, sample);
+        let step = &self.steps[i];
+        let next = |(&output, &x): (&f32, &f32)| {
+            let (mut x0, eps) = match self.prediction {
+                PredictionType::Epsilon => ((x - step.noise * output) / step.signal, output),
+                PredictionType::Sample => (output, (x - step.signal * output) / step.noise),
+                PredictionType::VPrediction => (
+                    step.signal * x - step.noise * output,
+                    step.signal * output + step.noise * x,
+                ),
+            };
+            if let Some(range) = self.clip {
+                x0 = x0.clamp(-range, range);
+            }
+            step.next_signal * x0 + step.direction * eps
+        };
+        let mut out: Vec<f32> = model_output.iter().zip(sample).map(next).collect();
+        if self.stochastic {
+            for (x, noise) in out.iter_mut().zip(rng.randn(sample.len())) {
+                *x += step.sigma * noise;
+            }
+        }
+        out
+    }
+}

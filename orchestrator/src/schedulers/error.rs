@@ -1,0 +1,77 @@
+//! Why a scheduler cannot be built, cause by cause.
+
+use super::SchedulerKind;
+
+/// Why a scheduler cannot be built. Every cause names what the user can change.
+#[derive(Debug, thiserror::Error)]
+pub enum SchedulerError {
+    /// The text of the configuration is not JSON.
+    #[error("scheduler config is not valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The configuration is JSON, but not an object.
+    #[error("scheduler config is not a JSON object")]
+    NotAnObject,
+    /// No supported scheduler has this configuration key, so what it should change is unknown.
+    #[error("scheduler config has an unknown key `{key}`")]
+    UnknownKey {
+        /// The key.
+        key: String,
+    },
+    /// A configuration value has the wrong type, is out of range, or asks for something this
+    /// scheduler does not implement.
+    #[error("scheduler config: {key} = {value} is not supported: {reason}")]
+    Unsupported {
+        /// The configuration key.
+        key: &'static str,
+        /// Its value, as JSON.
+        value: String,
+        /// What would be accepted, or why this is not.
+        reason: String,
+    },
+    /// The configuration does not say which scheduler it is for.
+    #[error("scheduler config has no `_class_name`: choose a scheduler by name")]
+    NoClass,
+    /// The configuration is for a scheduler that Lacuna does not have.
+    #[error(
+        "scheduler class {0} is not supported (supported: DDIMScheduler, PNDMScheduler, \
+         EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler)"
+    )]
+    UnknownClass(String),
+    /// The number of sampler steps does not fit the schedule.
+    #[error("{steps} sampler steps: choose between {min} and {max}")]
+    Steps {
+        /// What was asked for.
+        steps: usize,
+        /// The fewest this scheduler can make.
+        min: usize,
+        /// The most it can make: the timesteps of training.
+        max: usize,
+    },
+    /// `eta` is not a number between 0 and 1.
+    #[error("eta {0} is not between 0 and 1")]
+    EtaRange(f32),
+    /// `eta` was given for a scheduler other than DDIM, which has no such knob.
+    #[error("eta is a DDIM setting; {0} has none")]
+    EtaUnused(SchedulerKind),
+    /// The timestep spacing leads outside the timesteps of training.
+    #[error(
+        "timestep {timestep} is outside the {trained} timesteps of training: \
+         use fewer steps or a smaller steps_offset"
+    )]
+    TimestepRange {
+        /// The timestep that was reached.
+        timestep: i64,
+        /// How many timesteps the model was trained with.
+        trained: usize,
+    },
+    /// A coefficient of a sampler step is infinite or not a number: for instance two steps at one
+    /// noise level, or noise prediction where the schedule has no signal left.
+    #[error(
+        "sampler step {step} divides by zero under this schedule: \
+         use fewer steps, another timestep_spacing or another prediction_type"
+    )]
+    Degenerate {
+        /// Index of the step, from 0.
+        step: usize,
+    },
+}

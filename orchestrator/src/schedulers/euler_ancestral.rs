@@ -1,0 +1,60 @@
+//! Ancestral sampling with Euler steps: each step goes further down than its target noise level and
+//! adds fresh noise to come back up to it (the variance split of Ho et al. 2020, in sigmas).
+
+use super::config::{PredictionType, SchedulerConfig};
+use super::sigmas::SigmaSchedule;
+use super::tables::Tables;
+use super::{Scheduler, SchedulerError, assert_same_length};
+use crate::noise::TorchRng;
+
+/// `diffusers`' `EulerAncestralDiscreteScheduler`.
+pub(super) struct EulerAncestral {
+    /// Where the steps lead.
+    schedule: SigmaSchedule,
+}
+
+impl EulerAncestral {
+    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+        let prediction =
+            config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
+        let tables = Tables::with_finite_sigmas(config)?;
+        let schedule = SigmaSchedule::new(config, &tables, steps, false, 0.0, prediction)?;
+        Ok(Self { schedule })
+    }
+}
+
+impl Scheduler for EulerAncestral {
+    fn timesteps(&self) -> &[f64] {
+        &self.schedule.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f32 {
+        self.schedule.init_noise_sigma
+    }
+
+    fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
+        self.schedule.scale_model_input(i, sample);
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: &[f32],
+        sample: &[f32],
+        rng: &mut TorchRng,
+    ) -> Vec<f32> {
+        assert_same_length(model_output, sample);
+        let (from, to) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
+        // up^2 + down^2 = to^2, with up^2 the posterior variance.
+        let up = (to * to * (from * from - to * to) / (from * from))
+            .max(0.0)
+            .sqrt();
+        let down = (to * to - up * up).max(0.0).sqrt();
+        // Noise is drawn on the last step too, where it counts for nothing, as the reference does.
+        let noise = rng.randn(sample.len());
+        let numbers = model_output.iter().zip(sample).zip(noise);
+        numbers
+            .map(|((&output, &x), noise)| self.schedule.euler(i, down, output, x) + noise * up)
+            .collect()
+    }
+}

@@ -1,0 +1,204 @@
+//! What all schedulers share: the training schedule and the timesteps to visit.
+//!
+//! Precision follows the reference step by step (`f32` where it has torch `f32`, `f64` where it has
+//! numpy `f64`), because 1 - alpha near timestep 0 keeps only four digits in `f32`.
+
+use super::config::{BetaSchedule, SchedulerConfig, TimestepSpacing, unsupported};
+use super::error::SchedulerError;
+
+/// alpha-bar at the last timestep when a schedule without signal would make sigma infinite: the
+/// smallest positive half-precision number.
+const SMALLEST_ALPHA: f32 = 1.0 / (1 << 24) as f32;
+
+/// The training schedule: one entry per training timestep.
+pub(super) struct Tables {
+    /// alpha-bar_t: the product of all 1 - beta up to timestep t (Ho et al. 2020, eq. 4); the share
+    /// of the sample's variance that is signal.
+    pub alphas_cumprod: Vec<f32>,
+}
+
+impl Tables {
+    /// The schedule that the configuration describes. `zero_snr` says whether this class knows
+    /// `rescale_betas_zero_snr`.
+    pub fn new(config: &SchedulerConfig, zero_snr: bool) -> Result<Self, SchedulerError> {
+        let mut alphas = cumulative(&betas(config)?);
+        if zero_snr && config.rescale_betas_zero_snr.unwrap_or(false) {
+            alphas = cumulative(&zero_snr_betas(&alphas));
+            if alphas.iter().any(|alpha| !alpha.is_finite()) {
+                let reason = "this schedule has a single noise level";
+                return Err(unsupported("rescale_betas_zero_snr", true, reason));
+            }
+        }
+        Ok(Self {
+            alphas_cumprod: alphas,
+        })
+    }
+
+    /// The same for the schedulers that work in sigmas, which need some signal everywhere.
+    pub fn with_finite_sigmas(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
+        let mut tables = Self::new(config, true)?;
+        if config.rescale_betas_zero_snr.unwrap_or(false) {
+            let last = tables.alphas_cumprod.len() - 1;
+            tables.alphas_cumprod[last] = SMALLEST_ALPHA;
+        }
+        Ok(tables)
+    }
+
+    /// alpha-bar at timestep `t`.
+    pub fn alpha(&self, t: i64) -> Result<f32, SchedulerError> {
+        usize::try_from(t)
+            .ok()
+            .and_then(|t| self.alphas_cumprod.get(t).copied())
+            .ok_or(SchedulerError::TimestepRange {
+                timestep: t,
+                trained: self.alphas_cumprod.len(),
+            })
+    }
+
+    /// sigma_t = sqrt((1 - alpha-bar_t) / alpha-bar_t): the noise level when the signal has weight
+    /// one (Karras et al. 2022, table 1, VP column), ascending in t.
+    pub fn sigmas(&self) -> Vec<f32> {
+        let sigma = |&alpha: &f32| ((1.0 - alpha) / alpha).sqrt();
+        self.alphas_cumprod.iter().map(sigma).collect()
+    }
+}
+
+/// beta_t for every training timestep.
+fn betas(config: &SchedulerConfig) -> Result<Vec<f32>, SchedulerError> {
+    let trained = config.trained()?;
+    // Negated so that a NaN fails too.
+    let outside = |beta: f64| !(beta > 0.0 && beta < 1.0);
+    if let Some(betas) = &config.trained_betas {
+        if betas.len() != trained {
+            let reason = format!("expected num_train_timesteps = {trained} of them");
+            let value = format!("a list of {}", betas.len());
+            return Err(unsupported("trained_betas", value, reason));
+        }
+        if let Some(&beta) = betas.iter().find(|&&beta| outside(beta)) {
+            return Err(unsupported("trained_betas", beta, "expected (0, 1)"));
+        }
+        return Ok(betas.iter().map(|&beta| beta as f32).collect());
+    }
+    let start = config.beta_start.unwrap_or(0.0001);
+    let end = config.beta_end.unwrap_or(0.02);
+    for (key, beta) in [("beta_start", start), ("beta_end", end)] {
+        if outside(beta) {
+            return Err(unsupported(key, beta, "expected (0, 1)"));
+        }
+    }
+    let betas = match config.beta_schedule.unwrap_or(BetaSchedule::Linear) {
+        BetaSchedule::Linear => linspace_f32(start, end, trained),
+        BetaSchedule::ScaledLinear => linspace_f32(start.sqrt(), end.sqrt(), trained)
+            .into_iter()
+            .map(|root| root * root)
+            .collect(),
+        BetaSchedule::SquaredcosCapV2 => {
+            let alpha_bar = |i: usize| {
+                let t = i as f64 / trained as f64;
+                let cos = ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos();
+                cos * cos
+            };
+            (0..trained)
+                .map(|i| (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32)
+                .collect()
+        }
+    };
+    Ok(betas)
+}
+
+/// Running product of 1 - beta, summed up in `f64` and kept in `f32` as torch's `cumprod` does.
+fn cumulative(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0f64;
+    let next = |beta: &f32| {
+        product *= f64::from(1.0 - beta);
+        product as f32
+    };
+    betas.iter().map(next).collect()
+}
+
+/// The betas shifted and scaled so that the last timestep has no signal and the first keeps its
+/// (Lin et al. 2023, algorithm 1).
+fn zero_snr_betas(alphas_cumprod: &[f32]) -> Vec<f32> {
+    let mut roots: Vec<f32> = alphas_cumprod.iter().map(|alpha| alpha.sqrt()).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    for root in &mut roots {
+        *root = (*root - last) * scale;
+    }
+    let mut before = 1.0f32;
+    roots
+        .iter()
+        .map(|root| {
+            let alpha_bar = root * root;
+            let beta = 1.0 - alpha_bar / before;
+            before = alpha_bar;
+            beta
+        })
+        .collect()
+}
+
+/// `torch.linspace(start, end, n)` in `f32`: counted from both ends, with one rounding per value.
+fn linspace_f32(start: f64, end: f64, n: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    let step = (end - start) / (n - 1) as f32;
+    (0..n)
+        .map(|i| {
+            if i < n / 2 {
+                step.mul_add(i as f32, start)
+            } else {
+                (-step).mul_add((n - 1 - i) as f32, end)
+            }
+        })
+        .collect()
+}
+
+/// `numpy.linspace(start, end, n)` in `f64`.
+pub(super) fn linspace(start: f64, end: f64, n: usize) -> Vec<f64> {
+    let step = (end - start) / n.saturating_sub(1).max(1) as f64;
+    let mut values: Vec<f64> = (0..n).map(|i| i as f64 * step + start).collect();
+    if let (Some(last), true) = (values.last_mut(), n > 1) {
+        *last = end;
+    }
+    values
+}
+
+/// The `n` timesteps of leading spacing, descending: whole multiples of `ratio`, then the offset.
+pub(super) fn leading(n: usize, ratio: usize, offset: i32) -> Vec<f64> {
+    let timestep = |i| (i * ratio) as f64 + f64::from(offset);
+    (0..n).rev().map(timestep).collect()
+}
+
+/// Timesteps of trailing spacing, descending from `last - 1` by `ratio`, rounded half to even.
+///
+/// For 62 of the step counts up to 1000 (61 is the smallest) accumulated rounding gives the
+/// reference one timestep more than asked for, namely -1; that one is left out here.
+pub(super) fn trailing(last: usize, ratio: f64) -> Vec<f64> {
+    let last = last as f64;
+    // Both as numpy's `arange` has them, so that ties round the same way.
+    let count = (last / ratio).ceil() as usize;
+    let step = (last - ratio) - last;
+    (0..count)
+        .map(|i| (last + i as f64 * step).round_ties_even() - 1.0)
+        .filter(|&timestep| timestep >= 0.0)
+        .collect()
+}
+
+/// The `steps` timesteps that DDIM, PNDM and the Euler schedulers visit, descending and not yet rounded.
+pub(super) fn spaced(
+    config: &SchedulerConfig,
+    default: TimestepSpacing,
+    trained: usize,
+    steps: usize,
+) -> Vec<f64> {
+    match config.timestep_spacing.unwrap_or(default) {
+        TimestepSpacing::Linspace => {
+            let mut timesteps = linspace(0.0, (trained - 1) as f64, steps);
+            timesteps.reverse();
+            timesteps
+        }
+        TimestepSpacing::Leading => {
+            leading(steps, trained / steps, config.steps_offset.unwrap_or(0))
+        }
+        TimestepSpacing::Trailing => trailing(trained, trained as f64 / steps as f64),
+    }
+}

@@ -1,0 +1,282 @@
+//! Holds every step of every scheduler to `diffusers` (`scripts/goldens/schedulers.py`), and the
+//! refusals to their names.
+
+use orchestrator::noise::TorchRng;
+use orchestrator::schedulers::{SchedulerConfig, SchedulerError, SchedulerKind, build};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    class: String,
+    config: Value,
+    steps: usize,
+    eta: f32,
+    seed: u64,
+}
+
+fn floats(goldens: &SafeTensors, name: &str) -> Vec<f32> {
+    let tensor = goldens.tensor(name).unwrap();
+    let words = tensor.data().chunks_exact(4);
+    words
+        .map(|word| f32::from_le_bytes(word.try_into().unwrap()))
+        .collect()
+}
+
+/// Fails if a number is off by more than rounding in samples as large as `scale`, and returns the
+/// largest difference in units of 1 + |want|.
+fn hold(what: &str, got: &[f32], want: &[f32], scale: f32) -> f32 {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let mut worst = 0f32;
+    for (got, want) in got.iter().zip(want) {
+        let error = (got - want).abs();
+        let tolerance = 1e-5 * (1.0 + want.abs()) + 2.0 * f32::EPSILON * scale;
+        assert!(error <= tolerance, "{what}: {got} is not {want}");
+        worst = worst.max(error / (1.0 + want.abs()));
+    }
+    worst
+}
+
+#[test]
+fn every_step_of_every_scheduler_agrees_with_diffusers() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/goldens/schedulers.safetensors"
+    );
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let golden = &header.metadata().as_ref().unwrap()["golden"];
+    let Golden { cases } = serde_json::from_str(golden).unwrap();
+    let goldens = SafeTensors::deserialize(&bytes).unwrap();
+
+    for case in cases {
+        let golden = |name: &str| floats(&goldens, &format!("{}.{name}", case.name));
+        let kind = SchedulerKind::from_class_name(&case.class).unwrap();
+        let config = SchedulerConfig::from_value(case.config).unwrap();
+        let mut scheduler = build(kind, &config, case.steps, case.eta).unwrap();
+
+        let timesteps: Vec<f32> = scheduler.timesteps().iter().map(|&t| t as f32).collect();
+        let mut worst = hold(&case.name, &timesteps, &golden("timesteps"), 0.0);
+        let sigma = scheduler.init_noise_sigma();
+        worst = worst.max(hold(&case.name, &[sigma], &golden("init_noise_sigma"), 0.0));
+
+        // The generator has drawn the first noise, and goes on with that of the steps.
+        let mut rng = TorchRng::new(case.seed);
+        let noise = golden("noise");
+        worst = worst.max(hold(&case.name, &rng.randn(noise.len()), &noise, 0.0));
+        let mut sample: Vec<f32> = noise.iter().map(|x| x * sigma).collect();
+        // The first steps subtract numbers of this size (thousands, where there is no signal).
+        let scale = sample.iter().fold(0f32, |max, x| max.max(x.abs()));
+
+        let scales = golden("input_scales");
+        let outputs = golden("model_outputs");
+        let wants = golden("samples");
+        let calls = outputs.chunks(noise.len()).zip(wants.chunks(noise.len()));
+        for (i, (output, want)) in calls.enumerate() {
+            let what = format!("{} step {i}", case.name);
+            let mut one = [1.0];
+            scheduler.scale_model_input(i, &mut one);
+            worst = worst.max(hold(&what, &one, &scales[i..=i], 0.0));
+            sample = scheduler.step(i, output, &sample, &mut rng);
+            worst = worst.max(hold(&what, &sample, want, scale));
+        }
+        println!("{:28} {worst:.1e}", case.name);
+    }
+}
+
+fn refusal(kind: SchedulerKind, config: Value, steps: usize) -> SchedulerError {
+    let config = SchedulerConfig::from_value(config).unwrap();
+    match build(kind, &config, steps, 0.0) {
+        Ok(_) => panic!("{config:?} must be refused"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn settings_that_are_not_implemented_are_named() {
+    use SchedulerKind::{Ddim, DpmSolver, Euler, EulerAncestral, Pndm};
+    let cases = [
+        (Ddim, "thresholding", json!(true)),
+        (Ddim, "clip_sample_range", json!(-1.0)),
+        (Ddim, "num_train_timesteps", json!(0)),
+        (Ddim, "num_train_timesteps", json!(1_000_000_000_000u64)),
+        (Ddim, "beta_start", json!(0.0)),
+        (Pndm, "beta_end", json!(1.5)),
+        (Pndm, "trained_betas", json!([0.1, 0.2])),
+        (Pndm, "prediction_type", json!("sample")),
+        (EulerAncestral, "prediction_type", json!("sample")),
+        (Euler, "interpolation_type", json!("log_linear")),
+        (Euler, "timestep_type", json!("continuous")),
+        (Euler, "use_exponential_sigmas", json!(true)),
+        (Euler, "use_beta_sigmas", json!(true)),
+        (Euler, "final_sigmas_type", json!("half")),
+        (DpmSolver, "algorithm_type", json!("deis")),
+        (DpmSolver, "algorithm_type", json!("sde-dpmsolver++")),
+        (DpmSolver, "solver_type", json!("rk4")),
+        (DpmSolver, "solver_order", json!(4)),
+        (DpmSolver, "thresholding", json!(true)),
+        (DpmSolver, "use_lu_lambdas", json!(true)),
+        (DpmSolver, "use_flow_sigmas", json!(true)),
+        (DpmSolver, "use_dynamic_shifting", json!(true)),
+        (DpmSolver, "variance_type", json!("learned_range")),
+        (DpmSolver, "lambda_min_clipped", json!(100.0)),
+    ];
+    for (kind, key, value) in cases {
+        let error = refusal(kind, json!({ key: value }), 10);
+        assert!(
+            matches!(error, SchedulerError::Unsupported { key: named, .. } if named == key),
+            "{kind} {key}: {error}"
+        );
+    }
+    let error = SchedulerConfig::from_value(json!({"steps_offset": i64::MAX})).unwrap_err();
+    assert!(error.to_string().contains("steps_offset"), "{error}");
+    let error = refusal(
+        Euler,
+        json!({"use_karras_sigmas": true, "sigma_min": -1.0}),
+        5,
+    );
+    assert!(error.to_string().contains("sigma_min = -1"), "{error}");
+}
+
+#[test]
+fn settings_of_another_class_are_ignored() {
+    let config =
+        json!({"thresholding": true, "solver_order": 7, "interpolation_type": "log_linear"});
+    let config = SchedulerConfig::from_value(config).unwrap();
+    assert!(build(SchedulerKind::Pndm, &config, 10, 0.0).is_ok());
+}
+
+#[test]
+fn the_number_of_steps_is_bounded() {
+    use clap::ValueEnum;
+    for &kind in SchedulerKind::value_variants() {
+        for steps in [0, 1001, usize::MAX] {
+            let error = refusal(kind, json!({}), steps);
+            assert!(
+                matches!(error, SchedulerError::Steps { steps: named, .. } if named == steps),
+                "{kind}: {error}"
+            );
+        }
+    }
+    // The Runge-Kutta start looks four steps ahead.
+    assert!(matches!(
+        refusal(SchedulerKind::Pndm, json!({}), 3),
+        SchedulerError::Steps { min: 4, .. }
+    ));
+}
+
+#[test]
+fn eta_belongs_to_ddim_and_lies_between_0_and_1() {
+    let config = SchedulerConfig::default();
+    let error = |kind, eta| build(kind, &config, 10, eta).err();
+    for eta in [-0.1, 1.1, f32::NAN] {
+        assert!(matches!(
+            error(SchedulerKind::Ddim, eta),
+            Some(SchedulerError::EtaRange(_))
+        ));
+    }
+    assert!(matches!(
+        error(SchedulerKind::Euler, 0.5),
+        Some(SchedulerError::EtaUnused(SchedulerKind::Euler))
+    ));
+}
+
+#[test]
+fn a_schedule_that_divides_by_zero_is_refused() {
+    // Without signal at the first timestep, a noise prediction says nothing about x0.
+    let zero_snr = json!({"rescale_betas_zero_snr": true, "timestep_spacing": "trailing"});
+    assert!(matches!(
+        refusal(SchedulerKind::Ddim, zero_snr, 10),
+        SchedulerError::Degenerate { step: 0 }
+    ));
+    // Rounded to whole timesteps, 1000 of 1001 evenly spaced ones cannot all differ.
+    assert!(matches!(
+        refusal(SchedulerKind::DpmSolver, json!({}), 1000),
+        SchedulerError::Degenerate { .. }
+    ));
+}
+
+#[test]
+fn a_timestep_beyond_training_is_refused() {
+    for kind in [SchedulerKind::Ddim, SchedulerKind::Pndm] {
+        for offset in [1, i32::MAX, i32::MIN] {
+            let config = json!({"steps_offset": offset, "skip_prk_steps": true});
+            assert!(matches!(
+                refusal(kind, config, 1000),
+                SchedulerError::TimestepRange { .. }
+            ));
+        }
+    }
+}
+
+/// The reference visits timestep -1 for 61 trailing steps; here there are as many as asked for.
+#[test]
+fn trailing_spacing_never_leaves_the_schedule() {
+    let config = json!({"timestep_spacing": "trailing", "skip_prk_steps": true});
+    let config = SchedulerConfig::from_value(config).unwrap();
+    for steps in 1..=1000 {
+        let scheduler = build(SchedulerKind::Ddim, &config, steps, 0.0).unwrap();
+        assert_eq!(scheduler.timesteps().len(), steps);
+    }
+}
+
+/// Short schedules meet every edge: what is not refused by name runs to the end with finite numbers.
+#[test]
+fn every_short_schedule_runs_or_is_refused() {
+    use clap::ValueEnum;
+    let mut ran = 0;
+    for &kind in SchedulerKind::value_variants() {
+        for (spacing, karras, skip) in [
+            ("leading", false, false),
+            ("leading", true, true),
+            ("trailing", false, true),
+            ("trailing", true, true),
+            ("linspace", false, true),
+        ] {
+            for trained in 2..=24 {
+                for steps in 1..=trained {
+                    let config = json!({
+                        "num_train_timesteps": trained, "timestep_spacing": spacing,
+                        "use_karras_sigmas": karras, "skip_prk_steps": skip, "solver_order": 3,
+                    });
+                    let config = SchedulerConfig::from_value(config).unwrap();
+                    let Ok(mut scheduler) = build(kind, &config, steps, 0.0) else {
+                        continue;
+                    };
+                    let mut sample = vec![scheduler.init_noise_sigma(), 0.5];
+                    let mut rng = TorchRng::new(0);
+                    for i in 0..scheduler.timesteps().len() {
+                        sample = scheduler.step(i, &[0.5, -0.5], &sample, &mut rng);
+                    }
+                    let what = format!("{kind} {spacing} {steps} of {trained}");
+                    assert!(sample.iter().all(|x| x.is_finite()), "{what}: {sample:?}");
+                    ran += 1;
+                }
+            }
+        }
+    }
+    assert!(ran > 5000, "only {ran} schedules were not refused");
+}
+
+#[test]
+fn names_on_the_command_line_round_trip() {
+    for name in ["ddim", "pndm", "euler", "euler-a", "dpm++"] {
+        assert_eq!(name.parse::<SchedulerKind>().unwrap().to_string(), name);
+    }
+    assert!("lcm".parse::<SchedulerKind>().is_err());
+}
+
+#[test]
+#[should_panic(expected = "out of order")]
+fn skipping_a_step_of_a_multistep_scheduler_panics() {
+    let config = SchedulerConfig::default();
+    let mut scheduler = build(SchedulerKind::DpmSolver, &config, 5, 0.0).unwrap();
+    scheduler.step(1, &[0.0], &[0.0], &mut TorchRng::new(0));
+}
