@@ -27,7 +27,9 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "wgpu" => Ok(Self::Wgpu),
-            other => Err(Error::Device(format!("{other:?} is none of auto, cpu, wgpu"))),
+            other => Err(Error::Device(format!(
+                "{other:?} is none of auto, cpu, wgpu"
+            ))),
         }
     }
 }

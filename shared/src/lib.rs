@@ -20,6 +20,7 @@
 //! - [`ops`]: tensor operations.
 //! - [`host`]: tensors in host memory.
 //! - [`device`]: choosing and opening a device.
+//! - [`selftest`]: a device against the CPU, before it is trusted.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
 
@@ -31,6 +32,7 @@ pub mod host;
 pub mod layers;
 pub mod ops;
 pub mod partition;
+pub mod selftest;
 pub mod stats;
 pub mod survey;
 pub mod unet;

@@ -47,7 +47,8 @@ pub fn cut(x: &HostTensor, axis: Rows, range: &Range<isize>) -> Result<HostTenso
     let wanted = (range.end - range.start).max(0) as usize;
     let mut shape = x.shape.clone();
     shape[axis.axis()] = wanted;
-    let inside = range.start.clamp(0, rows as isize) as usize..range.end.clamp(0, rows as isize) as usize;
+    let inside =
+        range.start.clamp(0, rows as isize) as usize..range.end.clamp(0, rows as isize) as usize;
     let zeros_before = (inside.start as isize - range.start) as usize * inner;
     let mut data = Vec::with_capacity(outer * wanted * inner);
     for plane in 0..outer {
@@ -55,7 +56,9 @@ pub fn cut(x: &HostTensor, axis: Rows, range: &Range<isize>) -> Result<HostTenso
         data.resize(data.len() + zeros_before.min(wanted * inner), 0.0);
         let base = plane * rows;
         if !inside.is_empty() {
-            data.extend_from_slice(&x.data[(base + inside.start) * inner..(base + inside.end) * inner]);
+            data.extend_from_slice(
+                &x.data[(base + inside.start) * inner..(base + inside.end) * inner],
+            );
         }
         data.resize(end, 0.0);
     }
@@ -162,7 +165,10 @@ mod tests {
 
     #[test]
     fn strips_of_different_tensors_do_not_join() {
-        let error = join(&[numbered([1, 2, 3, 4]), numbered([1, 2, 3, 5])], Rows::OfFeature);
+        let error = join(
+            &[numbered([1, 2, 3, 4]), numbered([1, 2, 3, 5])],
+            Rows::OfFeature,
+        );
         assert!(matches!(error, Err(Error::WrongShape { .. })));
     }
 

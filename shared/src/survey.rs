@@ -81,7 +81,11 @@ impl Surveyor {
 
     fn attend(&mut self, layer: &Attention, x: [usize; 3], kind: Kind) -> [usize; 3] {
         let [b, t, _] = x;
-        let keys = if kind == Kind::SelfAttention { t } else { self.prompt };
+        let keys = if kind == Kind::SelfAttention {
+            t
+        } else {
+            self.prompt
+        };
         let q = self.map(&layer.to_q, x);
         self.map(&layer.to_k, [b, keys, layer.to_k.d_in]);
         self.map(&layer.to_v, [b, keys, layer.to_v.d_in]);
@@ -123,7 +127,12 @@ impl Executor for Surveyor {
         self.group_norm(layer, x)
     }
 
-    fn add_embedding(&mut self, project: &Linear, x: [usize; 4], _: &()) -> Result<[usize; 4], Error> {
+    fn add_embedding(
+        &mut self,
+        project: &Linear,
+        x: [usize; 4],
+        _: &(),
+    ) -> Result<[usize; 4], Error> {
         self.map(project, [1, 1, project.d_in]);
         Ok(x)
     }
@@ -186,7 +195,11 @@ mod tests {
         let config = UNetConfig::read(ConfigReader::new("sd15", config).unwrap()).unwrap();
         let operations = survey(&config.build(), [1, 64, 64], 77).unwrap();
         let gflop = |wanted: fn(&Kind) -> bool| {
-            let flop: u64 = operations.iter().filter(|o| wanted(&o.kind)).map(|o| o.flop).sum();
+            let flop: u64 = operations
+                .iter()
+                .filter(|o| wanted(&o.kind))
+                .map(|o| o.flop)
+                .sum();
             (flop as f64 / 1e9).round() as u64
         };
         assert_eq!(gflop(|_| true), 803);
@@ -195,7 +208,10 @@ mod tests {
         assert_eq!(gflop(|k| *k == Kind::SelfAttention), 122);
         assert_eq!(gflop(|k| *k == Kind::Conv { kernel: 1 }), 44);
         assert_eq!(gflop(|k| *k == Kind::CrossAttention), 4);
-        let norms = operations.iter().filter(|o| o.kind == Kind::GroupNorm).count();
+        let norms = operations
+            .iter()
+            .filter(|o| o.kind == Kind::GroupNorm)
+            .count();
         assert_eq!(norms, 61);
     }
 }

@@ -210,10 +210,12 @@ impl<H> Message<H> {
     /// # Errors
     /// [`Error::MissingTensor`].
     pub fn take(&mut self, name: &str) -> Result<HostTensor> {
-        self.tensors.remove(name).ok_or_else(|| Error::MissingTensor {
-            origin: "the message".into(),
-            name: name.into(),
-        })
+        self.tensors
+            .remove(name)
+            .ok_or_else(|| Error::MissingTensor {
+                origin: "the message".into(),
+                name: name.into(),
+            })
     }
 }
 

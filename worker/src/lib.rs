@@ -1,0 +1,24 @@
+//! The cloud's side of Lacuna: computes layers on strips of feature maps, over HTTP.
+//!
+//! A worker holds a U-Net and knows of no prompt, no picture and no other worker.
+//!
+//! # Layout
+//!
+//! - [`model`]: the U-Net that the worker holds, and one piece of work on one strip.
+//! - [`compute`]: the thread that computes, apart from the one that serves.
+//! - [`sessions`]: who is talking, and what they were last told.
+//! - [`service`]: the HTTP routes.
+//! - [`serve`]: runs the service on a socket until told to stop.
+//! - [`error`]: what is refused, and with which status.
+#![deny(missing_docs)]
+
+pub mod compute;
+pub mod error;
+pub mod model;
+pub mod serve;
+pub mod service;
+pub mod sessions;
+
+pub use model::Model;
+pub use serve::serve;
+pub use service::{Options, Service};

@@ -1,1 +1,131 @@
-fn main() {}
+//! `lacuna-worker`: serves a U-Net's layers to an orchestrator.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use shared::device::{self, DeviceChoice};
+use shared::selftest;
+use tokio::net::TcpListener;
+use worker::{Model, Options, Service, serve};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Computes layers of a U-Net on strips of feature maps, for a Lacuna orchestrator.
+#[derive(Parser)]
+#[command(name = "lacuna-worker", version)]
+struct Arguments {
+    /// A diffusers model directory, or its unet/ alone.
+    #[arg(long, env = "LACUNA_MODEL")]
+    model: PathBuf,
+    /// Weight file variant, e.g. fp16.
+    #[arg(long, env = "LACUNA_VARIANT")]
+    variant: Option<String>,
+    /// Where to listen.
+    #[arg(long, env = "LACUNA_LISTEN", default_value = "127.0.0.1:7700")]
+    listen: SocketAddr,
+    /// auto, cpu or wgpu.
+    #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
+    device: DeviceChoice,
+    /// Accept a GPU that is emulated in software (llvmpipe).
+    #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
+    allow_software: bool,
+    /// What orchestrators must present. Without one, anybody who reaches the port may compute.
+    #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Rows of latents at most (height / 8 for Stable Diffusion).
+    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128)]
+    max_rows: usize,
+    /// Columns of latents at most.
+    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128)]
+    max_columns: usize,
+    /// Batch entries at most; guidance takes two.
+    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2)]
+    max_batch: usize,
+    /// Sessions at a time.
+    #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16)]
+    max_sessions: usize,
+    /// Close a session that is idle for so many seconds.
+    #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600)]
+    session_idle: u64,
+    /// On SIGTERM, wait so many seconds for open sessions to end.
+    #[arg(long, env = "LACUNA_DRAIN", default_value_t = 30)]
+    drain: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,cubecl=warn,wgpu=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let arguments = Arguments::parse();
+    let stop = shutdown_signal().context("cannot listen for signals")?;
+    let listener = TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+    let address = listener.local_addr()?;
+    let drain = Duration::from_secs(arguments.drain);
+    let service = tokio::task::spawn_blocking(move || prepare(arguments)).await??;
+    tracing::info!("ready on http://{address}");
+    serve(listener, service, stop, drain).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens and tests the device and loads the model.
+fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
+    let device = device::open(arguments.device, arguments.allow_software)?;
+    tracing::info!(device = device.kind, adapter = device.adapter, "device");
+    let report = selftest::run(&device.device)?;
+    tracing::info!("self-test passed: {report}");
+
+    let nested = arguments.model.join("unet");
+    let dir = if nested.is_dir() {
+        nested
+    } else {
+        arguments.model
+    };
+    let model = Model::load(&dir, arguments.variant.as_deref(), &device.device)?;
+    tracing::info!(
+        parameters = model.parameters(),
+        digest = &model.digest()[..12],
+        "loaded {}",
+        dir.display()
+    );
+    if arguments.token.is_none() {
+        tracing::warn!("no --token: anybody who reaches this port may compute");
+    }
+    let options = Options {
+        token: arguments.token,
+        max_latents: [
+            arguments.max_batch,
+            arguments.max_rows,
+            arguments.max_columns,
+        ],
+        max_sessions: arguments.max_sessions,
+        session_idle: Duration::from_secs(arguments.session_idle),
+    };
+    Ok(Service::new(Arc::new(model), &device, &options)?)
+}
+
+/// Completes on SIGTERM or interrupt.
+fn shutdown_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining");
+    })
+}

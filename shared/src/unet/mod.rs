@@ -181,7 +181,10 @@ impl UNet {
         let stages = self.down.iter().chain([&self.mid]).chain(&self.up);
         std::iter::once(Layer::Conv(&self.conv_in))
             .chain(stages.flat_map(Stage::layers))
-            .chain([Layer::Norm(&self.conv_norm_out), Layer::Conv(&self.conv_out)])
+            .chain([
+                Layer::Norm(&self.conv_norm_out),
+                Layer::Conv(&self.conv_out),
+            ])
     }
 }
 

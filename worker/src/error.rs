@@ -1,0 +1,84 @@
+//! What a worker refuses, and with which status.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use shared::wire::Refusal;
+
+/// The result of a request.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The token is missing or wrong.
+    #[error("the token is missing or wrong")]
+    Unauthorized,
+    /// The session does not exist, or no longer.
+    #[error("no session {0}; it was closed, or expired")]
+    UnknownSession(String),
+    /// The orchestrator wants other weights.
+    #[error("this worker does not hold the model {wanted}; it holds {held}")]
+    UnknownModel {
+        /// The digest asked for.
+        wanted: String,
+        /// The digest held.
+        held: String,
+    },
+    /// The orchestrator speaks another version.
+    #[error("this worker speaks protocol {held}, the orchestrator {wanted}; upgrade the older one")]
+    Protocol {
+        /// The orchestrator's.
+        wanted: u32,
+        /// The worker's.
+        held: u32,
+    },
+    /// A request came out of order.
+    #[error("request {got} came when {want} was due")]
+    Sequence {
+        /// The number due.
+        want: u64,
+        /// The number that came.
+        got: u64,
+    },
+    /// The message is malformed, or asks for what the model does not have.
+    #[error("{0}")]
+    Invalid(String),
+    /// No more sessions, or no more work.
+    #[error("this worker is busy: {0}")]
+    Busy(&'static str),
+    /// The service is shutting down.
+    #[error("this worker is shutting down")]
+    Stopping,
+    /// The device failed.
+    #[error("{0}")]
+    Compute(String),
+}
+
+impl From<shared::Error> for Error {
+    fn from(error: shared::Error) -> Self {
+        match error {
+            shared::Error::Device(_) | shared::Error::Compute { .. } => {
+                Self::Compute(error.to_string())
+            }
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnknownSession(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
+            Self::Protocol { .. } | Self::Sequence { .. } => StatusCode::CONFLICT,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Busy(_) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Compute(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let refusal = Refusal {
+            error: self.to_string(),
+        };
+        (status, Json(refusal)).into_response()
+    }
+}

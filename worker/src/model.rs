@@ -1,0 +1,211 @@
+//! The U-Net that a worker holds, and one piece of work on one strip.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use shared::error::Error;
+use shared::host::HostTensor;
+use shared::layers::{Attention, Conv2d, GroupNorm, Parameters};
+use shared::survey::{Kind, survey};
+use shared::unet::{Layer, UNet, UNetConfig};
+use shared::weights::{Checkpoint, Weights};
+use shared::wire::Work;
+use shared::{Result, ops};
+
+use burn::tensor::{Device, Tensor};
+
+/// Tokens that CLIP makes of any prompt; sizes the largest cross-attention request.
+const PROMPT_TOKENS: usize = 77;
+
+/// A U-Net on a device.
+pub struct Model {
+    unet: UNet,
+    layers: HashMap<String, Owned>,
+    weights: Weights,
+}
+
+/// A layer by value, to be looked up by name.
+enum Owned {
+    Conv(Conv2d),
+    Norm(GroupNorm),
+    Attention(Attention),
+}
+
+impl Model {
+    /// A model of `unet`'s layers with `weights` (shared, not copied).
+    pub fn new(unet: UNet, weights: Weights) -> Self {
+        let layers = unet
+            .layers()
+            .map(|layer| {
+                let owned = match layer {
+                    Layer::Conv(conv) => Owned::Conv(conv.clone()),
+                    Layer::Norm(norm) => Owned::Norm(norm.clone()),
+                    Layer::Attention(attention) => Owned::Attention(attention.clone()),
+                };
+                (layer.name().to_owned(), owned)
+            })
+            .collect();
+        Self {
+            unet,
+            layers,
+            weights,
+        }
+    }
+
+    /// Loads a U-Net from its directory of a diffusers model (`config.json` and safetensors).
+    ///
+    /// # Errors
+    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`] and [`Weights::load`].
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
+        let checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
+        let weights = Weights::load(&unet, &checkpoint, device)?;
+        Ok(Self::new(unet, weights))
+    }
+
+    /// [`Weights::digest`].
+    pub fn digest(&self) -> &str {
+        self.weights.digest()
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> usize {
+        let mut list = Vec::new();
+        self.unet.parameters(&mut list);
+        list.iter().map(|p| p.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes of the largest request for latents of `rows` x `columns` and a batch of `batch`, were
+    /// one worker to get a whole layer.
+    ///
+    /// # Errors
+    /// Those of [`survey`].
+    pub fn largest_request(&self, [batch, rows, columns]: [usize; 3]) -> Result<usize> {
+        let values = |[b, c, h, w]: [usize; 4]| b * c * h * w;
+        let largest = survey(&self.unet, [batch, rows, columns], PROMPT_TOKENS)?
+            .into_iter()
+            .filter_map(|o| match o.kind {
+                Kind::Conv { .. } | Kind::GroupNorm => {
+                    let [b, c, h, w] = o.input;
+                    Some(values([b, c, h + 2, w]))
+                }
+                Kind::CrossAttention => {
+                    let [b, t, c, _] = o.input;
+                    Some(values([b, t + 2 * PROMPT_TOKENS, c, 1]))
+                }
+                Kind::Linear | Kind::SelfAttention => None,
+            })
+            .max()
+            .unwrap_or(0);
+        // The header of a message is under a kilobyte a piece of work.
+        Ok(largest * size_of::<f32>() + (64 << 10))
+    }
+
+    /// Does one piece of work; `inputs` are the tensors that [`Work::inputs`] names, in order.
+    ///
+    /// # Errors
+    /// [`Error::Message`] when the model has no such layer, [`Error::WrongShape`] when an input does
+    /// not fit it, [`Error::NotFinite`] when the result overflowed.
+    pub fn run(&self, work: &Work, inputs: Vec<HostTensor>) -> Result<HostTensor> {
+        let name = work.layer();
+        let output = match (work, self.layers.get(name), inputs.try_into()) {
+            (Work::Conv { .. }, Some(Owned::Conv(conv)), Ok(Inputs::One(x))) => {
+                self.conv(conv, x)?
+            }
+            (Work::Moments { .. }, Some(Owned::Norm(norm)), Ok(Inputs::One(x))) => {
+                self.moments(norm, x)?
+            }
+            (Work::Attention { .. }, Some(Owned::Attention(layer)), Ok(Inputs::Three(qkv))) => {
+                self.attention(layer, *qkv)?
+            }
+            _ => {
+                return Err(Error::Message(format!(
+                    "the model has no layer {name} for {work:?} with these tensors"
+                )));
+            }
+        };
+        output.check_finite(name)?;
+        Ok(output)
+    }
+
+    fn conv(&self, layer: &Conv2d, x: HostTensor) -> Result<HostTensor> {
+        let [b, c, h, w] = x.dims()?;
+        let fits = c == layer.c_in && h >= layer.kernel && w + 2 * layer.padding >= layer.kernel;
+        expect(
+            fits && b > 0,
+            &layer.name,
+            &[b, layer.c_in, h.max(layer.kernel), w],
+            &x.shape,
+        )?;
+        let x = x.into_device(self.weights.device())?;
+        HostTensor::from_device(ops::conv2d_padded(&self.weights, layer, x, 0)?)
+    }
+
+    fn moments(&self, layer: &GroupNorm, x: HostTensor) -> Result<HostTensor> {
+        let [b, c, h, w] = x.dims()?;
+        let fits = c == layer.channels && b * h * w > 0;
+        expect(fits, &layer.name, &[b, layer.channels, h, w], &x.shape)?;
+        let x = x.into_device(self.weights.device())?;
+        let moments = ops::group_moments(x, layer.groups)?;
+        let values = moments.iter().flat_map(|m| [m.mean as f32, m.m2 as f32]);
+        HostTensor::new([moments.len(), 2], values.collect())
+    }
+
+    fn attention(&self, layer: &Attention, [q, k, v]: [HostTensor; 3]) -> Result<HostTensor> {
+        let width = layer.to_q.d_out;
+        let [b, t, _] = q.dims()?;
+        let [_, s, _] = k.dims()?;
+        expect(
+            b * t > 0 && q.shape == [b, t, width],
+            &layer.name,
+            &[b, t, width],
+            &q.shape,
+        )?;
+        for keys in [&k, &v] {
+            expect(
+                s > 0 && keys.shape == [b, s, width],
+                &layer.name,
+                &[b, s, width],
+                &keys.shape,
+            )?;
+        }
+        let device = self.weights.device();
+        let [q, k, v]: [Tensor<3>; 3] = [
+            q.into_device(device)?,
+            k.into_device(device)?,
+            v.into_device(device)?,
+        ];
+        HostTensor::from_device(ops::attention(q, k, v, layer.heads, false))
+    }
+}
+
+/// The tensors of a piece of work.
+enum Inputs {
+    One(HostTensor),
+    Three(Box<[HostTensor; 3]>),
+}
+
+impl TryFrom<Vec<HostTensor>> for Inputs {
+    type Error = ();
+
+    fn try_from(inputs: Vec<HostTensor>) -> std::result::Result<Self, ()> {
+        match <[HostTensor; 1]>::try_from(inputs) {
+            Ok([x]) => Ok(Self::One(x)),
+            Err(inputs) => match <[HostTensor; 3]>::try_from(inputs) {
+                Ok(three) => Ok(Self::Three(Box::new(three))),
+                Err(_) => Err(()),
+            },
+        }
+    }
+}
+
+fn expect(fits: bool, name: &str, want: &[usize], got: &[usize]) -> Result<()> {
+    if fits {
+        return Ok(());
+    }
+    Err(Error::WrongShape {
+        name: format!("the input of {name}"),
+        want: want.to_vec(),
+        got: got.to_vec(),
+    })
+}

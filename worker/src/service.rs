@@ -1,0 +1,247 @@
+//! The HTTP routes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use shared::device::OpenDevice;
+use shared::wire::{
+    Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader, SessionOpened,
+    TENSORS,
+};
+
+use crate::compute::{Batch, Compute};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::sessions::Sessions;
+
+/// How a worker behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What a request must bring as `Authorization: Bearer`; none lets anybody in.
+    pub token: Option<String>,
+    /// Latents that it accepts at most: batch, rows, columns. Sets the limit of a request's bytes.
+    pub max_latents: [usize; 3],
+    /// Sessions at a time.
+    pub max_sessions: usize,
+    /// A session idle for so long is closed.
+    pub session_idle: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            token: None,
+            // 1024 x 1024 pixels with guidance.
+            max_latents: [2, 128, 128],
+            max_sessions: 16,
+            session_idle: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A worker's state, shared by its requests.
+#[derive(Clone)]
+pub struct Service(Arc<Inner>);
+
+struct Inner {
+    info: Info,
+    /// Digest of the token: comparing digests takes the same time wherever they differ.
+    token: Option<blake3::Hash>,
+    compute: Compute,
+    sessions: Sessions,
+    stopping: AtomicBool,
+}
+
+impl Service {
+    /// A service that computes on `model`, which lives on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Compute`] when the compute thread does not start.
+    pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
+        let limits = Limits {
+            max_body_bytes: model.largest_request(options.max_latents)?,
+            max_sessions: options.max_sessions,
+            session_idle_seconds: options.session_idle.as_secs(),
+        };
+        let info = Info {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: device.kind.into(),
+            adapter: device.adapter.clone(),
+            models: vec![ModelInfo {
+                kind: "unet".into(),
+                digest: model.digest().into(),
+            }],
+            limits,
+        };
+        let compute = Compute::start(model, options.max_sessions)
+            .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
+        Ok(Self(Arc::new(Inner {
+            info,
+            token: options.token.as_deref().map(|t| blake3::hash(t.as_bytes())),
+            compute,
+            sessions: Sessions::new(options.max_sessions, options.session_idle),
+            stopping: AtomicBool::new(false),
+        })))
+    }
+
+    /// What the worker says of itself.
+    pub fn info(&self) -> &Info {
+        &self.0.info
+    }
+
+    /// From now on not ready, and no new sessions; those open may end.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Number of open sessions.
+    pub fn open_sessions(&self) -> usize {
+        self.0.sessions.count()
+    }
+
+    /// Closes idle sessions, now and then, for as long as it is polled.
+    pub async fn expire_sessions(&self) {
+        let idle = Duration::from_secs(self.0.info.limits.session_idle_seconds);
+        let pause = (idle / 4).clamp(Duration::from_millis(100), Duration::from_secs(30));
+        loop {
+            tokio::time::sleep(pause).await;
+            let expired = self.0.sessions.expire();
+            if expired > 0 {
+                tracing::info!(expired, "closed idle sessions");
+            }
+        }
+    }
+
+    /// The routes.
+    pub fn router(&self) -> Router {
+        let guarded = Router::new()
+            .route("/v1/info", get(info))
+            .route("/v1/sessions", post(open))
+            .route("/v1/sessions/{id}", delete(close))
+            .route("/v1/sessions/{id}/run", post(run))
+            .layer(from_fn_with_state(self.clone(), authorize))
+            .layer(DefaultBodyLimit::max(self.0.info.limits.max_body_bytes));
+        Router::new()
+            .route("/health/live", get(|| async { "live" }))
+            .route("/health/ready", get(ready))
+            .merge(guarded)
+            .with_state(self.clone())
+    }
+}
+
+async fn authorize(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let Some(token) = service.0.token else {
+        return next.run(request).await;
+    };
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    match given {
+        Some(given) if blake3::hash(given.as_bytes()) == token => next.run(request).await,
+        _ => Error::Unauthorized.into_response(),
+    }
+}
+
+async fn ready(State(service): State<Service>) -> Result<&'static str> {
+    // The service exists only once the model is loaded and the device has passed its self-test.
+    if service.0.stopping.load(Ordering::Relaxed) {
+        return Err(Error::Stopping);
+    }
+    Ok("ready")
+}
+
+async fn info(State(service): State<Service>) -> Json<Info> {
+    Json(service.0.info.clone())
+}
+
+async fn open(
+    State(service): State<Service>,
+    Json(request): Json<OpenSession>,
+) -> Result<(StatusCode, Json<SessionOpened>)> {
+    if service.0.stopping.load(Ordering::Relaxed) {
+        return Err(Error::Stopping);
+    }
+    if request.protocol != PROTOCOL {
+        return Err(Error::Protocol {
+            wanted: request.protocol,
+            held: PROTOCOL,
+        });
+    }
+    let held = &service.0.info.models[0].digest;
+    if request.model != *held {
+        return Err(Error::UnknownModel {
+            wanted: request.model,
+            held: held.clone(),
+        });
+    }
+    let session = service.0.sessions.open()?;
+    tracing::info!(session = &session[..8], "opened a session");
+    Ok((StatusCode::CREATED, Json(SessionOpened { session })))
+}
+
+async fn close(State(service): State<Service>, Path(id): Path<String>) -> Result<StatusCode> {
+    service.0.sessions.close(&id)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn run(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response> {
+    let session = service.0.sessions.get(&id)?;
+    let mut session = session.lock().await;
+    let message = Message::<RunHeader>::decode(&body)?;
+    drop(body);
+    let sequence = message.header.sequence;
+    let reply = match session.replay(sequence)? {
+        Some(reply) => reply,
+        None => {
+            let reply = compute(&service.0.compute, message).await?;
+            session.answered(sequence, reply.clone());
+            reply
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
+}
+
+/// The reply to a message: the output of each piece of its work.
+async fn compute(compute: &Compute, mut message: Message<RunHeader>) -> Result<Bytes> {
+    let sequence = message.header.sequence;
+    let works = std::mem::take(&mut message.header.work);
+    let outputs: Vec<String> = works
+        .iter()
+        .enumerate()
+        .map(|(i, work)| format!("{i}.{}", work.output()))
+        .collect();
+    let mut batch = Batch::with_capacity(works.len());
+    for (i, work) in works.into_iter().enumerate() {
+        let inputs = work
+            .inputs()
+            .iter()
+            .map(|part| message.take(&format!("{i}.{part}")))
+            .collect::<shared::Result<Vec<_>>>()?;
+        batch.push((work, inputs));
+    }
+    if let Some(name) = message.tensors.keys().next() {
+        return Err(Error::Invalid(format!("tensor {name} belongs to no work")));
+    }
+    let results = compute.run(batch).await?;
+    let reply = Message {
+        header: ReplyHeader { sequence },
+        tensors: outputs.into_iter().zip(results).collect::<HashMap<_, _>>(),
+    };
+    Ok(reply.encode()?.into())
+}
