@@ -1,0 +1,156 @@
+//! What can go wrong on the user's side, each cause by its own name.
+
+use std::path::{Path, PathBuf};
+
+use crate::fleet::config::WorkerConfig;
+use crate::schedulers::SchedulerError;
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Every way in which the user's side fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Loading weights, reading a config or computing a layer failed.
+    #[error(transparent)]
+    Shared(#[from] shared::Error),
+    /// A file of the tokenizer is garbled or does not fit the others.
+    #[error("tokenizer: {path}: {reason}")]
+    Tokenizer {
+        /// The file, or the directory where one is missing.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A prompt could not be turned into tokens.
+    #[error("cannot tokenize the prompt: {0}")]
+    Prompt(String),
+    /// A token is unknown to the text encoder, or there are more of them than it has places.
+    #[error("the tokenizer does not fit the text encoder: {0}")]
+    Tokens(String),
+    /// The directory is no model of a supported kind.
+    #[error("{path}: {class} is not supported: {hint}")]
+    UnsupportedModel {
+        /// `model_index.json`.
+        path: PathBuf,
+        /// The pipeline's or component's class.
+        class: String,
+        /// What is missing for it, or what would be accepted.
+        hint: String,
+    },
+    /// The model lacks the directory of one of its parts.
+    #[error("{model}: the model's part {part} is missing (no such directory)")]
+    MissingPart {
+        /// The model's directory.
+        model: PathBuf,
+        /// `unet`, `vae` and so on.
+        part: &'static str,
+    },
+    /// The scheduler's config or steps are off.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// What was asked for does not fit the model.
+    #[error("{0}")]
+    Request(String),
+    /// A file given by the user could not be read.
+    #[error("cannot read {path}: {reason}")]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A result could not be written.
+    #[error("cannot write {path}: {reason}")]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file that lists the workers is wrong.
+    #[error("workers file {path}: {reason}")]
+    FleetFile {
+        /// The file.
+        path: PathBuf,
+        /// Which worker and field, and why.
+        reason: String,
+    },
+    /// A worker in this process did not start.
+    #[error("cannot start a worker on this machine: {0}")]
+    LocalWorker(String),
+    /// A worker does not answer.
+    #[error("worker {worker} does not answer: {reason}; is it running, and is the url right?")]
+    WorkerUnreachable {
+        /// Its address.
+        worker: String,
+        /// What the connection said.
+        reason: String,
+    },
+    /// A worker wants another token.
+    #[error("worker {worker} refuses the token; set its token in the workers file")]
+    WorkerToken {
+        /// Its address.
+        worker: String,
+    },
+    /// A worker holds another model.
+    #[error(
+        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files"
+    )]
+    WorkerModel {
+        /// Its address.
+        worker: String,
+        /// The beginning of its model's digest.
+        held: String,
+        /// The beginning of the digest of the user's.
+        wanted: String,
+    },
+    /// A worker refuses a request.
+    #[error("worker {worker} refuses ({status}): {reason}")]
+    WorkerRefused {
+        /// Its address.
+        worker: String,
+        /// HTTP status.
+        status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// A worker's answer is not what the protocol says.
+    #[error("worker {worker} answers nonsense: {reason}; leave it out, or upgrade the older side")]
+    WorkerReply {
+        /// Its address.
+        worker: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// A bad tokenizer file.
+    pub(crate) fn tokenizer(path: &Path, reason: impl ToString) -> Self {
+        Self::Tokenizer {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// A worker that does not answer; `cause` is followed to its root, which says more.
+    pub(crate) fn unreachable(worker: &WorkerConfig, cause: &dyn std::error::Error) -> Self {
+        let mut root = cause;
+        while let Some(source) = root.source() {
+            root = source;
+        }
+        Self::WorkerUnreachable {
+            worker: worker.url.to_string(),
+            reason: root.to_string(),
+        }
+    }
+
+    /// A worker that answers nonsense.
+    pub(crate) fn reply(worker: &WorkerConfig, reason: String) -> Self {
+        Self::WorkerReply {
+            worker: worker.url.to_string(),
+            reason,
+        }
+    }
+}

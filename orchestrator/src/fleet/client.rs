@@ -1,0 +1,244 @@
+//! The dialogue with one worker.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use shared::host::HostTensor;
+use shared::wire::{
+    Info, Message, OpenSession, PROTOCOL, Refusal, ReplyHeader, RunHeader, SessionOpened, TENSORS,
+};
+
+use super::Part;
+use super::config::WorkerConfig;
+use super::tally::{Kind, Tally};
+use crate::error::{Error, Result};
+
+/// How long to wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Pauses before a request that was not answered is sent again.
+const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// A connection to one worker.
+pub struct Client {
+    http: reqwest::Client,
+    worker: WorkerConfig,
+    session: String,
+    sequence: u64,
+    /// What was sent to it and what it did.
+    pub tally: Tally,
+}
+
+impl Client {
+    /// A client that has not said anything yet.
+    ///
+    /// # Errors
+    /// [`Error::WorkerUnreachable`] when the system gives no HTTP client.
+    pub fn new(worker: &WorkerConfig) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            .no_proxy()
+            .build();
+        let http = http.map_err(|e| Error::unreachable(worker, &e))?;
+        Ok(Self {
+            http,
+            tally: Tally::new(worker),
+            worker: worker.clone(),
+            session: String::new(),
+            sequence: 0,
+        })
+    }
+
+    /// What the worker says of itself, and the time that one round trip took.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn info(&self) -> Result<(Info, Duration)> {
+        // The first request pays for the connection, so the second is timed.
+        self.send(self.request(Method::GET, "health/ready")).await?;
+        let start = Instant::now();
+        let response = self.send(self.request(Method::GET, "v1/info")).await?;
+        let round_trip = start.elapsed();
+        Ok((self.json(response).await?, round_trip))
+    }
+
+    /// Opens a session for the model of `digest`.
+    ///
+    /// # Errors
+    /// [`Error::WorkerUnreachable`], [`Error::WorkerRefused`], [`Error::WorkerToken`],
+    /// [`Error::WorkerModel`] or [`Error::WorkerReply`].
+    pub async fn open(&mut self, digest: &str) -> Result<()> {
+        let (info, _) = self.info().await?;
+        if info.protocol != PROTOCOL {
+            let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
+            return Err(Error::reply(&self.worker, reason));
+        }
+        if !info.models.iter().any(|m| m.digest == digest) {
+            let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
+            return Err(Error::WorkerModel {
+                worker: self.worker.url.to_string(),
+                held: held.join(", "),
+                wanted: short(digest).to_owned(),
+            });
+        }
+        let body = OpenSession {
+            protocol: PROTOCOL,
+            model: digest.to_owned(),
+        };
+        let request = self.request(Method::POST, "v1/sessions").json(&body);
+        let opened: SessionOpened = self.json(self.send(request).await?).await?;
+        self.session = opened.session;
+        Ok(())
+    }
+
+    /// Has the worker do its part of an exchange; gives each piece's output, in order.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::WorkerReply`] when an output is not what was asked for.
+    pub async fn run(&mut self, kind: Kind, part: Part) -> Result<Vec<HostTensor>> {
+        self.sequence += 1;
+        let mut wanted = Vec::with_capacity(part.len());
+        let mut message = Message {
+            header: RunHeader {
+                sequence: self.sequence,
+                work: Vec::with_capacity(part.len()),
+            },
+            tensors: HashMap::new(),
+        };
+        for (i, piece) in part.into_iter().enumerate() {
+            for (name, input) in piece.work.inputs().iter().zip(piece.inputs) {
+                message.tensors.insert(format!("{i}.{name}"), input);
+            }
+            wanted.push((format!("{i}.{}", piece.work.output()), piece.output));
+            message.header.work.push(piece.work);
+        }
+        let body = Bytes::from(message.encode()?);
+        drop(message);
+        let path = format!("v1/sessions/{}/run", self.session);
+        let response = self.send_again(&path, &body).await?;
+        let reply = response
+            .bytes()
+            .await
+            .map_err(|e| Error::unreachable(&self.worker, &e))?;
+        self.tally.count(kind, body.len(), reply.len());
+        self.read(&reply, wanted)
+    }
+
+    /// Closes the session, if the worker can be told, and gives the account.
+    pub async fn close(self) -> Tally {
+        if !self.session.is_empty() {
+            let path = format!("v1/sessions/{}", self.session);
+            if let Err(error) = self.send(self.request(Method::DELETE, &path)).await {
+                tracing::debug!("closing a session: {error}");
+            }
+        }
+        self.tally
+    }
+
+    /// The tensors `wanted` of a reply, each of its shape.
+    fn read(&self, reply: &[u8], wanted: Vec<(String, Vec<usize>)>) -> Result<Vec<HostTensor>> {
+        let nonsense = |e: shared::Error| Error::reply(&self.worker, e.to_string());
+        let mut reply = Message::<ReplyHeader>::decode(reply).map_err(nonsense)?;
+        if reply.header.sequence != self.sequence {
+            let reason = format!("it answered {} to {}", reply.header.sequence, self.sequence);
+            return Err(Error::reply(&self.worker, reason));
+        }
+        wanted
+            .into_iter()
+            .map(|(name, shape)| {
+                let tensor = reply.take(&name).map_err(nonsense)?;
+                if tensor.shape == shape {
+                    return Ok(tensor);
+                }
+                Err(nonsense(shared::Error::WrongShape {
+                    name,
+                    want: shape,
+                    got: tensor.shape,
+                }))
+            })
+            .collect()
+    }
+
+    /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
+    async fn send_again(&self, path: &str, body: &Bytes) -> Result<Response> {
+        let mut pauses = RETRIES.into_iter();
+        loop {
+            let request = self
+                .request(Method::POST, path)
+                .header(reqwest::header::CONTENT_TYPE, TENSORS)
+                .body(body.clone());
+            match self.send(request).await {
+                Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
+                    tracing::warn!("{}: {reason}; trying again", self.worker.url);
+                    if let Some(pause) = pauses.next() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let mut url = self.worker.url.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}/{path}"));
+        let request = self.http.request(method, url);
+        match &self.worker.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends a request; anything but success is an error that names the worker.
+    async fn send(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request
+            .send()
+            .await
+            .map_err(|e| Error::unreachable(&self.worker, &e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let worker = self.worker.url.to_string();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(Error::WorkerToken { worker });
+        }
+        let text = response.text().await.unwrap_or_default();
+        let reason = match serde_json::from_str::<Refusal>(&text) {
+            Ok(refusal) => refusal.error,
+            Err(_) => text
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(200)
+                .collect(),
+        };
+        Err(Error::WorkerRefused {
+            worker,
+            status: status.as_u16(),
+            reason,
+        })
+    }
+
+    async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
+        let text = response
+            .text()
+            .await
+            .map_err(|e| Error::unreachable(&self.worker, &e))?;
+        serde_json::from_str(&text).map_err(|e| Error::reply(&self.worker, e.to_string()))
+    }
+}
+
+/// The beginning of a digest, enough to tell two models apart.
+pub fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}

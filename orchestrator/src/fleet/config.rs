@@ -1,0 +1,150 @@
+//! Which workers there are: a TOML file.
+
+use std::path::Path;
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The workers of a run. `configs/fleet.example.toml` shows the file.
+#[derive(Clone, Debug)]
+pub struct FleetConfig {
+    /// In the order of their strips, from the top of the picture.
+    pub workers: Vec<WorkerConfig>,
+}
+
+/// One worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Where it listens.
+    pub url: Url,
+    /// Whose machine it is. Providers do not collude; two workers of one provider are one view.
+    pub provider: String,
+    /// What it wants to be shown.
+    pub token: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    worker: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    url: String,
+    provider: String,
+    token: Option<String>,
+    /// An environment variable that holds the token, to keep it out of the file.
+    token_env: Option<String>,
+}
+
+/// The most strips that a picture is cut into.
+pub const MAX_WORKERS: usize = 16;
+
+impl FleetConfig {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`Error::FleetFile`], saying which worker and field.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| fleet_error(path, e))?;
+        Self::parse(&text).map_err(|reason| fleet_error(path, reason))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // A TOML error is several lines with a drawing; the first says where, the last what.
+        let file: File =
+            toml::from_str(text).map_err(|e| e.to_string().trim().replace('\n', " "))?;
+        if !(1..=MAX_WORKERS).contains(&file.worker.len()) {
+            return Err(format!(
+                "{} [[worker]] entries; there must be 1 to {MAX_WORKERS}",
+                file.worker.len()
+            ));
+        }
+        let workers = file.worker.into_iter().enumerate().map(|(i, entry)| {
+            entry
+                .resolve()
+                .map_err(|reason| format!("worker {}: {reason}", i + 1))
+        });
+        Ok(Self {
+            workers: workers.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Entry {
+    fn resolve(self) -> Result<WorkerConfig, String> {
+        let url = Url::parse(&self.url).map_err(|e| format!("url {:?}: {e}", self.url))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(format!("url {:?} is neither http nor https", self.url));
+        }
+        let token =
+            match (self.token, self.token_env) {
+                (Some(_), Some(_)) => return Err("both token and token_env are given".into()),
+                (token, None) => token,
+                (None, Some(name)) => Some(std::env::var(&name).map_err(|_| {
+                    format!("the environment variable {name} (token_env) is not set")
+                })?),
+            };
+        Ok(WorkerConfig {
+            url,
+            provider: self.provider,
+            token,
+        })
+    }
+}
+
+fn fleet_error(path: &Path, reason: impl ToString) -> Error {
+    Error::FleetFile {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        // SAFETY of the name: the example keeps its tokens in variables that are not set here.
+        let text = text.replace("token_env", "token");
+        let fleet = FleetConfig::parse(&text).unwrap();
+        assert_eq!(fleet.workers.len(), 4);
+        assert!(fleet.workers.iter().all(|w| w.token.is_some()));
+    }
+
+    #[test]
+    fn a_bad_file_names_the_worker_and_the_field() {
+        for (text, part) in [
+            ("", "0 [[worker]]"),
+            ("[[worker]]\nurl = \"http://a\"", "provider"),
+            (
+                "[[worker]]\nurl = \"nowhere\"\nprovider = \"p\"",
+                "worker 1: url \"nowhere\"",
+            ),
+            (
+                "[[worker]]\nurl = \"ftp://a\"\nprovider = \"p\"",
+                "neither http nor https",
+            ),
+            (
+                "[[worker]]\nurl = \"http://a\"\nprovider = \"p\"\ntokn = \"x\"",
+                "tokn",
+            ),
+            (
+                "[[worker]]\nurl = \"http://a\"\nprovider = \"p\"\ntoken_env = \"LACUNA_NOT_SET\"",
+                "LACUNA_NOT_SET",
+            ),
+        ] {
+            let error = FleetConfig::parse(text).unwrap_err();
+            assert!(error.contains(part), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

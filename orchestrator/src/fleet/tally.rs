@@ -1,0 +1,140 @@
+//! What was sent to a worker, and what it saw and did.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::config::WorkerConfig;
+
+/// Kinds of layers, as the paper's tables have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Convolutions.
+    Conv,
+    /// Cross-attentions.
+    Attention,
+    /// Group normalisations.
+    GroupNorm,
+}
+
+/// Bytes each way; the bodies of requests and replies, without HTTP's headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Number of requests.
+    pub requests: u64,
+    /// From the user.
+    pub bytes_up: u64,
+    /// To the user.
+    pub bytes_down: u64,
+}
+
+impl Traffic {
+    /// Adds another account to this one.
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+    }
+}
+
+/// One worker's account.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// The worker's address.
+    pub url: String,
+    /// Whose it is.
+    pub provider: String,
+    /// Bytes by kind of layer.
+    pub kinds: BTreeMap<Kind, Traffic>,
+    /// Work done, multiply and add counted as two.
+    pub flop: u64,
+    /// Rows that it computed, over all layers.
+    pub rows: Coverage,
+    /// Rows that it was sent, halos included, over all layers.
+    pub rows_with_halo: Coverage,
+}
+
+impl Tally {
+    /// An empty account.
+    pub fn new(worker: &WorkerConfig) -> Self {
+        Self {
+            url: worker.url.to_string(),
+            provider: worker.provider.clone(),
+            kinds: BTreeMap::new(),
+            flop: 0,
+            rows: Coverage::default(),
+            rows_with_halo: Coverage::default(),
+        }
+    }
+
+    /// Counts one request.
+    pub fn count(&mut self, kind: Kind, bytes_up: usize, bytes_down: usize) {
+        self.kinds.entry(kind).or_default().add(&Traffic {
+            requests: 1,
+            bytes_up: bytes_up as u64,
+            bytes_down: bytes_down as u64,
+        });
+    }
+
+    /// All kinds together.
+    pub fn total(&self) -> Traffic {
+        let mut total = Traffic::default();
+        self.kinds.values().for_each(|t| total.add(t));
+        total
+    }
+}
+
+/// A part of the picture's height, as a union of intervals in 0..1.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Coverage {
+    /// Disjoint, sorted.
+    intervals: Vec<(f64, f64)>,
+}
+
+impl Coverage {
+    /// Adds rows `from..to` of `rows`; what lies outside is cut off.
+    pub fn add(&mut self, from: isize, to: isize, rows: usize) {
+        let part = |row: isize| (row.clamp(0, rows as isize)) as f64 / rows.max(1) as f64;
+        let (mut start, mut end) = (part(from), part(to));
+        if start >= end {
+            return;
+        }
+        self.intervals.retain(|&(s, e)| {
+            let apart = e < start || s > end;
+            if !apart {
+                start = start.min(s);
+                end = end.max(e);
+            }
+            apart
+        });
+        let place = self.intervals.partition_point(|&(s, _)| s < start);
+        self.intervals.insert(place, (start, end));
+    }
+
+    /// The part's share of the height, 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.intervals.iter().map(|(s, e)| e - s).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coverage_is_a_union() {
+        let mut coverage = Coverage::default();
+        coverage.add(0, 2, 8);
+        coverage.add(4, 6, 8);
+        assert_eq!(coverage.share(), 0.5);
+        coverage.add(1, 5, 8);
+        assert_eq!(coverage.share(), 0.75);
+        coverage.add(-3, 1, 8);
+        assert_eq!(coverage.share(), 0.75);
+        coverage.add(3, 9, 4);
+        assert_eq!(coverage.share(), 1.0);
+        coverage.add(2, 2, 4);
+        assert_eq!(coverage.share(), 1.0);
+    }
+}

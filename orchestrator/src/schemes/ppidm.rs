@@ -1,0 +1,300 @@
+//! The paper's scheme (PPIDM): the feature map stays with the user, layer by layer it is cut into
+//! strips along the height, sent, computed and merged.
+//!
+//! Every 3x3 convolution but `conv_in` (which sees the noisy latents), the products of every
+//! cross-attention and the statistics of every group normalisation are the workers'. Everything
+//! else, self-attention included, is the user's.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use shared::executor::Executor;
+use shared::host::HostTensor;
+use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
+use shared::ops;
+use shared::partition::{Rows, cut, join, rows_with_halo, strips};
+use shared::stats::Moments;
+use shared::unet::{CONV_IN, TimeEmbedding};
+use shared::whole::Whole;
+use shared::wire::Work;
+
+use crate::error::{Error, Result};
+use crate::fleet::tally::Kind;
+use crate::fleet::{Fleet, Piece};
+
+/// How the strips' statistics become a group normalisation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum GroupNormMode {
+    /// Merged exactly: the statistics of the whole tensor.
+    #[default]
+    Exact,
+    /// Each strip by its own statistics; lossy, the paper's.
+    Local,
+    /// All strips by the averages of their means and variances; lossy.
+    Averaged,
+}
+
+/// Executes a U-Net layer by layer over a fleet of workers.
+pub struct Ppidm {
+    whole: Whole,
+    fleet: Fleet,
+    mode: GroupNormMode,
+}
+
+impl Ppidm {
+    /// The user's side `whole` and the workers.
+    pub fn new(whole: Whole, fleet: Fleet, mode: GroupNormMode) -> Self {
+        Self { whole, fleet, mode }
+    }
+
+    /// The user's side and the fleet, to take account of both.
+    pub fn into_parts(self) -> (Whole, Fleet) {
+        (self.whole, self.fleet)
+    }
+
+    /// Gives every worker with rows in `strips` the piece of work that `piece` makes of them; the
+    /// outputs are those of the workers that have rows.
+    ///
+    /// `of_rows` is the height that the strips are cut from, `flop` the work of one row of it.
+    fn exchange(
+        &mut self,
+        kind: Kind,
+        strips: &[Strip],
+        of_rows: usize,
+        flop: u64,
+        piece: impl Fn(&Strip) -> Result<Piece>,
+    ) -> Result<Vec<HostTensor>> {
+        let parts = strips
+            .iter()
+            .map(|s| (!s.own.is_empty()).then(|| Ok(vec![piece(s)?])).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        let replies = self.fleet.exchange(kind, parts)?;
+        for (tally, strip) in self.fleet.tallies().zip(strips) {
+            let (own, sent) = (&strip.own, &strip.sent);
+            tally.flop += own.len() as u64 * flop;
+            tally
+                .rows
+                .add(own.start as isize, own.end as isize, of_rows);
+            if !own.is_empty() {
+                tally.rows_with_halo.add(sent.start, sent.end, strip.of);
+            }
+        }
+        Ok(replies.into_iter().flatten().flatten().collect())
+    }
+
+    /// Statistics of each strip of `x`: `[strip][batch entry and group]`.
+    fn moments(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Vec<Vec<Moments>>> {
+        let [b, c, h, w] = x.dims();
+        let host = HostTensor::from_device(x.clone())?;
+        let strips = Strip::plain(h, self.fleet.len());
+        let replies = self.exchange(Kind::GroupNorm, &strips, h, 0, |strip| {
+            let work = Work::Moments {
+                layer: layer.name.clone(),
+            };
+            Ok(Piece {
+                work,
+                inputs: vec![cut(&host, Rows::OfFeature, &strip.sent)?],
+                output: vec![b * layer.groups, 2],
+            })
+        })?;
+        let filled = strips.iter().filter(|s| !s.own.is_empty());
+        let moments = filled
+            .zip(replies)
+            .map(|(strip, reply)| {
+                let count = (c / layer.groups * strip.own.len() * w) as f64;
+                let (pairs, _) = reply.data.as_chunks::<2>();
+                let moments = pairs.iter().map(|&[mean, m2]| Moments {
+                    count,
+                    mean: mean.into(),
+                    m2: m2.into(),
+                });
+                moments.collect()
+            })
+            .collect();
+        Ok(moments)
+    }
+
+    fn normalise(&mut self, layer: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
+        let strips_of_moments = self.moments(layer, x)?;
+        let weights = self.whole.weights();
+        let groups = x.dims()[0] * layer.groups;
+        // One statistic for each group from all strips of it.
+        let combine = |of_group: fn(&[Moments]) -> Moments| -> Vec<Moments> {
+            let of_strips = |g: usize| strips_of_moments.iter().map(|s| s[g]).collect::<Vec<_>>();
+            (0..groups).map(|g| of_group(&of_strips(g))).collect()
+        };
+        let moments = match self.mode {
+            GroupNormMode::Exact => combine(|strips| {
+                strips
+                    .iter()
+                    .fold(Moments::default(), |all, m| all.merge(*m))
+            }),
+            GroupNormMode::Averaged => combine(Moments::average),
+            GroupNormMode::Local => {
+                let rows = strips(x.dims()[2], self.fleet.len());
+                let filled = rows.into_iter().filter(|r| !r.is_empty());
+                let parts = filled.zip(&strips_of_moments).map(|(rows, moments)| {
+                    let strip = x.clone().narrow(2, rows.start, rows.len());
+                    ops::group_norm_by(weights, layer, strip, moments, silu)
+                });
+                return Ok(Tensor::cat(parts.collect::<shared::Result<_>>()?, 2));
+            }
+        };
+        Ok(ops::group_norm_by(
+            weights,
+            layer,
+            x.clone(),
+            &moments,
+            silu,
+        )?)
+    }
+}
+
+/// A worker's rows of one layer.
+#[derive(Clone, Debug)]
+struct Strip {
+    /// Output rows that it computes.
+    own: Range<usize>,
+    /// Input rows that it is sent; those outside the picture are zeros.
+    sent: Range<isize>,
+    /// Input rows of the whole picture.
+    of: usize,
+}
+
+impl Strip {
+    /// `rows` rows in `n` strips that need no halo.
+    fn plain(rows: usize, n: usize) -> Vec<Self> {
+        let strip = |own: Range<usize>| Self {
+            sent: own.start as isize..own.end as isize,
+            own,
+            of: rows,
+        };
+        strips(rows, n).into_iter().map(strip).collect()
+    }
+}
+
+impl Executor for Ppidm {
+    type Feature = Tensor<4>;
+    type Tokens = Tensor<3>;
+    type Embedding = Tensor<2>;
+    type Error = Error;
+
+    fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if layer.kernel == 1 || layer.name == CONV_IN {
+            return Ok(self.whole.conv(layer, x)?);
+        }
+        let [b, _, h, w] = x.dims();
+        let (rows, columns) = (layer.out_size(h), layer.out_size(w));
+        let host = HostTensor::from_device(x.clone())?;
+        let strips: Vec<Strip> = strips(rows, self.fleet.len())
+            .into_iter()
+            .map(|own| Strip {
+                sent: rows_with_halo(layer, &own),
+                own,
+                of: h,
+            })
+            .collect();
+        let flop = layer.flop(b * columns);
+        let replies = self.exchange(Kind::Conv, &strips, rows, flop, |strip| {
+            let work = Work::Conv {
+                layer: layer.name.clone(),
+            };
+            Ok(Piece {
+                work,
+                inputs: vec![cut(&host, Rows::OfFeature, &strip.sent)?],
+                output: vec![b, layer.c_out, strip.own.len(), columns],
+            })
+        })?;
+        let merged = join(&replies, Rows::OfFeature)?;
+        Ok(merged.into_device(self.whole.device())?)
+    }
+
+    fn group_norm(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        self.normalise(layer, x, false)
+    }
+
+    fn group_norm_silu(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        self.normalise(layer, x, true)
+    }
+
+    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let [q, k, v] = self.whole.project(layer, x, true)?;
+        let [b, t, c] = q.dims();
+        let flop = b as u64 * layer.products_flop(1, k.dims()[1]);
+        let [q, k, v] = [
+            HostTensor::from_device(q)?,
+            HostTensor::from_device(k)?,
+            HostTensor::from_device(v)?,
+        ];
+        let strips = Strip::plain(t, self.fleet.len());
+        let replies = self.exchange(Kind::Attention, &strips, t, flop, |strip| {
+            let work = Work::Attention {
+                layer: layer.name.clone(),
+            };
+            let q = cut(&q, Rows::OfTokens, &strip.sent)?;
+            Ok(Piece {
+                work,
+                inputs: vec![q, k.clone(), v.clone()],
+                output: vec![b, strip.own.len(), c],
+            })
+        })?;
+        let merged = join(&replies, Rows::OfTokens)?;
+        let merged = merged.into_device(self.whole.device())?;
+        Ok(self.whole.linear(&layer.to_out, &merged)?)
+    }
+
+    // The user's own.
+
+    fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<Tensor<2>> {
+        Ok(self.whole.embed_time(layer, timestep)?)
+    }
+
+    fn add_embedding(
+        &mut self,
+        project: &Linear,
+        x: Tensor<4>,
+        embedding: &Tensor<2>,
+    ) -> Result<Tensor<4>> {
+        Ok(self.whole.add_embedding(project, x, embedding)?)
+    }
+
+    fn add(&mut self, a: Tensor<4>, b: &Tensor<4>) -> Result<Tensor<4>> {
+        Ok(self.whole.add(a, b)?)
+    }
+
+    fn concat(&mut self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<4>> {
+        Ok(self.whole.concat(a, b)?)
+    }
+
+    fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
+        Ok(self.whole.upsample(x, like)?)
+    }
+
+    fn to_tokens(&mut self, x: &Tensor<4>) -> Result<Tensor<3>> {
+        Ok(self.whole.to_tokens(x)?)
+    }
+
+    fn to_feature(&mut self, x: Tensor<3>, like: &Tensor<4>) -> Result<Tensor<4>> {
+        Ok(self.whole.to_feature(x, like)?)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(self.whole.linear(layer, x)?)
+    }
+
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(self.whole.layer_norm(layer, x)?)
+    }
+
+    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(self.whole.self_attention(layer, x)?)
+    }
+
+    fn feed_forward(&mut self, layer: &FeedForward, x: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(self.whole.feed_forward(layer, x)?)
+    }
+
+    fn add_tokens(&mut self, a: Tensor<3>, b: &Tensor<3>) -> Result<Tensor<3>> {
+        Ok(self.whole.add_tokens(a, b)?)
+    }
+}
