@@ -27,11 +27,15 @@ pub struct AddedConditioning {
     pub sizes: [f32; 6],
 }
 
+/// Is shown every block's output under the block's name.
+pub type Observer = Box<dyn FnMut(&str, &Tensor<4>) + Send>;
+
 /// Executes a U-Net on one device.
 pub struct Whole {
     weights: Weights,
     conditioning: Conditioning,
     flop: u64,
+    observer: Option<Observer>,
 }
 
 impl Whole {
@@ -41,7 +45,13 @@ impl Whole {
             weights,
             conditioning,
             flop: 0,
+            observer: None,
         }
+    }
+
+    /// From now on shows every block's output to `observer`, to compare or record it.
+    pub fn show_blocks_to(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     /// Work done so far: convolutions, linear maps and attention products, multiply and add
@@ -208,5 +218,12 @@ impl Executor for Whole {
 
     fn add_tokens(&mut self, a: Tensor<3>, b: &Tensor<3>) -> Result<Tensor<3>> {
         Ok(a + b.clone())
+    }
+
+    fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {
+        if let Some(observer) = &mut self.observer {
+            observer(block, x);
+        }
+        Ok(())
     }
 }
