@@ -1,10 +1,41 @@
 //! The user's side of Lacuna: everything that stays on the machine of the person who asks for a picture.
+//!
+//! # Layout
+//!
+//! From a prompt to a picture:
+//! - [`model_dir`]: a model on disk, and where its parts lie.
+//! - [`text`]: prompt to tokens to embeddings.
+//! - [`noise`]: torch's random numbers.
+//! - [`schedulers`]: how noise is taken out of the latents.
+//! - [`vae`]: latents to picture and back.
+//! - [`picture`]: the decoder's output to a PNG file.
+//! - [`pipeline`]: all of these in a row.
+//!
+//! The U-Net on others' machines:
+//! - [`schemes`]: how one U-Net call is placed; each is an executor.
+//! - [`fleet`]: the workers, the dialogue with them, and what each saw.
+//!
+//! At the edge:
+//! - [`cli`]: the command line.
+//! - [`commands`]: the commands of the `lacuna` binary.
+//! - [`report`]: what a run took and who saw what.
+//! - [`output`]: files that are written whole or not at all.
+//! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
 
+pub mod cli;
+pub mod commands;
 pub mod error;
 pub mod fleet;
+pub mod model_dir;
 pub mod noise;
+pub mod output;
+pub mod picture;
+pub mod pipeline;
+pub mod report;
 pub mod schedulers;
 pub mod schemes;
+pub mod text;
+pub mod vae;
 
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use safetensors::tensor::{Metadata, TensorView};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -161,21 +161,35 @@ impl<H: Serialize> Message<H> {
     /// # Errors
     /// [`Error::Message`] when the header does not serialise.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let malformed = |e: &dyn std::fmt::Display| Error::Message(e.to_string());
-        let header = serde_json::to_string(&self.header).map_err(|e| malformed(&e))?;
-        let views = self
+        let header =
+            serde_json::to_string(&self.header).map_err(|e| Error::Message(e.to_string()))?;
+        let metadata = HashMap::from([(HEADER.to_owned(), header)]);
+        let tensors = self
             .tensors
             .iter()
-            .map(|(name, tensor)| {
-                let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
-                TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
-                    .map(|view| (name.as_str(), view))
-                    .map_err(|e| malformed(&e))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let metadata = HashMap::from([(HEADER.to_owned(), header)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| malformed(&e))
+            .map(|(name, tensor)| (name.as_str(), tensor));
+        to_safetensors(tensors, Some(metadata))
     }
+}
+
+/// Named tensors as a safetensors buffer in f32.
+///
+/// # Errors
+/// [`Error::Message`] when two tensors have one name.
+pub fn to_safetensors<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a HostTensor)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let malformed = |e: SafeTensorError| Error::Message(e.to_string());
+    let views = tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+            view.map(|view| (name, view)).map_err(malformed)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, metadata).map_err(malformed)
 }
 
 impl<H: DeserializeOwned> Message<H> {

@@ -23,20 +23,36 @@ struct Case {
 impl Case {
     fn open(name: &str) -> Self {
         let dir = goldens().join("models").join(name).join("unet");
-        let unet = UNetConfig::from_file(&dir.join("config.json")).unwrap().build();
+        let unet = UNetConfig::from_file(&dir.join("config.json"))
+            .unwrap()
+            .build();
         let files = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
         let weights = Weights::load(&unet, &files, &Device::flex()).unwrap();
         let golden = Checkpoint::open(&goldens(), name, None).unwrap();
-        Self { unet, weights, golden }
+        Self {
+            unet,
+            weights,
+            golden,
+        }
     }
 
     fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
-        self.golden.read(name).unwrap().into_device(self.weights.device()).unwrap()
+        self.golden
+            .read(name)
+            .unwrap()
+            .into_device(self.weights.device())
+            .unwrap()
     }
 
     fn whole(&self) -> Whole {
         let context = self.tensor("unet.context");
-        Whole::new(self.weights.clone(), Conditioning { context, added: None })
+        Whole::new(
+            self.weights.clone(),
+            Conditioning {
+                context,
+                added: None,
+            },
+        )
     }
 }
 
@@ -44,19 +60,28 @@ impl Case {
 fn excess(want: &HostTensor, got: &HostTensor) -> f32 {
     assert_eq!(want.shape, got.shape);
     let pairs = want.data.iter().zip(&got.data);
-    pairs.map(|(w, g)| (w - g).abs() / (1e-4 + 1e-3 * w.abs())).fold(0.0, f32::max)
+    pairs
+        .map(|(w, g)| (w - g).abs() / (1e-4 + 1e-3 * w.abs()))
+        .fold(0.0, f32::max)
 }
 
 #[test]
 fn every_block_equals_the_reference() {
     for (name, blocks) in [("sd1", 25), ("sd2", 20), ("odd", 14)] {
         let case = Case::open(name);
-        for (time, acts, out) in [("unet.t", "unet.act", "unet.out"), ("unet.t2", "unet.act2", "unet.out2")] {
+        for (time, acts, out) in [
+            ("unet.t", "unet.act", "unet.out"),
+            ("unet.t2", "unet.act2", "unet.out2"),
+        ] {
             let timestep = f64::from(case.golden.read(time).unwrap().data[0]);
             let (seen, outputs) = channel();
             let mut whole = case.whole();
             whole.show_blocks_to(Box::new(move |block, x| {
-                seen.send((block.to_owned(), HostTensor::from_device(x.clone()).unwrap())).unwrap();
+                seen.send((
+                    block.to_owned(),
+                    HostTensor::from_device(x.clone()).unwrap(),
+                ))
+                .unwrap();
             }));
             let sample = case.tensor("unet.sample");
             let got = case.unet.forward(&mut whole, &sample, timestep).unwrap();
@@ -68,15 +93,27 @@ fn every_block_equals_the_reference() {
                     continue;
                 }
                 let excess = excess(&case.golden.read(&key).unwrap(), &got);
-                assert!(excess <= 1.0, "{name}: {key} is the first block to diverge, {excess} times the tolerance");
+                assert!(
+                    excess <= 1.0,
+                    "{name}: {key} is the first block to diverge, {excess} times the tolerance"
+                );
                 compared += 1;
             }
             if acts == "unet.act" {
-                assert!(compared >= blocks, "{name}: only {compared} blocks were compared");
+                assert!(
+                    compared >= blocks,
+                    "{name}: only {compared} blocks were compared"
+                );
             }
-            let excess = excess(&case.golden.read(out).unwrap(), &HostTensor::from_device(got).unwrap());
+            let excess = excess(
+                &case.golden.read(out).unwrap(),
+                &HostTensor::from_device(got).unwrap(),
+            );
             println!("{name} {out}: {compared} blocks, output at {excess:.4} of the tolerance");
-            assert!(excess <= 1.0, "{name}: {out} is off by {excess} times the tolerance");
+            assert!(
+                excess <= 1.0,
+                "{name}: {out} is off by {excess} times the tolerance"
+            );
         }
     }
 }

@@ -47,6 +47,9 @@ pub enum Error {
     /// No more sessions, or no more work.
     #[error("this worker is busy: {0}")]
     Busy(&'static str),
+    /// The model is not loaded yet.
+    #[error("this worker is loading its model")]
+    Loading,
     /// The service is shutting down.
     #[error("this worker is shutting down")]
     Stopping,
@@ -73,7 +76,7 @@ impl IntoResponse for Error {
             Self::UnknownSession(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
             Self::Protocol { .. } | Self::Sequence { .. } => StatusCode::CONFLICT,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Busy(_) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy(_) | Self::Loading | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Compute(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let refusal = Refusal {

@@ -20,5 +20,5 @@ pub mod service;
 pub mod sessions;
 
 pub use model::Model;
-pub use serve::serve;
+pub use serve::{serve, serve_while_loading};
 pub use service::{Options, Service};

@@ -10,7 +10,7 @@ use clap::Parser;
 use shared::device::{self, DeviceChoice};
 use shared::selftest;
 use tokio::net::TcpListener;
-use worker::{Model, Options, Service, serve};
+use worker::{Model, Options, Service, serve, serve_while_loading};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -73,7 +73,12 @@ async fn main() -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let address = listener.local_addr()?;
     let drain = Duration::from_secs(arguments.drain);
-    let service = tokio::task::spawn_blocking(move || prepare(arguments)).await??;
+    // A second handle on the same socket, so that no connection is lost between the two servers.
+    let socket = listener.into_std()?;
+    let loading = TcpListener::from_std(socket.try_clone()?)?;
+    let listener = TcpListener::from_std(socket)?;
+    let prepared = tokio::task::spawn_blocking(move || prepare(arguments));
+    let service = serve_while_loading(loading, prepared).await???;
     tracing::info!("ready on http://{address}");
     serve(listener, service, stop, drain).await?;
     tracing::info!("stopped");

@@ -3,10 +3,34 @@
 use std::future::{Future, IntoFuture};
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::get;
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
-use crate::service::Service;
+use crate::error::Error;
+use crate::service::{Service, live};
+
+/// Answers on `listener` while the model loads: live, but for all else not ready. Ends with
+/// `loaded`, whose output it gives; what connects later waits in the socket for [`serve`].
+///
+/// # Errors
+/// Those of the socket.
+pub async fn serve_while_loading<T>(
+    listener: TcpListener,
+    loaded: impl Future<Output = T>,
+) -> std::io::Result<T> {
+    let router = Router::new()
+        .route("/health/live", get(live))
+        .fallback(async || Error::Loading);
+    tokio::select! {
+        output = loaded => Ok(output),
+        result = axum::serve(listener, router).into_future() => {
+            result?;
+            Err(std::io::Error::other("the socket closed while the model was loading"))
+        }
+    }
+}
 
 /// Serves `service` on `listener` until `shutdown` completes, then drains: no new sessions, those
 /// open may finish, for at most `drain`. The caller owns the socket and the signal.

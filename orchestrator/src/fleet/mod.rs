@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use crate::error::{Error, Result};
 use client::Client;
 use config::FleetConfig;
-use tally::{Kind, Tally};
+use tally::{Kind, Tally, Traffic};
 
 /// One worker's part of an exchange: independent pieces of work.
 pub type Part = Vec<Piece>;
@@ -96,6 +96,15 @@ impl Fleet {
     /// Accounts of all workers, in the file's order.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
+    }
+
+    /// All workers' traffic so far.
+    pub fn traffic(&self) -> Traffic {
+        let mut all = Traffic::default();
+        self.clients
+            .iter()
+            .for_each(|client| all.add(&client.tally.total()));
+        all
     }
 
     /// Closes the sessions and gives the accounts. Workers that cannot be told expire them.

@@ -9,8 +9,10 @@ use burn::tensor::{Device, Tensor};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::unet::UNet;
+use shared::whole::Whole;
 
 use crate::error::{Error, Result};
+use crate::fleet::tally::Traffic;
 
 /// The schemes by the names that `--scheme` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -37,6 +39,21 @@ pub trait Predictor {
     /// # Errors
     /// Those of the scheme; none leaves a half-made result.
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor>;
+
+    /// What the workers were sent and sent so far; none without workers.
+    fn traffic(&self) -> Option<Traffic>;
+}
+
+/// An executor that knows what it had others do.
+pub trait Account {
+    /// What the workers were sent and sent so far; none without workers.
+    fn traffic(&self) -> Option<Traffic>;
+}
+
+impl Account for Whole {
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
 }
 
 /// A U-Net with an executor of tensors on one device.
@@ -51,7 +68,7 @@ pub struct Placed<'a, E> {
 
 impl<E> Predictor for Placed<'_, E>
 where
-    E: Executor<Feature = Tensor<4>>,
+    E: Executor<Feature = Tensor<4>> + Account,
     Error: From<E::Error>,
 {
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor> {
@@ -60,5 +77,9 @@ where
         let output = HostTensor::from_device(output)?;
         output.check_finite("the noise prediction")?;
         Ok(output)
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        self.executor.traffic()
     }
 }

@@ -19,8 +19,9 @@ use shared::whole::Whole;
 use shared::wire::Work;
 
 use crate::error::{Error, Result};
-use crate::fleet::tally::Kind;
+use crate::fleet::tally::{Kind, Traffic};
 use crate::fleet::{Fleet, Piece};
+use crate::schemes::Account;
 
 /// How the strips' statistics become a group normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -147,6 +148,12 @@ impl Ppidm {
             &moments,
             silu,
         )?)
+    }
+}
+
+impl Account for Ppidm {
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.fleet.traffic())
     }
 }
 

@@ -45,10 +45,21 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Read`], [`Error::Json`] or [`Error::BadWeights`].
     pub fn open(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
-        let paths = locate(dir, stem, variant)?;
+        Self::map(dir.display().to_string(), &locate(dir, stem, variant)?)
+    }
+
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// [`Error::Read`] or [`Error::BadWeights`].
+    pub fn open_file(path: &Path) -> Result<Self> {
+        Self::map(path.display().to_string(), &[path.to_owned()])
+    }
+
+    fn map(origin: String, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::with_capacity(paths.len());
         let mut entries = BTreeMap::new();
-        for path in &paths {
+        for path in paths {
             let map = map_file(path)?;
             let bad = |reason: String| Error::BadWeights {
                 path: path.clone(),
@@ -70,7 +81,7 @@ impl Checkpoint {
             files.push(map);
         }
         Ok(Self {
-            origin: dir.display().to_string(),
+            origin,
             files,
             entries,
         })

@@ -1,0 +1,37 @@
+//! The command line of `lacuna`.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bench, generate, workers};
+
+/// Makes pictures from text on clouds that you do not trust.
+#[derive(Parser)]
+#[command(name = "lacuna", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes pictures from a prompt.
+    Generate(Box<generate::Arguments>),
+    /// Shows how the workers are.
+    Workers(workers::Arguments),
+    /// Times U-Net calls of random weights under several schemes.
+    Bench(bench::Arguments),
+}
+
+impl Cli {
+    /// Runs the command that was given.
+    ///
+    /// # Errors
+    /// Those of the command, each in one line.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Generate(arguments) => generate::run(*arguments).await,
+            Command::Workers(arguments) => workers::run(arguments).await,
+            Command::Bench(arguments) => bench::run(arguments).await,
+        }
+    }
+}

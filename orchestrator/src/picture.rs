@@ -1,0 +1,118 @@
+//! A picture, from the decoder's output to a PNG file.
+
+use std::path::Path;
+
+use shared::host::HostTensor;
+
+use crate::error::{Error, Result};
+use crate::output::write_whole;
+
+/// A picture in RGB.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Values in 0..1, `[3, height, width]`.
+    pub rgb: Vec<f32>,
+}
+
+impl Picture {
+    /// The decoder's `[1, 3, height, width]` in about -1..1, clamped.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it is not one picture in three colours, or not finite.
+    pub fn from_decoded(decoded: HostTensor) -> Result<Self> {
+        let [1, 3, height, width] = decoded.dims()? else {
+            return Err(Error::Request(format!(
+                "the decoder gives {:?}, not one picture in three colours",
+                decoded.shape
+            )));
+        };
+        decoded.check_finite("the picture")?;
+        let rgb = decoded
+            .data
+            .into_iter()
+            .map(|x| (x / 2.0 + 0.5).clamp(0.0, 1.0));
+        Ok(Self {
+            width,
+            height,
+            rgb: rgb.collect(),
+        })
+    }
+
+    /// Bytes in rows of pixels; halves round to even, as numpy does.
+    pub fn to_rgb8(&self) -> Vec<u8> {
+        let pixels = self.width * self.height;
+        let byte = |i: usize, channel: usize| {
+            (self.rgb[channel * pixels + i] * 255.0).round_ties_even() as u8
+        };
+        (0..pixels)
+            .flat_map(|i| (0..3).map(move |c| byte(i, c)))
+            .collect()
+    }
+
+    /// Writes a PNG with `text` as international text chunks (keyword, text).
+    ///
+    /// # Errors
+    /// [`Error::Output`].
+    pub fn write_png(&self, path: &Path, text: &[(&str, String)]) -> Result<()> {
+        let mut bytes = Vec::new();
+        self.encode(&mut bytes, text).map_err(|e| Error::Output {
+            path: path.to_owned(),
+            reason: e.to_string(),
+        })?;
+        write_whole(path, &bytes)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+        let mut encoder = png::Encoder::new(out, self.width as u32, self.height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, text) in text {
+            encoder.add_itxt_chunk((*keyword).to_owned(), text.clone())?;
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.to_rgb8())?;
+        writer.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_clamped_and_rounded_and_interleaved() {
+        let data = vec![-3.0, 1.0, 0.0, 3.0, -1.0, 0.5];
+        let decoded = HostTensor::new([1, 3, 1, 2], data).unwrap();
+        let picture = Picture::from_decoded(decoded).unwrap();
+        // 0.5 * 255 = 127.5 rounds to the even 128; 0.75 * 255 = 191.25.
+        assert_eq!(picture.to_rgb8(), [0, 128, 0, 255, 255, 191]);
+    }
+
+    #[test]
+    fn the_file_is_a_png_that_carries_its_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.png");
+        let picture = Picture {
+            width: 2,
+            height: 1,
+            rgb: vec![0.0, 1.0, 0.2, 0.4, 1.0, 0.0],
+        };
+        picture
+            .write_png(&path, &[("prompt", "a café".into())])
+            .unwrap();
+        let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+        let mut reader = png::Decoder::new(file).read_info().unwrap();
+        let mut pixels = vec![0; 6];
+        reader.next_frame(&mut pixels).unwrap();
+        assert_eq!(pixels, picture.to_rgb8());
+        let chunk = &reader.info().utf8_text[0];
+        assert_eq!(
+            (chunk.keyword.as_str(), chunk.get_text().unwrap().as_str()),
+            ("prompt", "a café")
+        );
+    }
+}

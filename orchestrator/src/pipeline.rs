@@ -1,0 +1,302 @@
+//! From a prompt to a picture: what stays with the user, around any scheme's U-Net calls.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor};
+use shared::host::HostTensor;
+use shared::unet::{UNet, UNetConfig};
+use shared::weights::{Checkpoint, Weights};
+
+use crate::error::{Error, Result};
+use crate::fleet::tally::Traffic;
+use crate::model_dir::ModelDir;
+use crate::noise::TorchRng;
+use crate::picture::Picture;
+use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
+use crate::schemes::Predictor;
+use crate::text::{ClipTextEncoder, ClipTokenizer};
+use crate::vae::Vae;
+
+/// A model with all its parts on the user's device.
+pub struct Pipeline {
+    tokenizer: ClipTokenizer,
+    text_encoder: ClipTextEncoder,
+    vae: Vae,
+    /// The U-Net's layers.
+    pub unet: UNet,
+    /// The U-Net's weights.
+    pub weights: Weights,
+    sample_size: Option<usize>,
+    scheduler: SchedulerConfig,
+}
+
+/// How the sampler goes from noise to latents.
+#[derive(Clone, Debug)]
+pub struct Sampling {
+    /// Another scheduler than the model's own.
+    pub scheduler: Option<SchedulerKind>,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Guidance scale; above 1 the U-Net runs on a batch of two.
+    pub guidance: f32,
+    /// DDIM's amount of fresh noise, 0 to 1.
+    pub eta: f32,
+}
+
+impl Sampling {
+    /// Whether the prediction is guided away from the negative prompt (Ho and Salimans 2022).
+    pub fn guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+
+    /// Batch entries of one U-Net call.
+    pub fn batch(&self) -> usize {
+        if self.guided() { 2 } else { 1 }
+    }
+}
+
+/// Where the sampler is.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// U-Net calls done.
+    pub done: usize,
+    /// U-Net calls in all; PNDM makes one more than there are steps.
+    pub of: usize,
+    /// How long the last call took.
+    pub took: Duration,
+    /// What the workers were sent and sent so far; none without workers.
+    pub traffic: Option<Traffic>,
+}
+
+impl Pipeline {
+    /// Loads every part of a diffusers model directory.
+    ///
+    /// # Errors
+    /// Each names the file, key or tensor that is missing, damaged or not supported.
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        let dir = ModelDir::open(dir)?;
+        let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
+        let unet = config.build();
+        let checkpoint = Checkpoint::open(&dir.unet, "diffusion_pytorch_model", variant)?;
+        let weights = Weights::load(&unet, &checkpoint, device)?;
+        let pipeline = Self {
+            tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
+            text_encoder: ClipTextEncoder::load(&dir.text_encoder, variant, device)?,
+            vae: Vae::load(&dir.vae, variant, device)?,
+            scheduler: read_scheduler(&dir.scheduler)?,
+            sample_size: config.sample_size,
+            unet,
+            weights,
+        };
+        pipeline.check()?;
+        Ok(pipeline)
+    }
+
+    /// The parts must fit each other.
+    fn check(&self) -> Result<()> {
+        let unfit = |what: &str, got: usize, unet: usize| {
+            Err(Error::Request(format!(
+                "the model's parts do not fit: {what} {got}, the U-Net takes {unet}"
+            )))
+        };
+        let (unet, text) = (&self.unet, self.text_encoder.width());
+        if text != unet.context_width {
+            return unfit(
+                "the text encoder gives a width of",
+                text,
+                unet.context_width,
+            );
+        }
+        if self.vae.latent_channels() != unet.in_channels {
+            let channels = self.vae.latent_channels();
+            return unfit("the VAE's latent channels are", channels, unet.in_channels);
+        }
+        if unet.out_channels != unet.in_channels {
+            return unfit(
+                "the U-Net's out_channels are",
+                unet.out_channels,
+                unet.in_channels,
+            );
+        }
+        Ok(())
+    }
+
+    /// Rows (and columns) of the picture for each row of the latents.
+    pub fn pixels_per_latent(&self) -> usize {
+        self.vae.pixels_per_latent()
+    }
+
+    /// Where everything is computed that stays with the user.
+    pub fn device(&self) -> &Device {
+        self.weights.device()
+    }
+
+    /// Latents of `[1, C, H, W]` for a picture of `width` x `height` pixels, or of the model's own
+    /// size.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when no latents make such a picture.
+    pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
+        let pixels = self.vae.pixels_per_latent();
+        let side =
+            |name: &str, size: Option<usize>| match size.or(self.sample_size.map(|s| s * pixels)) {
+                Some(size) if size > 0 && size % pixels == 0 => Ok(size / pixels),
+                Some(size) => Err(Error::Request(format!(
+                    "--{name} {size}: it must be a multiple of {pixels} with this model"
+                ))),
+                None => Err(Error::Request(format!(
+                    "the model names no size; give --{name}"
+                ))),
+            };
+        Ok([
+            1,
+            self.unet.in_channels,
+            side("height", height)?,
+            side("width", width)?,
+        ])
+    }
+
+    /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when the tokenizer refuses.
+    pub fn encode(&self, prompt: &str, negative: &str, guided: bool) -> Result<Tensor<3>> {
+        let mut prompts = Vec::with_capacity(2);
+        if guided {
+            prompts.push(self.tokenizer.encode(negative)?);
+        }
+        prompts.push(self.tokenizer.encode(prompt)?);
+        self.text_encoder.encode(&prompts, 0)
+    }
+
+    /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
+    /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
+    /// `rng`.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings and of the scheme.
+    pub fn sample(
+        &self,
+        predictor: &mut dyn Predictor,
+        sampling: &Sampling,
+        noise: HostTensor,
+        rng: &mut TorchRng,
+        watch: &mut dyn FnMut(Step),
+    ) -> Result<HostTensor> {
+        let kind = sampling
+            .scheduler
+            .map_or_else(|| self.scheduler.kind(), Ok)?;
+        let mut scheduler = schedulers::build(kind, &self.scheduler, sampling.steps, sampling.eta)?;
+        let timesteps = scheduler.timesteps().to_vec();
+        let [_, c, h, w] = noise.dims()?;
+        let mut latents = noise.data;
+        let sigma = scheduler.init_noise_sigma();
+        latents.iter_mut().for_each(|x| *x *= sigma);
+        for (i, &timestep) in timesteps.iter().enumerate() {
+            let start = Instant::now();
+            let mut input = latents.clone();
+            scheduler.scale_model_input(i, &mut input);
+            let batch = sampling.batch();
+            let input = HostTensor::new([batch, c, h, w], input.repeat(batch))?;
+            let output = predictor.predict(input, timestep)?;
+            let output = match sampling.guided() {
+                true => guide(&output.data, sampling.guidance),
+                false => output.data,
+            };
+            latents = scheduler.step(i, &output, &latents, rng);
+            watch(Step {
+                done: i + 1,
+                of: timesteps.len(),
+                took: start.elapsed(),
+                traffic: predictor.traffic(),
+            });
+        }
+        let latents = HostTensor::new([1, c, h, w], latents)?;
+        latents.check_finite("the latents")?;
+        Ok(latents)
+    }
+
+    /// Latents `[1, C, H, W]` to a picture.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn decode(&self, latents: HostTensor) -> Result<Picture> {
+        let latents = latents.into_device::<4>(self.device())?;
+        let decoded = self.vae.decode(latents / self.vae.scaling_factor())?;
+        Picture::from_decoded(HostTensor::from_device(decoded)?)
+    }
+}
+
+/// `u + scale (c - u)` of a batch of two, unconditional first (Ho and Salimans 2022, eq. 6).
+fn guide(output: &[f32], scale: f32) -> Vec<f32> {
+    let (unconditional, conditional) = output.split_at(output.len() / 2);
+    let pairs = unconditional.iter().zip(conditional);
+    pairs.map(|(u, c)| u + scale * (c - u)).collect()
+}
+
+fn read_scheduler(dir: &Path) -> Result<SchedulerConfig> {
+    let path = dir.join("scheduler_config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| input_error(&path, e))?;
+    SchedulerConfig::from_json(&text).map_err(|e| input_error(&path, e))
+}
+
+fn input_error(path: &Path, reason: impl ToString) -> Error {
+    Error::Input {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Reads latents `[n, C, H, W]` from a safetensors file: its only tensor, or the one called
+/// `latents`.
+///
+/// # Errors
+/// [`Error::Input`] when there is no such tensor or it has another number of axes.
+pub fn read_latents(path: &Path) -> Result<Vec<HostTensor>> {
+    let file = Checkpoint::open_file(path)?;
+    let names: Vec<&str> = file.names().collect();
+    let name = match names.as_slice() {
+        [only] => only,
+        _ if names.contains(&"latents") => "latents",
+        _ => {
+            return Err(input_error(
+                path,
+                "it holds several tensors, none called latents",
+            ));
+        }
+    };
+    let all = file.read(name)?;
+    let [n, c, h, w] = all.dims().map_err(|_| {
+        input_error(
+            path,
+            format!("{name} has shape {:?}, not [n, C, H, W]", all.shape),
+        )
+    })?;
+    if n * c * h * w == 0 {
+        return Err(input_error(path, format!("{name} is empty")));
+    }
+    let each = all.data.chunks_exact(c * h * w);
+    each.map(|data| Ok(HostTensor::new([1, c, h, w], data.to_vec())?))
+        .collect()
+}
+
+/// Writes latents `[1, C, H, W]` as the tensor `latents` of a safetensors file.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn write_latents(path: &Path, latents: &HostTensor) -> Result<()> {
+    let bytes = shared::wire::to_safetensors([("latents", latents)], None)?;
+    crate::output::write_whole(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_of_one_is_the_conditional_half() {
+        assert_eq!(guide(&[1.0, 2.0, 5.0, 7.0], 1.0), [5.0, 7.0]);
+        assert_eq!(guide(&[1.0, 2.0, 5.0, 7.0], 2.0), [9.0, 12.0]);
+    }
+}

@@ -1,0 +1,137 @@
+//! What a run took and who saw what, for `--report`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::fleet::tally::{Kind, Tally, Traffic};
+
+/// The report of one run, all its pictures together.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub version: &'static str,
+    /// Where the U-Net was computed.
+    pub scheme: String,
+    /// Digest of the U-Net's weights.
+    pub model: String,
+    /// Files written.
+    pub pictures: Vec<String>,
+    /// Seconds by phase.
+    pub seconds: Seconds,
+    /// The user's part of the U-Net.
+    pub user: User,
+    /// Each worker's part, from the top of the picture.
+    pub workers: Vec<Worker>,
+    /// Bytes by kind of layer, all workers together.
+    pub kinds: BTreeMap<Kind, Traffic>,
+}
+
+/// Seconds by phase.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Seconds {
+    /// Reading the model.
+    pub load: f64,
+    /// Starting or reaching the workers.
+    pub connect: f64,
+    /// Prompt to embeddings.
+    pub text: f64,
+    /// All sampler steps.
+    pub denoise: f64,
+    /// Latents to pictures.
+    pub decode: f64,
+    /// Everything.
+    pub total: f64,
+}
+
+/// The user's part of the U-Net.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct User {
+    /// Work, multiply and add counted as two, in 10^9.
+    pub gflop: f64,
+    /// Sent to all workers.
+    pub bytes_up: u64,
+    /// Received from all workers.
+    pub bytes_down: u64,
+}
+
+/// One worker's part.
+#[derive(Clone, Debug, Serialize)]
+pub struct Worker {
+    /// Its address.
+    pub url: String,
+    /// Whose it is.
+    pub provider: String,
+    /// Requests, and the bytes of their bodies.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Work, multiply and add counted as two, in 10^9.
+    pub gflop: f64,
+    /// Share of the picture's rows that it computed, over all layers: 0 to 1.
+    pub rows: f64,
+    /// The same with the halo rows that it was sent beside its own.
+    pub rows_with_halo: f64,
+}
+
+impl Report {
+    /// Adds the account of one picture's session.
+    pub fn add_tallies(&mut self, tallies: &[Tally]) {
+        for (i, tally) in tallies.iter().enumerate() {
+            let total = tally.total();
+            self.user.bytes_up += total.bytes_up;
+            self.user.bytes_down += total.bytes_down;
+            for (kind, traffic) in &tally.kinds {
+                self.kinds.entry(*kind).or_default().add(traffic);
+            }
+            if i == self.workers.len() {
+                self.workers.push(Worker {
+                    url: tally.url.clone(),
+                    provider: tally.provider.clone(),
+                    traffic: Traffic::default(),
+                    gflop: 0.0,
+                    rows: 0.0,
+                    rows_with_halo: 0.0,
+                });
+            }
+            let worker = &mut self.workers[i];
+            worker.traffic.add(&total);
+            worker.gflop += tally.flop as f64 / 1e9;
+            // The strips are the same for every picture of a run.
+            worker.rows = worker.rows.max(tally.rows.share());
+            worker.rows_with_halo = worker.rows_with_halo.max(tally.rows_with_halo.share());
+        }
+    }
+
+    /// What each worker saw, as lines of a table.
+    pub fn table(&self) -> String {
+        if self.workers.is_empty() {
+            return String::new();
+        }
+        let mut lines = vec![format!(
+            "{:<14} {:>8} {:>10} {:>10} {:>9} {:>7} {:>10}",
+            "provider", "requests", "MB up", "MB down", "GFLOP", "rows", "with halo"
+        )];
+        lines.extend(self.workers.iter().map(|w| {
+            format!(
+                "{:<14} {:>8} {:>10.1} {:>10.1} {:>9.1} {:>6.1}% {:>9.1}%",
+                w.provider,
+                w.traffic.requests,
+                w.traffic.bytes_up as f64 / 1e6,
+                w.traffic.bytes_down as f64 / 1e6,
+                w.gflop,
+                w.rows * 100.0,
+                w.rows_with_halo * 100.0
+            )
+        }));
+        lines.push(format!(
+            "{:<14} {:>8} {:>10.1} {:>10.1} {:>9.1} {:>6.1}%",
+            "you",
+            "",
+            self.user.bytes_up as f64 / 1e6,
+            self.user.bytes_down as f64 / 1e6,
+            self.user.gflop,
+            100.0
+        ));
+        lines.join("\n")
+    }
+}
