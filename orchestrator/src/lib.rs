@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod fleet;
+pub mod model_dir;
 pub mod noise;
 pub mod schedulers;
 pub mod schemes;
