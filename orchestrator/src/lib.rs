@@ -7,5 +7,6 @@ pub mod model_dir;
 pub mod noise;
 pub mod schedulers;
 pub mod schemes;
+pub mod text;
 
 pub use error::{Error, Result};
