@@ -8,5 +8,6 @@ pub mod noise;
 pub mod schedulers;
 pub mod schemes;
 pub mod text;
+pub mod vae;
 
 pub use error::{Error, Result};
