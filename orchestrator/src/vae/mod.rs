@@ -103,6 +103,11 @@ impl Vae {
         self.scaling_factor
     }
 
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.layers.decoder.conv_in.c_in
+    }
+
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
         1 << self.layers.decoder.doublings()
@@ -127,8 +132,7 @@ impl Vae {
     /// # Errors
     /// As [`Self::decode`].
     pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
-        let channels = self.layers.decoder.conv_in.c_in;
-        check_channels("latents", &latents, channels)?;
+        check_channels("latents", &latents, self.latent_channels())?;
         let z = match &self.layers.post_quant_conv {
             Some(conv) => ops::conv2d(&self.weights, conv, latents)?,
             None => latents,
