@@ -1,0 +1,221 @@
+//! A model on disk, in the folder layout of `diffusers`.
+
+use std::path::{Path, PathBuf};
+
+use shared::config::ConfigReader;
+
+use crate::error::{Error, Result};
+
+/// The one pipeline class whose parts this program has.
+const PIPELINE: &str = "StableDiffusionPipeline";
+
+/// Pipelines that people are likely to try, and what each lacks here.
+const NOT_YET: [(&str, &str); 4] = [
+    (
+        "StableDiffusionXLPipeline",
+        "its second text encoder is not supported yet",
+    ),
+    (
+        "StableDiffusion3Pipeline",
+        "it has a transformer in place of the U-Net",
+    ),
+    ("FluxPipeline", "it has a transformer in place of the U-Net"),
+    (
+        "StableDiffusionInpaintPipeline",
+        "its U-Net also takes a mask, which is not supported yet",
+    ),
+];
+
+/// A model's directories, checked to be those of a supported pipeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDir {
+    /// `UNet2DConditionModel`.
+    pub unet: PathBuf,
+    /// `AutoencoderKL`.
+    pub vae: PathBuf,
+    /// `CLIPTextModel`.
+    pub text_encoder: PathBuf,
+    /// `CLIPTokenizer`.
+    pub tokenizer: PathBuf,
+    /// Holds `scheduler_config.json`.
+    pub scheduler: PathBuf,
+    /// The scheduler that the model was published with, e.g. `PNDMScheduler`.
+    pub scheduler_class: String,
+}
+
+impl ModelDir {
+    /// Reads `dir/model_index.json` and looks for the parts that it names.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`] for another pipeline or class of a part,
+    /// [`Error::MissingPart`] for a directory that is not there, else a [`shared::Error`] naming
+    /// the file or key.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("model_index.json");
+        let mut index = Index {
+            keys: ConfigReader::from_file(&path)?,
+            path,
+            dir,
+        };
+        index.check_pipeline()?;
+        let unet = index.part("unet", &["UNet2DConditionModel"])?.0;
+        let vae = index.part("vae", &["AutoencoderKL"])?.0;
+        let text_encoder = index.part("text_encoder", &["CLIPTextModel"])?.0;
+        let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
+        let tokenizer = index.part("tokenizer", &tokenizers)?.0;
+        // Which schedulers there are is for the schedulers to say.
+        let (scheduler, scheduler_class) = index.part("scheduler", &[])?;
+        // Parts that judge the finished picture, or that a plain prompt does not use.
+        index.keys.ignore(&[
+            "feature_extractor",
+            "image_encoder",
+            "requires_safety_checker",
+            "safety_checker",
+        ]);
+        index.keys.finish()?;
+        Ok(Self {
+            unet,
+            vae,
+            text_encoder,
+            tokenizer,
+            scheduler,
+            scheduler_class,
+        })
+    }
+}
+
+/// `model_index.json` while it is read.
+struct Index<'a> {
+    keys: ConfigReader,
+    path: PathBuf,
+    dir: &'a Path,
+}
+
+impl Index<'_> {
+    fn check_pipeline(&mut self) -> Result<()> {
+        let class: String = self.keys.required("_class_name")?;
+        if class == PIPELINE {
+            return Ok(());
+        }
+        let hint = NOT_YET
+            .iter()
+            .find(|(name, _)| *name == class)
+            .map_or(format!("only {PIPELINE} is"), |(_, why)| (*why).to_owned());
+        Err(self.unsupported(class, hint))
+    }
+
+    /// The directory and class of a part; `classes` are those that are supported, or none for any.
+    fn part(&mut self, part: &'static str, classes: &[&str]) -> Result<(PathBuf, String)> {
+        let (_, class): (Option<String>, Option<String>) = self.keys.required(part)?;
+        let class = class.unwrap_or_else(|| "null".into());
+        if class == "null" || !(classes.is_empty() || classes.contains(&class.as_str())) {
+            let hint = match classes.first() {
+                Some(only) => format!("as {part}, only {only} is"),
+                None => format!("a model needs a {part}"),
+            };
+            return Err(self.unsupported(class, hint));
+        }
+        let path = self.dir.join(part);
+        if !path.is_dir() {
+            return Err(Error::MissingPart {
+                model: self.dir.to_owned(),
+                part,
+            });
+        }
+        Ok((path, class))
+    }
+
+    fn unsupported(&self, class: String, hint: String) -> Error {
+        Error::UnsupportedModel {
+            path: self.path.clone(),
+            class,
+            hint,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A directory with the index as published, changed by `change`, and empty parts.
+    fn model(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = json!({
+            "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0",
+            "feature_extractor": ["transformers", "CLIPImageProcessor"],
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"]
+        });
+        change(&mut index);
+        std::fs::write(dir.path().join("model_index.json"), index.to_string()).unwrap();
+        for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        dir
+    }
+
+    fn error(dir: &tempfile::TempDir) -> String {
+        ModelDir::open(dir.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_published_index_is_read() {
+        let dir = model(|_| {});
+        let parts = ModelDir::open(dir.path()).unwrap();
+        assert_eq!(parts.scheduler_class, "PNDMScheduler");
+        assert_eq!(parts.text_encoder, dir.path().join("text_encoder"));
+    }
+
+    #[test]
+    fn null_parts_that_are_not_needed_are_fine() {
+        let dir = model(|index| index["safety_checker"] = json!([null, null]));
+        ModelDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn other_pipelines_are_named_with_what_they_lack() {
+        let xl = model(|index| index["_class_name"] = json!("StableDiffusionXLPipeline"));
+        let message = error(&xl);
+        assert!(message.contains("StableDiffusionXLPipeline"), "{message}");
+        assert!(message.contains("second text encoder"), "{message}");
+        let other = model(|index| index["_class_name"] = json!("KandinskyPipeline"));
+        let message = error(&other);
+        assert!(
+            message.contains("KandinskyPipeline is not supported"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn other_parts_are_named() {
+        let dir = model(|index| index["vae"] = json!(["diffusers", "AutoencoderTiny"]));
+        assert!(error(&dir).contains("AutoencoderTiny"), "{}", error(&dir));
+        let dir = model(|index| index["unet"] = json!([null, null]));
+        assert!(error(&dir).contains("as unet"), "{}", error(&dir));
+        let dir = model(|index| index["controlnet"] = json!(["diffusers", "ControlNetModel"]));
+        assert!(error(&dir).contains("controlnet"), "{}", error(&dir));
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let dir = model(|_| {});
+        std::fs::remove_dir(dir.path().join("scheduler")).unwrap();
+        assert!(
+            error(&dir).contains("part scheduler is missing"),
+            "{}",
+            error(&dir)
+        );
+        let empty = tempfile::tempdir().unwrap();
+        assert!(
+            error(&empty).contains("model_index.json"),
+            "{}",
+            error(&empty)
+        );
+    }
+}

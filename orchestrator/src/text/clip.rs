@@ -1,0 +1,177 @@
+//! CLIP's text encoder: token ids to the embeddings that the U-Net is conditioned on.
+
+use std::path::Path;
+
+use burn::tensor::activation::{gelu, sigmoid};
+use burn::tensor::module::embedding;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
+use shared::ops;
+use shared::weights::{Checkpoint, Weights};
+
+use super::clip_config::{Activation, ClipTextConfig};
+use crate::error::{Error, Result};
+
+const TOKEN_EMBEDDING: &str = "embeddings.token_embedding";
+const POSITION_EMBEDDING: &str = "embeddings.position_embedding";
+
+/// The text encoder's layers, named as in the files but for the prefix `text_model.` of older ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipTextLayers {
+    pub(super) vocabulary: usize,
+    /// Number of positions, the largest `T`.
+    pub(super) places: usize,
+    /// `D`.
+    pub(super) width: usize,
+    pub(super) activation: Activation,
+    pub(super) layers: Vec<EncoderLayer>,
+    pub(super) final_norm: LayerNorm,
+}
+
+/// Self-attention and feed-forward, each normalised before and added to its input.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct EncoderLayer {
+    pub norm1: LayerNorm,
+    pub attention: Attention,
+    pub norm2: LayerNorm,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+impl Parameters for ClipTextLayers {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        for (name, entries) in [
+            (TOKEN_EMBEDDING, self.vocabulary),
+            (POSITION_EMBEDDING, self.places),
+        ] {
+            out.push(Parameter::new(name, "weight", [entries, self.width]));
+        }
+        for layer in &self.layers {
+            layer.norm1.parameters(out);
+            layer.attention.parameters(out);
+            layer.norm2.parameters(out);
+            layer.up.parameters(out);
+            layer.down.parameters(out);
+        }
+        self.final_norm.parameters(out);
+    }
+}
+
+/// The text encoder with its weights on a device.
+#[derive(Clone, Debug)]
+pub struct ClipTextEncoder {
+    layers: ClipTextLayers,
+    weights: Weights,
+}
+
+impl ClipTextEncoder {
+    /// Loads `dir/config.json` and the weights beside it; `variant` as in [`Checkpoint::open`].
+    ///
+    /// # Errors
+    /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        let layers = ClipTextConfig::from_file(&dir.join("config.json"))?.build();
+        let mut checkpoint = Checkpoint::open(dir, "model", variant)?;
+        checkpoint.adapt(|name, _| {
+            let name = name.strip_prefix("text_model.").unwrap_or(name);
+            // A buffer that only counts, and the projection of models that embed text for search.
+            let unused = ["embeddings.position_ids", "text_projection.weight"];
+            (!unused.contains(&name)).then(|| name.to_owned())
+        });
+        let weights = Weights::load(&layers, &checkpoint, device)?;
+        Ok(Self { layers, weights })
+    }
+
+    /// An encoder of random weights, for timing.
+    ///
+    /// # Errors
+    /// As [`Weights::random`].
+    pub fn random(config: &ClipTextConfig, seed: u64, device: &Device) -> Result<Self> {
+        let layers = config.build();
+        let weights = Weights::random(&layers, seed, device)?;
+        Ok(Self { layers, weights })
+    }
+
+    /// Width `D` of a token's embedding.
+    pub fn width(&self) -> usize {
+        self.layers.width
+    }
+
+    /// Identifies the weights, see [`Checkpoint::digest`].
+    pub fn digest(&self) -> &str {
+        self.weights.digest()
+    }
+
+    /// Embeddings `[B, T, D]` of `B` prompts of `T` tokens each: the hidden state after the last
+    /// layer but `clip_skip`, through the final normalisation.
+    ///
+    /// # Errors
+    /// [`Error::Tokens`] for an id outside the vocabulary, prompts of unequal length or too many
+    /// tokens, or a `clip_skip` beyond the number of layers.
+    pub fn encode(&self, prompts: &[Vec<u32>], clip_skip: usize) -> Result<Tensor<3>> {
+        let depth = self.layers.layers.len();
+        let Some(wanted) = depth.checked_sub(clip_skip) else {
+            return Err(Error::Tokens(format!(
+                "clip_skip = {clip_skip}, but there are {depth} layers"
+            )));
+        };
+        let mut x = self.embed(prompts)?;
+        for layer in &self.layers.layers[..wanted] {
+            x = self.apply(layer, x)?;
+        }
+        Ok(ops::layer_norm(&self.weights, &self.layers.final_norm, x)?)
+    }
+
+    /// Tokens and their positions, `[B, T, D]`.
+    fn embed(&self, prompts: &[Vec<u32>]) -> Result<Tensor<3>> {
+        let b = prompts.len();
+        let t = prompts.first().map_or(0, Vec::len);
+        if t == 0 || t > self.layers.places || prompts.iter().any(|p| p.len() != t) {
+            let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+            return Err(Error::Tokens(format!(
+                "prompts of {lengths:?} tokens, but equal lengths from 1 to {} are wanted",
+                self.layers.places
+            )));
+        }
+        let mut ids = Vec::with_capacity(b * t);
+        for &id in prompts.iter().flatten() {
+            match i32::try_from(id) {
+                Ok(index) if (id as usize) < self.layers.vocabulary => ids.push(index),
+                _ => {
+                    return Err(Error::Tokens(format!(
+                        "token id {id}, but the vocabulary has {} entries",
+                        self.layers.vocabulary
+                    )));
+                }
+            }
+        }
+        let device = self.weights.device();
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [b, t]), device);
+        let tokens = embedding(self.weights.matrix(&weight(TOKEN_EMBEDDING))?, ids);
+        let positions = self.weights.matrix(&weight(POSITION_EMBEDDING))?;
+        Ok(tokens + positions.narrow(0, 0, t).unsqueeze::<3>())
+    }
+
+    fn apply(&self, layer: &EncoderLayer, x: Tensor<3>) -> Result<Tensor<3>> {
+        let weights = &self.weights;
+        let h = ops::layer_norm(weights, &layer.norm1, x.clone())?;
+        let attention = &layer.attention;
+        let q = ops::linear(weights, &attention.to_q, h.clone())?;
+        let k = ops::linear(weights, &attention.to_k, h.clone())?;
+        let v = ops::linear(weights, &attention.to_v, h)?;
+        let h = ops::attention(q, k, v, attention.heads, true);
+        let x = x + ops::linear(weights, &attention.to_out, h)?;
+
+        let h = ops::layer_norm(weights, &layer.norm2, x.clone())?;
+        let h = ops::linear(weights, &layer.up, h)?;
+        let h = match self.layers.activation {
+            Activation::QuickGelu => h.clone() * sigmoid(h * 1.702),
+            Activation::Gelu => gelu(h),
+        };
+        Ok(x + ops::linear(weights, &layer.down, h)?)
+    }
+}
+
+fn weight(layer: &str) -> String {
+    format!("{layer}.weight")
+}

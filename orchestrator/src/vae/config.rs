@@ -1,0 +1,181 @@
+//! `vae/config.json` to layers.
+
+use std::path::Path;
+
+use serde_json::json;
+use shared::config::ConfigReader;
+use shared::layers::Conv2d;
+
+use super::VaeLayers;
+use super::decoder::Decoder;
+use super::encoder::Encoder;
+use crate::error::Result;
+
+/// What of `vae/config.json` changes the arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VaeConfig {
+    /// What the U-Net's latents are multiples of.
+    pub scaling_factor: f64,
+    pub(super) in_channels: usize,
+    pub(super) out_channels: usize,
+    pub(super) latent_channels: usize,
+    /// From fine to coarse.
+    pub(super) block_out_channels: Vec<usize>,
+    pub(super) layers_per_block: usize,
+    pub(super) norm_num_groups: usize,
+    pub(super) mid_block_add_attention: bool,
+    use_quant_conv: bool,
+    use_post_quant_conv: bool,
+}
+
+impl VaeConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// Any error of [`ConfigReader`]; each names the key.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::read(ConfigReader::from_file(path)?)
+    }
+
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn read(mut keys: ConfigReader) -> Result<Self> {
+        let config = Self {
+            scaling_factor: keys.or("scaling_factor", 0.18215)?,
+            in_channels: keys.or("in_channels", 3)?,
+            out_channels: keys.or("out_channels", 3)?,
+            latent_channels: keys.or("latent_channels", 4)?,
+            block_out_channels: keys.or("block_out_channels", vec![64])?,
+            layers_per_block: keys.or("layers_per_block", 1)?,
+            norm_num_groups: keys.or("norm_num_groups", 32)?,
+            mid_block_add_attention: keys.or("mid_block_add_attention", true)?,
+            use_quant_conv: keys.or("use_quant_conv", true)?,
+            use_post_quant_conv: keys.or("use_post_quant_conv", true)?,
+        };
+        let levels = config.block_out_channels.len();
+        for (key, kind) in [
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ] {
+            let kinds: Vec<String> = keys.or(key, vec![kind.to_owned()])?;
+            if let Some(other) = kinds.iter().find(|k| *k != kind) {
+                let hint = format!("only {kind} is");
+                return Err(keys.unsupported(key, &json!(other), &hint).into());
+            }
+            if kinds.len() != levels {
+                let hint = format!("one for each of the {levels} block_out_channels");
+                return Err(keys.unsupported(key, &json!(kinds), &hint).into());
+            }
+        }
+        config.check(&keys)?;
+        keys.only("act_fn", &[json!("silu"), json!("swish")])?;
+        keys.only("shift_factor", &[json!(0)])?;
+        keys.only("latents_mean", &[])?;
+        keys.only("latents_std", &[])?;
+        // In f32 there is nothing to cast up, and tiles are the caller's business.
+        keys.ignore(&["force_upcast", "sample_size"]);
+        keys.finish()?;
+        Ok(config)
+    }
+
+    /// Divisions that the layers rely on.
+    fn check(&self, keys: &ConfigReader) -> Result<()> {
+        let groups = self.norm_num_groups;
+        let refused = |c: &usize| *c == 0 || !c.is_multiple_of(groups);
+        if groups == 0 || self.block_out_channels.iter().any(refused) {
+            let hint = "it must divide every value of block_out_channels";
+            return Err(keys
+                .unsupported("norm_num_groups", &json!(groups), hint)
+                .into());
+        }
+        for (key, size) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            ("layers_per_block", self.layers_per_block),
+        ] {
+            if size == 0 {
+                return Err(keys.unsupported(key, &json!(size), "at least 1").into());
+            }
+        }
+        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
+            let value = json!(self.scaling_factor);
+            return Err(keys
+                .unsupported("scaling_factor", &value, "a positive number")
+                .into());
+        }
+        Ok(())
+    }
+
+    /// The layers that the config describes.
+    pub fn build(&self) -> VaeLayers {
+        let latents = self.latent_channels;
+        VaeLayers {
+            encoder: Encoder::new(self),
+            quant_conv: self
+                .use_quant_conv
+                .then(|| Conv2d::same("quant_conv", 2 * latents, 2 * latents, 1)),
+            post_quant_conv: self
+                .use_post_quant_conv
+                .then(|| Conv2d::same("post_quant_conv", latents, latents, 1)),
+            decoder: Decoder::new(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use shared::weights::list;
+
+    fn read(value: Value) -> Result<VaeConfig> {
+        VaeConfig::read(ConfigReader::new("vae/config.json", value)?)
+    }
+
+    /// SD 1.5's autoencoder as published.
+    fn published() -> Value {
+        json!({
+            "_class_name": "AutoencoderKL", "act_fn": "silu",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": vec!["DownEncoderBlock2D"; 4],
+            "up_block_types": vec!["UpDecoderBlock2D"; 4],
+            "in_channels": 3, "latent_channels": 4, "layers_per_block": 2,
+            "norm_num_groups": 32, "out_channels": 3, "sample_size": 512
+        })
+    }
+
+    #[test]
+    fn the_published_autoencoder_by_count_of_parameters() {
+        let parameters = list(&read(published()).unwrap().build());
+        let count: usize = parameters
+            .iter()
+            .map(|p| p.shape.iter().product::<usize>())
+            .sum();
+        assert_eq!((parameters.len(), count), (248, 83_653_863));
+    }
+
+    #[test]
+    fn every_unsupported_value_is_an_error_that_names_its_key() {
+        for (key, value) in [
+            ("act_fn", json!("mish")),
+            ("shift_factor", json!(0.0609)),
+            ("latents_mean", json!([0.0, 0.0, 0.0, 0.0])),
+            ("latents_std", json!([1.0, 1.0, 1.0, 1.0])),
+            ("down_block_types", json!(["AttnDownEncoderBlock2D"])),
+            ("up_block_types", json!(["UpDecoderBlock2D"])),
+            ("norm_num_groups", json!(48)),
+            ("scaling_factor", json!(0)),
+            ("layers_per_block", json!(0)),
+            ("block_out_channels", json!([])),
+            ("temporal_compression", json!(4)),
+        ] {
+            let mut config = published();
+            config[key] = value;
+            let error = read(config).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Latents to pictures.
+
+use burn::tensor::Tensor;
+use shared::error::Result;
+use shared::layers::{Conv2d, GroupNorm, Parameter, Parameters};
+use shared::ops;
+use shared::weights::Weights;
+
+use super::Observer;
+use super::blocks::{Middle, Norms, Resnet};
+use super::config::VaeConfig;
+
+/// From coarse to fine.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Decoder {
+    pub conv_in: Conv2d,
+    middle: Middle,
+    levels: Vec<Level>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Level {
+    name: String,
+    resnets: Vec<Resnet>,
+    /// After rows and columns are doubled.
+    up: Option<Conv2d>,
+}
+
+impl Decoder {
+    pub fn new(config: &VaeConfig) -> Self {
+        let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let (coarse, fine) = (channels[0], channels[channels.len() - 1]);
+        let norms = Norms {
+            groups: config.norm_num_groups,
+        };
+        let levels = channels.iter().enumerate().map(|(i, &width)| {
+            let name = format!("decoder.up_blocks.{i}");
+            let from = channels[i.saturating_sub(1)];
+            Level {
+                resnets: Resnet::row(&name, config.layers_per_block + 1, from, width, norms),
+                up: (i + 1 < channels.len())
+                    .then(|| Conv2d::same(format!("{name}.upsamplers.0.conv"), width, width, 3)),
+                name,
+            }
+        });
+        Self {
+            conv_in: Conv2d::same("decoder.conv_in", config.latent_channels, coarse, 3),
+            middle: Middle::new(
+                "decoder.mid_block",
+                coarse,
+                config.mid_block_add_attention,
+                norms,
+            ),
+            levels: levels.collect(),
+            conv_norm_out: norms.norm("decoder.conv_norm_out", fine),
+            conv_out: Conv2d::same("decoder.conv_out", fine, config.out_channels, 3),
+        }
+    }
+
+    /// Number of times that rows and columns are doubled.
+    pub fn doublings(&self) -> usize {
+        self.levels
+            .iter()
+            .filter(|level| level.up.is_some())
+            .count()
+    }
+
+    pub fn forward(&self, weights: &Weights, x: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
+        let mut x = ops::conv2d(weights, &self.conv_in, x)?;
+        x = self.middle.forward(weights, x)?;
+        observe("decoder.mid_block", &x);
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(weights, x)?;
+            }
+            if let Some(conv) = &level.up {
+                x = ops::conv2d(weights, conv, ops::upsample2(x))?;
+            }
+            observe(&level.name, &x);
+        }
+        let x = ops::group_norm(weights, &self.conv_norm_out, x, true)?;
+        ops::conv2d(weights, &self.conv_out, x)
+    }
+}
+
+impl Parameters for Decoder {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.conv_in.parameters(out);
+        self.middle.parameters(out);
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                resnet.parameters(out);
+            }
+            if let Some(conv) = &level.up {
+                conv.parameters(out);
+            }
+        }
+        self.conv_norm_out.parameters(out);
+        self.conv_out.parameters(out);
+    }
+}

@@ -1,0 +1,101 @@
+//! Pictures to latents.
+
+use burn::tensor::Tensor;
+use burn::tensor::ops::PadMode;
+use shared::error::Result;
+use shared::layers::{Conv2d, GroupNorm, Parameter, Parameters};
+use shared::ops;
+use shared::weights::Weights;
+
+use super::Observer;
+use super::blocks::{Middle, Norms, Resnet};
+use super::config::VaeConfig;
+
+/// From fine to coarse.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Encoder {
+    pub conv_in: Conv2d,
+    levels: Vec<Level>,
+    middle: Middle,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Level {
+    name: String,
+    resnets: Vec<Resnet>,
+    /// Halves rows and columns.
+    down: Option<Conv2d>,
+}
+
+impl Encoder {
+    pub fn new(config: &VaeConfig) -> Self {
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let norms = Norms {
+            groups: config.norm_num_groups,
+        };
+        let levels = channels.iter().enumerate().map(|(i, &width)| {
+            let name = format!("encoder.down_blocks.{i}");
+            let from = channels[i.saturating_sub(1)];
+            Level {
+                resnets: Resnet::row(&name, config.layers_per_block, from, width, norms),
+                down: (i + 1 < channels.len()).then(|| Conv2d {
+                    stride: 2,
+                    padding: 0,
+                    ..Conv2d::same(format!("{name}.downsamplers.0.conv"), width, width, 3)
+                }),
+                name,
+            }
+        });
+        Self {
+            conv_in: Conv2d::same("encoder.conv_in", config.in_channels, first, 3),
+            levels: levels.collect(),
+            middle: Middle::new(
+                "encoder.mid_block",
+                last,
+                config.mid_block_add_attention,
+                norms,
+            ),
+            conv_norm_out: norms.norm("encoder.conv_norm_out", last),
+            conv_out: Conv2d::same("encoder.conv_out", last, 2 * config.latent_channels, 3),
+        }
+    }
+
+    pub fn forward(&self, weights: &Weights, x: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
+        let mut x = ops::conv2d(weights, &self.conv_in, x)?;
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(weights, x)?;
+            }
+            if let Some(conv) = &level.down {
+                // One zero column to the right and one zero row below, none on the other sides.
+                x = x.pad((0, 1, 0, 1), PadMode::Constant(0.0));
+                x = ops::conv2d(weights, conv, x)?;
+            }
+            observe(&level.name, &x);
+        }
+        x = self.middle.forward(weights, x)?;
+        observe("encoder.mid_block", &x);
+        let x = ops::group_norm(weights, &self.conv_norm_out, x, true)?;
+        ops::conv2d(weights, &self.conv_out, x)
+    }
+}
+
+impl Parameters for Encoder {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.conv_in.parameters(out);
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                resnet.parameters(out);
+            }
+            if let Some(conv) = &level.down {
+                conv.parameters(out);
+            }
+        }
+        self.middle.parameters(out);
+        self.conv_norm_out.parameters(out);
+        self.conv_out.parameters(out);
+    }
+}

@@ -1,0 +1,244 @@
+//! The autoencoder between pictures and latents (`AutoencoderKL`).
+//!
+//! - [`config`](VaeConfig): `vae/config.json` to layers.
+//! - `blocks`: what both directions are made of.
+//! - `encoder`, `decoder`: the two directions.
+
+mod blocks;
+mod config;
+mod decoder;
+mod encoder;
+
+pub use config::VaeConfig;
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use shared::layers::{Conv2d, Parameter, Parameters};
+use shared::ops;
+use shared::weights::{Checkpoint, Weights};
+
+use crate::error::Result;
+use decoder::Decoder;
+use encoder::Encoder;
+
+/// Called with a block's name in the reference library and its output.
+pub type Observer<'a> = &'a mut dyn FnMut(&str, &Tensor<4>);
+
+/// The autoencoder's layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VaeLayers {
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+impl Parameters for VaeLayers {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.encoder.parameters(out);
+        for conv in [&self.quant_conv, &self.post_quant_conv]
+            .into_iter()
+            .flatten()
+        {
+            conv.parameters(out);
+        }
+        self.decoder.parameters(out);
+    }
+}
+
+/// What the encoder says about a picture: a normal distribution for each latent, `[B, C, H, W]`.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// Means: the latents where no noise is wanted.
+    pub mean: Tensor<4>,
+    /// Logarithms of the variances, as the network gives them (the reference clamps to -30..20
+    /// before it draws).
+    pub log_variance: Tensor<4>,
+}
+
+/// The autoencoder with its weights on a device.
+#[derive(Clone, Debug)]
+pub struct Vae {
+    layers: VaeLayers,
+    weights: Weights,
+    scaling_factor: f64,
+}
+
+impl Vae {
+    /// Loads `dir/config.json` and the weights beside it; `variant` as in [`Checkpoint::open`].
+    ///
+    /// # Errors
+    /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        let config = VaeConfig::from_file(&dir.join("config.json"))?;
+        let layers = config.build();
+        let mut checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
+        checkpoint.adapt(|name, shape| Some(modern_attention(name, shape)));
+        let weights = Weights::load(&layers, &checkpoint, device)?;
+        Ok(Self {
+            layers,
+            weights,
+            scaling_factor: config.scaling_factor,
+        })
+    }
+
+    /// An autoencoder of random weights, for timing.
+    ///
+    /// # Errors
+    /// As [`Weights::random`].
+    pub fn random(config: &VaeConfig, seed: u64, device: &Device) -> Result<Self> {
+        let layers = config.build();
+        let weights = Weights::random(&layers, seed, device)?;
+        Ok(Self {
+            layers,
+            weights,
+            scaling_factor: config.scaling_factor,
+        })
+    }
+
+    /// What the U-Net's latents are multiples of: divide by it before [`Self::decode`], multiply
+    /// by it after [`Self::encode`].
+    pub fn scaling_factor(&self) -> f64 {
+        self.scaling_factor
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.layers.decoder.conv_in.c_in
+    }
+
+    /// Rows (and columns) of the picture for each row of the latents.
+    pub fn pixels_per_latent(&self) -> usize {
+        1 << self.layers.decoder.doublings()
+    }
+
+    /// Identifies the weights, see [`Checkpoint::digest`].
+    pub fn digest(&self) -> &str {
+        self.weights.digest()
+    }
+
+    /// Latents `[B, C, H, W]`, already divided by the scaling factor, to pictures
+    /// `[B, 3, rows, columns]` in about -1..1.
+    ///
+    /// # Errors
+    /// [`shared::Error::WrongShape`] for another number of channels.
+    pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>> {
+        self.decode_observed(latents, &mut |_, _| {})
+    }
+
+    /// [`Self::decode`], with each block's output shown to `observe`.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
+        check_channels("latents", &latents, self.latent_channels())?;
+        let z = match &self.layers.post_quant_conv {
+            Some(conv) => ops::conv2d(&self.weights, conv, latents)?,
+            None => latents,
+        };
+        Ok(self.layers.decoder.forward(&self.weights, z, observe)?)
+    }
+
+    /// Pictures `[B, 3, rows, columns]` in -1..1 to distributions of latents, not yet multiplied
+    /// by the scaling factor.
+    ///
+    /// # Errors
+    /// [`shared::Error::WrongShape`] for another number of channels.
+    pub fn encode(&self, picture: Tensor<4>) -> Result<Posterior> {
+        self.encode_observed(picture, &mut |_, _| {})
+    }
+
+    /// [`Self::encode`], with each block's output shown to `observe`.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_observed(&self, picture: Tensor<4>, observe: Observer) -> Result<Posterior> {
+        check_channels("picture", &picture, self.layers.encoder.conv_in.c_in)?;
+        let h = self
+            .layers
+            .encoder
+            .forward(&self.weights, picture, observe)?;
+        let h = match &self.layers.quant_conv {
+            Some(conv) => ops::conv2d(&self.weights, conv, h)?,
+            None => h,
+        };
+        let channels = h.dims()[1] / 2;
+        Ok(Posterior {
+            mean: h.clone().narrow(1, 0, channels),
+            log_variance: h.narrow(1, channels, channels),
+        })
+    }
+}
+
+fn check_channels(name: &str, x: &Tensor<4>, channels: usize) -> Result<(), shared::Error> {
+    let [b, c, h, w] = x.dims();
+    if c == channels {
+        return Ok(());
+    }
+    Err(shared::Error::WrongShape {
+        name: name.into(),
+        want: vec![b, channels, h, w],
+        got: vec![b, c, h, w],
+    })
+}
+
+/// The names of an attention's projections today, for those of files from before 2023, which also
+/// stored them as 1x1 convolutions.
+fn modern_attention(name: &str, shape: &mut Vec<usize>) -> String {
+    let Some((block, tensor)) = name.split_once(".attentions.0.") else {
+        return name.to_owned();
+    };
+    let Some((layer, kind)) = tensor.rsplit_once('.') else {
+        return name.to_owned();
+    };
+    let layer = match layer {
+        "query" => "to_q",
+        "key" => "to_k",
+        "value" => "to_v",
+        "proj_attn" => "to_out.0",
+        same => same,
+    };
+    if let [_, _, 1, 1] = shape[..] {
+        shape.truncate(2);
+    }
+    format!("{block}.attentions.0.{layer}.{kind}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_attention_names_and_shapes_become_modern() {
+        let renamed = |name: &str, shape: &[usize]| {
+            let mut shape = shape.to_vec();
+            (modern_attention(name, &mut shape), shape)
+        };
+        assert_eq!(
+            renamed(
+                "decoder.mid_block.attentions.0.proj_attn.weight",
+                &[8, 8, 1, 1]
+            ),
+            (
+                "decoder.mid_block.attentions.0.to_out.0.weight".into(),
+                vec![8, 8]
+            )
+        );
+        assert_eq!(
+            renamed("encoder.mid_block.attentions.0.query.bias", &[8]),
+            ("encoder.mid_block.attentions.0.to_q.bias".into(), vec![8])
+        );
+        // A shortcut is a 1x1 convolution for good.
+        assert_eq!(
+            renamed(
+                "decoder.up_blocks.1.resnets.0.conv_shortcut.weight",
+                &[8, 16, 1, 1]
+            ),
+            (
+                "decoder.up_blocks.1.resnets.0.conv_shortcut.weight".into(),
+                vec![8, 16, 1, 1]
+            )
+        );
+    }
+}

@@ -1,0 +1,64 @@
+//! Autoencoder against the reference library.
+
+use burn::tensor::{Device, Tensor};
+use orchestrator::vae::Vae;
+use tests::golden::{Golden, MODELS, model_dir};
+
+/// Compares a block's output where the golden file has it, and counts it.
+fn check_block(golden: &Golden, block: &str, x: &Tensor<4>, checked: &mut usize) {
+    let key = format!("vae.act.{block}");
+    if golden.has(&key) {
+        golden.check(&key, x.clone());
+        *checked += 1;
+    }
+}
+
+#[test]
+fn pictures_and_latents_equal_the_reference() {
+    let device = Device::flex();
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let vae = Vae::load(&model_dir(name).join("vae"), None, &device).unwrap();
+        let mut checked = 0;
+
+        let image = golden.tensor("vae.image", &device);
+        let posterior = vae
+            .encode_observed(image, &mut |block, x| {
+                check_block(&golden, block, x, &mut checked);
+            })
+            .unwrap();
+        let both = vec![posterior.mean.clone(), posterior.log_variance];
+        golden.check("vae.moments", Tensor::cat(both, 1));
+        golden.check("vae.latents", posterior.mean);
+
+        let latents = golden.tensor("vae.latents", &device);
+        let decoded = vae
+            .decode_observed(latents, &mut |block, x| {
+                check_block(&golden, block, x, &mut checked);
+            })
+            .unwrap();
+        golden.check("vae.decoded", decoded);
+        assert_eq!(checked, golden.keys("vae.act.").count(), "blocks seen");
+    }
+}
+
+#[test]
+fn the_config_gives_scale_and_size() {
+    for (name, scaling_factor, pixels) in [("sd1", 0.18215, 2), ("odd", 0.5, 4)] {
+        let folder = model_dir(name).join("vae");
+        let vae = Vae::load(&folder, None, &Device::flex()).unwrap();
+        assert_eq!(vae.scaling_factor(), scaling_factor);
+        assert_eq!(vae.pixels_per_latent(), pixels);
+    }
+}
+
+#[test]
+fn another_number_of_channels_is_an_error() {
+    let device = Device::flex();
+    let vae = Vae::load(&model_dir("sd1").join("vae"), None, &device).unwrap();
+    let x = || Tensor::zeros([1, 5, 4, 4], &device);
+    let error = vae.decode(x()).unwrap_err().to_string();
+    assert!(error.contains("latents has shape [1, 5, 4, 4]"), "{error}");
+    let error = vae.encode(x()).unwrap_err().to_string();
+    assert!(error.contains("picture has shape [1, 5, 4, 4]"), "{error}");
+}

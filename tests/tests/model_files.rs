@@ -1,0 +1,318 @@
+//! How published models vary, and how downloads break: each variation loads to the same numbers,
+//! each breakage is an error that names the thing.
+
+use burn::tensor::{Device, Tensor};
+use orchestrator::model_dir::ModelDir;
+use orchestrator::text::{ClipTextEncoder, ClipTokenizer};
+use orchestrator::vae::Vae;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tests::golden::{Golden, MODELS, model_dir};
+use tests::model_copy::{ModelCopy, rename_tensors};
+
+const TEXT: &str = "text_encoder/model.safetensors";
+const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
+
+/// The text encoder of `copy` against the golden file of `name`.
+fn check_text(name: &str, copy: &ModelCopy, variant: Option<&str>) {
+    let golden = Golden::load(name);
+    let tokenizer = ClipTokenizer::load(&copy.part("tokenizer")).unwrap();
+    let encoder =
+        ClipTextEncoder::load(&copy.part("text_encoder"), variant, &Device::flex()).unwrap();
+    let prompts = golden.prompts();
+    let ids: Vec<_> = (0..4)
+        .map(|i| tokenizer.encode(prompts[i]).unwrap())
+        .collect();
+    golden.check("text.embeddings", encoder.encode(&ids, 0).unwrap());
+}
+
+/// The autoencoder of `copy` against the golden file of `name`.
+fn check_vae(name: &str, copy: &ModelCopy) {
+    let golden = Golden::load(name);
+    let device = Device::flex();
+    let vae = Vae::load(&copy.part("vae"), None, &device).unwrap();
+    let picture = vae.decode(golden.tensor("vae.latents", &device)).unwrap();
+    golden.check("vae.decoded", picture);
+    let posterior = vae.encode(golden.tensor("vae.image", &device)).unwrap();
+    let moments = Tensor::cat(vec![posterior.mean, posterior.log_variance], 1);
+    golden.check("vae.moments", moments);
+}
+
+/// The tokenizer of `copy` against the golden file of `name`.
+fn check_ids(name: &str, copy: &ModelCopy) {
+    let golden = Golden::load(name);
+    let tokenizer = ClipTokenizer::load(&copy.part("tokenizer")).unwrap();
+    let want = &golden.integers("text.ids").data;
+    let ids = golden
+        .prompts()
+        .into_iter()
+        .flat_map(|prompt| tokenizer.encode(prompt).unwrap());
+    let ids: Vec<i32> = ids.map(|id| id as i32).collect();
+    assert_eq!(&ids, want, "{name}");
+}
+
+/// What loading the text encoder, the autoencoder or the tokenizer says.
+fn error_of(copy: &ModelCopy, part: &str) -> String {
+    let (dir, device) = (copy.part(part), Device::flex());
+    let error = match part {
+        "text_encoder" => ClipTextEncoder::load(&dir, None, &device).err(),
+        "vae" => Vae::load(&dir, None, &device).err(),
+        _ => ClipTokenizer::load(&dir).err(),
+    };
+    error.expect("an error").to_string()
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn the_tiny_models_open() {
+    for name in MODELS {
+        let model = ModelDir::open(&model_dir(name)).unwrap();
+        assert!(model.scheduler_class.ends_with("Scheduler"));
+        assert_eq!(model.vae, model_dir(name).join("vae"));
+    }
+}
+
+#[test]
+fn text_encoder_names_with_and_without_the_prefix() {
+    let copy = ModelCopy::of("sd1");
+    copy.change_tensors(TEXT, |tensors| {
+        rename_tensors(tensors, |name| name.replacen("text_model.", "", 1));
+        assert!(tensors.contains_key("embeddings.position_ids"));
+    });
+    check_text("sd1", &copy, None);
+    let copy = ModelCopy::of("sd2");
+    copy.change_tensors(TEXT, |tensors| {
+        rename_tensors(tensors, |name| match name.strip_prefix("text_model.") {
+            Some(_) => name.to_owned(),
+            None => format!("text_model.{name}"),
+        });
+        // Of the class with a projection, which is not used here.
+        let projection = tensors["text_model.final_layer_norm.weight"].clone();
+        tensors.insert("text_projection.weight".into(), projection);
+    });
+    check_text("sd2", &copy, None);
+}
+
+#[test]
+fn a_variant_is_found_by_name_or_when_it_is_the_only_one() {
+    let copy = ModelCopy::of("sd1");
+    copy.rename(TEXT, "text_encoder/model.fp16.safetensors");
+    check_text("sd1", &copy, None);
+    check_text("sd1", &copy, Some("fp16"));
+    let dir = copy.part("text_encoder");
+    let error = ClipTextEncoder::load(&dir, Some("bf16"), &Device::flex()).unwrap_err();
+    assert_names(&error.to_string(), &["model.safetensors", "variant bf16"]);
+}
+
+#[test]
+fn shards_are_found_by_their_index() {
+    let copy = ModelCopy::of("odd");
+    copy.shard("text_encoder", "model", 3);
+    copy.shard("vae", "diffusion_pytorch_model", 2);
+    check_text("odd", &copy, None);
+    check_vae("odd", &copy);
+    copy.remove("vae/diffusion_pytorch_model-00002-of-00002.safetensors");
+    assert_names(
+        &error_of(&copy, "vae"),
+        &["diffusion_pytorch_model-00002-of-00002"],
+    );
+}
+
+#[test]
+fn old_attention_names_as_linear_and_as_convolution() {
+    let old = |name: &str| {
+        name.replace("to_q", "query")
+            .replace("to_k", "key")
+            .replace("to_v", "value")
+            .replace("to_out.0", "proj_attn")
+    };
+    let copy = ModelCopy::of("odd");
+    copy.change_tensors(VAE, |tensors| rename_tensors(tensors, old));
+    check_vae("odd", &copy);
+    copy.change_tensors(VAE, |tensors| {
+        let attention = |name: &str| name.contains("attentions.0") && !name.contains("norm");
+        for (name, tensor) in tensors.iter_mut() {
+            if attention(name) && tensor.shape.len() == 2 {
+                tensor.shape.extend([1, 1]);
+            }
+        }
+    });
+    check_vae("odd", &copy);
+}
+
+#[test]
+fn a_tokenizer_in_one_file_or_in_two() {
+    // The one-file form, with nothing beside it.
+    let copy = ModelCopy::of("odd");
+    copy.remove("tokenizer/tokenizer_config.json");
+    check_ids("odd", &copy);
+    // The two-file form, with nothing beside it.
+    let copy = ModelCopy::of("sd1");
+    copy.remove("tokenizer/tokenizer_config.json");
+    copy.remove("tokenizer/special_tokens_map.json");
+    check_ids("sd1", &copy);
+    // One file made into two.
+    let copy = ModelCopy::of("odd");
+    let bytes = std::fs::read(copy.path().join("tokenizer/tokenizer.json")).unwrap();
+    let whole: Value = serde_json::from_slice(&bytes).unwrap();
+    let pairs = whole["model"]["merges"].as_array().unwrap().iter();
+    let lines = pairs.map(|p| format!("{} {}\n", p[0].as_str().unwrap(), p[1].as_str().unwrap()));
+    let merges = format!("#version: 0.2\n{}", lines.collect::<String>());
+    copy.write("tokenizer/vocab.json", whole["model"]["vocab"].to_string());
+    copy.write("tokenizer/merges.txt", &merges);
+    copy.remove("tokenizer/tokenizer.json");
+    check_ids("odd", &copy);
+    // One file as it was written some years ago: a merge is one string.
+    let mut older = whole.clone();
+    older["model"]["merges"] = json!(merges.lines().skip(1).collect::<Vec<_>>());
+    copy.write("tokenizer/tokenizer.json", older.to_string());
+    copy.remove("tokenizer/vocab.json");
+    check_ids("odd", &copy);
+}
+
+#[test]
+fn special_tokens_are_found_in_either_file() {
+    // The padding of SD 2.x changes every id behind the prompt's end.
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let copy = ModelCopy::of("sd2");
+        copy.remove(&format!("tokenizer/{file}"));
+        check_ids("sd2", &copy);
+    }
+    // The form of around 2023: every added token listed by id.
+    let token = |content: &str| json!({"content": content, "normalized": false, "special": true});
+    let copy = ModelCopy::of("sd2");
+    let list =
+        json!({"0": token("!"), "672": token("<|startoftext|>"), "673": token("<|endoftext|>")});
+    copy.set(
+        "tokenizer/tokenizer_config.json",
+        "added_tokens_decoder",
+        list,
+    );
+    check_ids("sd2", &copy);
+}
+
+#[test]
+fn added_tokens_are_found_in_each_of_their_files() {
+    let list = json!({"674": {"content": "<cat-toy>", "normalized": true}});
+    let by_id = ModelCopy::of("sd1");
+    by_id.set(
+        "tokenizer/tokenizer_config.json",
+        "added_tokens_decoder",
+        list,
+    );
+    let by_name = ModelCopy::of("sd1");
+    by_name.write("tokenizer/added_tokens.json", r#"{"<cat-toy>": 674}"#);
+    for copy in [by_id, by_name] {
+        let tokenizer = ClipTokenizer::load(&copy.part("tokenizer")).unwrap();
+        let ids = tokenizer.encode("a<Cat-Toy>").unwrap();
+        assert_eq!((ids[0], ids[2], ids[3]), (672, 674, 673));
+    }
+}
+
+#[test]
+fn garbled_tokenizer_files_are_named() {
+    let copy = ModelCopy::of("odd");
+    copy.truncate("tokenizer/tokenizer.json", 0.5);
+    assert_names(&error_of(&copy, "tokenizer"), &["tokenizer.json"]);
+    copy.remove("tokenizer/tokenizer.json");
+    assert_names(&error_of(&copy, "tokenizer"), &["vocab.json"]);
+
+    let copy = ModelCopy::of("sd1");
+    copy.write("tokenizer/merges.txt", "#version: 0.2\ni n\nnonsense\n");
+    assert_names(&error_of(&copy, "tokenizer"), &["merges.txt", "merge 2"]);
+    // A merge to a token longer than any in the vocabulary.
+    copy.write("tokenizer/merges.txt", "<|startoftext|> <|endoftext|>\n");
+    assert_names(
+        &error_of(&copy, "tokenizer"),
+        &["<|startoftext|><|endoftext|>"],
+    );
+    copy.remove("tokenizer/merges.txt");
+    assert_names(&error_of(&copy, "tokenizer"), &["merges.txt"]);
+
+    for (key, value) in [
+        ("tokenizer_class", json!("T5Tokenizer")),
+        ("model_max_length", json!(1)),
+        ("added_tokens_decoder", json!({"900": {"content": "<new>"}})),
+    ] {
+        let copy = ModelCopy::of("sd1");
+        copy.set("tokenizer/tokenizer_config.json", key, value.clone());
+        let hint = if key == "added_tokens_decoder" {
+            "<new>"
+        } else {
+            key
+        };
+        assert_names(&error_of(&copy, "tokenizer"), &[hint]);
+    }
+}
+
+#[test]
+fn truncated_weights_are_named() {
+    for (part, file) in [("text_encoder", TEXT), ("vae", VAE)] {
+        for share in [0.0, 0.001, 0.1, 0.9] {
+            let copy = ModelCopy::of("sd2");
+            copy.truncate(file, share);
+            assert_names(&error_of(&copy, part), &[file]);
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_another_type_or_shape_or_name_is_named() {
+    for (part, file, name) in [
+        ("text_encoder", TEXT, "final_layer_norm.weight"),
+        ("vae", VAE, "decoder.conv_in.weight"),
+    ] {
+        let copy = ModelCopy::of("odd");
+        copy.change_tensors(file, |tensors| {
+            let tensor = tensors.get_mut(name).unwrap();
+            tensor.dtype = Dtype::I64;
+            tensor.data = tensor.data.repeat(2);
+        });
+        assert_names(&error_of(&copy, part), &[name, "I64"]);
+
+        let copy = ModelCopy::of("odd");
+        copy.change_tensors(file, |tensors| {
+            let tensor = tensors.get_mut(name).unwrap();
+            tensor.shape = vec![tensor.shape.iter().product()];
+            tensor.shape.push(1);
+        });
+        assert_names(&error_of(&copy, part), &[name, "has shape"]);
+
+        let copy = ModelCopy::of("odd");
+        copy.change_tensors(file, |tensors| {
+            let tensor = tensors.remove(name).unwrap();
+            tensors.insert("mystery.weight".into(), tensor);
+        });
+        assert_names(&error_of(&copy, part), &[name, "is missing"]);
+
+        let copy = ModelCopy::of("odd");
+        copy.change_tensors(file, |tensors| {
+            let tensor = tensors[name].clone();
+            tensors.insert("mystery.weight".into(), tensor);
+        });
+        assert_names(&error_of(&copy, part), &["unknown tensor mystery.weight"]);
+
+        let copy = ModelCopy::of("odd");
+        copy.change_tensors(file, |tensors| {
+            let tensor = tensors.get_mut(name).unwrap();
+            tensor.data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+        assert_names(&error_of(&copy, part), &[name, "not finite"]);
+    }
+}
+
+#[test]
+fn an_unknown_config_key_is_named() {
+    for part in ["text_encoder", "vae"] {
+        let copy = ModelCopy::of("sd1");
+        let file = format!("{part}/config.json");
+        copy.set(&file, "extra_mixing", json!(2));
+        assert_names(&error_of(&copy, part), &[&file, "extra_mixing = 2"]);
+    }
+}
