@@ -376,8 +376,8 @@ mod tests {
         assert_eq!(count, 859_520_964);
         assert_eq!(parameters.len(), 686);
         let split = unet
-            .convs()
-            .filter(|c| c.kernel == 3 && c.name != CONV_IN)
+            .layers()
+            .filter(|l| matches!(l, Layer::Conv(c) if c.kernel == 3 && c.name != CONV_IN))
             .count();
         assert_eq!(split, 51, "the paper's table counts 51 convolutions");
     }
