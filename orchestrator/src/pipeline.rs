@@ -27,7 +27,7 @@ pub struct Pipeline {
     pub unet: UNet,
     /// The U-Net's weights.
     pub weights: Weights,
-    sample_size: Option<usize>,
+    sample_size: Option<[usize; 2]>,
     scheduler: SchedulerConfig,
 }
 
@@ -139,22 +139,19 @@ impl Pipeline {
     /// [`Error::Request`] when no latents make such a picture.
     pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
         let pixels = self.vae.pixels_per_latent();
-        let side =
-            |name: &str, size: Option<usize>| match size.or(self.sample_size.map(|s| s * pixels)) {
-                Some(size) if size > 0 && size % pixels == 0 => Ok(size / pixels),
-                Some(size) => Err(Error::Request(format!(
-                    "--{name} {size}: it must be a multiple of {pixels} with this model"
-                ))),
-                None => Err(Error::Request(format!(
-                    "the model names no size; give --{name}"
-                ))),
-            };
-        Ok([
-            1,
-            self.unet.in_channels,
-            side("height", height)?,
-            side("width", width)?,
-        ])
+        let own = self.sample_size.map(|size| size.map(|side| side * pixels));
+        let latents = |name: &str, size: Option<usize>| match size {
+            Some(size) if size > 0 && size.is_multiple_of(pixels) => Ok(size / pixels),
+            Some(size) => Err(Error::Request(format!(
+                "--{name} {size}: it must be a multiple of {pixels} with this model"
+            ))),
+            None => Err(Error::Request(format!(
+                "the model names no size; give --{name}"
+            ))),
+        };
+        let rows = latents("height", height.or(own.map(|[rows, _]| rows)))?;
+        let columns = latents("width", width.or(own.map(|[_, columns]| columns)))?;
+        Ok([1, self.unet.in_channels, rows, columns])
     }
 
     /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`.

@@ -112,13 +112,19 @@ impl ConfigReader {
         }
     }
 
-    /// Takes keys whose only supported values are given (an absent key is always fine).
+    /// Takes a key whose only supported values are given (an absent key is always fine), for all
+    /// blocks or in a list with one value for each.
     ///
     /// # Errors
     /// [`Error::UnsupportedConfig`] for any other value.
     pub fn only(&mut self, key: &str, supported: &[Value]) -> Result<()> {
+        let is_supported = |value: &Value| supported.iter().any(|s| same(s, value));
+        let all_supported = |value: &Value| match value.as_array() {
+            Some(list) => list.iter().all(is_supported),
+            None => is_supported(value),
+        };
         match self.take(key) {
-            Some(value) if !supported.iter().any(|s| same(s, &value)) => {
+            Some(value) if !all_supported(&value) => {
                 let list: Vec<String> = supported.iter().map(Value::to_string).collect();
                 let hint = if list.is_empty() {
                     "only null is".to_owned()
@@ -203,6 +209,13 @@ mod tests {
         let mut r = reader(json!({"act_fn": "mish"}));
         let error = r.only("act_fn", &[json!("silu")]).unwrap_err();
         assert!(error.to_string().contains("act_fn = \"mish\""), "{error}");
+    }
+
+    #[test]
+    fn a_list_is_supported_when_each_of_its_values_is() {
+        let mut r = reader(json!({"a": [false, false], "b": [false, true]}));
+        r.only("a", &[json!(false)]).unwrap();
+        assert!(r.only("b", &[json!(false)]).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use shared::device::{self, DeviceChoice};
+use shared::device::{self, DeviceChoice, OpenDevice};
 use shared::selftest;
 use tokio::net::TcpListener;
 use worker::{Model, Options, Service, serve, serve_while_loading};
@@ -20,8 +20,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "lacuna-worker", version)]
 struct Arguments {
     /// A diffusers model directory, or its unet/ alone.
-    #[arg(long, env = "LACUNA_MODEL")]
-    model: PathBuf,
+    #[arg(long, env = "LACUNA_MODEL", required_unless_present = "self_test")]
+    model: Option<PathBuf>,
+    /// Only open the device, hold it against the CPU, and say how it did.
+    #[arg(long)]
+    self_test: bool,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
@@ -67,6 +70,11 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    if arguments.self_test {
+        let (device, report) = open_device(&arguments)?;
+        println!("{} {}: {report}", device.kind, device.adapter);
+        return Ok(());
+    }
     let stop = shutdown_signal().context("cannot listen for signals")?;
     let listener = TcpListener::bind(arguments.listen)
         .await
@@ -85,20 +93,25 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens and tests the device and loads the model.
-fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
+/// Opens the device and holds it against the CPU.
+fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
     let device = device::open(arguments.device, arguments.allow_software)?;
     tracing::info!(device = device.kind, adapter = device.adapter, "device");
     let report = selftest::run(&device.device)?;
-    tracing::info!("self-test passed: {report}");
+    Ok((device, report))
+}
 
-    let nested = arguments.model.join("unet");
-    let dir = if nested.is_dir() {
-        nested
-    } else {
-        arguments.model
-    };
-    let model = Model::load(&dir, arguments.variant.as_deref(), &device.device)?;
+/// Opens and tests the device and loads the model.
+fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
+    let (device, report) = open_device(&arguments)?;
+    tracing::info!("self-test: {report}");
+
+    // clap has seen to it that there is a model unless only the self-test is wanted.
+    let model = arguments.model.context("no --model")?;
+    let nested = model.join("unet");
+    let dir = if nested.is_dir() { nested } else { model };
+    let model = Model::load(&dir, arguments.variant.as_deref(), &device.device)
+        .with_context(|| format!("cannot load the U-Net in {}", dir.display()))?;
     tracing::info!(
         parameters = model.parameters(),
         digest = &model.digest()[..12],

@@ -25,8 +25,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = FleetConfig::from_file(&arguments.workers)?;
     let states = join_all(config.workers.iter().map(state)).await;
     println!(
-        "{:<12} {:<34} {:<8} {:<28} {:<14} {:>10}",
-        "provider", "url", "device", "adapter", "model", "round trip"
+        "{:<12} {:<34} {:<7} {:<7} {:<28} {:<14} {:>10}",
+        "provider", "url", "health", "device", "adapter", "model", "round trip"
     );
     let mut unwell = 0;
     for (worker, state) in config.workers.iter().zip(states) {
@@ -52,7 +52,8 @@ async fn state(worker: &WorkerConfig) -> crate::Result<String> {
     let (info, round_trip) = Client::new(worker)?.info().await?;
     let models: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
     Ok(format!(
-        "{:<8} {:<28} {:<14} {:>7.1} ms",
+        "{:<7} {:<7} {:<28} {:<14} {:>7.1} ms",
+        "ready",
         info.device,
         info.adapter,
         models.join(","),

@@ -14,7 +14,7 @@ use crate::layers::{Conv2d, GroupNorm, Linear};
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetConfig {
     /// Rows and columns of the latents that the model was made for.
-    pub sample_size: Option<usize>,
+    pub sample_size: Option<[usize; 2]>,
     in_channels: usize,
     out_channels: usize,
     flip_sin_to_cos: bool,
@@ -76,7 +76,7 @@ impl UNetConfig {
         let time_embedding_dim = keys.or("time_embedding_dim", 4 * block_out_channels[0])?;
         let added = read_added(&mut keys)?;
         let config = Self {
-            sample_size: keys.optional("sample_size")?,
+            sample_size: read_size(&mut keys)?,
             in_channels: keys.or("in_channels", 4)?,
             out_channels: keys.or("out_channels", 4)?,
             flip_sin_to_cos: keys.or("flip_sin_to_cos", true)?,
@@ -277,6 +277,19 @@ impl UNetConfig {
     }
 }
 
+/// `sample_size`: one number for a square, or rows and columns.
+fn read_size(keys: &mut ConfigReader) -> Result<Option<[usize; 2]>> {
+    match keys.take("sample_size") {
+        None => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(side) => Ok(Some([side as usize; 2])),
+            None => serde_json::from_value(value.clone())
+                .map(Some)
+                .map_err(|e| keys.unsupported("sample_size", &value, &e.to_string())),
+        },
+    }
+}
+
 /// A list of block types, as whether each has attention.
 fn read_kinds(
     keys: &mut ConfigReader,
@@ -405,6 +418,15 @@ mod tests {
             let error = read(json!({key: value})).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn a_size_is_a_number_or_rows_and_columns() {
+        let size = |value| read(json!({"sample_size": value})).unwrap().sample_size;
+        assert_eq!(size(json!(64)), Some([64, 64]));
+        assert_eq!(size(json!([96, 64])), Some([96, 64]));
+        assert_eq!(size(json!(null)), None);
+        assert!(read(json!({"sample_size": "64"})).is_err());
     }
 
     #[test]
