@@ -17,11 +17,12 @@ use shared::wire::{
     Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader, SessionOpened,
     TENSORS,
 };
+use tokio::sync::OwnedMutexGuard;
 
 use crate::compute::{Batch, Compute};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::sessions::Sessions;
+use crate::sessions::{Session, Sessions};
 
 /// How a worker behaves.
 #[derive(Clone, Debug)]
@@ -206,20 +207,29 @@ async fn run(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let session = service.0.sessions.get(&id)?;
-    let mut session = session.lock().await;
+    let session = service.0.sessions.get(&id)?.lock_owned().await;
+    // A task of its own: should the connection break meanwhile, the work is still done and its
+    // reply kept, so that the retry finds it and nothing is computed twice.
+    let reply = tokio::spawn(answer(service, session, body))
+        .await
+        .map_err(|e| Error::Compute(e.to_string()))??;
+    Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
+}
+
+async fn answer(
+    service: Service,
+    mut session: OwnedMutexGuard<Session>,
+    body: Bytes,
+) -> Result<Bytes> {
     let message = Message::<RunHeader>::decode(&body)?;
     drop(body);
     let sequence = message.header.sequence;
-    let reply = match session.replay(sequence)? {
-        Some(reply) => reply,
-        None => {
-            let reply = compute(&service.0.compute, message).await?;
-            session.answered(sequence, reply.clone());
-            reply
-        }
-    };
-    Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
+    if let Some(reply) = session.replay(sequence)? {
+        return Ok(reply);
+    }
+    let reply = compute(&service.0.compute, message).await?;
+    session.answered(sequence, reply.clone());
+    Ok(reply)
 }
 
 /// The reply to a message: the output of each piece of its work.
