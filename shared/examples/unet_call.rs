@@ -56,7 +56,10 @@ fn main() -> shared::Result<()> {
         let seconds = start.elapsed().as_secs_f64();
         out.check_finite("the prediction")?;
         let gflop = (whole.flop() - before) as f64 / 1e9;
-        println!("{seconds:.3} s, {gflop:.0} GFLOP, {:.0} GFLOP/s", gflop / seconds);
+        println!(
+            "{seconds:.3} s, {gflop:.0} GFLOP, {:.0} GFLOP/s",
+            gflop / seconds
+        );
     }
     Ok(())
 }

@@ -38,7 +38,9 @@ pub fn conv2d_padded(
 ) -> Result<Tensor<4>> {
     let kernel = weights.kernel(&format!("{}.weight", layer.name))?;
     let bias = weights.vector(&format!("{}.bias", layer.name))?;
-    if let (Some(x), Some(kernel), Some(bias)) = (Dense::of(&x), Dense::of(&kernel), Dense::of(&bias)) {
+    if let (Some(x), Some(kernel), Some(bias)) =
+        (Dense::of(&x), Dense::of(&kernel), Dense::of(&bias))
+    {
         let [batch, c_in, h, w] = x.shape();
         let sizes = kernels::conv::Sizes {
             batch,
@@ -177,7 +179,8 @@ fn group_norm_on_cpu(
 ) -> Result<Option<Tensor<4>>> {
     let gamma = weights.vector(&format!("{}.weight", layer.name))?;
     let beta = weights.vector(&format!("{}.bias", layer.name))?;
-    let (Some(x), Some(gamma), Some(beta)) = (Dense::of(x), Dense::of(&gamma), Dense::of(&beta)) else {
+    let (Some(x), Some(gamma), Some(beta)) = (Dense::of(x), Dense::of(&gamma), Dense::of(&beta))
+    else {
         return Ok(None);
     };
     let affine = kernels::norm::Affine {

@@ -43,15 +43,17 @@ pub fn geglu(x: &[f32], width: usize) -> Vec<f32> {
     let rows = x.len() / (2 * width);
     let step = CHUNK.div_ceil(width);
     filled(rows * width, |out| {
-        x.par_chunks(2 * width * step).enumerate().for_each(|(i, block)| {
-            for (j, row) in block.chunks_exact(2 * width).enumerate() {
-                let (value, gate) = row.split_at(width);
-                // SAFETY: a row of block i, which only this task has.
-                geglu_into(value, gate, unsafe {
-                    out.slice((i * step + j) * width, width)
-                });
-            }
-        });
+        x.par_chunks(2 * width * step)
+            .enumerate()
+            .for_each(|(i, block)| {
+                for (j, row) in block.chunks_exact(2 * width).enumerate() {
+                    let (value, gate) = row.split_at(width);
+                    // SAFETY: a row of block i, which only this task has.
+                    geglu_into(value, gate, unsafe {
+                        out.slice((i * step + j) * width, width)
+                    });
+                }
+            });
     })
 }
 
@@ -65,7 +67,11 @@ mod tests {
     fn silu_is_the_formula() {
         for len in [0, 1, 31, CHUNK + 3] {
             let x: Vec<f32> = wave(len, 0.1).iter().map(|x| 6.0 * x).collect();
-            let want: Vec<f64> = x.iter().map(|x| f64::from(*x)).map(|x| x / (1.0 + (-x).exp())).collect();
+            let want: Vec<f64> = x
+                .iter()
+                .map(|x| f64::from(*x))
+                .map(|x| x / (1.0 + (-x).exp()))
+                .collect();
             if len > 0 {
                 let off = difference(&silu(&x), &want);
                 assert!(off < 2e-7, "{off}");
@@ -77,10 +83,16 @@ mod tests {
     #[test]
     fn geglu_is_burns() {
         let (rows, width) = (301, 77);
-        let x: Vec<f32> = wave(rows * 2 * width, 0.4).iter().map(|x| 4.0 * x).collect();
+        let x: Vec<f32> = wave(rows * 2 * width, 0.4)
+            .iter()
+            .map(|x| 4.0 * x)
+            .collect();
         let t = super::super::tensor(x.clone(), [rows, 2 * width]);
         let gate = activation::gelu(t.clone().narrow(1, width, width));
-        let want = (t.narrow(1, 0, width) * gate).into_data().try_into_vec::<f32>().unwrap();
+        let want = (t.narrow(1, 0, width) * gate)
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap();
         let want: Vec<f64> = want.into_iter().map(f64::from).collect();
         let off = difference(&geglu(&x, width), &want);
         assert!(off < 3e-7, "{off}");

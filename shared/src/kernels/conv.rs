@@ -39,7 +39,11 @@ impl Sizes {
     pub fn out_size(&self) -> [usize; 2] {
         std::array::from_fn(|i| {
             let padded = self.size[i] + 2 * self.padding[i];
-            if padded < self.kernel { 0 } else { (padded - self.kernel) / self.stride + 1 }
+            if padded < self.kernel {
+                0
+            } else {
+                (padded - self.kernel) / self.stride + 1
+            }
         })
     }
 
@@ -65,10 +69,19 @@ struct Blocks {
 impl Blocks {
     fn new(pixels: usize, batch: usize) -> Self {
         // Small maps are taken together, to read the weights once.
-        let span = if pixels >= PIXELS { pixels } else { pixels * batch };
+        let span = if pixels >= PIXELS {
+            pixels
+        } else {
+            pixels * batch
+        };
         let size = span.div_ceil(span.div_ceil(PIXELS)).next_multiple_of(16);
         let each = span.div_ceil(size);
-        Self { span, size, each, count: pixels * batch / span * each }
+        Self {
+            span,
+            size,
+            each,
+            count: pixels * batch / span * each,
+        }
     }
 
     fn get(&self, i: usize) -> Range<usize> {
@@ -135,7 +148,11 @@ vectorised! {
 /// When the sizes do not agree.
 pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
     let [h, w] = sizes.size;
-    assert_eq!(x.len(), sizes.batch * sizes.c_in * h * w, "input of a convolution");
+    assert_eq!(
+        x.len(),
+        sizes.batch * sizes.c_in * h * w,
+        "input of a convolution"
+    );
     assert_eq!(
         weight.len(),
         sizes.c_out * sizes.c_in * sizes.kernel * sizes.kernel,
@@ -155,7 +172,10 @@ pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32>
         (0..blocks.count * cuts).into_par_iter().for_each(|task| {
             let first = task % cuts * channels;
             let task = Task {
-                x, weight, bias, sizes,
+                x,
+                weight,
+                bias,
+                sizes,
                 channels: first..(first + channels).min(sizes.c_out),
                 pixels: blocks.get(task / cuts),
             };
@@ -180,7 +200,8 @@ impl Task<'_> {
         let (n, m) = (self.pixels.len(), self.channels.len());
         let b = self.pixels.start / map;
         if self.pixels.end <= (b + 1) * map {
-            let start = (b * self.sizes.c_out + self.channels.start) * map + self.pixels.start % map;
+            let start =
+                (b * self.sizes.c_out + self.channels.start) * map + self.pixels.start % map;
             let bias = &self.bias[self.channels.clone()];
             for (i, bias) in bias.iter().enumerate() {
                 // SAFETY: this task's positions of one of its channels.
@@ -190,7 +211,10 @@ impl Task<'_> {
             return;
         }
         let mut block = vec![0.0; n * m];
-        for (row, bias) in block.chunks_exact_mut(n).zip(&self.bias[self.channels.clone()]) {
+        for (row, bias) in block
+            .chunks_exact_mut(n)
+            .zip(&self.bias[self.channels.clone()])
+        {
             row.fill(*bias);
         }
         self.accumulate(block.as_mut_ptr(), n);
@@ -223,8 +247,11 @@ impl Task<'_> {
             unsafe {
                 product(
                     [self.channels.len(), n, channels.len() * taps],
-                    dst, rows, true,
-                    weights(channels.start), patches,
+                    dst,
+                    rows,
+                    true,
+                    weights(channels.start),
+                    patches,
                     1.0,
                     Parallelism::None,
                 );
@@ -234,7 +261,14 @@ impl Task<'_> {
         let b = self.pixels.start / map;
         if sizes.is_pointwise() && self.pixels.end <= (b + 1) * map {
             let start = self.x[b * sizes.c_in * map + self.pixels.start % map..].as_ptr();
-            add(0..sizes.c_in, View { start, rows: map, columns: 1 });
+            add(
+                0..sizes.c_in,
+                View {
+                    start,
+                    rows: map,
+                    columns: 1,
+                },
+            );
             return;
         }
         let step = (PATCHES / (n * taps)).clamp(1, sizes.c_in.max(1));
@@ -243,7 +277,14 @@ impl Task<'_> {
             while from < sizes.c_in {
                 let to = (from + step).min(sizes.c_in);
                 gather(self.x, sizes, from..to, self.pixels.clone(), patches);
-                add(from..to, View { start: patches.as_ptr(), rows: n, columns: 1 });
+                add(
+                    from..to,
+                    View {
+                        start: patches.as_ptr(),
+                        rows: n,
+                        columns: 1,
+                    },
+                );
                 from = to;
             }
         });
@@ -263,11 +304,14 @@ mod tests {
                 for (y, z) in (0..h_out).flat_map(|y| (0..w_out).map(move |z| (y, z))) {
                     let mut sum = f64::from(*bias);
                     for i in 0..s.c_in {
-                        for (ky, kx) in (0..s.kernel).flat_map(|y| (0..s.kernel).map(move |x| (y, x))) {
+                        for (ky, kx) in
+                            (0..s.kernel).flat_map(|y| (0..s.kernel).map(move |x| (y, x)))
+                        {
                             let iy = (y * s.stride + ky).wrapping_sub(s.padding[0]);
                             let ix = (z * s.stride + kx).wrapping_sub(s.padding[1]);
                             if iy < h && ix < w {
-                                let tap = weight[((o * s.c_in + i) * s.kernel + ky) * s.kernel + kx];
+                                let tap =
+                                    weight[((o * s.c_in + i) * s.kernel + ky) * s.kernel + kx];
                                 let value = x[((b * s.c_in + i) * h + iy) * w + ix];
                                 sum += f64::from(tap) * f64::from(value);
                             }
@@ -296,11 +340,22 @@ mod tests {
             (1, 2, 3, [6, 2], 5, 1, [2, 2]),
         ];
         for (batch, c_in, c_out, size, kernel, stride, padding) in cases {
-            let sizes = Sizes { batch, c_in, c_out, size, kernel, stride, padding };
+            let sizes = Sizes {
+                batch,
+                c_in,
+                c_out,
+                size,
+                kernel,
+                stride,
+                padding,
+            };
             let x = wave(batch * c_in * size[0] * size[1], 0.1);
             let weight = wave(c_out * c_in * kernel * kernel, 0.8);
             let bias = wave(c_out, 1.9);
-            let off = difference(&conv2d(&x, &weight, &bias, sizes), &plain(&x, &weight, &bias, sizes));
+            let off = difference(
+                &conv2d(&x, &weight, &bias, sizes),
+                &plain(&x, &weight, &bias, sizes),
+            );
             assert!(off < 1e-6, "{sizes:?}: {off}");
         }
     }

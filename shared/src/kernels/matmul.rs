@@ -37,12 +37,24 @@ pub(super) unsafe fn product(
     // SAFETY: the caller's promise; strides are lengths inside a slice, below isize::MAX.
     unsafe {
         gemm::gemm(
-            m, n, k,
-            dst, 1, dst_rows as isize, add,
-            a.start, a.columns as isize, a.rows as isize,
-            b.start, b.columns as isize, b.rows as isize,
-            1.0, scale,
-            false, false, false,
+            m,
+            n,
+            k,
+            dst,
+            1,
+            dst_rows as isize,
+            add,
+            a.start,
+            a.columns as isize,
+            a.rows as isize,
+            b.start,
+            b.columns as isize,
+            b.rows as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
             parallelism,
         );
     }
@@ -61,9 +73,18 @@ vectorised! {
 ///
 /// # Panics
 /// When the sizes do not agree.
-pub fn linear(x: &[f32], weight: &[f32], bias: Option<&[f32]>, d_in: usize, d_out: usize) -> Vec<f32> {
+pub fn linear(
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    d_in: usize,
+    d_out: usize,
+) -> Vec<f32> {
     assert_eq!(weight.len(), d_in * d_out, "weight of a linear map");
-    assert!(bias.is_none_or(|b| b.len() == d_out), "bias of a linear map");
+    assert!(
+        bias.is_none_or(|b| b.len() == d_out),
+        "bias of a linear map"
+    );
     let rows = x.len() / d_in;
     assert_eq!(x.len(), rows * d_in, "input of a linear map");
     filled(rows * d_out, |out| {
@@ -71,9 +92,19 @@ pub fn linear(x: &[f32], weight: &[f32], bias: Option<&[f32]>, d_in: usize, d_ou
         unsafe {
             product(
                 [rows, d_out, d_in],
-                out.at(0, rows * d_out), d_out, false,
-                View { start: x.as_ptr(), rows: d_in, columns: 1 },
-                View { start: weight.as_ptr(), rows: 1, columns: d_in },
+                out.at(0, rows * d_out),
+                d_out,
+                false,
+                View {
+                    start: x.as_ptr(),
+                    rows: d_in,
+                    columns: 1,
+                },
+                View {
+                    start: weight.as_ptr(),
+                    rows: 1,
+                    columns: d_in,
+                },
                 1.0,
                 Parallelism::Rayon(0),
             );
@@ -95,14 +126,28 @@ mod tests {
 
     #[test]
     fn linear_is_the_formula() {
-        for (rows, d_in, d_out) in [(1, 7, 5), (1, 320, 1280), (77, 33, 129), (301, 513, 67), (0, 4, 4)] {
-            let (x, weight, bias) = (wave(rows * d_in, 0.1), wave(d_out * d_in, 0.5), wave(d_out, 0.9));
+        for (rows, d_in, d_out) in [
+            (1, 7, 5),
+            (1, 320, 1280),
+            (77, 33, 129),
+            (301, 513, 67),
+            (0, 4, 4),
+        ] {
+            let (x, weight, bias) = (
+                wave(rows * d_in, 0.1),
+                wave(d_out * d_in, 0.5),
+                wave(d_out, 0.9),
+            );
             for bias in [None, Some(bias.as_slice())] {
                 let got = linear(&x, &weight, bias, d_in, d_out);
                 let mut want = Vec::new();
                 for x in x.chunks(d_in) {
                     for (o, w) in weight.chunks(d_in).enumerate() {
-                        let dot: f64 = x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                        let dot: f64 = x
+                            .iter()
+                            .zip(w)
+                            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                            .sum();
                         want.push(dot + bias.map_or(0.0, |b| f64::from(b[o])));
                     }
                 }

@@ -79,7 +79,10 @@ impl Target {
     /// # Panics
     /// When the `len` elements from there are not all inside.
     fn at(self, offset: usize, len: usize) -> *mut f32 {
-        assert!(offset + len <= self.len, "a kernel would write outside its result");
+        assert!(
+            offset + len <= self.len,
+            "a kernel would write outside its result"
+        );
         // SAFETY: inside the buffer, by the assertion.
         unsafe { self.start.add(offset) }
     }
@@ -143,7 +146,10 @@ mod testing {
         got.iter()
             .zip(want)
             .map(|(g, w)| (f64::from(*g) - w).abs())
-            .fold(0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) })
+            .fold(
+                0f64,
+                |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) },
+            )
             / largest
     }
 }

@@ -116,7 +116,12 @@ impl Affine<'_> {
 ///
 /// # Panics
 /// When `given` are not as many as there are groups.
-pub fn group_norm(x: &[f32], batch: usize, affine: Affine<'_>, given: Option<&[Moments]>) -> Vec<f32> {
+pub fn group_norm(
+    x: &[f32],
+    batch: usize,
+    affine: Affine<'_>,
+    given: Option<&[Moments]>,
+) -> Vec<f32> {
     let groups = batch * affine.groups;
     if x.is_empty() {
         return Vec::new();
@@ -147,22 +152,43 @@ mod tests {
 
     #[test]
     fn moments_stay_accurate_far_from_zero() {
-        for (len, centre) in [(1, 3.0), (63, 0.0), (4097, 1000.0), (163_847, -3000.0), (163_847, 1e5)] {
+        for (len, centre) in [
+            (1, 3.0),
+            (63, 0.0),
+            (4097, 1000.0),
+            (163_847, -3000.0),
+            (163_847, 1e5),
+        ] {
             let x: Vec<f32> = wave(len, 0.2).iter().map(|x| x + centre).collect();
             let (got, want) = (moments(&x), plain(&x));
             assert_eq!(got.count, want.count);
-            assert!((got.mean - want.mean).abs() < 1e-7 * (1.0 + want.variance().sqrt()), "{got:?} {want:?}");
-            assert!((got.m2 - want.m2).abs() <= 1e-6 * want.m2, "{got:?} {want:?}");
+            assert!(
+                (got.mean - want.mean).abs() < 1e-7 * (1.0 + want.variance().sqrt()),
+                "{got:?} {want:?}"
+            );
+            assert!(
+                (got.m2 - want.m2).abs() <= 1e-6 * want.m2,
+                "{got:?} {want:?}"
+            );
         }
     }
 
     #[test]
     fn group_norm_is_the_formula() {
         let (batch, channels, groups, pixels) = (2, 15, 5, 7 * 13);
-        let x: Vec<f32> = wave(batch * channels * pixels, 0.7).iter().map(|x| 3.0 * x + 50.0).collect();
+        let x: Vec<f32> = wave(batch * channels * pixels, 0.7)
+            .iter()
+            .map(|x| 3.0 * x + 50.0)
+            .collect();
         let (gamma, beta) = (wave(channels, 1.0), wave(channels, 2.0));
         for silu in [false, true] {
-            let affine = Affine { gamma: &gamma, beta: &beta, groups, eps: 1e-5, silu };
+            let affine = Affine {
+                gamma: &gamma,
+                beta: &beta,
+                groups,
+                eps: 1e-5,
+                silu,
+            };
             let len = channels / groups * pixels;
             let mut want = Vec::new();
             for (g, x) in x.chunks(len).enumerate() {
