@@ -18,6 +18,7 @@
 //! - [`config`]: reading a config without ignoring a key.
 //! - [`weights`]: weight files, and weights on a device by name.
 //! - [`ops`]: tensor operations.
+//! - [`kernels`]: those that burn's CPU backend does slowly, over plain slices.
 //! - [`host`]: tensors in host memory.
 //! - [`device`]: choosing and opening a device.
 //! - [`selftest`]: a device against the CPU, before it is trusted.
@@ -29,6 +30,7 @@ pub mod device;
 pub mod error;
 pub mod executor;
 pub mod host;
+pub mod kernels;
 pub mod layers;
 pub mod ops;
 pub mod partition;

@@ -12,6 +12,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::error::{Error, Result};
 use crate::host::HostTensor;
+use crate::kernels::{self, Dense};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::stats::Moments;
 use crate::weights::Weights;
@@ -37,6 +38,23 @@ pub fn conv2d_padded(
 ) -> Result<Tensor<4>> {
     let kernel = weights.kernel(&format!("{}.weight", layer.name))?;
     let bias = weights.vector(&format!("{}.bias", layer.name))?;
+    if let (Some(x), Some(kernel), Some(bias)) =
+        (Dense::of(&x), Dense::of(&kernel), Dense::of(&bias))
+    {
+        let [batch, c_in, h, w] = x.shape();
+        let sizes = kernels::conv::Sizes {
+            batch,
+            c_in,
+            c_out: layer.c_out,
+            size: [h, w],
+            kernel: layer.kernel,
+            stride: layer.stride,
+            padding: [pad_rows, layer.padding],
+        };
+        let y = kernels::conv::conv2d(x.values(), kernel.values(), bias.values(), sizes);
+        let [h, w] = sizes.out_size();
+        return Ok(kernels::tensor(y, [batch, layer.c_out, h, w]));
+    }
     let options = ConvOptions::new([layer.stride; 2], [pad_rows, layer.padding], [1, 1], 1);
     Ok(burn_conv2d(x, kernel, Some(bias), options))
 }
@@ -82,6 +100,9 @@ pub fn group_norm(
     x: Tensor<4>,
     silu: bool,
 ) -> Result<Tensor<4>> {
+    if let Some(y) = group_norm_on_cpu(weights, layer, &x, None, silu)? {
+        return Ok(y);
+    }
     let [b, c, h, w] = x.dims();
     let grouped = x
         .clone()
@@ -98,6 +119,9 @@ pub fn group_norm(
 pub fn group_moments(x: Tensor<4>, groups: usize) -> Result<Vec<Moments>> {
     let [b, c, h, w] = x.dims();
     let count = c / groups * h * w;
+    if let Some(x) = Dense::of(&x) {
+        return Ok(kernels::norm::group_moments(x.values(), count));
+    }
     let grouped = x.reshape([b * groups, count]);
     let mean = grouped.clone().mean_dim(1);
     let m2 = (grouped - mean.clone()).powi_scalar(2).sum_dim(1);
@@ -133,6 +157,9 @@ pub fn group_norm_by(
             got: vec![moments.len()],
         });
     }
+    if let Some(y) = group_norm_on_cpu(weights, layer, &x, Some(moments), silu)? {
+        return Ok(y);
+    }
     let device = x.device();
     let column = |value: fn(&Moments) -> f64| {
         let values: Vec<f32> = moments.iter().map(|m| value(m) as f32).collect();
@@ -140,6 +167,31 @@ pub fn group_norm_by(
     };
     let (mean, variance) = (column(|m| m.mean), column(Moments::variance));
     apply_group_norm(weights, layer, x, mean, variance, silu)
+}
+
+/// `None` when `x` is on another device.
+fn group_norm_on_cpu(
+    weights: &Weights,
+    layer: &GroupNorm,
+    x: &Tensor<4>,
+    moments: Option<&[Moments]>,
+    silu: bool,
+) -> Result<Option<Tensor<4>>> {
+    let gamma = weights.vector(&format!("{}.weight", layer.name))?;
+    let beta = weights.vector(&format!("{}.bias", layer.name))?;
+    let (Some(x), Some(gamma), Some(beta)) = (Dense::of(x), Dense::of(&gamma), Dense::of(&beta))
+    else {
+        return Ok(None);
+    };
+    let affine = kernels::norm::Affine {
+        gamma: gamma.values(),
+        beta: beta.values(),
+        groups: layer.groups,
+        eps: layer.eps,
+        silu,
+    };
+    let y = kernels::norm::group_norm(x.values(), x.shape()[0], affine, moments);
+    Ok(Some(kernels::tensor(y, x.shape())))
 }
 
 /// `mean` and `variance` are `[B * groups, 1]`.
@@ -168,12 +220,20 @@ fn apply_group_norm(
 
 /// `x * sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    burn_silu(x)
+    match Dense::of(&x) {
+        Some(x) => kernels::tensor(kernels::activation::silu(x.values()), x.shape()),
+        None => burn_silu(x),
+    }
 }
 
 /// `h * gelu(g)` with `[h, g]` the halves of the last axis, gelu by the error function (Shazeer 2020).
 pub fn geglu(x: Tensor<3>) -> Tensor<3> {
     let half = x.dims()[2] / 2;
+    if let Some(x) = Dense::of(&x) {
+        let [b, t, _] = x.shape();
+        let y = kernels::activation::geglu(x.values(), half);
+        return kernels::tensor(y, [b, t, half]);
+    }
     let value = x.clone().narrow(2, 0, half);
     let gate = x.narrow(2, half, half);
     value * gelu(gate)
@@ -189,6 +249,18 @@ pub fn attention(
     causal: bool,
 ) -> Tensor<3> {
     let [b, t, c] = q.dims();
+    if let (Some(q), Some(k), Some(v)) = (Dense::of(&q), Dense::of(&k), Dense::of(&v)) {
+        let sizes = kernels::attention::Sizes {
+            batch: b,
+            queries: t,
+            keys: k.shape()[1],
+            channels: c,
+            heads,
+            causal,
+        };
+        let y = kernels::attention::attention(q.values(), k.values(), v.values(), sizes);
+        return kernels::tensor(y, [b, t, c]);
+    }
     let split = |x: Tensor<3>| {
         let [b, t, c] = x.dims();
         x.reshape([b, t, heads, c / heads]).swap_dims(1, 2)

@@ -1,0 +1,155 @@
+//! CPU kernels for what burn-flex does slowly: plain functions over f32 slices.
+//!
+//! Each kernel is a file: [`attention`], [`conv`], [`norm`], [`activation`], [`matmul`]; [`simd`] compiles
+//! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
+//! rayon's global pool, for many workers may live in one process. This file is the bridge from
+//! burn's tensors and back; [`crate::ops`] alone crosses it.
+
+pub mod activation;
+pub mod attention;
+pub mod conv;
+pub mod exp;
+pub mod matmul;
+pub mod norm;
+pub mod simd;
+
+use std::cell::RefCell;
+
+use burn::backend::Flex;
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+
+/// A tensor of the CPU device, seen as its values in row-major order.
+pub struct Dense<const D: usize> {
+    tensor: burn::backend::flex::FlexTensor,
+    shape: [usize; D],
+}
+
+impl<const D: usize> Dense<D> {
+    /// Looks at `x`, without a copy when it is contiguous; `None` when it is not an f32 tensor of
+    /// the CPU device.
+    pub fn of(x: &Tensor<D>) -> Option<Self> {
+        let shape = x.dims();
+        let tensor = x.clone().try_into_primitive::<Flex>().ok()?;
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        let tensor = if tensor.is_contiguous() {
+            tensor
+        } else {
+            tensor.to_contiguous()
+        };
+        Some(Self { tensor, shape })
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> [usize; D] {
+        self.shape
+    }
+
+    /// The values.
+    pub fn values(&self) -> &[f32] {
+        // `of` saw to the type and the order, so there is always a slice.
+        self.tensor.as_slice().unwrap_or_default()
+    }
+}
+
+/// A tensor of the CPU device over `values`.
+pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    let data = TensorData::new(values, Shape::from(shape));
+    Tensor::from_data(data, (&Device::flex(), DType::F32))
+}
+
+/// Where the tasks of a kernel write their parts of one result.
+///
+/// A task may write only elements that no other task writes; together they write all.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: the pointer is to a buffer that outlives the tasks (see `filled`), and tasks write disjoint parts.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// The address of element `offset`.
+    ///
+    /// # Panics
+    /// When the `len` elements from there are not all inside.
+    fn at(self, offset: usize, len: usize) -> *mut f32 {
+        assert!(
+            offset + len <= self.len,
+            "a kernel would write outside its result"
+        );
+        // SAFETY: inside the buffer, by the assertion.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// Elements `offset..offset + len` to write to.
+    ///
+    /// # Safety
+    /// No other task may hold any of them at the same time.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: `at` checks the bounds and the caller sees to disjointness. The memory may be fresh
+        // from the allocator: any bits are a valid f32, and they are only written.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset, len), len) }
+    }
+}
+
+/// `len` values that `write` fills, all of them, without zeroing them first: touching fresh pages
+/// twice costs as much as many a kernel.
+fn filled(len: usize, write: impl FnOnce(Target)) -> Vec<f32> {
+    let mut values: Vec<f32> = Vec::with_capacity(len);
+    write(Target {
+        start: values.as_mut_ptr(),
+        len,
+    });
+    // SAFETY: within the capacity, and `write` has filled them.
+    unsafe { values.set_len(len) };
+    values
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a buffer of `len` values, with anything in it, that the thread keeps for the next task.
+fn scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    // Taken out rather than borrowed, so that a nested call merely allocates.
+    let mut buffer = SCRATCH.take();
+    if buffer.len() < len {
+        // Freed before the larger one is asked for.
+        buffer = Vec::new();
+        buffer.resize(len, 0.0);
+    }
+    let result = work(&mut buffer[..len]);
+    SCRATCH.set(buffer);
+    result
+}
+
+#[cfg(test)]
+mod testing {
+    /// Values between -2 and 2 without a pattern that a wrong index could repeat.
+    pub fn wave(len: usize, phase: f32) -> Vec<f32> {
+        (0..len)
+            .map(|i| (i as f32 * 0.731 + phase).sin() + (i as f32 * 0.0173).cos())
+            .collect()
+    }
+
+    /// Largest difference, relative to the largest value wanted.
+    pub fn difference(got: &[f32], want: &[f64]) -> f64 {
+        assert_eq!(got.len(), want.len());
+        let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
+        got.iter()
+            .zip(want)
+            .map(|(g, w)| (f64::from(*g) - w).abs())
+            .fold(
+                0f64,
+                |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) },
+            )
+            / largest
+    }
+}
