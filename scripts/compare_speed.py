@@ -38,8 +38,9 @@ def main():
     torch.set_num_threads(args.threads)
     config = UNet2DConditionModel.load_config(args.config.parent)
     unet = UNet2DConditionModel.from_config(config).eval()
-    size = min(unet.config.sample_size or 64, 64)
-    sample = torch.randn(2, unet.config.in_channels, size, size)
+    size = unet.config.sample_size or 64
+    rows, columns = (min(s, 64) for s in ([size, size] if isinstance(size, int) else size))
+    sample = torch.randn(2, unet.config.in_channels, rows, columns)
     context = torch.randn(2, 77, unet.config.cross_attention_dim)
     added = None
     if unet.config.addition_embed_type == "text_time":

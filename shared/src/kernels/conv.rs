@@ -356,7 +356,7 @@ mod tests {
                 &conv2d(&x, &weight, &bias, sizes),
                 &plain(&x, &weight, &bias, sizes),
             );
-            assert!(off < 1e-6, "{sizes:?}: {off}");
+            assert!(off < 3e-6, "{sizes:?}: {off}");
         }
     }
 }

@@ -153,3 +153,92 @@ mod testing {
             / largest
     }
 }
+
+#[cfg(test)]
+mod against_burn {
+    use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+    use burn::tensor::{Tensor, activation, module};
+
+    use super::testing::{difference, wave};
+    use super::{attention, conv, tensor};
+
+    fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+        let values = x.into_data().try_into_vec::<f32>().unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+
+    #[test]
+    fn conv2d() {
+        for (stride, padding) in [(1, [1, 1]), (1, [0, 1]), (2, [1, 1])] {
+            let sizes = conv::Sizes {
+                batch: 2,
+                c_in: 72,
+                c_out: 104,
+                size: [22, 19],
+                kernel: 3,
+                stride,
+                padding,
+            };
+            let x = wave(2 * 72 * 22 * 19, 0.3);
+            let (weight, bias) = (wave(104 * 72 * 9, 0.7), wave(104, 1.1));
+            let want = module::conv2d(
+                tensor(x.clone(), [2, 72, 22, 19]),
+                tensor(weight.clone(), [104, 72, 3, 3]),
+                Some(tensor(bias.clone(), [104])),
+                ConvOptions::new([stride; 2], padding, [1, 1], 1),
+            );
+            let [h, w] = sizes.out_size();
+            assert_eq!(want.dims(), [2, 104, h, w]);
+            let off = difference(&conv::conv2d(&x, &weight, &bias, sizes), &values(want));
+            assert!(off < 5e-6, "{off}");
+        }
+    }
+
+    #[test]
+    fn attention() {
+        for (queries, keys, causal) in [(301, 301, false), (301, 77, false), (77, 77, true)] {
+            let (batch, channels, heads) = (2, 72, 3);
+            let sizes = attention::Sizes {
+                batch,
+                queries,
+                keys,
+                channels,
+                heads,
+                causal,
+            };
+            let q = wave(batch * queries * channels, 0.3);
+            let k = wave(batch * keys * channels, 0.7);
+            let v = wave(batch * keys * channels, 1.1);
+            let split = |x: &[f32], tokens| {
+                tensor(x.to_vec(), [batch, tokens, heads, channels / heads]).swap_dims(1, 2)
+            };
+            let options = AttentionModuleOptions {
+                is_causal: causal,
+                ..Default::default()
+            };
+            let (qs, ks, vs) = (split(&q, queries), split(&k, keys), split(&v, keys));
+            let want = module::attention(qs, ks, vs, None, None, options).swap_dims(1, 2);
+            let off = difference(&attention::attention(&q, &k, &v, sizes), &values(want));
+            assert!(off < 3e-6, "{off}");
+        }
+    }
+
+    #[test]
+    fn silu() {
+        let x = wave(20_011, 0.3);
+        let want = values(activation::silu(tensor(x.clone(), [20_011])));
+        assert!(difference(&super::activation::silu(&x), &want) < 3e-7);
+    }
+
+    #[test]
+    fn linear() {
+        let (x, weight, bias) = (wave(301 * 72, 0.3), wave(104 * 72, 0.7), wave(104, 1.1));
+        let want = module::linear(
+            tensor(x.clone(), [301, 72]),
+            tensor(weight.clone(), [104, 72]).transpose(),
+            Some(tensor(bias.clone(), [104])),
+        );
+        let got = super::matmul::linear(&x, &weight, Some(&bias), 72, 104);
+        assert!(difference(&got, &values(want)) < 2e-6);
+    }
+}
