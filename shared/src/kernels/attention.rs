@@ -6,10 +6,12 @@ use rayon::prelude::*;
 use super::exp::exp;
 use super::matmul::{View, product};
 use super::simd::vectorised;
-use super::{filled, scratch};
+use super::{Target, filled, scratch};
 
-/// Scores that one task holds at a time: they should stay in the core's own cache.
-const SCORES: usize = 256 * 1024;
+/// Most queries of one task: a multiple of the widest product kernel.
+const QUERIES: usize = 256;
+/// Keys taken at a time: the scores of a block should stay in the core's own cache.
+const KEYS: usize = 512;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -29,36 +31,33 @@ pub struct Sizes {
 }
 
 vectorised! {
-    /// Turns scores into their exponentials, the largest score as 1; returns their sum.
-    fn exponentials(scores: &mut [f32]) -> f32 {
-        const LANES: usize = 64;
-        let mut largest = [f32::NEG_INFINITY; LANES];
-        let (blocks, rest) = scores.as_chunks::<LANES>();
-        for block in blocks {
-            for (m, s) in largest.iter_mut().zip(block) {
+    /// Takes a block of scores, `[keys, queries]`, into each query's running softmax: scores become
+    /// exponentials relative to the new `most`, `sum` follows, and `shrink` is what earlier
+    /// exponentials must be multiplied by (Milakov and Gimelshein 2018).
+    fn exponentials(scores: &mut [f32], most: &mut [f32], sum: &mut [f32], shrink: &mut [f32]) {
+        let queries = most.len();
+        shrink.copy_from_slice(most);
+        for row in scores.chunks_exact(queries) {
+            for (m, s) in most.iter_mut().zip(row) {
                 *m = if *s > *m { *s } else { *m };
             }
         }
-        let most = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |m, s| m.max(*s));
-        let mut sum = [0f32; LANES];
-        let (blocks, rest) = scores.as_chunks_mut::<LANES>();
-        for block in blocks {
-            for (t, s) in sum.iter_mut().zip(block) {
-                *s = exp::<FMA>(*s - most);
+        for ((shrink, m), t) in shrink.iter_mut().zip(&*most).zip(&mut *sum) {
+            *shrink = exp::<FMA>(*shrink - m);
+            *t *= *shrink;
+        }
+        for row in scores.chunks_exact_mut(queries) {
+            for ((s, m), t) in row.iter_mut().zip(&*most).zip(&mut *sum) {
+                *s = exp::<FMA>(*s - m);
                 *t += *s;
             }
         }
-        for (t, s) in sum.iter_mut().zip(rest) {
-            *s = exp::<FMA>(*s - most);
-            *t += *s;
-        }
-        sum.iter().sum()
     }
 }
 
 vectorised! {
-    fn scale(x: &mut [f32], by: f32) {
-        for x in x {
+    fn multiply(x: &mut [f32], by: &[f32]) {
+        for (x, by) in x.iter_mut().zip(by) {
             *x *= by;
         }
     }
@@ -76,7 +75,7 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
         keys,
         channels,
         heads,
-        causal,
+        ..
     } = sizes;
     let width = channels / heads;
     assert_eq!(width * heads, channels, "heads of an attention");
@@ -88,92 +87,152 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
     assert_eq!(k.len(), batch * keys * channels, "keys of an attention");
     assert_eq!(v.len(), k.len(), "values of an attention");
     assert!(keys > 0, "an attention without keys");
-    let factor = (width as f32).sqrt().recip();
-    // A multiple of 16 rows, at least enough tasks for the threads, scores within the cache.
-    let tasks_each = (2 * rayon::current_num_threads()).div_ceil(batch * heads);
-    let rows = (SCORES / keys)
-        .clamp(16, 256)
-        .min(queries.div_ceil(tasks_each).max(1));
-    let rows = if rows > 16 { rows / 16 * 16 } else { rows };
+    if q.is_empty() {
+        return Vec::new();
+    }
+    // Enough tasks for the threads.
+    let each = (2 * rayon::current_num_threads()).div_ceil(batch * heads);
+    let rows = queries.div_ceil(each).next_multiple_of(16).min(QUERIES);
     let blocks = queries.div_ceil(rows);
     filled(q.len(), |out| {
         (0..batch * heads * blocks)
             .into_par_iter()
             .for_each(|task| {
-                let (entry, block) = (task / blocks, task % blocks);
+                let (entry, first) = (task / blocks, task % blocks * rows);
                 let (b, h) = (entry / heads, entry % heads);
-                let first = block * rows;
-                let rows = rows.min(queries - first);
-                let seen = if causal { keys.min(first + rows) } else { keys };
+                let task = Task {
+                    k: &k[b * keys * channels + h * width..],
+                    v: &v[b * keys * channels + h * width..],
+                    sizes,
+                    width,
+                    first,
+                    rows: rows.min(queries - first),
+                };
                 let from = (b * queries + first) * channels + h * width;
-                let others = b * keys * channels + h * width;
-                scratch(rows * seen, |scores| {
-                    // SAFETY: rows `first..first + rows` and `0..seen` of this head lie inside the slices by the
-                    // assertions above; `scores` is this task's own.
-                    unsafe {
-                        product(
-                            [rows, seen, width],
-                            scores.as_mut_ptr(),
-                            seen,
-                            false,
-                            View {
-                                start: q[from..].as_ptr(),
-                                rows: channels,
-                                columns: 1,
-                            },
-                            View {
-                                start: k[others..].as_ptr(),
-                                rows: 1,
-                                columns: channels,
-                            },
-                            factor,
-                            Parallelism::None,
-                        );
-                    }
-                    let mut sums = [0f32; 256];
-                    for ((i, row), sum) in scores.chunks_exact_mut(seen).enumerate().zip(&mut sums)
-                    {
-                        let visible = if causal {
-                            seen.min(first + i + 1)
-                        } else {
-                            seen
-                        };
-                        let (row, hidden) = row.split_at_mut(visible);
-                        *sum = exponentials(row);
-                        hidden.fill(0.0);
-                    }
-                    let last = (rows - 1) * channels + width;
-                    // SAFETY: as above; the result's rows of this head are this task's alone.
-                    unsafe {
-                        product(
-                            [rows, width, seen],
-                            out.at(from, last),
-                            channels,
-                            false,
-                            View {
-                                start: scores.as_ptr(),
-                                rows: seen,
-                                columns: 1,
-                            },
-                            View {
-                                start: v[others..].as_ptr(),
-                                rows: channels,
-                                columns: 1,
-                            },
-                            1.0,
-                            Parallelism::None,
-                        );
-                    }
-                    for (i, sum) in sums.iter().enumerate().take(rows) {
-                        // SAFETY: a row of this head, written just now, this task's alone.
-                        scale(
-                            unsafe { out.slice(from + i * channels, width) },
-                            sum.recip(),
-                        );
-                    }
-                });
+                task.run(&q[from..], out, from);
             });
     })
+}
+
+/// One head of one batch entry for some queries.
+struct Task<'a> {
+    /// Keys from this head's first value on.
+    k: &'a [f32],
+    /// Values, likewise.
+    v: &'a [f32],
+    sizes: Sizes,
+    width: usize,
+    /// Position of the first query.
+    first: usize,
+    /// Number of queries.
+    rows: usize,
+}
+
+impl Task<'_> {
+    /// `q` begins with the task's first query, whose place in `out` is `from`.
+    fn run(&self, q: &[f32], out: Target, from: usize) {
+        let Sizes {
+            channels, causal, ..
+        } = self.sizes;
+        let (rows, width) = (self.rows, self.width);
+        let end = self.first + rows;
+        let seen = if causal {
+            self.sizes.keys.min(end)
+        } else {
+            self.sizes.keys
+        };
+        scratch(rows * (KEYS + width + 3), |buffer| {
+            let (scores, rest) = buffer.split_at_mut(rows * KEYS);
+            let (sums, rest) = rest.split_at_mut(rows * width);
+            let (most, rest) = rest.split_at_mut(rows);
+            let (total, shrink) = rest.split_at_mut(rows);
+            most.fill(f32::NEG_INFINITY);
+            total.fill(0.0);
+            for start in (0..seen).step_by(KEYS) {
+                let scores = &mut scores[..rows * KEYS.min(seen - start)];
+                self.score(q, start, scores);
+                exponentials(scores, most, total, shrink);
+                if start > 0 {
+                    sums.chunks_exact_mut(rows)
+                        .for_each(|x| multiply(x, shrink));
+                }
+                self.weigh(scores, start, sums, start > 0);
+            }
+            for (i, total) in total.iter().enumerate() {
+                let scale = total.recip();
+                // SAFETY: this head's part of this query's row: this task's alone.
+                let y = unsafe { out.slice(from + i * channels, width) };
+                for (y, x) in y.iter_mut().zip(sums[i..].iter().step_by(rows)) {
+                    *y = x * scale;
+                }
+            }
+        });
+    }
+
+    /// Scores of the keys from `start` on, `[keys, rows]`; of hidden ones minus infinity.
+    fn score(&self, q: &[f32], start: usize, scores: &mut [f32]) {
+        let Sizes {
+            channels, causal, ..
+        } = self.sizes;
+        let keys = scores.len() / self.rows;
+        assert!(q.len() >= (self.rows - 1) * channels + self.width);
+        assert!(self.k.len() >= (start + keys - 1) * channels + self.width);
+        // SAFETY: the assertions; `scores` is this task's own.
+        unsafe {
+            product(
+                [keys, self.rows, self.width],
+                scores.as_mut_ptr(),
+                self.rows,
+                false,
+                View {
+                    start: self.k[start * channels..].as_ptr(),
+                    rows: channels,
+                    columns: 1,
+                },
+                View {
+                    start: q.as_ptr(),
+                    rows: 1,
+                    columns: channels,
+                },
+                (self.width as f32).sqrt().recip(),
+                Parallelism::None,
+            );
+        }
+        if causal {
+            for (j, row) in scores.chunks_exact_mut(self.rows).enumerate() {
+                let hidden = (start + j).saturating_sub(self.first).min(self.rows);
+                row[..hidden].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    /// The values from `start` on, weighed by `scores`, into `sums`, `[width, rows]`.
+    fn weigh(&self, scores: &[f32], start: usize, sums: &mut [f32], add: bool) {
+        let channels = self.sizes.channels;
+        let keys = scores.len() / self.rows;
+        assert!(self.v.len() >= (start + keys - 1) * channels + self.width);
+        // SAFETY: the assertion; `sums` is this task's own, and has values when `add`.
+        unsafe {
+            product(
+                [self.width, self.rows, keys],
+                sums.as_mut_ptr(),
+                self.rows,
+                add,
+                View {
+                    start: self.v[start * channels..].as_ptr(),
+                    rows: 1,
+                    columns: channels,
+                },
+                View {
+                    start: scores.as_ptr(),
+                    rows: self.rows,
+                    columns: 1,
+                },
+                1.0,
+                Parallelism::None,
+            );
+        }
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +278,8 @@ mod tests {
             (3, 1, 9, 10, 1, false),
             (1, 1, 1, 7, 7, true),
             (1, 67, 1025, 512, 1, false),
+            (1, 700, 1300, 16, 2, true),
+            (1, 1300, 700, 16, 2, true),
         ];
         for (batch, queries, keys, channels, heads, causal) in cases {
             let sizes = Sizes {
