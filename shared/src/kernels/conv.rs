@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::matmul::{View, product};
 use super::simd::vectorised;
-use super::{Target, filled, scratch};
+use super::{Target, filled, scratch, winograd};
 
 /// Most output positions of one task.
 const PIXELS: usize = 512;
@@ -159,6 +159,15 @@ pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32>
         "weight of a convolution"
     );
     assert_eq!(bias.len(), sizes.c_out, "bias of a convolution");
+    if winograd::suits(&sizes) {
+        winograd::conv2d(x, weight, bias, sizes)
+    } else {
+        direct(x, weight, bias, sizes)
+    }
+}
+
+/// [`conv2d`] by its definition.
+pub(super) fn direct(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
     let pixels = sizes.out_pixels();
     let len = sizes.batch * sizes.c_out * pixels;
     if len == 0 {
@@ -291,38 +300,37 @@ impl Task<'_> {
     }
 }
 
+/// The convolution in f64, one product at a time.
+#[cfg(test)]
+pub(super) fn plain(x: &[f32], weight: &[f32], bias: &[f32], s: Sizes) -> Vec<f64> {
+    let ([h, w], [h_out, w_out]) = (s.size, s.out_size());
+    let mut out = Vec::new();
+    for b in 0..s.batch {
+        for (o, bias) in bias.iter().enumerate() {
+            for (y, z) in (0..h_out).flat_map(|y| (0..w_out).map(move |z| (y, z))) {
+                let mut sum = f64::from(*bias);
+                for i in 0..s.c_in {
+                    for (ky, kx) in (0..s.kernel).flat_map(|y| (0..s.kernel).map(move |x| (y, x))) {
+                        let iy = (y * s.stride + ky).wrapping_sub(s.padding[0]);
+                        let ix = (z * s.stride + kx).wrapping_sub(s.padding[1]);
+                        if iy < h && ix < w {
+                            let tap = weight[((o * s.c_in + i) * s.kernel + ky) * s.kernel + kx];
+                            let value = x[((b * s.c_in + i) * h + iy) * w + ix];
+                            sum += f64::from(tap) * f64::from(value);
+                        }
+                    }
+                }
+                out.push(sum);
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{difference, wave};
     use super::*;
-
-    fn plain(x: &[f32], weight: &[f32], bias: &[f32], s: Sizes) -> Vec<f64> {
-        let ([h, w], [h_out, w_out]) = (s.size, s.out_size());
-        let mut out = Vec::new();
-        for b in 0..s.batch {
-            for (o, bias) in bias.iter().enumerate() {
-                for (y, z) in (0..h_out).flat_map(|y| (0..w_out).map(move |z| (y, z))) {
-                    let mut sum = f64::from(*bias);
-                    for i in 0..s.c_in {
-                        for (ky, kx) in
-                            (0..s.kernel).flat_map(|y| (0..s.kernel).map(move |x| (y, x)))
-                        {
-                            let iy = (y * s.stride + ky).wrapping_sub(s.padding[0]);
-                            let ix = (z * s.stride + kx).wrapping_sub(s.padding[1]);
-                            if iy < h && ix < w {
-                                let tap =
-                                    weight[((o * s.c_in + i) * s.kernel + ky) * s.kernel + kx];
-                                let value = x[((b * s.c_in + i) * h + iy) * w + ix];
-                                sum += f64::from(tap) * f64::from(value);
-                            }
-                        }
-                    }
-                    out.push(sum);
-                }
-            }
-        }
-        out
-    }
 
     #[test]
     fn conv2d_is_the_formula() {
@@ -353,7 +361,7 @@ mod tests {
             let weight = wave(c_out * c_in * kernel * kernel, 0.8);
             let bias = wave(c_out, 1.9);
             let off = difference(
-                &conv2d(&x, &weight, &bias, sizes),
+                &direct(&x, &weight, &bias, sizes),
                 &plain(&x, &weight, &bias, sizes),
             );
             assert!(off < 3e-6, "{sizes:?}: {off}");

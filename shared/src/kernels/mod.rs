@@ -1,6 +1,7 @@
 //! CPU kernels for what burn-flex does slowly: plain functions over f32 slices.
 //!
-//! Each kernel is a file: [`attention`], [`conv`], [`norm`], [`activation`], [`matmul`]; [`simd`] compiles
+//! Each kernel is a file: [`attention`], [`conv`] (and
+//! [`winograd`]), [`norm`], [`activation`], [`matmul`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. This file is the bridge from
 //! burn's tensors and back; [`crate::ops`] alone crosses it.
@@ -12,6 +13,7 @@ pub mod exp;
 pub mod matmul;
 pub mod norm;
 pub mod simd;
+pub mod winograd;
 
 use std::cell::RefCell;
 
