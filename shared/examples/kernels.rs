@@ -112,34 +112,6 @@ fn main() {
         compare(&name, burns, ours);
     }
 
-    for (rows, d_in, d_out) in [
-        (8192, 320, 320),
-        (8192, 320, 2560),
-        (8192, 1280, 320),
-        (512, 1280, 10240),
-        (512, 5120, 1280),
-        (154, 768, 640),
-        (1, 1280, 1280),
-    ] {
-        let name = format!("linear {rows}x{d_in}x{d_out}");
-        if !wanted(&name) {
-            continue;
-        }
-        let (x, weight, bias) = (wave([rows, d_in]), wave([d_out, d_in]), wave([d_out]));
-        let burns = || module::linear(x.clone(), weight.clone().transpose(), Some(bias.clone()));
-        let ours = || {
-            let (x, weight, bias) = (Dense::of(&x)?, Dense::of(&weight)?, Dense::of(&bias)?);
-            Some(kernels::matmul::linear(
-                x.values(),
-                weight.values(),
-                Some(bias.values()),
-                d_in,
-                d_out,
-            ))
-        };
-        compare(&name, burns, ours);
-    }
-
     if wanted("geglu") {
         let x = wave([2, 4096, 2560]);
         let burns = || {

@@ -42,6 +42,7 @@ pub fn conv2d_padded(
         (Dense::of(&x), Dense::of(&kernel), Dense::of(&bias))
     {
         let [batch, c_in, h, w] = x.shape();
+        check_channels(&layer.name, layer.c_in, c_in)?;
         let sizes = kernels::conv::Sizes {
             batch,
             c_in,
@@ -57,6 +58,18 @@ pub fn conv2d_padded(
     }
     let options = ConvOptions::new([layer.stride; 2], [pad_rows, layer.padding], [1, 1], 1);
     Ok(burn_conv2d(x, kernel, Some(bias), options))
+}
+
+/// The input of a layer has the layer's channels.
+fn check_channels(layer: &str, want: usize, got: usize) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::WrongShape {
+        name: format!("channels of {layer}'s input"),
+        want: vec![want],
+        got: vec![got],
+    })
 }
 
 /// `layer` over `[.., D_in]`.
@@ -183,6 +196,7 @@ fn group_norm_on_cpu(
     else {
         return Ok(None);
     };
+    check_channels(&layer.name, layer.channels, x.shape()[1])?;
     let affine = kernels::norm::Affine {
         gamma: gamma.values(),
         beta: beta.values(),

@@ -1,6 +1,5 @@
 //! Attention with the heads side by side, as the projections leave them.
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::exp::exp;
@@ -195,7 +194,6 @@ impl Task<'_> {
                     columns: channels,
                 },
                 (self.width as f32).sqrt().recip(),
-                Parallelism::None,
             );
         }
         if causal {
@@ -229,7 +227,6 @@ impl Task<'_> {
                     columns: 1,
                 },
                 1.0,
-                Parallelism::None,
             );
         }
     }

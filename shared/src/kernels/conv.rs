@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::matmul::{View, product};
@@ -262,7 +261,6 @@ impl Task<'_> {
                     weights(channels.start),
                     patches,
                     1.0,
-                    Parallelism::None,
                 );
             }
         };

@@ -1,7 +1,7 @@
 //! CPU kernels for what burn-flex does slowly: plain functions over f32 slices.
 //!
 //! Each kernel is a file: [`attention`], [`conv`] (and
-//! [`winograd`]), [`norm`], [`activation`], [`matmul`]; [`simd`] compiles
+//! [`winograd`]), [`norm`], [`activation`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. This file is the bridge from
 //! burn's tensors and back; [`crate::ops`] alone crosses it.
@@ -10,7 +10,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod exp;
-pub mod matmul;
+mod matmul;
 pub mod norm;
 pub mod simd;
 pub mod winograd;
@@ -230,17 +230,5 @@ mod against_burn {
         let x = wave(20_011, 0.3);
         let want = values(activation::silu(tensor(x.clone(), [20_011])));
         assert!(difference(&super::activation::silu(&x), &want) < 3e-7);
-    }
-
-    #[test]
-    fn linear() {
-        let (x, weight, bias) = (wave(301 * 72, 0.3), wave(104 * 72, 0.7), wave(104, 1.1));
-        let want = module::linear(
-            tensor(x.clone(), [301, 72]),
-            tensor(weight.clone(), [104, 72]).transpose(),
-            Some(tensor(bias.clone(), [104])),
-        );
-        let got = super::matmul::linear(&x, &weight, Some(&bias), 72, 104);
-        assert!(difference(&got, &values(want)) < 2e-6);
     }
 }

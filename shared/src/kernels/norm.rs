@@ -115,7 +115,7 @@ impl Affine<'_> {
 /// each group of each batch entry.
 ///
 /// # Panics
-/// When `given` are not as many as there are groups.
+/// When the sizes do not agree, or `given` are not as many as there are groups.
 pub fn group_norm(
     x: &[f32],
     batch: usize,
@@ -129,6 +129,10 @@ pub fn group_norm(
     if let Some(given) = given {
         assert_eq!(given.len(), groups, "statistics of a group norm");
     }
+    let channels = affine.gamma.len();
+    assert_eq!(affine.beta.len(), channels, "shift of a group norm");
+    assert_eq!(channels % affine.groups, 0, "groups of a group norm");
+    assert_eq!(x.len() % (batch * channels), 0, "input of a group norm");
     let len = x.len() / groups;
     filled(x.len(), |out| {
         x.par_chunks(len).enumerate().for_each(|(group, x)| {

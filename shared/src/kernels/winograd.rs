@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::conv::Sizes;
@@ -15,7 +14,7 @@ use super::simd::vectorised;
 use super::{Target, filled, scratch};
 
 /// Most 2x2 tiles of one task.
-const TILES: usize = 128;
+const TILES: usize = 256;
 /// Most output channels of one task.
 const CHANNELS: usize = 320;
 /// Input channels taken at a time.
@@ -32,7 +31,7 @@ pub fn suits(sizes: &Sizes) -> bool {
         && sizes.stride == 1
         && sizes.c_in >= 32
         && sizes.c_out >= 32
-        && sizes.batch * rows * columns >= 48
+        && sizes.batch * rows * columns >= 64
 }
 
 /// Rows and columns of tiles.
@@ -270,7 +269,6 @@ impl Task<'_> {
                                 columns: 1,
                             },
                             1.0,
-                            Parallelism::None,
                         );
                     }
                 }
