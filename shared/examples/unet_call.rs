@@ -34,11 +34,12 @@ fn main() -> shared::Result<()> {
     let config = UNetConfig::from_file(&path)?;
     let unet = config.build();
     let weights = Weights::random(&unet, 1, &opened.device)?;
-    let size = config.sample_size.unwrap_or(64).min(64);
-    let sample: Tensor<4> = wave([2, unet.in_channels, size, size]).into_device(&opened.device)?;
+    let [rows, columns] = config.sample_size.unwrap_or([64; 2]).map(|n| n.min(64));
+    let sample = wave([2, unet.in_channels, rows, columns]);
+    let sample: Tensor<4> = sample.into_device(&opened.device)?;
     let mut whole = Whole::new(weights, conditioning(&unet, &opened)?);
     eprintln!(
-        "{}, 2x{}x{size}x{size}, {} ({})",
+        "{}, 2x{}x{rows}x{columns}, {} ({})",
         path.display(),
         unet.in_channels,
         opened.kind,
