@@ -116,8 +116,14 @@ impl Sessions {
     pub fn expire(&self) -> usize {
         let mut open = self.lock();
         let before = open.len();
-        // A session that is locked has a request in work: it is not idle.
-        open.retain(|_, e| e.used.elapsed() < self.idle || e.session.try_lock().is_err());
+        open.retain(|_, entry| {
+            // A session that is locked has a request in work: it is in use now, however long ago
+            // that request came.
+            if entry.session.try_lock().is_err() {
+                entry.used = Instant::now();
+            }
+            entry.used.elapsed() < self.idle
+        });
         before - open.len()
     }
 
@@ -173,14 +179,25 @@ mod tests {
 
     #[test]
     fn idle_sessions_expire_but_not_one_at_work() {
-        let sessions = Sessions::new(2, Duration::ZERO);
+        let minute = Duration::from_secs(60);
+        let sessions = Sessions::new(2, minute);
         let busy = sessions.open().unwrap();
         let idle = sessions.open().unwrap();
         let session = sessions.get(&busy).unwrap();
         let guard = session.try_lock().unwrap();
+        assert_eq!(sessions.expire(), 0);
+        let pass = || {
+            for entry in sessions.lock().values_mut() {
+                entry.used = entry.used.checked_sub(minute).unwrap();
+            }
+        };
+        pass();
         assert_eq!(sessions.expire(), 1);
         assert!(sessions.get(&idle).is_err());
+        // The time starts with the end of the work, not with its beginning.
         drop(guard);
+        assert_eq!(sessions.expire(), 0);
+        pass();
         assert_eq!(sessions.expire(), 1);
     }
 }

@@ -192,7 +192,9 @@ async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, Open
     let arguments = arguments.clone();
     spawn_blocking(move || {
         let device = device::open(arguments.device, arguments.allow_software)?;
-        tracing::debug!("self-test: {}", selftest::run(&device.device)?);
+        // Not inside the macro: that evaluates nothing unless the line is logged.
+        let report = selftest::run(&device.device)?;
+        tracing::debug!("self-test: {report}");
         let pipeline = Pipeline::load(
             &arguments.model,
             arguments.variant.as_deref(),
