@@ -43,13 +43,14 @@ fn every_block_equals_the_reference() {
             let output = unet.forward(&mut whole, &sample, timestep).unwrap();
             drop(whole);
 
-            let keyed = blocks
-                .into_iter()
-                .map(|(block, x)| (format!("{act}.{block}"), x));
-            let compared = keyed
-                .filter(|(key, _)| golden.has(key))
-                .map(|(key, x)| golden.check(&key, x))
-                .count();
+            let mut compared = 0;
+            for (block, x) in blocks {
+                let key = format!("{act}.{block}");
+                if golden.has(&key) {
+                    golden.check(&key, x);
+                    compared += 1;
+                }
+            }
             let stored = golden
                 .keys(&format!("{act}."))
                 .filter(|k| !is_inner(k))

@@ -102,7 +102,7 @@ vectorised! {
                     }
                 }
                 for j in 0..4 {
-                    let rows = [&t[0][j][..n], &t[1][j][..n], &t[2][j][..n], &t[3][j][..n]];
+                    let rows = t.each_ref().map(|t| &t[j][..n]);
                     let at = |i: usize| ((4 * i + j) * depth + c) * count + run.place;
                     for (v, (a, b)) in v[at(0)..][..n].iter_mut().zip(rows[0].iter().zip(rows[2])) {
                         *v = a - b;
