@@ -146,11 +146,34 @@ impl Error {
         }
     }
 
-    /// A worker that answers nonsense.
-    pub(crate) fn reply(worker: &WorkerConfig, reason: String) -> Self {
+    /// A worker that answers nonsense, of which `reason` may quote some.
+    pub(crate) fn reply(worker: &WorkerConfig, reason: &str) -> Self {
         Self::WorkerReply {
             worker: worker.url.to_string(),
-            reason,
+            reason: one_line(reason),
         }
+    }
+}
+
+/// What a worker said, fit to be shown: its first line, not too long, and nothing that a terminal
+/// would obey.
+pub(crate) fn one_line(text: &str) -> String {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    line.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .take(200)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_says_is_one_harmless_line() {
+        assert_eq!(one_line("\n no room\nat all"), "no room");
+        assert_eq!(one_line("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(one_line(&"ä".repeat(300)).chars().count(), 200);
+        assert_eq!(one_line(""), "");
     }
 }

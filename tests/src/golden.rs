@@ -43,6 +43,22 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
+/// The root of the repository.
+pub fn repository() -> &'static Path {
+    let member = Path::new(env!("CARGO_MANIFEST_DIR"));
+    member.parent().unwrap_or(member)
+}
+
+/// Whether there is a golden file `name`: that of the demo model may not be made yet.
+pub fn has_golden(name: &str) -> bool {
+    folder().join(format!("{name}.safetensors")).exists()
+}
+
+/// The picture of the golden file `name`.
+pub fn golden_png(name: &str) -> PathBuf {
+    folder().join(format!("{name}.png"))
+}
+
 /// The directory of a tiny model.
 pub fn model_dir(name: &str) -> PathBuf {
     folder().join("models").join(name)

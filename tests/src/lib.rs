@@ -1,8 +1,16 @@
 //! What the end-to-end tests share.
 //!
 //! - [`golden`]: numbers of the reference library, and how close is close enough.
+//! - [`reference`]: the arithmetic of the layers as plain loops in f64.
 //! - [`model_copy`]: a tiny model with something changed.
+//! - [`journey`]: `lacuna generate` from its command line to its files.
+//! - [`workers`]: workers in this process, good and bad.
+//! - [`proxy`]: a connection that fails at a chosen request.
 #![deny(missing_docs)]
 
 pub mod golden;
+pub mod journey;
 pub mod model_copy;
+pub mod proxy;
+pub mod reference;
+pub mod workers;

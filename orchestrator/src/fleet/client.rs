@@ -14,12 +14,14 @@ use shared::wire::{
 use super::Part;
 use super::config::WorkerConfig;
 use super::tally::{Kind, Tally};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
 const SILENCE: Duration = Duration::from_secs(120);
+/// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
+const MARGIN: usize = 64 << 10;
 /// Pauses before a request that was not answered is sent again.
 const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
@@ -44,6 +46,8 @@ impl Client {
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
+            // Strips go to the worker that they are meant for, and to nobody whom it names.
+            .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build();
         let http = http.map_err(|e| Error::unreachable(worker, &e))?;
@@ -64,9 +68,9 @@ impl Client {
         // The first request pays for the connection, so the second is timed.
         self.send(self.request(Method::GET, "health/ready")).await?;
         let start = Instant::now();
-        let response = self.send(self.request(Method::GET, "v1/info")).await?;
+        let reply = self.send(self.request(Method::GET, "v1/info")).await?;
         let round_trip = start.elapsed();
-        Ok((self.json(response).await?, round_trip))
+        Ok((self.json(&reply)?, round_trip))
     }
 
     /// Opens a session for the model of `digest`.
@@ -78,13 +82,13 @@ impl Client {
         let (info, _) = self.info().await?;
         if info.protocol != PROTOCOL {
             let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
-            return Err(Error::reply(&self.worker, reason));
+            return Err(Error::reply(&self.worker, &reason));
         }
         if !info.models.iter().any(|m| m.digest == digest) {
             let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
             return Err(Error::WorkerModel {
                 worker: self.worker.url.to_string(),
-                held: held.join(", "),
+                held: one_line(&held.join(", ")),
                 wanted: short(digest).to_owned(),
             });
         }
@@ -93,7 +97,7 @@ impl Client {
             model: digest.to_owned(),
         };
         let request = self.request(Method::POST, "v1/sessions").json(&body);
-        let opened: SessionOpened = self.json(self.send(request).await?).await?;
+        let opened: SessionOpened = self.json(&self.send(request).await?)?;
         self.session = opened.session;
         Ok(())
     }
@@ -105,6 +109,7 @@ impl Client {
     pub async fn run(&mut self, kind: Kind, part: Part) -> Result<Vec<HostTensor>> {
         self.sequence += 1;
         let mut wanted = Vec::with_capacity(part.len());
+        let mut reply_bytes = MARGIN;
         let mut message = Message {
             header: RunHeader {
                 sequence: self.sequence,
@@ -116,17 +121,14 @@ impl Client {
             for (name, input) in piece.work.inputs().iter().zip(piece.inputs) {
                 message.tensors.insert(format!("{i}.{name}"), input);
             }
+            reply_bytes += piece.output.iter().product::<usize>() * size_of::<f32>();
             wanted.push((format!("{i}.{}", piece.work.output()), piece.output));
             message.header.work.push(piece.work);
         }
         let body = Bytes::from(message.encode()?);
         drop(message);
         let path = format!("v1/sessions/{}/run", self.session);
-        let response = self.send_again(&path, &body).await?;
-        let reply = response
-            .bytes()
-            .await
-            .map_err(|e| Error::unreachable(&self.worker, &e))?;
+        let reply = self.send_again(&path, &body, reply_bytes).await?;
         self.tally.count(kind, body.len(), reply.len());
         self.read(&reply, wanted)
     }
@@ -144,11 +146,11 @@ impl Client {
 
     /// The tensors `wanted` of a reply, each of its shape.
     fn read(&self, reply: &[u8], wanted: Vec<(String, Vec<usize>)>) -> Result<Vec<HostTensor>> {
-        let nonsense = |e: shared::Error| Error::reply(&self.worker, e.to_string());
+        let nonsense = |e: shared::Error| Error::reply(&self.worker, &e.to_string());
         let mut reply = Message::<ReplyHeader>::decode(reply).map_err(nonsense)?;
         if reply.header.sequence != self.sequence {
             let reason = format!("it answered {} to {}", reply.header.sequence, self.sequence);
-            return Err(Error::reply(&self.worker, reason));
+            return Err(Error::reply(&self.worker, &reason));
         }
         wanted
             .into_iter()
@@ -167,14 +169,14 @@ impl Client {
     }
 
     /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
-    async fn send_again(&self, path: &str, body: &Bytes) -> Result<Response> {
+    async fn send_again(&self, path: &str, body: &Bytes, limit: usize) -> Result<Vec<u8>> {
         let mut pauses = RETRIES.into_iter();
         loop {
             let request = self
                 .request(Method::POST, path)
                 .header(reqwest::header::CONTENT_TYPE, TENSORS)
                 .body(body.clone());
-            match self.send(request).await {
+            match self.send_for(request, limit).await {
                 Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
                     tracing::warn!("{}: {reason}; trying again", self.worker.url);
                     if let Some(pause) = pauses.next() {
@@ -197,44 +199,52 @@ impl Client {
         }
     }
 
-    /// Sends a request; anything but success is an error that names the worker.
-    async fn send(&self, request: RequestBuilder) -> Result<Response> {
-        let response = request
-            .send()
-            .await
-            .map_err(|e| Error::unreachable(&self.worker, &e))?;
+    /// Sends a request that little is answered to.
+    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>> {
+        self.send_for(request, MARGIN).await
+    }
+
+    /// Sends a request and gives the answer's body, of at most `limit` bytes; anything but success
+    /// is an error that names the worker.
+    async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker, &e);
+        let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
         let worker = self.worker.url.to_string();
         if status == StatusCode::UNAUTHORIZED {
             return Err(Error::WorkerToken { worker });
         }
-        let text = response.text().await.unwrap_or_default();
-        let reason = match serde_json::from_str::<Refusal>(&text) {
+        let body = self.body(response, limit).await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let reason = match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) => refusal.error,
-            Err(_) => text
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .chars()
-                .take(200)
-                .collect(),
+            Err(_) => String::from_utf8_lossy(&body).into_owned(),
         };
         Err(Error::WorkerRefused {
             worker,
             status: status.as_u16(),
-            reason,
+            reason: one_line(&reason),
         })
     }
 
-    async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
-        let text = response
-            .text()
-            .await
-            .map_err(|e| Error::unreachable(&self.worker, &e))?;
-        serde_json::from_str(&text).map_err(|e| Error::reply(&self.worker, e.to_string()))
+    /// A body of at most `limit` bytes: a worker must not fill the user's memory.
+    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker, &e);
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > limit {
+                let reason = format!("more than {limit} bytes");
+                return Err(Error::reply(&self.worker, &reason));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
+        serde_json::from_slice(reply).map_err(|e| Error::reply(&self.worker, &e.to_string()))
     }
 }
 

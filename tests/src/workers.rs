@@ -1,0 +1,144 @@
+//! Workers in this process, good and bad, on ports that the system chooses.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use shared::device::OpenDevice;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use worker::{Model, Options, Service};
+
+use crate::golden::model_dir;
+
+/// The U-Net of the tiny model `name`, as a worker holds it; read once.
+pub fn model(name: &str) -> Arc<Model> {
+    static MODELS: Mutex<BTreeMap<String, Arc<Model>>> = Mutex::new(BTreeMap::new());
+    let load = || {
+        let dir = model_dir(name).join("unet");
+        Arc::new(Model::load(&dir, None, &OpenDevice::cpu().device).unwrap())
+    };
+    let mut models = MODELS.lock().unwrap();
+    models.entry(name.to_owned()).or_insert_with(load).clone()
+}
+
+/// A service over the tiny model `name`.
+pub fn service(name: &str, options: &Options) -> Service {
+    Service::new(model(name), &OpenDevice::cpu(), options).unwrap()
+}
+
+/// A worker as it should be, on a port of this machine; it ends when dropped.
+pub struct RunningWorker {
+    /// Where it listens.
+    pub url: String,
+    /// Its state.
+    pub service: Service,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl RunningWorker {
+    /// Starts a worker that holds the tiny model `name`.
+    pub async fn start(name: &str, options: &Options) -> Self {
+        Self::start_draining(name, options, Duration::ZERO).await
+    }
+
+    /// Starts one that waits for open sessions for `drain` when it is told to stop.
+    pub async fn start_draining(name: &str, options: &Options, drain: Duration) -> Self {
+        let service = service(name, options);
+        let (listener, url) = listen().await;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async move {
+            // A dropped sender stops the worker just as a message does.
+            let _ = stopped.await;
+        };
+        let served = tokio::spawn(worker::serve(listener, service.clone(), stopped, drain));
+        Self {
+            url,
+            service,
+            stop: Some(stop),
+            served,
+        }
+    }
+
+    /// Tells it to stop, as SIGTERM does.
+    pub fn tell_to_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Waits for its end, which must come within `limit`.
+    pub async fn ended(self, limit: Duration) {
+        let ended = tokio::time::timeout(limit, self.served).await;
+        ended.expect("the worker ends").unwrap().unwrap();
+    }
+}
+
+/// A listener on a port that the system chooses, and its address as a URL.
+pub async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// The address of a port on which nobody listens.
+pub async fn dead_url() -> String {
+    listen().await.1
+}
+
+/// Serves any routes; gives the address. Ends with the test's runtime.
+pub async fn serve_routes(routes: Router) -> String {
+    let (listener, url) = listen().await;
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    url
+}
+
+/// A worker that holds the tiny model `name` and answers every request well, but for its `k`-th
+/// piece of work (counted from 1): that reply is what `tamper` makes of the true one.
+pub async fn tampering_worker<R: IntoResponse>(
+    name: &str,
+    k: usize,
+    tamper: impl Fn(Bytes) -> R + Clone + Send + Sync + 'static,
+) -> String {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let layer = from_fn(move |request: Request, next: Next| {
+        let (runs, tamper) = (runs.clone(), tamper.clone());
+        async move {
+            let is_run = request.uri().path().ends_with("/run");
+            let response: Response = next.run(request).await;
+            if is_run && runs.fetch_add(1, Ordering::Relaxed) + 1 == k {
+                let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+                return tamper(body).into_response();
+            }
+            response
+        }
+    });
+    let routes = service(name, &Options::default()).router();
+    serve_routes(Router::new().fallback_service(routes).layer(layer)).await
+}
+
+/// A body that never ends.
+pub fn endless_body() -> Body {
+    let chunk = Bytes::from(vec![0u8; 1 << 16]);
+    Body::from_stream(futures::stream::repeat_with(move || {
+        Ok::<_, std::io::Error>(chunk.clone())
+    }))
+}
+
+/// Writes a workers file that lists `urls` with their tokens, each a provider of its own.
+pub fn fleet_file(folder: &Path, workers: &[(&str, Option<&str>)]) -> PathBuf {
+    let entries = workers.iter().enumerate().map(|(i, (url, token))| {
+        let token = token.map_or(String::new(), |t| format!("token = \"{t}\"\n"));
+        format!("[[worker]]\nurl = \"{url}\"\nprovider = \"p{i}\"\n{token}")
+    });
+    let path = folder.join("workers.toml");
+    std::fs::write(&path, entries.collect::<String>()).unwrap();
+    path
+}

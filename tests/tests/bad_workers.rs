@@ -1,0 +1,305 @@
+//! An orchestrator whose workers are dead, wrong, or lie: one line that names the worker, and no
+//! file left. A connection that fails for a moment costs nothing.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use shared::host::HostTensor;
+use shared::wire::{Message, ReplyHeader};
+use tests::golden::Golden;
+use tests::journey::{Journey, lacuna};
+use tests::proxy::{Failure, Proxy};
+use tests::workers::{
+    RunningWorker, dead_url, endless_body, fleet_file, listen, serve_routes, tampering_worker,
+};
+use worker::Options;
+
+/// The model of most tests: the one whose pictures take least.
+const MODEL: &str = "odd";
+/// The piece of work that goes wrong, of hundreds.
+const MIDDLE: usize = 100;
+
+/// A short journey over `workers`, with their tokens.
+fn journey(workers: &[(&str, Option<&str>)]) -> Journey {
+    let journey = Journey::golden(&Golden::load(MODEL)).with("--steps", "3");
+    let fleet = fleet_file(journey.file("").as_path(), workers);
+    journey.with("--scheme", "ppidm").with("--workers", fleet)
+}
+
+/// What a journey over a good worker and the one at `bad` ends with. That no file is left is seen
+/// to by `go`.
+async fn failure_with(bad: &str, token: Option<&str>) -> String {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    let mut workers = [(good.url.as_str(), None), (bad, token)];
+    let first = journey(&workers).go().await.err().expect("a failure");
+    check_line(&first, bad, &good.url);
+    // Their order makes no difference to who is named.
+    workers.reverse();
+    let journey = journey(&workers);
+    if let Err(second) = journey.go().await {
+        check_line(&second, bad, &good.url);
+    }
+    first
+}
+
+#[track_caller]
+fn check_line(error: &str, bad: &str, good: &str) {
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.chars().count() < 500, "{error}");
+    assert!(!error.chars().any(char::is_control), "{error:?}");
+    assert!(error.contains(bad), "{bad} is not in: {error}");
+    assert!(!error.contains(good), "{good} is in: {error}");
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_listens() {
+    let dead = dead_url().await;
+    let error = failure_with(&dead, None).await;
+    assert_names(&error, &["does not answer", "refused"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_accepts_and_says_nothing_more() {
+    let (listener, url) = listen().await;
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            drop(connection);
+        }
+    });
+    let error = failure_with(&url, None).await;
+    assert_names(&error, &["does not answer"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_dies_in_the_middle() {
+    let worker = RunningWorker::start(MODEL, &Options::default()).await;
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    let proxy = Proxy::start(&worker.url, MIDDLE, Failure::ForGood);
+    let journey = journey(&[(&good.url, None), (&proxy.url, None)]);
+    let error = journey.go().await.err().expect("a failure");
+    check_line(&error, &proxy.url, &good.url);
+    assert_names(&error, &["does not answer"]);
+    assert_eq!((proxy.failures(), proxy.runs()), (1, MIDDLE));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_stops_in_the_middle() {
+    // It stops well, but the user has not finished: what is left is refused, by name.
+    let worker = RunningWorker::start(MODEL, &Options::default()).await;
+    let service = worker.service.clone();
+    let url = tampering_worker(MODEL, MIDDLE, move |_: Bytes| {
+        service.stop();
+        let refusal = r#"{"error": "this worker is shutting down"}"#;
+        (StatusCode::SERVICE_UNAVAILABLE, refusal)
+    })
+    .await;
+    let error = failure_with(&url, None).await;
+    assert_names(&error, &["503", "shutting down"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_holds_another_model() {
+    let other = RunningWorker::start("sd2", &Options::default()).await;
+    let error = failure_with(&other.url, None).await;
+    let held = other.service.info().models[0].digest[..12].to_owned();
+    assert_names(&error, &["holds the model", &held]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_wants_another_token() {
+    let options = Options {
+        token: Some("the right one".into()),
+        ..Options::default()
+    };
+    let worker = RunningWorker::start(MODEL, &options).await;
+    for token in [None, Some("a wrong one")] {
+        let error = failure_with(&worker.url, token).await;
+        assert_names(&error, &["token"]);
+        // Neither token is for others to read.
+        assert!(!error.contains("right one") && !error.contains("wrong one"));
+    }
+    let journey = journey(&[(&worker.url, Some("the right one"))]);
+    assert_eq!(journey.go().await.unwrap().names().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_full() {
+    let options = Options {
+        max_sessions: 0,
+        ..Options::default()
+    };
+    let worker = RunningWorker::start(MODEL, &options).await;
+    let error = failure_with(&worker.url, None).await;
+    assert_names(&error, &["503", "no room for another session"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_is_that_of_something_else() {
+    let page = || async { Html("<!doctype html>\n<html>\n<body>It works!</body></html>\n") };
+    let url = serve_routes(Router::new().fallback(page)).await;
+    let error = failure_with(&url, None).await;
+    assert_names(&error, &["answers nonsense"]);
+    let lost = || async {
+        (
+            StatusCode::NOT_FOUND,
+            Html("<html>\n<h1>Lost</h1>\n</html>"),
+        )
+    };
+    let url = serve_routes(Router::new().fallback(lost)).await;
+    let error = failure_with(&url, None).await;
+    assert_names(&error, &["404", "<html>"]);
+}
+
+/// The reply of [`tampering_worker`], taken apart.
+fn taken_apart(reply: &Bytes) -> Message<ReplyHeader> {
+    Message::decode(reply).unwrap()
+}
+
+/// The reply with each of its tensors changed.
+fn changed(reply: &Bytes, change: impl Fn(&mut HostTensor)) -> Vec<u8> {
+    let mut message = taken_apart(reply);
+    message.tensors.values_mut().for_each(change);
+    message.encode().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_are_not_what_was_asked_for() {
+    let garbage = |_: Bytes| vec![0xa5u8; 4096];
+    let nothing = |_: Bytes| Vec::<u8>::new();
+    let half = |reply: Bytes| reply[..reply.len() / 2].to_vec();
+    let rows = |reply: Bytes| {
+        changed(&reply, |t| {
+            t.shape.insert(0, 1);
+        })
+    };
+    let short = |reply: Bytes| changed(&reply, |t| *t = HostTensor::zeros([1]));
+    let poison = |reply: Bytes| changed(&reply, |t| t.data[0] = f32::NAN);
+    let overflow = |reply: Bytes| changed(&reply, |t| t.data[0] = f32::INFINITY);
+    let renamed = |reply: Bytes| {
+        let mut message = taken_apart(&reply);
+        let tensors = message.tensors.drain();
+        message.tensors = tensors.map(|(name, t)| (format!("{name}\n"), t)).collect();
+        message.encode().unwrap()
+    };
+    let number = |reply: Bytes| {
+        let mut message = taken_apart(&reply);
+        message.header.sequence += 1;
+        message.encode().unwrap()
+    };
+    let doubles = |reply: Bytes| {
+        let message = taken_apart(&reply);
+        let (name, tensor) = message.tensors.iter().next().unwrap();
+        let data = vec![0; tensor.data.len() * 8];
+        let view = TensorView::new(Dtype::F64, tensor.shape.clone(), &data).unwrap();
+        let header = serde_json::to_string(&message.header).unwrap();
+        let metadata = Some([("lacuna".to_owned(), header)].into());
+        safetensors::serialize([(name.as_str(), view)], metadata).unwrap()
+    };
+    let page = |_: Bytes| Html("<html>\n<body>Log in to the hotel's network</body>\n</html>");
+    let broken = |_: Bytes| (StatusCode::INTERNAL_SERVER_ERROR, "stack\ntrace\n");
+    let rude = |_: Bytes| {
+        let error = "line one\nline two \u{1b}[31mred\u{7}".to_owned() + &"long ".repeat(10_000);
+        let body = serde_json::json!({"error": error}).to_string();
+        (StatusCode::UNPROCESSABLE_ENTITY, body)
+    };
+    let endless = |_: Bytes| endless_body().into_response();
+    let elsewhere = |_: Bytes| {
+        let status = StatusCode::TEMPORARY_REDIRECT;
+        (status, [(header::LOCATION, "http://127.0.0.1:1/")]).into_response()
+    };
+    type Tamper = Box<dyn Fn(Bytes) -> Response + Send + Sync>;
+    fn boxed<R: IntoResponse>(f: impl Fn(Bytes) -> R + Send + Sync + 'static) -> Tamper {
+        Box::new(move |reply| f(reply).into_response())
+    }
+    let cases: Vec<(&str, Tamper, &[&str])> = vec![
+        ("garbage", boxed(garbage), &["nonsense"]),
+        ("nothing", boxed(nothing), &["nonsense"]),
+        ("half", boxed(half), &["nonsense"]),
+        ("another shape", boxed(rows), &["nonsense", "shape"]),
+        ("too few values", boxed(short), &["nonsense", "shape"]),
+        ("not a number", boxed(poison), &["nonsense", "not finite"]),
+        ("an infinity", boxed(overflow), &["nonsense", "not finite"]),
+        ("another name", boxed(renamed), &["nonsense", "missing"]),
+        (
+            "another number",
+            boxed(number),
+            &["nonsense", "it answered"],
+        ),
+        ("doubles", boxed(doubles), &["nonsense", "F64"]),
+        ("a page", boxed(page), &["nonsense"]),
+        ("broken", boxed(broken), &["500", "stack"]),
+        ("rude", boxed(rude), &["422", "line one"]),
+        ("endless", boxed(endless), &["nonsense", "more than"]),
+        ("elsewhere", boxed(elsewhere), &["307"]),
+    ];
+    for (case, tamper, parts) in cases {
+        let tamper = std::sync::Arc::new(tamper);
+        let url = tampering_worker(MODEL, MIDDLE, move |reply| tamper(reply)).await;
+        println!("{case}: {}", {
+            let error = failure_with(&url, None).await;
+            assert_names(&error, parts);
+            error
+        });
+    }
+}
+
+/// The same picture with a connection that fails once as with one that does not.
+async fn survives(failure: Failure) {
+    let one = RunningWorker::start(MODEL, &Options::default()).await;
+    let two = RunningWorker::start(MODEL, &Options::default()).await;
+    let whole = journey(&[(&one.url, None), (&two.url, None)]);
+    let whole = whole.go().await.unwrap();
+    let proxy = Proxy::start(&two.url, MIDDLE, failure);
+    let shaken = journey(&[(&one.url, None), (&proxy.url, None)]);
+    let shaken = shaken.go().await.unwrap();
+    assert_eq!(proxy.failures(), 1, "{failure:?}");
+    assert_eq!(shaken.latents(), whole.latents(), "{failure:?}");
+    assert_eq!(shaken.png().rgb, whole.png().rgb, "{failure:?}");
+    // One piece of work went over the line twice, and was asked for once.
+    let asked = whole.report()["workers"][1]["requests"].as_u64().unwrap();
+    assert_eq!(proxy.runs() as u64, asked + 1, "{failure:?}");
+    let retried = &shaken.report()["workers"][1];
+    assert_eq!(retried["requests"], asked, "{failure:?}");
+    assert_eq!(two.service.open_sessions(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lost_before_the_reply_costs_nothing() {
+    survives(Failure::BeforeReply).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lost_within_the_reply_costs_nothing() {
+    survives(Failure::WithinReply(20)).await;
+    survives(Failure::WithinReply(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workers_command_shows_who_is_well_and_fails_if_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = RunningWorker::start(MODEL, &Options::default()).await;
+    let two = RunningWorker::start("sd1", &Options::default()).await;
+    let show = async |workers: &[(&str, Option<&str>)]| {
+        let file = fleet_file(folder.path(), workers);
+        lacuna(["workers".as_ref(), "--workers".as_ref(), file.as_os_str()]).await
+    };
+    show(&[(&one.url, None), (&two.url, None)]).await.unwrap();
+    let dead = dead_url().await;
+    let error = show(&[(&one.url, None), (&dead, None)]).await.unwrap_err();
+    assert_names(&error, &["1 of 2 workers"]);
+    two.service.stop();
+    let error = show(&[(&one.url, None), (&two.url, None)])
+        .await
+        .unwrap_err();
+    assert_names(&error, &["1 of 2 workers"]);
+}
