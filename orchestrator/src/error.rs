@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::fleet::config::WorkerConfig;
+use reqwest::Url;
+
 use crate::schedulers::SchedulerError;
 
 /// The result of this crate's fallible functions.
@@ -135,21 +136,21 @@ impl Error {
     }
 
     /// A worker that does not answer; `cause` is followed to its root, which says more.
-    pub(crate) fn unreachable(worker: &WorkerConfig, cause: &dyn std::error::Error) -> Self {
+    pub(crate) fn unreachable(worker: &Url, cause: &dyn std::error::Error) -> Self {
         let mut root = cause;
         while let Some(source) = root.source() {
             root = source;
         }
         Self::WorkerUnreachable {
-            worker: worker.url.to_string(),
+            worker: worker.to_string(),
             reason: root.to_string(),
         }
     }
 
     /// A worker that answers nonsense, of which `reason` may quote some.
-    pub(crate) fn reply(worker: &WorkerConfig, reason: &str) -> Self {
+    pub(crate) fn reply(worker: &Url, reason: &str) -> Self {
         Self::WorkerReply {
-            worker: worker.url.to_string(),
+            worker: worker.to_string(),
             reason: one_line(reason),
         }
     }

@@ -253,6 +253,15 @@ async fn replies_that_are_not_what_was_asked_for() {
     }
 }
 
+/// The first thing that a worker is asked for is the statistics of a group normalisation.
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_that_cannot_be() {
+    let negative = |reply: Bytes| changed(&reply, |t| t.data.fill(-1.0));
+    let url = tampering_worker(MODEL, 1, negative).await;
+    let error = failure_with(&url, None).await;
+    assert_names(&error, &["nonsense", "below zero"]);
+}
+
 /// The same picture with a connection that fails once as with one that does not.
 async fn survives(failure: Failure) {
     let one = RunningWorker::start(MODEL, &Options::default()).await;

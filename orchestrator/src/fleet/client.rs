@@ -50,7 +50,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build();
-        let http = http.map_err(|e| Error::unreachable(worker, &e))?;
+        let http = http.map_err(|e| Error::unreachable(&worker.url, &e))?;
         Ok(Self {
             http,
             tally: Tally::new(worker),
@@ -82,7 +82,7 @@ impl Client {
         let (info, _) = self.info().await?;
         if info.protocol != PROTOCOL {
             let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
-            return Err(Error::reply(&self.worker, &reason));
+            return Err(self.nonsense(&reason));
         }
         if !info.models.iter().any(|m| m.digest == digest) {
             let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
@@ -133,6 +133,11 @@ impl Client {
         self.read(&reply, wanted)
     }
 
+    /// An error about what the worker answered.
+    pub fn nonsense(&self, reason: &str) -> Error {
+        Error::reply(&self.worker.url, reason)
+    }
+
     /// Closes the session, if the worker can be told, and gives the account.
     pub async fn close(self) -> Tally {
         if !self.session.is_empty() {
@@ -146,11 +151,11 @@ impl Client {
 
     /// The tensors `wanted` of a reply, each of its shape.
     fn read(&self, reply: &[u8], wanted: Vec<(String, Vec<usize>)>) -> Result<Vec<HostTensor>> {
-        let nonsense = |e: shared::Error| Error::reply(&self.worker, &e.to_string());
+        let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
         let mut reply = Message::<ReplyHeader>::decode(reply).map_err(nonsense)?;
         if reply.header.sequence != self.sequence {
             let reason = format!("it answered {} to {}", reply.header.sequence, self.sequence);
-            return Err(Error::reply(&self.worker, &reason));
+            return Err(self.nonsense(&reason));
         }
         wanted
             .into_iter()
@@ -207,7 +212,7 @@ impl Client {
     /// Sends a request and gives the answer's body, of at most `limit` bytes; anything but success
     /// is an error that names the worker.
     async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
-        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker, &e);
+        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker.url, &e);
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         let worker = self.worker.url.to_string();
@@ -232,11 +237,11 @@ impl Client {
     /// A body of at most `limit` bytes: a worker must not fill the user's memory.
     async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
         let mut body = Vec::new();
-        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker, &e);
+        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker.url, &e);
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > limit {
                 let reason = format!("more than {limit} bytes");
-                return Err(Error::reply(&self.worker, &reason));
+                return Err(self.nonsense(&reason));
             }
             body.extend_from_slice(&chunk);
         }
@@ -244,7 +249,7 @@ impl Client {
     }
 
     fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
-        serde_json::from_slice(reply).map_err(|e| Error::reply(&self.worker, &e.to_string()))
+        serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
     }
 }
 

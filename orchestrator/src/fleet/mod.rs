@@ -98,6 +98,11 @@ impl Fleet {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
 
+    /// An error about what the `index`-th worker answered.
+    pub fn nonsense(&self, index: usize, reason: &str) -> Error {
+        self.clients[index].nonsense(reason)
+    }
+
     /// All workers' traffic so far.
     pub fn traffic(&self) -> Traffic {
         let mut all = Traffic::default();

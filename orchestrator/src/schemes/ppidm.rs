@@ -98,10 +98,10 @@ impl Ppidm {
                 output: vec![b * layer.groups, 2],
             })
         })?;
-        let filled = strips.iter().filter(|s| !s.own.is_empty());
-        let moments = filled
+        let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
+        filled
             .zip(replies)
-            .map(|(strip, reply)| {
+            .map(|((worker, strip), reply)| {
                 let count = (c / layer.groups * strip.own.len() * w) as f64;
                 let (pairs, _) = reply.data.as_chunks::<2>();
                 let moments = pairs.iter().map(|&[mean, m2]| Moments {
@@ -109,10 +109,14 @@ impl Ppidm {
                     mean: mean.into(),
                     m2: m2.into(),
                 });
-                moments.collect()
+                let moments: Vec<Moments> = moments.collect();
+                if moments.iter().any(|m| m.m2 < 0.0) {
+                    let reason = format!("a sum of squares below zero for {}", layer.name);
+                    return Err(self.fleet.nonsense(worker, &reason));
+                }
+                Ok(moments)
             })
-            .collect();
-        Ok(moments)
+            .collect()
     }
 
     fn normalise(&mut self, layer: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
