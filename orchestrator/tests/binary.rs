@@ -1,6 +1,6 @@
 //! The binary from outside: whatever is wrong, one line that says so, and no picture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -94,6 +94,9 @@ impl Workplace {
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(stderr.starts_with("error: "), "{stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
+        let clauses: Vec<&str> = stderr.trim().split(": ").collect();
+        let distinct: HashSet<&&str> = clauses.iter().collect();
+        assert_eq!(distinct.len(), clauses.len(), "said twice: {stderr}");
         for part in parts {
             assert!(stderr.contains(part), "{part:?} is not in: {stderr}");
         }

@@ -23,9 +23,9 @@ impl ConfigReader {
     /// [`Error::Read`], [`Error::Json`], or [`Error::UnsupportedConfig`] when it is no object.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-        let value = serde_json::from_str(&text).map_err(|source| Error::Json {
+        let value = serde_json::from_str(&text).map_err(|cause| Error::Json {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         Self::new(path.display().to_string(), value)
     }

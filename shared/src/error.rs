@@ -5,24 +5,25 @@ use std::path::{Path, PathBuf};
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Every way in which loading a model, talking the protocol or computing a layer fails.
+/// Every way in which loading a model, talking the protocol or computing a layer fails. A cause is
+/// told in the message and nowhere else, so that a chain of errors says it once.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory could not be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// The file or directory.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A JSON file does not parse.
-    #[error("{path} is not valid JSON: {source}")]
+    #[error("{path} is not valid JSON: {cause}")]
     Json {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A configuration key has a value that this program cannot honour.
     #[error("{config}: {key} = {value} is not supported ({hint})")]
@@ -135,10 +136,10 @@ pub enum Error {
 
 impl Error {
     /// An unreadable `path`.
-    pub fn read(path: &Path, source: std::io::Error) -> Self {
+    pub fn read(path: &Path, cause: std::io::Error) -> Self {
         Self::Read {
             path: path.to_owned(),
-            source,
+            cause,
         }
     }
 }

@@ -185,7 +185,16 @@ fn check(arguments: &Arguments) -> Result<()> {
             check_writable(&numbered(path, index, arguments.count))?;
         }
     }
-    arguments.report.as_deref().map_or(Ok(()), check_writable)
+    arguments.report.as_deref().map_or(Ok(()), check_writable)?;
+    let model = &arguments.model.model;
+    if !model.is_dir() {
+        return refuse(format!(
+            "there is no model in {}; give --model a diffusers directory \
+             (this repository's own is assets/demo-model)",
+            model.display()
+        ));
+    }
+    Ok(())
 }
 
 async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {

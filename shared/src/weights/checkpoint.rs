@@ -241,9 +241,9 @@ fn locate(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Vec<PathBuf>>
 
 fn shards(dir: &Path, path: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-    let index: Index = serde_json::from_str(&text).map_err(|source| Error::Json {
+    let index: Index = serde_json::from_str(&text).map_err(|cause| Error::Json {
         path: path.to_owned(),
-        source,
+        cause,
     })?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort();
