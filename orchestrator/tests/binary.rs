@@ -76,7 +76,8 @@ impl Workplace {
         ] {
             // What is given replaces it: clap takes no flag twice, nor two kinds of workers.
             let given = |flag: &str| more.iter().any(|a| a.as_ref() == flag);
-            if !given(flag) && !(flag == "--local-workers" && given("--workers")) {
+            let replaced = flag == "--local-workers" && given("--workers");
+            if !replaced && !given(flag) {
                 arguments.extend([flag.into(), value.into_os_string()]);
             }
         }
