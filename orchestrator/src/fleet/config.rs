@@ -113,7 +113,7 @@ mod tests {
     fn the_example_is_read() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
         let text = std::fs::read_to_string(path).unwrap();
-        // SAFETY of the name: the example keeps its tokens in variables that are not set here.
+        // The example takes its tokens from variables that are not set here: read the names as tokens.
         let text = text.replace("token_env", "token");
         let fleet = FleetConfig::parse(&text).unwrap();
         assert_eq!(fleet.workers.len(), 4);

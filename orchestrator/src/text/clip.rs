@@ -82,24 +82,9 @@ impl ClipTextEncoder {
         Ok(Self { layers, weights })
     }
 
-    /// An encoder of random weights, for timing.
-    ///
-    /// # Errors
-    /// As [`Weights::random`].
-    pub fn random(config: &ClipTextConfig, seed: u64, device: &Device) -> Result<Self> {
-        let layers = config.build();
-        let weights = Weights::random(&layers, seed, device)?;
-        Ok(Self { layers, weights })
-    }
-
     /// Width `D` of a token's embedding.
     pub fn width(&self) -> usize {
         self.layers.width
-    }
-
-    /// Identifies the weights, see [`Checkpoint::digest`].
-    pub fn digest(&self) -> &str {
-        self.weights.digest()
     }
 
     /// Embeddings `[B, T, D]` of `B` prompts of `T` tokens each: the hidden state after the last

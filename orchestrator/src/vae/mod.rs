@@ -83,20 +83,6 @@ impl Vae {
         })
     }
 
-    /// An autoencoder of random weights, for timing.
-    ///
-    /// # Errors
-    /// As [`Weights::random`].
-    pub fn random(config: &VaeConfig, seed: u64, device: &Device) -> Result<Self> {
-        let layers = config.build();
-        let weights = Weights::random(&layers, seed, device)?;
-        Ok(Self {
-            layers,
-            weights,
-            scaling_factor: config.scaling_factor,
-        })
-    }
-
     /// What the U-Net's latents are multiples of: divide by it before [`Self::decode`], multiply
     /// by it after [`Self::encode`].
     pub fn scaling_factor(&self) -> f64 {
@@ -111,11 +97,6 @@ impl Vae {
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
         1 << self.layers.decoder.doublings()
-    }
-
-    /// Identifies the weights, see [`Checkpoint::digest`].
-    pub fn digest(&self) -> &str {
-        self.weights.digest()
     }
 
     /// Latents `[B, C, H, W]`, already divided by the scaling factor, to pictures

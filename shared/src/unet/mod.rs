@@ -104,16 +104,6 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// Number of times that rows and columns are halved.
-    pub fn halvings(&self) -> usize {
-        self.down.iter().filter(|s| s.resample.is_some()).count()
-    }
-
-    /// Rows at the coarsest level for latents of `rows` rows (an odd number rounds up).
-    pub fn coarsest_rows(&self, rows: usize) -> usize {
-        (0..self.halvings()).fold(rows, |r, _| r.div_ceil(2))
-    }
-
     /// One prediction: the walk over every block.
     ///
     /// `sample` is `[B, in_channels, H, W]`, the result `[B, out_channels, H, W]`.
