@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, generate, workers};
+use crate::commands::{bench, cost, generate, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Shows how the workers are.
     Workers(workers::Arguments),
+    /// Says what a scheme sends and computes, from a model's config alone.
+    Cost(cost::Arguments),
     /// Times U-Net calls of random weights under several schemes.
     Bench(bench::Arguments),
 }
@@ -31,6 +33,7 @@ impl Cli {
         match self.command {
             Command::Generate(arguments) => generate::run(*arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
+            Command::Cost(arguments) => cost::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
         }
     }

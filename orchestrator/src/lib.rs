@@ -14,6 +14,7 @@
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed; each is an executor.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
+//! - [`cost`]: what a scheme sends and computes, without running it.
 //!
 //! At the edge:
 //! - [`cli`]: the command line.
@@ -25,6 +26,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod cost;
 pub mod error;
 pub mod fleet;
 pub mod model_dir;

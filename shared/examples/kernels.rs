@@ -100,6 +100,7 @@ fn main() {
                 kernel,
                 stride,
                 padding: [pad; 2],
+                odd: false,
             };
             let (x, weight, bias) = (Dense::of(&x)?, Dense::of(&weight)?, Dense::of(&bias)?);
             Some(kernels::conv::conv2d(

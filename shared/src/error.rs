@@ -115,6 +115,22 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
+    /// A tensor does not fit the number type that it should be sent in.
+    #[error("{name} has values too large for {dtype}; choose another wire type (bf16 or f32)")]
+    TooLarge {
+        /// The tensor.
+        name: String,
+        /// The type.
+        dtype: String,
+    },
+    /// There are more workers than rows to give them.
+    #[error("{workers} workers, but the coarsest feature map has {rows} rows; use at most {rows}")]
+    TooManyStrips {
+        /// Number of workers.
+        workers: usize,
+        /// Rows of the coarsest level.
+        rows: usize,
+    },
     /// A message does not follow the protocol.
     #[error("malformed message: {0}")]
     Message(String),

@@ -133,12 +133,7 @@ pub trait Executor {
         block: &TransformerBlock,
         x: Self::Tokens,
     ) -> Result<Self::Tokens, Self::Error> {
-        let h = self.layer_norm(&block.norm1, &x)?;
-        let h = self.self_attention(&block.attn1, &h)?;
-        let x = self.add_tokens(x, &h)?;
-        let h = self.layer_norm(&block.norm2, &x)?;
-        let h = self.cross_attention(&block.attn2, &h)?;
-        self.add_tokens(x, &h)
+        attentions_apart(self, block, x)
     }
 
     /// Called with each block's output under the block's name in the reference library, for those
@@ -146,4 +141,21 @@ pub trait Executor {
     fn observe(&mut self, _block: &str, _x: &Self::Feature) -> Result<(), Self::Error> {
         Ok(())
     }
+}
+
+/// [`Executor::attentions`] one operation after the other.
+///
+/// # Errors
+/// Those of the executor.
+pub fn attentions_apart<E: Executor + ?Sized>(
+    executor: &mut E,
+    block: &TransformerBlock,
+    x: E::Tokens,
+) -> Result<E::Tokens, E::Error> {
+    let h = executor.layer_norm(&block.norm1, &x)?;
+    let h = executor.self_attention(&block.attn1, &h)?;
+    let x = executor.add_tokens(x, &h)?;
+    let h = executor.layer_norm(&block.norm2, &x)?;
+    let h = executor.cross_attention(&block.attn2, &h)?;
+    executor.add_tokens(x, &h)
 }

@@ -11,6 +11,7 @@
 //! What splitting it takes:
 //! - [`partition`]: strips of rows with their halo.
 //! - [`stats`]: group statistics that merge exactly.
+//! - [`exchange`]: what a strip needs from outside, and what travels for it.
 //! - [`wire`]: the messages between orchestrator and worker.
 //!
 //! What it is made of:
@@ -28,6 +29,7 @@
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod exchange;
 pub mod executor;
 pub mod host;
 pub mod kernels;

@@ -22,19 +22,30 @@ use crate::weights::Weights;
 /// # Errors
 /// [`Error::MissingTensor`] when `weights` lacks the layer.
 pub fn conv2d(weights: &Weights, layer: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>> {
-    conv2d_padded(weights, layer, x, layer.padding)
+    convolve(weights, layer, x, layer.padding, false)
 }
 
-/// `layer` over rows that bring their own neighbours: `pad_rows` zero rows above and below, the
-/// layer's own padding left and right.
+/// `layer` over rows that bring their own neighbours, with the layer's own padding only left and
+/// right. `odd` says whether the first output row is an odd one of the picture; on the CPU device
+/// the result then has the bits that [`conv2d`] of the whole has there.
 ///
 /// # Errors
 /// As [`conv2d`].
-pub fn conv2d_padded(
+pub fn conv2d_of_strip(
+    weights: &Weights,
+    layer: &Conv2d,
+    x: Tensor<4>,
+    odd: bool,
+) -> Result<Tensor<4>> {
+    convolve(weights, layer, x, 0, odd)
+}
+
+fn convolve(
     weights: &Weights,
     layer: &Conv2d,
     x: Tensor<4>,
     pad_rows: usize,
+    odd: bool,
 ) -> Result<Tensor<4>> {
     let kernel = weights.kernel(&format!("{}.weight", layer.name))?;
     let bias = weights.vector(&format!("{}.bias", layer.name))?;
@@ -51,6 +62,7 @@ pub fn conv2d_padded(
             kernel: layer.kernel,
             stride: layer.stride,
             padding: [pad_rows, layer.padding],
+            odd,
         };
         let y = kernels::conv::conv2d(x.values(), kernel.values(), bias.values(), sizes);
         let [h, w] = sizes.out_size();

@@ -12,6 +12,50 @@ pub fn strips(rows: usize, n: usize) -> Vec<Range<usize>> {
     (0..n).map(|i| i * rows / n..(i + 1) * rows / n).collect()
 }
 
+/// The levels of a U-Net over latents of some rows: level 0 has them all, each further one half as
+/// many, rounded up.
+///
+/// A strip is cut at the coarsest level and scaled up, so that it holds the same part of the
+/// picture at every level and a worker's features never need rows that it has not computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels {
+    rows: Vec<usize>,
+}
+
+impl Levels {
+    /// `levels` levels (at least one) over `rows` rows.
+    pub fn new(rows: usize, levels: usize) -> Self {
+        let halve = |rows: &usize| Some(rows.div_ceil(2));
+        Self {
+            rows: std::iter::successors(Some(rows), halve)
+                .take(levels.max(1))
+                .collect(),
+        }
+    }
+
+    /// Number of levels.
+    pub fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Rows of a level; none of a level that there is not.
+    pub fn rows(&self, level: usize) -> usize {
+        self.rows.get(level).copied().unwrap_or(0)
+    }
+
+    /// Rows of the coarsest level.
+    pub fn coarsest(&self) -> usize {
+        self.rows(self.count() - 1)
+    }
+
+    /// The rows at `level` of a strip of the coarsest level.
+    pub fn scale(&self, strip: &Range<usize>, level: usize) -> Range<usize> {
+        let factor = 1 << (self.count() - 1).saturating_sub(level);
+        let end = self.rows(level);
+        (strip.start * factor).min(end)..(strip.end * factor).min(end)
+    }
+}
+
 /// The input rows that PPIDM sends for the output rows `out` of a convolution: each output's
 /// centre rows and `padding` more on either side. Rows outside the picture are zeros.
 pub fn rows_with_halo(layer: &Conv2d, out: &Range<usize>) -> Range<isize> {
@@ -133,6 +177,34 @@ mod tests {
                 assert_eq!(strips.len(), n);
                 let all: Vec<usize> = strips.into_iter().flatten().collect();
                 assert_eq!(all, (0..rows).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn strips_align_at_every_level() {
+        for rows in 1..70 {
+            for count in 1..5 {
+                let levels = Levels::new(rows, count);
+                for n in 1..=levels.coarsest() {
+                    for level in 0..count {
+                        let at = |strip: &Range<usize>| levels.scale(strip, level);
+                        let cuts: Vec<Range<usize>> =
+                            strips(levels.coarsest(), n).iter().map(at).collect();
+                        assert!(cuts.iter().all(|strip| !strip.is_empty()));
+                        let all: Vec<usize> = cuts.iter().cloned().flatten().collect();
+                        assert_eq!(all, (0..levels.rows(level)).collect::<Vec<_>>());
+                        if level > 0 {
+                            // Halving a strip's rows gives the strip's rows.
+                            let finer = strips(levels.coarsest(), n);
+                            let finer = finer.iter().map(|s| levels.scale(s, level - 1));
+                            for (fine, coarse) in finer.zip(cuts) {
+                                assert_eq!(fine.start, 2 * coarse.start);
+                                assert_eq!(fine.end.div_ceil(2), coarse.end);
+                            }
+                        }
+                    }
+                }
             }
         }
     }

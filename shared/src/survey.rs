@@ -48,21 +48,33 @@ pub fn survey(
     [batch, rows, columns]: [usize; 3],
     prompt: usize,
 ) -> Result<Vec<Operation>, Error> {
-    let mut surveyor = Surveyor {
-        prompt,
-        operations: Vec::new(),
-    };
+    let mut surveyor = Surveyor::new(prompt);
     let sample = [batch, unet.in_channels, rows, columns];
     unet.forward(&mut surveyor, &sample, 0.0)?;
     Ok(surveyor.operations)
 }
 
-struct Surveyor {
+/// Executes a U-Net over bare shapes, and notes what there would be to compute.
+#[derive(Clone, Debug)]
+pub struct Surveyor {
     prompt: usize,
     operations: Vec<Operation>,
 }
 
 impl Surveyor {
+    /// A surveyor with a prompt of `prompt` tokens.
+    pub fn new(prompt: usize) -> Self {
+        Self {
+            prompt,
+            operations: Vec::new(),
+        }
+    }
+
+    /// The operations noted since the last call.
+    pub fn take(&mut self) -> Vec<Operation> {
+        std::mem::take(&mut self.operations)
+    }
+
     fn note(&mut self, kind: Kind, layer: &str, input: [usize; 4], output: [usize; 4], flop: u64) {
         self.operations.push(Operation {
             kind,

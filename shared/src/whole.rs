@@ -33,7 +33,8 @@ pub type Observer = Box<dyn FnMut(&str, &Tensor<4>) + Send>;
 /// Executes a U-Net on one device.
 pub struct Whole {
     weights: Weights,
-    conditioning: Conditioning,
+    /// None where the prompt is not to be known.
+    conditioning: Option<Conditioning>,
     flop: u64,
     observer: Option<Observer>,
 }
@@ -42,11 +43,29 @@ impl Whole {
     /// An executor over `weights`, with the prompt.
     pub fn new(weights: Weights, conditioning: Conditioning) -> Self {
         Self {
+            conditioning: Some(conditioning),
+            ..Self::without_prompt(weights)
+        }
+    }
+
+    /// An executor that cannot do cross-attention.
+    pub fn without_prompt(weights: Weights) -> Self {
+        Self {
             weights,
-            conditioning,
+            conditioning: None,
             flop: 0,
             observer: None,
         }
+    }
+
+    /// From now on knows the prompt.
+    pub fn set_prompt(&mut self, conditioning: Conditioning) {
+        self.conditioning = Some(conditioning);
+    }
+
+    /// The prompt's embedding, `[B, T, D]`, where it is known.
+    pub fn prompt(&self) -> Option<&Tensor<3>> {
+        self.conditioning.as_ref().map(|c| &c.context)
     }
 
     /// From now on shows every block's output to `observer`, to compare or record it.
@@ -74,23 +93,51 @@ impl Whole {
     /// tokens or the prompt's.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the weights lack the layer.
+    /// [`Error::MissingTensor`] when the weights lack the layer; as [`Self::prompt_keys`].
     pub fn project(
         &mut self,
         layer: &Attention,
         x: &Tensor<3>,
         prompt: bool,
     ) -> Result<[Tensor<3>; 3]> {
-        let source = if prompt {
-            self.conditioning.context.clone()
+        let q = self.apply(&layer.to_q, x.clone())?;
+        let [k, v] = if prompt {
+            self.prompt_keys(layer)?
         } else {
-            x.clone()
+            [
+                self.apply(&layer.to_k, x.clone())?,
+                self.apply(&layer.to_v, x.clone())?,
+            ]
+        };
+        Ok([q, k, v])
+    }
+
+    /// Keys and values of the prompt, `[B, 77, C]`, for a cross-attention layer.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] when the weights lack the layer, [`Error::Message`] when the prompt is
+    /// not known here.
+    pub fn prompt_keys(&mut self, layer: &Attention) -> Result<[Tensor<3>; 2]> {
+        let context = match &self.conditioning {
+            Some(conditioning) => conditioning.context.clone(),
+            None => return Err(Error::Message("the prompt is not known here".into())),
         };
         Ok([
-            self.apply(&layer.to_q, x.clone())?,
-            self.apply(&layer.to_k, source.clone())?,
-            self.apply(&layer.to_v, source)?,
+            self.apply(&layer.to_k, context.clone())?,
+            self.apply(&layer.to_v, context)?,
         ])
+    }
+
+    /// The products of an attention layer: `[B, T, C]` from `q` `[B, T, C]`, `k` and `v` `[B, S, C]`.
+    pub fn attend_to(
+        &mut self,
+        layer: &Attention,
+        q: Tensor<3>,
+        [k, v]: [Tensor<3>; 2],
+    ) -> Tensor<3> {
+        let [b, t, c] = q.dims();
+        self.flop += b as u64 * attention_flop(t, k.dims()[1], c);
+        ops::attention(q, k, v, layer.heads, false)
     }
 
     /// A linear map, counted.
@@ -102,11 +149,85 @@ impl Whole {
 
     fn attend(&mut self, layer: &Attention, x: &Tensor<3>, prompt: bool) -> Result<Tensor<3>> {
         let [q, k, v] = self.project(layer, x, prompt)?;
-        let [b, t, c] = q.dims();
-        self.flop += b as u64 * attention_flop(t, k.dims()[1], c);
-        let h = ops::attention(q, k, v, layer.heads, false);
+        let h = self.attend_to(layer, q, [k, v]);
         self.apply(&layer.to_out, h)
     }
+}
+
+/// Inside an `impl Executor` over the tensors of one device: leaves what needs no other row to the
+/// [`Whole`] in the field `$whole`.
+#[macro_export]
+macro_rules! whole_does_the_rest {
+    ($whole:ident) => {
+        fn add_embedding(
+            &mut self,
+            project: &$crate::layers::Linear,
+            x: Self::Feature,
+            embedding: &Self::Embedding,
+        ) -> Result<Self::Feature, Self::Error> {
+            Ok(self.$whole.add_embedding(project, x, embedding)?)
+        }
+
+        fn add(
+            &mut self,
+            a: Self::Feature,
+            b: &Self::Feature,
+        ) -> Result<Self::Feature, Self::Error> {
+            Ok(self.$whole.add(a, b)?)
+        }
+
+        fn concat(
+            &mut self,
+            a: Self::Feature,
+            b: Self::Feature,
+        ) -> Result<Self::Feature, Self::Error> {
+            Ok(self.$whole.concat(a, b)?)
+        }
+
+        fn to_tokens(&mut self, x: &Self::Feature) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.to_tokens(x)?)
+        }
+
+        fn to_feature(
+            &mut self,
+            x: Self::Tokens,
+            like: &Self::Feature,
+        ) -> Result<Self::Feature, Self::Error> {
+            Ok(self.$whole.to_feature(x, like)?)
+        }
+
+        fn linear(
+            &mut self,
+            layer: &$crate::layers::Linear,
+            x: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.linear(layer, x)?)
+        }
+
+        fn layer_norm(
+            &mut self,
+            layer: &$crate::layers::LayerNorm,
+            x: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.layer_norm(layer, x)?)
+        }
+
+        fn feed_forward(
+            &mut self,
+            layer: &$crate::layers::FeedForward,
+            x: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.feed_forward(layer, x)?)
+        }
+
+        fn add_tokens(
+            &mut self,
+            a: Self::Tokens,
+            b: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.add_tokens(a, b)?)
+        }
+    };
 }
 
 impl Executor for Whole {
@@ -127,7 +248,8 @@ impl Executor for Whole {
         let Some(added) = &layer.added else {
             return Ok(embedding);
         };
-        let Some(input) = self.conditioning.added.clone() else {
+        let added_input = self.conditioning.as_ref().and_then(|c| c.added.clone());
+        let Some(input) = added_input else {
             return Err(Error::Message(
                 "the model wants pooled text and sizes (addition_embed_type = text_time)".into(),
             ));

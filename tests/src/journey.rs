@@ -84,6 +84,11 @@ impl Journey {
             .with("--local-workers", n.to_string())
     }
 
+    /// On resident strips, over `n` workers started by the command itself.
+    pub fn on_resident_strips(self, n: usize) -> Self {
+        self.over_local_workers(n).with("--scheme", "resident")
+    }
+
     /// From `noise` in place of the seed's.
     pub fn with_noise(self, noise: &HostTensor) -> Self {
         // A clone may have another noise in the same folder.

@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Response};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use shared::host::HostTensor;
-use shared::wire::{Message, ReplyHeader};
+use shared::wire::{Message, Payload, ReplyHeader};
 use tests::golden::Golden;
 use tests::journey::{Journey, lacuna};
 use tests::proxy::{Failure, Proxy};
@@ -168,7 +168,12 @@ fn taken_apart(reply: &Bytes) -> Message<ReplyHeader> {
 /// The reply with each of its tensors changed.
 fn changed(reply: &Bytes, change: impl Fn(&mut HostTensor)) -> Vec<u8> {
     let mut message = taken_apart(reply);
-    message.tensors.values_mut().for_each(change);
+    for payload in message.tensors.values_mut() {
+        match payload {
+            Payload::F32(tensor) => change(tensor),
+            _ => panic!("expected features"),
+        }
+    }
     message.encode().unwrap()
 }
 
@@ -199,8 +204,8 @@ async fn replies_that_are_not_what_was_asked_for() {
     let doubles = |reply: Bytes| {
         let message = taken_apart(&reply);
         let (name, tensor) = message.tensors.iter().next().unwrap();
-        let data = vec![0; tensor.data.len() * 8];
-        let view = TensorView::new(Dtype::F64, tensor.shape.clone(), &data).unwrap();
+        let data = vec![0; tensor.shape().iter().product::<usize>() * 8];
+        let view = TensorView::new(Dtype::F64, tensor.shape().to_vec(), &data).unwrap();
         let header = serde_json::to_string(&message.header).unwrap();
         let metadata = Some([("lacuna".to_owned(), header)].into());
         safetensors::serialize([(name.as_str(), view)], metadata).unwrap()
@@ -256,7 +261,16 @@ async fn replies_that_are_not_what_was_asked_for() {
 /// The first thing that a worker is asked for is the statistics of a group normalisation.
 #[tokio::test(flavor = "multi_thread")]
 async fn statistics_that_cannot_be() {
-    let negative = |reply: Bytes| changed(&reply, |t| t.data.fill(-1.0));
+    let negative = |reply: Bytes| {
+        let mut message = taken_apart(&reply);
+        for payload in message.tensors.values_mut() {
+            let Payload::F64 { data, .. } = payload else {
+                panic!("expected statistics");
+            };
+            data.fill(-1.0);
+        }
+        message.encode().unwrap()
+    };
     let url = tampering_worker(MODEL, 1, negative).await;
     let error = failure_with(&url, None).await;
     assert_names(&error, &["nonsense", "below zero"]);

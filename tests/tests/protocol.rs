@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use shared::host::HostTensor;
-use shared::wire::{Info, Message, OpenSession, PROTOCOL, ReplyHeader, RunHeader, Work};
+use shared::wire::{Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader, Work};
 use tests::workers::{RunningWorker, model, service};
 use tower::ServiceExt;
 use worker::Options;
@@ -52,7 +52,7 @@ impl Answer {
         let mut reply = Message::<ReplyHeader>::decode(&self.body).unwrap();
         assert_eq!(reply.header.sequence, sequence);
         assert_eq!(reply.tensors.len(), 1);
-        reply.take(name).unwrap()
+        reply.take(name).unwrap().into_tensor(name).unwrap()
     }
 }
 
@@ -96,7 +96,11 @@ impl Caller {
 
     async fn try_open(&self, protocol: u32, model: &str) -> Answer {
         let model = model.to_owned();
-        let body = OpenSession { protocol, model };
+        let body = OpenSession {
+            protocol,
+            model,
+            resident: None,
+        };
         Self::send(self.request(Method::POST, "v1/sessions").json(&body)).await
     }
 
@@ -123,6 +127,7 @@ impl Caller {
 fn conv(layer: &str) -> Work {
     Work::Conv {
         layer: layer.to_owned(),
+        odd: false,
     }
 }
 
@@ -133,7 +138,7 @@ fn tensor(shape: &[usize], seed: u64) -> HostTensor {
 
 /// A request with one piece of work.
 fn message(sequence: u64, work: Work, inputs: &[(&str, HostTensor)]) -> Message<RunHeader> {
-    let named = |(name, tensor): &(&str, HostTensor)| (format!("0.{name}"), tensor.clone());
+    let named = |(name, tensor): &(&str, HostTensor)| (format!("0.{name}"), tensor.clone().into());
     Message {
         header: RunHeader {
             sequence,
@@ -154,7 +159,8 @@ fn good(sequence: u64, seed: u64) -> Vec<u8> {
 /// What [`good`] must give.
 fn good_output(seed: u64) -> HostTensor {
     let x = tensor(&[1, 4, 5, 3], seed);
-    model("sd1").run(&conv("conv_in"), vec![x]).unwrap()
+    let y = model("sd1").run(&conv("conv_in"), vec![x]).unwrap();
+    y.into_tensor("y").unwrap()
 }
 
 /// Small limits, so that what is too large is small too.
@@ -364,7 +370,10 @@ async fn what_the_model_does_not_have_is_refused_by_name() {
     for (request, parts) in cases {
         let mut request = request;
         if parts == ["conv_in", "finite"] {
-            request.tensors.get_mut("0.x").unwrap().data.fill(3e38);
+            let Some(Payload::F32(x)) = request.tensors.get_mut("0.x") else {
+                panic!("the request has no features");
+            };
+            x.data.fill(3e38);
         }
         let refusal = caller
             .run(&session, request.encode().unwrap())
@@ -491,6 +500,7 @@ async fn work_whose_asker_hung_up_is_not_done_twice() {
     let open = OpenSession {
         protocol: PROTOCOL,
         model: model("sd1").digest().to_owned(),
+        resident: None,
     };
     let open = serde_json::to_vec(&open).unwrap();
     let opened = call(Method::POST, "/v1/sessions".into(), open)
@@ -525,12 +535,12 @@ async fn a_request_may_hold_several_pieces_of_work() {
             sequence: 1,
             work: vec![conv("conv_in"), norm.clone()],
         },
-        tensors: HashMap::from([("0.x".into(), x), ("1.x".into(), map.clone())]),
+        tensors: HashMap::from([("0.x".into(), x.into()), ("1.x".into(), map.clone().into())]),
     };
     let answer = caller.run(&session, request.encode().unwrap()).await;
     assert_eq!(answer.status, StatusCode::OK);
     let mut reply = Message::<ReplyHeader>::decode(&answer.body).unwrap();
-    assert_eq!(reply.take("0.y").unwrap(), good_output(1));
+    assert_eq!(reply.take("0.y").unwrap(), good_output(1).into());
     let moments = model("sd1").run(&norm, vec![map]).unwrap();
     assert_eq!(reply.take("1.moments").unwrap(), moments);
     // Nothing to do is done.

@@ -10,7 +10,7 @@ use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
 use shared::unet::{Layer, UNet, UNetConfig};
 use shared::weights::{Checkpoint, Weights};
-use shared::wire::Work;
+use shared::wire::{Payload, Work};
 use tests::golden::{MODELS, model_dir};
 use tests::reference;
 use worker::Model;
@@ -82,6 +82,10 @@ fn numbers(shape: &[usize], seed: u64) -> HostTensor {
     HostTensor::new(shape, rng.randn(shape.iter().product())).unwrap()
 }
 
+fn feature(output: Payload) -> HostTensor {
+    output.into_tensor("the output").unwrap()
+}
+
 /// The strips of `rows` that have any rows.
 fn filled(rows: usize, n: usize) -> Vec<Range<usize>> {
     let strips = strips(rows, n);
@@ -124,8 +128,9 @@ fn convolutions_in_strips_are_the_whole_convolution() {
                                 cut(&x, Rows::OfFeature, &rows_with_halo(layer, own)).unwrap();
                             let work = Work::Conv {
                                 layer: layer.name.clone(),
+                                odd: own.start % 2 == 1,
                             };
-                            tiny.model.run(&work, vec![strip]).unwrap()
+                            feature(tiny.model.run(&work, vec![strip]).unwrap())
                         })
                         .collect();
                     let got = join(&outputs, Rows::OfFeature).unwrap();
@@ -157,8 +162,9 @@ fn strips_without_their_neighbours_are_not_the_whole_convolution() {
         let padded = cut(&strip, Rows::OfFeature, &(-1..own.len() as isize + 1)).unwrap();
         let work = Work::Conv {
             layer: layer.name.clone(),
+            odd: false,
         };
-        tiny.model.run(&work, vec![padded]).unwrap()
+        feature(tiny.model.run(&work, vec![padded]).unwrap())
     };
     let outputs: Vec<HostTensor> = filled(8, 2).iter().map(blind).collect();
     let got = join(&outputs, Rows::OfFeature).unwrap();
@@ -231,15 +237,9 @@ fn moments_of_strip(
         layer: layer.name.clone(),
     };
     let reply = model.run(&work, vec![strip]).unwrap();
-    assert_eq!(reply.shape, [x.shape[0] * layer.groups, 2]);
-    let count = (layer.channels / layer.groups * own.len() * COLUMNS) as f64;
-    let (pairs, _) = reply.data.as_chunks::<2>();
-    let moments = pairs.iter().map(|&[mean, m2]| Moments {
-        count,
-        mean: mean.into(),
-        m2: m2.into(),
-    });
-    moments.collect()
+    assert_eq!(reply.shape(), [x.shape[0] * layer.groups, 2]);
+    let count = layer.channels / layer.groups * own.len() * COLUMNS;
+    reply.into_moments(count).unwrap()
 }
 
 #[test]
@@ -262,9 +262,8 @@ fn attention_of_strips_of_queries_is_the_whole_attention() {
                             let work = Work::Attention {
                                 layer: layer.name.clone(),
                             };
-                            tiny.model
-                                .run(&work, vec![q, k.clone(), v.clone()])
-                                .unwrap()
+                            let output = tiny.model.run(&work, vec![q, k.clone(), v.clone()]);
+                            feature(output.unwrap())
                         })
                         .collect();
                     let got = join(&outputs, Rows::OfTokens).unwrap();

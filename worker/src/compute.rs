@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use shared::host::HostTensor;
-use shared::wire::Work;
+use shared::wire::{Payload, Work};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub struct Compute {
 
 struct Job {
     batch: Batch,
-    reply: oneshot::Sender<Result<Vec<HostTensor>>>,
+    reply: oneshot::Sender<Result<Vec<Payload>>>,
 }
 
 impl Compute {
@@ -47,7 +47,7 @@ impl Compute {
     /// # Errors
     /// [`Error::Busy`] when the queue is full, [`Error::Invalid`] or [`Error::Compute`] when a piece
     /// of work fails.
-    pub async fn run(&self, batch: Batch) -> Result<Vec<HostTensor>> {
+    pub async fn run(&self, batch: Batch) -> Result<Vec<Payload>> {
         let _place = self
             .waiting
             .try_acquire()
@@ -79,7 +79,7 @@ fn work(model: &Model, inbox: &Receiver<Job>) {
 
 /// The backend panics where a GPU runs out of memory, say: that must cost one request, not the
 /// worker.
-fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<HostTensor> {
+fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
     catch_unwind(AssertUnwindSafe(|| model.run(work, inputs)))
         .unwrap_or_else(|panic| {
             Err(shared::Error::Compute {
@@ -90,7 +90,8 @@ fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<Hos
         .map_err(Error::from)
 }
 
-fn reason(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn reason(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()
         .map(String::as_str)

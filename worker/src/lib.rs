@@ -5,7 +5,9 @@
 //! # Layout
 //!
 //! - [`model`]: the U-Net that the worker holds, and one piece of work on one strip.
-//! - [`compute`]: the thread that computes, apart from the one that serves.
+//! - [`compute`]: the thread that computes single layers, apart from those that serve.
+//! - [`strip`]: the U-Net over the worker's own rows.
+//! - [`walk`]: that as a dialogue, on a thread for each session.
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`service`]: the HTTP routes.
 //! - [`serve`]: runs the service on a socket until told to stop.
@@ -18,6 +20,8 @@ pub mod model;
 pub mod serve;
 pub mod service;
 pub mod sessions;
+pub mod strip;
+pub mod walk;
 
 pub use model::Model;
 pub use serve::{serve, serve_while_loading};

@@ -9,7 +9,7 @@ use shared::layers::{Attention, Conv2d, GroupNorm, Parameters};
 use shared::survey::{Kind, survey};
 use shared::unet::{Layer, UNet, UNetConfig};
 use shared::weights::{Checkpoint, Weights};
-use shared::wire::Work;
+use shared::wire::{Payload, Work};
 use shared::{Result, ops};
 
 use burn::tensor::{Device, Tensor};
@@ -63,6 +63,16 @@ impl Model {
         Ok(Self::new(unet, weights))
     }
 
+    /// The walk over its layers.
+    pub fn unet(&self) -> &UNet {
+        &self.unet
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// [`Weights::digest`].
     pub fn digest(&self) -> &str {
         self.weights.digest()
@@ -93,7 +103,12 @@ impl Model {
                     let [b, t, c, _] = o.input;
                     Some(values([b, t + 2 * PROMPT_TOKENS, c, 1]))
                 }
-                Kind::Linear | Kind::SelfAttention => None,
+                // Everybody's keys and values, where workers attend.
+                Kind::SelfAttention => {
+                    let [b, t, c, _] = o.input;
+                    Some(values([b, 2 * t, c, 1]))
+                }
+                Kind::Linear => None,
             })
             .max()
             .unwrap_or(0);
@@ -106,17 +121,17 @@ impl Model {
     /// # Errors
     /// [`Error::Message`] when the model has no such layer, [`Error::WrongShape`] when an input does
     /// not fit it, [`Error::NotFinite`] when the result overflowed.
-    pub fn run(&self, work: &Work, inputs: Vec<HostTensor>) -> Result<HostTensor> {
+    pub fn run(&self, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
         let name = work.layer();
         let output = match (work, self.layers.get(name), inputs.try_into()) {
-            (Work::Conv { .. }, Some(Owned::Conv(conv)), Ok(Inputs::One(x))) => {
-                self.conv(conv, x)?
+            (Work::Conv { odd, .. }, Some(Owned::Conv(conv)), Ok(Inputs::One(x))) => {
+                self.conv(conv, x, *odd)?.into()
             }
             (Work::Moments { .. }, Some(Owned::Norm(norm)), Ok(Inputs::One(x))) => {
                 self.moments(norm, x)?
             }
             (Work::Attention { .. }, Some(Owned::Attention(layer)), Ok(Inputs::Three(qkv))) => {
-                self.attention(layer, *qkv)?
+                self.attention(layer, *qkv)?.into()
             }
             _ => {
                 return Err(Error::Message(format!(
@@ -128,7 +143,7 @@ impl Model {
         Ok(output)
     }
 
-    fn conv(&self, layer: &Conv2d, x: HostTensor) -> Result<HostTensor> {
+    fn conv(&self, layer: &Conv2d, x: HostTensor, odd: bool) -> Result<HostTensor> {
         let [b, c, h, w] = x.dims()?;
         let fits = c == layer.c_in && h >= layer.kernel && w + 2 * layer.padding >= layer.kernel;
         expect(
@@ -138,17 +153,16 @@ impl Model {
             &x.shape,
         )?;
         let x = x.into_device(self.weights.device())?;
-        HostTensor::from_device(ops::conv2d_padded(&self.weights, layer, x, 0)?)
+        HostTensor::from_device(ops::conv2d_of_strip(&self.weights, layer, x, odd)?)
     }
 
-    fn moments(&self, layer: &GroupNorm, x: HostTensor) -> Result<HostTensor> {
+    fn moments(&self, layer: &GroupNorm, x: HostTensor) -> Result<Payload> {
         let [b, c, h, w] = x.dims()?;
         let fits = c == layer.channels && b * h * w > 0;
         expect(fits, &layer.name, &[b, layer.channels, h, w], &x.shape)?;
         let x = x.into_device(self.weights.device())?;
         let moments = ops::group_moments(x, layer.groups)?;
-        let values = moments.iter().flat_map(|m| [m.mean as f32, m.m2 as f32]);
-        HostTensor::new([moments.len(), 2], values.collect())
+        Ok(Payload::of_moments(&moments))
     }
 
     fn attention(&self, layer: &Attention, [q, k, v]: [HostTensor; 3]) -> Result<HostTensor> {

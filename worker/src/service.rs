@@ -1,6 +1,7 @@
 //! The HTTP routes.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,9 +14,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use shared::device::OpenDevice;
+use shared::exchange::Resident;
+use shared::partition::Levels;
 use shared::wire::{
-    Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader, SessionOpened,
-    TENSORS,
+    AdvanceHeader, Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader,
+    SessionOpened, TENSORS,
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -23,6 +26,10 @@ use crate::compute::{Batch, Compute};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::sessions::{Session, Sessions};
+use crate::walk::Walk;
+
+/// Most tokens of a prompt: several times what CLIP makes of any.
+const MAX_TOKENS: usize = 1024;
 
 /// How a worker behaves.
 #[derive(Clone, Debug)]
@@ -57,6 +64,8 @@ struct Inner {
     info: Info,
     /// Digest of the token: comparing digests takes the same time wherever they differ.
     token: Option<blake3::Hash>,
+    model: Arc<Model>,
+    max_latents: [usize; 3],
     compute: Compute,
     sessions: Sessions,
     stopping: AtomicBool,
@@ -84,10 +93,12 @@ impl Service {
             }],
             limits,
         };
-        let compute = Compute::start(model, options.max_sessions)
+        let compute = Compute::start(model.clone(), options.max_sessions)
             .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
             info,
+            model,
+            max_latents: options.max_latents,
             token: options.token.as_deref().map(|t| blake3::hash(t.as_bytes())),
             compute,
             sessions: Sessions::new(options.max_sessions, options.session_idle),
@@ -130,6 +141,7 @@ impl Service {
             .route("/v1/sessions", post(open))
             .route("/v1/sessions/{id}", delete(close))
             .route("/v1/sessions/{id}/run", post(run))
+            .route("/v1/sessions/{id}/advance", post(advance))
             .layer(from_fn_with_state(self.clone(), authorize))
             .layer(DefaultBodyLimit::max(self.0.info.limits.max_body_bytes));
         Router::new()
@@ -192,7 +204,11 @@ async fn open(
             held: held.clone(),
         });
     }
-    let session = service.0.sessions.open()?;
+    let walk = match request.resident {
+        Some(resident) => Some(start_walk(&service, resident)?),
+        None => None,
+    };
+    let session = service.0.sessions.open(walk)?;
     tracing::info!(session = &session[..8], "opened a session");
     Ok((StatusCode::CREATED, Json(SessionOpened { session })))
 }
@@ -202,21 +218,67 @@ async fn close(State(service): State<Service>, Path(id): Path<String>) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// A walk over a strip that is one, of latents that are not too large.
+fn start_walk(service: &Service, resident: Resident) -> Result<Walk> {
+    let model = &service.0.model;
+    let levels = Levels::new(resident.rows, model.unet().levels());
+    let refuse = |reason: String| Err(Error::Invalid(reason));
+    let Range { start, end } = resident.strip;
+    if start >= end || end > levels.coarsest() {
+        return refuse(format!(
+            "a strip of rows {start}..{end} of the {} at the coarsest level",
+            levels.coarsest()
+        ));
+    }
+    let wanted = [resident.batch, resident.rows, resident.columns];
+    let most = service.0.max_latents;
+    let fits = wanted
+        .iter()
+        .zip(most)
+        .all(|(w, most)| (1..=most).contains(w));
+    if !fits || !(1..=MAX_TOKENS).contains(&resident.tokens) {
+        return refuse(format!(
+            "latents of {wanted:?} (batch, rows, columns) and {} tokens; this worker takes at most \
+             {most:?} and {MAX_TOKENS}; see its --max-latents",
+            resident.tokens
+        ));
+    }
+    Walk::start(model.clone(), resident)
+        .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))
+}
+
+/// `POST /v1/sessions/{id}/run`.
 async fn run(
     State(service): State<Service>,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
     let session = service.0.sessions.get(&id)?.lock_owned().await;
-    // A task of its own: should the connection break meanwhile, the work is still done and its
-    // reply kept, so that the retry finds it and nothing is computed twice.
-    let reply = tokio::spawn(answer(service, session, body))
+    in_any_case(do_work(service, session, body)).await
+}
+
+/// `POST /v1/sessions/{id}/advance`.
+async fn advance(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response> {
+    let session = service.0.sessions.get(&id)?.lock_owned().await;
+    in_any_case(go_on(session, body)).await
+}
+
+/// The reply that `work` makes, in a task of its own: should the connection break meanwhile, the
+/// work is still done and its reply kept, so that the retry finds it and nothing is computed twice.
+async fn in_any_case(
+    work: impl Future<Output = Result<Bytes>> + Send + 'static,
+) -> Result<Response> {
+    let reply = tokio::spawn(work)
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
     Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
 }
 
-async fn answer(
+async fn do_work(
     service: Service,
     mut session: OwnedMutexGuard<Session>,
     body: Bytes,
@@ -228,6 +290,23 @@ async fn answer(
         return Ok(reply);
     }
     let reply = compute(&service.0.compute, message).await?;
+    session.answered(sequence, reply.clone());
+    Ok(reply)
+}
+
+async fn go_on(mut session: OwnedMutexGuard<Session>, body: Bytes) -> Result<Bytes> {
+    let message = Message::<AdvanceHeader>::decode(&body)?;
+    drop(body);
+    let AdvanceHeader { sequence, at } = message.header;
+    if let Some(reply) = session.replay(sequence)? {
+        return Ok(reply);
+    }
+    let Some(walk) = &session.walk else {
+        return Err(Error::Invalid("this session holds no strip".into()));
+    };
+    let (at, tensors) = walk.advance((at, message.tensors)).await?;
+    let header = AdvanceHeader { sequence, at };
+    let reply = Bytes::from(Message { header, tensors }.encode()?);
     session.answered(sequence, reply.clone());
     Ok(reply)
 }
@@ -246,7 +325,10 @@ async fn compute(compute: &Compute, mut message: Message<RunHeader>) -> Result<B
         let inputs = work
             .inputs()
             .iter()
-            .map(|part| message.take(&format!("{i}.{part}")))
+            .map(|part| {
+                let name = format!("{i}.{part}");
+                message.take(&name)?.into_tensor(&name)
+            })
             .collect::<shared::Result<Vec<_>>>()?;
         batch.push((work, inputs));
     }

@@ -8,10 +8,13 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::walk::Walk;
 
 /// One picture's dialogue.
 #[derive(Debug)]
 pub struct Session {
+    /// The walk over the worker's strip, in a session that holds one.
+    pub walk: Option<Walk>,
     /// Number of the last request answered; requests count from 1.
     last: u64,
     /// The reply to it, kept so that a retried request is answered and not computed again.
@@ -70,13 +73,14 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::Busy`] when there are too many.
-    pub fn open(&self) -> Result<String> {
+    pub fn open(&self, walk: Option<Walk>) -> Result<String> {
         let mut open = self.lock();
         if open.len() >= self.max {
             return Err(Error::Busy("it has no room for another session"));
         }
         let name = Uuid::new_v4().simple().to_string();
         let session = Session {
+            walk,
             last: 0,
             reply: Bytes::new(),
         };
@@ -145,6 +149,7 @@ mod tests {
     #[test]
     fn a_retry_gets_the_kept_reply_and_nothing_else_is_out_of_order() {
         let mut session = Session {
+            walk: None,
             last: 0,
             reply: Bytes::new(),
         };
@@ -165,24 +170,24 @@ mod tests {
     #[test]
     fn there_is_room_for_so_many_and_a_closed_one_makes_room() {
         let sessions = Sessions::new(2, Duration::from_secs(60));
-        let first = sessions.open().unwrap();
-        let second = sessions.open().unwrap();
+        let first = sessions.open(None).unwrap();
+        let second = sessions.open(None).unwrap();
         assert_ne!(first, second);
-        assert!(matches!(sessions.open(), Err(Error::Busy(_))));
+        assert!(matches!(sessions.open(None), Err(Error::Busy(_))));
         sessions.close(&first).unwrap();
         assert!(matches!(
             sessions.close(&first),
             Err(Error::UnknownSession(_))
         ));
-        sessions.open().unwrap();
+        sessions.open(None).unwrap();
     }
 
     #[test]
     fn idle_sessions_expire_but_not_one_at_work() {
         let minute = Duration::from_secs(60);
         let sessions = Sessions::new(2, minute);
-        let busy = sessions.open().unwrap();
-        let idle = sessions.open().unwrap();
+        let busy = sessions.open(None).unwrap();
+        let idle = sessions.open(None).unwrap();
         let session = sessions.get(&busy).unwrap();
         let guard = session.try_lock().unwrap();
         assert_eq!(sessions.expire(), 0);

@@ -14,11 +14,11 @@ use shared::whole::{Conditioning, Whole};
 use tokio::task::spawn_blocking;
 use worker::Model;
 
+use super::SchemeArguments;
 use crate::fleet::Fleet;
 use crate::fleet::local::LocalWorkers;
 use crate::noise::TorchRng;
-use crate::schemes::ppidm::{GroupNormMode, Ppidm};
-use crate::schemes::{Placed, Predictor, Scheme};
+use crate::schemes::{Scheme, Setting};
 
 /// Tokens of a prompt.
 const PROMPT_TOKENS: usize = 77;
@@ -44,6 +44,8 @@ pub struct Arguments {
     /// Schemes to time; ratios are to the first.
     #[arg(long, value_delimiter = ',', default_values_t = [Scheme::Local, Scheme::Ppidm])]
     schemes: Vec<Scheme>,
+    #[command(flatten)]
+    settings: SchemeArguments,
     /// Workers in this process, on loopback ports.
     #[arg(long, default_value_t = 4)]
     local_workers: usize,
@@ -68,17 +70,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let latents = [arguments.batch, arguments.rows, arguments.columns];
     let model = Arc::new(Model::new(unet.clone(), weights.clone()));
     let workers = LocalWorkers::start(arguments.local_workers, &model, &device, latents).await?;
-    let mut bench = Bench::new(&arguments, unet, weights, device)?;
+    let mut bench = Bench::new(&arguments, unet, weights, &device)?;
     let mut seconds = vec![Vec::new(); arguments.schemes.len()];
     for call in 0..=arguments.calls {
         for (i, scheme) in arguments.schemes.iter().enumerate() {
-            let fleet = match scheme {
-                Scheme::Local => None,
-                Scheme::Ppidm => Some(Fleet::open(workers.config(), bench.weights.digest()).await?),
+            let setting = arguments.settings.setting(*scheme, latents, PROMPT_TOKENS);
+            let fleet = if scheme.needs_workers() {
+                let digest = bench.weights.digest();
+                Some(setting.open(workers.config(), digest, &bench.unet).await?)
+            } else {
+                None
             };
             let taken;
             (bench, taken) = spawn_blocking(move || {
-                let taken = bench.call(fleet);
+                let taken = bench.call(setting, fleet);
                 (bench, taken)
             })
             .await?;
@@ -110,7 +115,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 struct Bench {
     unet: UNet,
     weights: Weights,
-    device: OpenDevice,
     sample: HostTensor,
     context: Conditioning,
 }
@@ -120,7 +124,7 @@ impl Bench {
         arguments: &Arguments,
         unet: UNet,
         weights: Weights,
-        device: OpenDevice,
+        device: &OpenDevice,
     ) -> anyhow::Result<Self> {
         let mut rng = TorchRng::new(0);
         let mut noise =
@@ -132,7 +136,6 @@ impl Bench {
         Ok(Self {
             unet,
             weights,
-            device,
             sample,
             context: Conditioning {
                 context,
@@ -142,28 +145,12 @@ impl Bench {
     }
 
     /// Seconds that one call takes.
-    fn call(&self, fleet: Option<Fleet>) -> crate::Result<f64> {
+    fn call(&self, setting: Setting, fleet: Option<Fleet>) -> crate::Result<f64> {
         let whole = Whole::new(self.weights.clone(), self.context.clone());
-        let (unet, device) = (&self.unet, self.device.device.clone());
+        let mut predictor = setting.predictor(&self.unet, whole, fleet)?;
         let sample = self.sample.clone();
         let start = Instant::now();
-        match fleet {
-            None => Placed {
-                unet,
-                executor: whole,
-                device,
-            }
-            .predict(sample, 500.0)?,
-            Some(fleet) => {
-                let executor = Ppidm::new(whole, fleet, GroupNormMode::Exact);
-                Placed {
-                    unet,
-                    executor,
-                    device,
-                }
-                .predict(sample, 500.0)?
-            }
-        };
+        predictor.predict(sample, 500.0)?;
         Ok(start.elapsed().as_secs_f64())
     }
 }

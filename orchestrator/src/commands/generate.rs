@@ -14,7 +14,7 @@ use shared::whole::{Conditioning, Whole};
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::ModelArguments;
+use super::{ModelArguments, SchemeArguments};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
@@ -24,8 +24,7 @@ use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling, Step, read_latents, write_latents};
 use crate::report::Report;
 use crate::schedulers::SchedulerKind;
-use crate::schemes::ppidm::{GroupNormMode, Ppidm};
-use crate::schemes::{Placed, Predictor, Scheme};
+use crate::schemes::{Finished, Predictor, Scheme, Setting};
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
@@ -64,9 +63,8 @@ pub struct Arguments {
     /// Where the U-Net is computed.
     #[arg(long, default_value_t = Scheme::Ppidm)]
     scheme: Scheme,
-    /// How strips' statistics become a group normalisation; all but exact lose quality.
-    #[arg(long, value_enum, default_value_t)]
-    groupnorm: GroupNormMode,
+    #[command(flatten)]
+    settings: SchemeArguments,
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
     workers: Option<PathBuf>,
@@ -94,8 +92,8 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     check(&arguments)?;
-    let fleet_config = match (&arguments.workers, arguments.scheme) {
-        (Some(path), Scheme::Ppidm) => Some(FleetConfig::from_file(path)?),
+    let fleet_config = match &arguments.workers {
+        Some(path) if arguments.scheme.needs_workers() => Some(FleetConfig::from_file(path)?),
         _ => None,
     };
     let (pipeline, device) = load(&arguments.model).await?;
@@ -108,16 +106,23 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     report.seconds.load = start.elapsed().as_secs_f64();
 
     let noises = Noises::prepare(&arguments, &pipeline)?;
-    let local = match (&fleet_config, arguments.scheme) {
-        (None, Scheme::Ppidm) => {
+    let local = match &fleet_config {
+        None if arguments.scheme.needs_workers() => {
             Some(start_workers(&arguments, &pipeline, &device, &noises).await?)
         }
         _ => None,
     };
     let fleet_config = fleet_config.or(local.as_ref().map(|l| l.config().clone()));
 
+    let context = encode(&arguments, &pipeline, &mut report).await?;
+    let [_, _, rows, columns] = noises.shape;
+    let latents = [sampling(&arguments).batch(), rows, columns];
+    let [_, tokens, _] = context.context.dims();
     let run = Arc::new(Run {
-        context: encode(&arguments, &pipeline, &mut report).await?,
+        setting: arguments
+            .settings
+            .setting(arguments.scheme, latents, tokens),
+        context,
         sampling: sampling(&arguments),
         pipeline,
         arguments,
@@ -127,7 +132,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let fleet = match &fleet_config {
             Some(config) => {
                 let connecting = Instant::now();
-                let fleet = Fleet::open(config, run.pipeline.weights.digest()).await?;
+                let pipeline = &run.pipeline;
+                let digest = pipeline.weights.digest();
+                let fleet = run.setting.open(config, digest, &pipeline.unet).await?;
                 report.seconds.connect += connecting.elapsed().as_secs_f64();
                 Some(fleet)
             }
@@ -308,6 +315,7 @@ struct Run {
     pipeline: Arc<Pipeline>,
     context: Conditioning,
     sampling: Sampling,
+    setting: Setting,
 }
 
 /// A picture that was written.
@@ -333,19 +341,10 @@ impl Run {
     ) -> Result<Done> {
         let start = Instant::now();
         let whole = Whole::new(self.pipeline.weights.clone(), self.context.clone());
-        let (latents, whole, fleet) = match fleet {
-            None => {
-                let mut placed = self.place(whole);
-                let latents = self.sample(index, noise, &mut placed)?;
-                (latents, placed.executor, None)
-            }
-            Some(fleet) => {
-                let mut placed = self.place(Ppidm::new(whole, fleet, self.arguments.groupnorm));
-                let latents = self.sample(index, noise, &mut placed)?;
-                let (whole, fleet) = placed.executor.into_parts();
-                (latents, whole, Some(fleet))
-            }
-        };
+        let unet = &self.pipeline.unet;
+        let mut predictor = self.setting.predictor(unet, whole, fleet)?;
+        let latents = self.sample(index, noise, &mut *predictor)?;
+        let Finished { user_flop, fleet } = predictor.finish();
         let denoise = start.elapsed();
 
         let start = Instant::now();
@@ -360,17 +359,9 @@ impl Run {
             path,
             denoise,
             decode: start.elapsed(),
-            user_flop: whole.flop(),
+            user_flop,
             fleet,
         })
-    }
-
-    fn place<E>(&self, executor: E) -> Placed<'_, E> {
-        Placed {
-            unet: &self.pipeline.unet,
-            executor,
-            device: self.pipeline.device().clone(),
-        }
     }
 
     fn sample(

@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared::host::HostTensor;
+use shared::exchange::Resident;
 use shared::wire::{
-    Info, Message, OpenSession, PROTOCOL, Refusal, ReplyHeader, RunHeader, SessionOpened, TENSORS,
+    AdvanceHeader, Dtype, Info, Message, OpenSession, PROTOCOL, Payload, Refusal, ReplyHeader,
+    RunHeader, SessionOpened, TENSORS,
 };
 
 use super::Part;
 use super::config::WorkerConfig;
-use super::tally::{Kind, Tally};
+use super::tally::{Kind, Size, Tally};
 use crate::error::{Error, Result, one_line};
 
 /// How long to wait for a connection.
@@ -24,6 +26,17 @@ const SILENCE: Duration = Duration::from_secs(120);
 const MARGIN: usize = 64 << 10;
 /// Pauses before a request that was not answered is sent again.
 const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// What a worker's walk hands out at an exchange.
+#[derive(Debug)]
+pub struct Handed {
+    /// The exchange's label.
+    pub at: String,
+    /// The tensors, by name.
+    pub tensors: HashMap<String, Payload>,
+    /// Of the message that they came in.
+    pub size: Size,
+}
 
 /// A connection to one worker.
 pub struct Client {
@@ -73,12 +86,13 @@ impl Client {
         Ok((self.json(&reply)?, round_trip))
     }
 
-    /// Opens a session for the model of `digest`.
+    /// Opens a session for the model of `digest`, in which the worker holds the strip of `resident` or
+    /// none.
     ///
     /// # Errors
     /// [`Error::WorkerUnreachable`], [`Error::WorkerRefused`], [`Error::WorkerToken`],
     /// [`Error::WorkerModel`] or [`Error::WorkerReply`].
-    pub async fn open(&mut self, digest: &str) -> Result<()> {
+    pub async fn open(&mut self, digest: &str, resident: Option<Resident>) -> Result<()> {
         let (info, _) = self.info().await?;
         if info.protocol != PROTOCOL {
             let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
@@ -95,6 +109,7 @@ impl Client {
         let body = OpenSession {
             protocol: PROTOCOL,
             model: digest.to_owned(),
+            resident,
         };
         let request = self.request(Method::POST, "v1/sessions").json(&body);
         let opened: SessionOpened = self.json(&self.send(request).await?)?;
@@ -106,7 +121,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::open`]; [`Error::WorkerReply`] when an output is not what was asked for.
-    pub async fn run(&mut self, kind: Kind, part: Part) -> Result<Vec<HostTensor>> {
+    pub async fn run(&mut self, kind: Kind, part: Part) -> Result<Vec<Payload>> {
         self.sequence += 1;
         let mut wanted = Vec::with_capacity(part.len());
         let mut reply_bytes = MARGIN;
@@ -119,18 +134,62 @@ impl Client {
         };
         for (i, piece) in part.into_iter().enumerate() {
             for (name, input) in piece.work.inputs().iter().zip(piece.inputs) {
-                message.tensors.insert(format!("{i}.{name}"), input);
+                message.tensors.insert(format!("{i}.{name}"), input.into());
             }
-            reply_bytes += piece.output.iter().product::<usize>() * size_of::<f32>();
-            wanted.push((format!("{i}.{}", piece.work.output()), piece.output));
+            let dtype = piece.work.output_dtype();
+            reply_bytes += piece.output.iter().product::<usize>() * dtype.bitsize() / 8;
+            wanted.push((format!("{i}.{}", piece.work.output()), dtype, piece.output));
             message.header.work.push(piece.work);
         }
-        let body = Bytes::from(message.encode()?);
+        let (body, size) = packed(&message)?;
         drop(message);
         let path = format!("v1/sessions/{}/run", self.session);
         let reply = self.send_again(&path, &body, reply_bytes).await?;
-        self.tally.count(kind, body.len(), reply.len());
-        self.read(&reply, wanted)
+        self.tally.count_request(kind, size);
+        let (outputs, size) = self.read(&reply, wanted)?;
+        self.tally.count_reply(kind, size);
+        Ok(outputs)
+    }
+
+    /// Brings the worker's walk what it waits for at the exchange `at`; gives what it hands out next,
+    /// which takes at most `limit` bytes beside its header. What comes back is of another exchange, so
+    /// only the request is counted here.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn advance(
+        &mut self,
+        kind: Kind,
+        at: String,
+        tensors: HashMap<String, Payload>,
+        limit: usize,
+    ) -> Result<Handed> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let header = AdvanceHeader { sequence, at };
+        let (body, size) = packed(&Message { header, tensors })?;
+        let path = format!("v1/sessions/{}/advance", self.session);
+        let reply = self.send_again(&path, &body, limit + MARGIN).await?;
+        self.tally.count_request(kind, size);
+        let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
+        let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
+        self.check_sequence(message.header.sequence)?;
+        let size = Size {
+            bytes: reply.len(),
+            payload: message.payload_bytes(),
+        };
+        Ok(Handed {
+            at: message.header.at,
+            tensors: message.tensors,
+            size,
+        })
+    }
+
+    fn check_sequence(&self, answered: u64) -> Result<()> {
+        if answered == self.sequence {
+            return Ok(());
+        }
+        Err(self.nonsense(&format!("it answered {answered} to {}", self.sequence)))
     }
 
     /// An error about what the worker answered.
@@ -149,28 +208,38 @@ impl Client {
         self.tally
     }
 
-    /// The tensors `wanted` of a reply, each of its shape.
-    fn read(&self, reply: &[u8], wanted: Vec<(String, Vec<usize>)>) -> Result<Vec<HostTensor>> {
+    /// The tensors `wanted` of a reply, each of its number type and shape, and the reply's size.
+    fn read(
+        &self,
+        bytes: &[u8],
+        wanted: Vec<(String, Dtype, Vec<usize>)>,
+    ) -> Result<(Vec<Payload>, Size)> {
         let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
-        let mut reply = Message::<ReplyHeader>::decode(reply).map_err(nonsense)?;
-        if reply.header.sequence != self.sequence {
-            let reason = format!("it answered {} to {}", reply.header.sequence, self.sequence);
-            return Err(self.nonsense(&reason));
-        }
-        wanted
+        let mut reply = Message::<ReplyHeader>::decode(bytes).map_err(nonsense)?;
+        self.check_sequence(reply.header.sequence)?;
+        let size = Size {
+            bytes: bytes.len(),
+            payload: reply.payload_bytes(),
+        };
+        let outputs = wanted
             .into_iter()
-            .map(|(name, shape)| {
-                let tensor = reply.take(&name).map_err(nonsense)?;
-                if tensor.shape == shape {
-                    return Ok(tensor);
+            .map(|(name, dtype, shape)| {
+                let payload = reply.take(&name).map_err(nonsense)?;
+                if payload.dtype() != dtype {
+                    let reason = format!("{name} is {:?}, not {dtype:?}", payload.dtype());
+                    return Err(self.nonsense(&reason));
+                }
+                if payload.shape() == shape {
+                    return Ok(payload);
                 }
                 Err(nonsense(shared::Error::WrongShape {
                     name,
                     want: shape,
-                    got: tensor.shape,
+                    got: payload.shape().to_vec(),
                 }))
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok((outputs, size))
     }
 
     /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
@@ -251,6 +320,16 @@ impl Client {
     fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
         serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
     }
+}
+
+/// A message as bytes, and its size.
+fn packed<H: Serialize>(message: &Message<H>) -> Result<(Bytes, Size)> {
+    let body = Bytes::from(message.encode()?);
+    let size = Size {
+        bytes: body.len(),
+        payload: message.payload_bytes(),
+    };
+    Ok((body, size))
 }
 
 /// The beginning of a digest, enough to tell two models apart.

@@ -13,13 +13,16 @@ pub mod config;
 pub mod local;
 pub mod tally;
 
+use std::collections::HashMap;
+
 use futures::future::{join_all, try_join_all};
+use shared::exchange::Resident;
 use shared::host::HostTensor;
-use shared::wire::Work;
+use shared::wire::{Payload, Work};
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
-use client::Client;
+use client::{Client, Handed};
 use config::FleetConfig;
 use tally::{Kind, Tally, Traffic};
 
@@ -44,16 +47,21 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Opens a session on every worker of `config` for the model of `digest`.
+    /// Opens a session on every worker of `config` for the model of `digest`; each is to hold the
+    /// strip that `residents` has for it, if that has any.
     ///
     /// # Errors
     /// The first worker's that is down, refuses, or holds another model; each names the worker.
-    pub async fn open(config: &FleetConfig, digest: &str) -> Result<Self> {
-        let clients = config.workers.iter().map(|worker| async move {
-            let mut client = Client::new(worker)?;
-            client.open(digest).await?;
-            Ok::<_, Error>(client)
-        });
+    pub async fn open(config: &FleetConfig, digest: &str, residents: &[Resident]) -> Result<Self> {
+        let clients = config
+            .workers
+            .iter()
+            .enumerate()
+            .map(|(i, worker)| async move {
+                let mut client = Client::new(worker)?;
+                client.open(digest, residents.get(i).cloned()).await?;
+                Ok::<_, Error>(client)
+            });
         Ok(Self {
             clients: try_join_all(clients).await?,
             runtime: Handle::current(),
@@ -79,7 +87,7 @@ impl Fleet {
         &mut self,
         kind: Kind,
         parts: Vec<Option<Part>>,
-    ) -> Result<Vec<Option<Vec<HostTensor>>>> {
+    ) -> Result<Vec<Option<Vec<Payload>>>> {
         let requests = self
             .clients
             .iter_mut()
@@ -93,14 +101,32 @@ impl Fleet {
         self.runtime.block_on(try_join_all(requests))
     }
 
+    /// Brings every worker's walk its `tensors` of the exchange `at` and waits for what all hand out
+    /// next, at most `limit` bytes each. Not to be called on the async runtime.
+    ///
+    /// # Errors
+    /// The first worker's that fails.
+    pub fn advance(
+        &mut self,
+        kind: Kind,
+        at: &str,
+        tensors: Vec<HashMap<String, Payload>>,
+        limit: usize,
+    ) -> Result<Vec<Handed>> {
+        let clients = self.clients.iter_mut().zip(tensors);
+        let requests =
+            clients.map(|(client, tensors)| client.advance(kind, at.to_owned(), tensors, limit));
+        self.runtime.block_on(try_join_all(requests))
+    }
+
     /// Accounts of all workers, in the file's order.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
 
-    /// An error about what the `index`-th worker answered.
-    pub fn nonsense(&self, index: usize, reason: &str) -> Error {
-        self.clients[index].nonsense(reason)
+    /// `error` as one about what the `index`-th worker answered.
+    pub fn nonsense(&self, index: usize, error: &shared::Error) -> Error {
+        self.clients[index].nonsense(&error.to_string())
     }
 
     /// All workers' traffic so far.

@@ -6,16 +6,30 @@ use serde::Serialize;
 
 use super::config::WorkerConfig;
 
-/// Kinds of layers, as the paper's tables have them.
+/// Kinds of layers, as the paper's tables have them. Statistics that travel with a convolution's
+/// halo count as the convolution's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Convolutions.
     Conv,
-    /// Cross-attentions.
+    /// Attentions.
     Attention,
     /// Group normalisations.
     GroupNorm,
+    /// The noisy latents and the prediction.
+    Latents,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Conv => "conv",
+            Self::Attention => "attention",
+            Self::GroupNorm => "group_norm",
+            Self::Latents => "latents",
+        })
+    }
 }
 
 /// Bytes each way; the bodies of requests and replies, without HTTP's headers.
@@ -27,6 +41,19 @@ pub struct Traffic {
     pub bytes_up: u64,
     /// To the user.
     pub bytes_down: u64,
+    /// Of those from the user, the tensors' numbers.
+    pub payload_up: u64,
+    /// Of those to the user, the tensors' numbers.
+    pub payload_down: u64,
+}
+
+/// The size of a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// All of it.
+    pub bytes: usize,
+    /// The tensors' numbers.
+    pub payload: usize,
 }
 
 impl Traffic {
@@ -35,6 +62,8 @@ impl Traffic {
         self.requests += other.requests;
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
+        self.payload_up += other.payload_up;
+        self.payload_down += other.payload_down;
     }
 }
 
@@ -69,12 +98,18 @@ impl Tally {
     }
 
     /// Counts one request.
-    pub fn count(&mut self, kind: Kind, bytes_up: usize, bytes_down: usize) {
-        self.kinds.entry(kind).or_default().add(&Traffic {
-            requests: 1,
-            bytes_up: bytes_up as u64,
-            bytes_down: bytes_down as u64,
-        });
+    pub fn count_request(&mut self, kind: Kind, size: Size) {
+        let traffic = self.kinds.entry(kind).or_default();
+        traffic.requests += 1;
+        traffic.bytes_up += size.bytes as u64;
+        traffic.payload_up += size.payload as u64;
+    }
+
+    /// Counts a reply.
+    pub fn count_reply(&mut self, kind: Kind, size: Size) {
+        let traffic = self.kinds.entry(kind).or_default();
+        traffic.bytes_down += size.bytes as u64;
+        traffic.payload_down += size.payload as u64;
     }
 
     /// All kinds together.

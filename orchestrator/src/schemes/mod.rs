@@ -1,18 +1,25 @@
 //! The schemes: how one U-Net call is placed. Each is an executor of [`shared::executor`].
 //!
 //! - `local`: [`shared::whole::Whole`], everything on the user's device;
-//! - `ppidm`: [`ppidm::Ppidm`], the paper's: layers cut into strips and sent to workers.
+//! - `ppidm`: [`ppidm::Ppidm`], the paper's: layers cut into strips and sent to workers;
+//! - `resident`: [`resident::Resident`], ours: workers keep their strips for a whole step.
 
 pub mod ppidm;
+pub mod resident;
 
 use burn::tensor::{Device, Tensor};
+use shared::exchange::Placement;
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::unet::UNet;
 use shared::whole::Whole;
 
 use crate::error::{Error, Result};
+use crate::fleet::Fleet;
+use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::Traffic;
+use ppidm::{GroupNormMode, Ppidm};
+use resident::Resident;
 
 /// The schemes by the names that `--scheme` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -21,6 +28,15 @@ pub enum Scheme {
     Local,
     /// The paper's: convolutions, cross-attention products and group statistics in strips.
     Ppidm,
+    /// Ours: workers keep their strips for a whole step, and exchange what lies outside.
+    Resident,
+}
+
+impl Scheme {
+    /// Whether it computes on workers.
+    pub fn needs_workers(self) -> bool {
+        self != Self::Local
+    }
 }
 
 impl std::fmt::Display for Scheme {
@@ -28,6 +44,62 @@ impl std::fmt::Display for Scheme {
         f.write_str(match self {
             Self::Local => "local",
             Self::Ppidm => "ppidm",
+            Self::Resident => "resident",
+        })
+    }
+}
+
+/// A scheme with its settings, for latents of one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// How `ppidm` normalises.
+    pub groupnorm: GroupNormMode,
+    /// Who does what under `resident`.
+    pub placement: Placement,
+    /// Batch, rows and columns of the latents.
+    pub latents: [usize; 3],
+    /// Tokens of the prompt.
+    pub tokens: usize,
+}
+
+impl Setting {
+    /// Opens a session on every worker of `config` for the model of `digest`.
+    ///
+    /// # Errors
+    /// As [`Fleet::open`] and [`resident::open`].
+    pub async fn open(&self, config: &FleetConfig, digest: &str, unet: &UNet) -> Result<Fleet> {
+        match self.scheme {
+            Scheme::Resident => resident::open(config, digest, unet, self).await,
+            Scheme::Local | Scheme::Ppidm => Fleet::open(config, digest, &[]).await,
+        }
+    }
+
+    /// Predicts by the scheme: on the `fleet` that [`Self::open`] opened, if there is one, and with
+    /// the user's part in `whole`.
+    ///
+    /// # Errors
+    /// [`Error::Shared`] when the device does not give the prompt back.
+    pub fn predictor<'a>(
+        &self,
+        unet: &'a UNet,
+        whole: Whole,
+        fleet: Option<Fleet>,
+    ) -> Result<Box<dyn Predictor + 'a>> {
+        let device = whole.device().clone();
+        Ok(match (fleet, self.scheme) {
+            (Some(fleet), Scheme::Resident) => Box::new(Resident::new(unet, self, fleet, whole)?),
+            (Some(fleet), _) => Box::new(Placed {
+                unet,
+                executor: Ppidm::new(whole, fleet, self.groupnorm),
+                device,
+            }),
+            (None, _) => Box::new(Placed {
+                unet,
+                executor: whole,
+                device,
+            }),
         })
     }
 }
@@ -42,28 +114,49 @@ pub trait Predictor {
 
     /// What the workers were sent and sent so far; none without workers.
     fn traffic(&self) -> Option<Traffic>;
+
+    /// Ends the predictions; what remains is to take account and to close the sessions.
+    fn finish(self: Box<Self>) -> Finished;
+}
+
+/// What remains of a predictor.
+pub struct Finished {
+    /// Work that the user did, multiply and add counted as two.
+    pub user_flop: u64,
+    /// The workers, their sessions still open.
+    pub fleet: Option<Fleet>,
 }
 
 /// An executor that knows what it had others do.
 pub trait Account {
     /// What the workers were sent and sent so far; none without workers.
     fn traffic(&self) -> Option<Traffic>;
+
+    /// Ends the executor.
+    fn finish(self) -> Finished;
 }
 
 impl Account for Whole {
     fn traffic(&self) -> Option<Traffic> {
         None
     }
+
+    fn finish(self) -> Finished {
+        Finished {
+            user_flop: self.flop(),
+            fleet: None,
+        }
+    }
 }
 
 /// A U-Net with an executor of tensors on one device.
-pub struct Placed<'a, E> {
+struct Placed<'a, E> {
     /// The walk.
-    pub unet: &'a UNet,
+    unet: &'a UNet,
     /// Who executes it.
-    pub executor: E,
+    executor: E,
     /// Where samples go.
-    pub device: Device,
+    device: Device,
 }
 
 impl<E> Predictor for Placed<'_, E>
@@ -81,5 +174,9 @@ where
 
     fn traffic(&self) -> Option<Traffic> {
         self.executor.traffic()
+    }
+
+    fn finish(self: Box<Self>) -> Finished {
+        self.executor.finish()
     }
 }

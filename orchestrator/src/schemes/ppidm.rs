@@ -5,23 +5,26 @@
 //! cross-attention and the statistics of every group normalisation are the workers'. Everything
 //! else, self-attention included, is the user's.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use shared::executor::Executor;
 use shared::host::HostTensor;
-use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
+use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::ops;
 use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
-use shared::unet::{CONV_IN, TimeEmbedding};
+use shared::survey::{self, Operation, survey};
+use shared::unet::{CONV_IN, Layer, TimeEmbedding, UNet};
 use shared::whole::Whole;
-use shared::wire::Work;
+use shared::wire::{Payload, Work};
 
+use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
 use crate::fleet::tally::{Kind, Traffic};
 use crate::fleet::{Fleet, Piece};
-use crate::schemes::Account;
+use crate::schemes::{Account, Finished, Setting};
 
 /// How the strips' statistics become a group normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -48,11 +51,6 @@ impl Ppidm {
         Self { whole, fleet, mode }
     }
 
-    /// The user's side and the fleet, to take account of both.
-    pub fn into_parts(self) -> (Whole, Fleet) {
-        (self.whole, self.fleet)
-    }
-
     /// Gives every worker with rows in `strips` the piece of work that `piece` makes of them; the
     /// outputs are those of the workers that have rows.
     ///
@@ -64,7 +62,7 @@ impl Ppidm {
         of_rows: usize,
         flop: u64,
         piece: impl Fn(&Strip) -> Result<Piece>,
-    ) -> Result<Vec<HostTensor>> {
+    ) -> Result<Vec<Payload>> {
         let parts = strips
             .iter()
             .map(|s| (!s.own.is_empty()).then(|| Ok(vec![piece(s)?])).transpose())
@@ -102,19 +100,9 @@ impl Ppidm {
         filled
             .zip(replies)
             .map(|((worker, strip), reply)| {
-                let count = (c / layer.groups * strip.own.len() * w) as f64;
-                let (pairs, _) = reply.data.as_chunks::<2>();
-                let moments = pairs.iter().map(|&[mean, m2]| Moments {
-                    count,
-                    mean: mean.into(),
-                    m2: m2.into(),
-                });
-                let moments: Vec<Moments> = moments.collect();
-                if moments.iter().any(|m| m.m2 < 0.0) {
-                    let reason = format!("a sum of squares below zero for {}", layer.name);
-                    return Err(self.fleet.nonsense(worker, &reason));
-                }
-                Ok(moments)
+                let count = c / layer.groups * strip.own.len() * w;
+                let moments = reply.into_moments(count);
+                moments.map_err(|e| self.fleet.nonsense(worker, &e))
             })
             .collect()
     }
@@ -159,6 +147,97 @@ impl Account for Ppidm {
     fn traffic(&self) -> Option<Traffic> {
         Some(self.fleet.traffic())
     }
+
+    fn finish(self) -> Finished {
+        Finished {
+            user_flop: self.whole.flop(),
+            fleet: Some(self.fleet),
+        }
+    }
+}
+
+/// What one U-Net call sends to `workers` workers; none leaves everything to the user.
+pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
+    let mut count = Count::new(workers);
+    let named = unet.layers().map(|layer| (layer.name().to_owned(), layer));
+    let layers: HashMap<String, Layer<'_>> = named.collect();
+    // Shapes alone cannot fail.
+    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
+    for operation in operations {
+        let layer = layers.get(&operation.layer).copied();
+        let offloaded = match (operation.kind, layer) {
+            (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => (kernel > 1
+                && conv.name != CONV_IN)
+                .then(|| (Kind::Conv, conv_bytes(conv, &operation, workers))),
+            (survey::Kind::CrossAttention, _) => {
+                let bytes = attention_bytes(&operation, setting.tokens, workers);
+                Some((Kind::Attention, bytes))
+            }
+            (survey::Kind::GroupNorm, Some(Layer::Norm(norm))) => {
+                Some((Kind::GroupNorm, norm_bytes(norm, &operation, workers)))
+            }
+            _ => None,
+        };
+        match offloaded {
+            Some((kind, strips)) if workers > 0 => {
+                for (flop, (share, ..)) in count.workers_flop.iter_mut().zip(&strips) {
+                    *flop += (operation.flop as f64 * share).round() as u64;
+                }
+                count.exchanges.push(Counted {
+                    label: operation.layer,
+                    kind,
+                    up: strips.iter().map(|(_, up, _)| *up).collect(),
+                    down: strips.iter().map(|(.., down)| *down).collect(),
+                });
+            }
+            _ => count.user_flop += operation.flop,
+        }
+    }
+    count
+}
+
+/// Of each worker: its share of a layer, bytes to it and from it.
+type Strips = Vec<(f64, usize, usize)>;
+
+/// The strips of `rows` rows, each with what `bytes` says of it; a worker without rows gets nothing.
+fn of_strips(rows: usize, n: usize, bytes: impl Fn(&Range<usize>) -> [usize; 2]) -> Strips {
+    let strip = |own: Range<usize>| {
+        let [up, down] = if own.is_empty() { [0, 0] } else { bytes(&own) };
+        (own.len() as f64 / rows as f64, up, down)
+    };
+    strips(rows, n).into_iter().map(strip).collect()
+}
+
+fn conv_bytes(layer: &Conv2d, operation: &Operation, n: usize) -> Strips {
+    let ([b, c, _, w], [_, c_out, h_out, w_out]) = (operation.input, operation.output);
+    of_strips(h_out, n, |own| {
+        let sent = rows_with_halo(layer, own).len();
+        [b * c * sent * w, b * c_out * own.len() * w_out].map(|n| n * size_of::<f32>())
+    })
+}
+
+fn attention_bytes(operation: &Operation, tokens: usize, n: usize) -> Strips {
+    let [b, t, c, _] = operation.input;
+    of_strips(t, n, |own| {
+        let q = b * own.len() * c;
+        [q + 2 * b * tokens * c, q].map(|n| n * size_of::<f32>())
+    })
+}
+
+fn norm_bytes(layer: &GroupNorm, operation: &Operation, n: usize) -> Strips {
+    let [b, c, h, w] = operation.input;
+    of_strips(h, n, |own| {
+        let moments = 2 * b * layer.groups * size_of::<f64>();
+        [b * c * own.len() * w * size_of::<f32>(), moments]
+    })
+}
+
+/// The tensors that the workers made of `layer`.
+fn features(layer: &str, replies: Vec<Payload>) -> shared::Result<Vec<HostTensor>> {
+    replies
+        .into_iter()
+        .map(|reply| reply.into_tensor(layer))
+        .collect()
 }
 
 /// A worker's rows of one layer.
@@ -209,6 +288,7 @@ impl Executor for Ppidm {
         let replies = self.exchange(Kind::Conv, &strips, rows, flop, |strip| {
             let work = Work::Conv {
                 layer: layer.name.clone(),
+                odd: strip.own.start % 2 == 1,
             };
             Ok(Piece {
                 work,
@@ -216,7 +296,7 @@ impl Executor for Ppidm {
                 output: vec![b, layer.c_out, strip.own.len(), columns],
             })
         })?;
-        let merged = join(&replies, Rows::OfFeature)?;
+        let merged = join(&features(&layer.name, replies)?, Rows::OfFeature)?;
         Ok(merged.into_device(self.whole.device())?)
     }
 
@@ -249,7 +329,7 @@ impl Executor for Ppidm {
                 output: vec![b, strip.own.len(), c],
             })
         })?;
-        let merged = join(&replies, Rows::OfTokens)?;
+        let merged = join(&features(&layer.name, replies)?, Rows::OfTokens)?;
         let merged = merged.into_device(self.whole.device())?;
         Ok(self.whole.linear(&layer.to_out, &merged)?)
     }
@@ -260,52 +340,13 @@ impl Executor for Ppidm {
         Ok(self.whole.embed_time(layer, timestep)?)
     }
 
-    fn add_embedding(
-        &mut self,
-        project: &Linear,
-        x: Tensor<4>,
-        embedding: &Tensor<2>,
-    ) -> Result<Tensor<4>> {
-        Ok(self.whole.add_embedding(project, x, embedding)?)
-    }
-
-    fn add(&mut self, a: Tensor<4>, b: &Tensor<4>) -> Result<Tensor<4>> {
-        Ok(self.whole.add(a, b)?)
-    }
-
-    fn concat(&mut self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<4>> {
-        Ok(self.whole.concat(a, b)?)
-    }
-
     fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
         Ok(self.whole.upsample(x, like)?)
-    }
-
-    fn to_tokens(&mut self, x: &Tensor<4>) -> Result<Tensor<3>> {
-        Ok(self.whole.to_tokens(x)?)
-    }
-
-    fn to_feature(&mut self, x: Tensor<3>, like: &Tensor<4>) -> Result<Tensor<4>> {
-        Ok(self.whole.to_feature(x, like)?)
-    }
-
-    fn linear(&mut self, layer: &Linear, x: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.linear(layer, x)?)
-    }
-
-    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.layer_norm(layer, x)?)
     }
 
     fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
         Ok(self.whole.self_attention(layer, x)?)
     }
 
-    fn feed_forward(&mut self, layer: &FeedForward, x: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.feed_forward(layer, x)?)
-    }
-
-    fn add_tokens(&mut self, a: Tensor<3>, b: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.add_tokens(a, b)?)
-    }
+    shared::whole_does_the_rest!(whole);
 }

@@ -5,14 +5,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::matmul::{View, product};
+use super::matmul::{View, even_part, product};
 use super::simd::vectorised;
 use super::{Target, filled, scratch, winograd};
 
 /// Most output positions of one task.
 const PIXELS: usize = 512;
-/// Values of a patch matrix at a time: they should stay in the core's own cache.
-const PATCHES: usize = 256 * 1024;
+/// Most values of a patch that are taken at a time: 512 positions of so many stay in the core's own
+/// cache. The same for every number of positions, so that a strip has the bits of the whole.
+const DEPTH: usize = 512;
 
 /// Sizes of a convolution over `[B, C_in, H, W]`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,9 @@ pub struct Sizes {
     pub stride: usize,
     /// Zeros on each side: above and below, left and right.
     pub padding: [usize; 2],
+    /// Whether the first output row is an odd one of the whole map: rows are computed in pairs, and
+    /// a strip must pair them as the whole does.
+    pub odd: bool,
 }
 
 impl Sizes {
@@ -278,7 +282,7 @@ impl Task<'_> {
             );
             return;
         }
-        let step = (PATCHES / (n * taps)).clamp(1, sizes.c_in.max(1));
+        let step = even_part(sizes.c_in, (DEPTH / taps).max(1));
         scratch(step * taps * n, |patches| {
             let mut from = 0;
             while from < sizes.c_in {
@@ -354,6 +358,7 @@ mod tests {
                 kernel,
                 stride,
                 padding,
+                odd: false,
             };
             let x = wave(batch * c_in * size[0] * size[1], 0.1);
             let weight = wave(c_out * c_in * kernel * kernel, 0.8);

@@ -5,6 +5,9 @@
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. This file is the bridge from
 //! burn's tensors and back; [`crate::ops`] alone crosses it.
+//!
+//! One promise binds them all: the bits of an output row depend on its inputs alone, not on how
+//! many rows are computed with it. So a picture made in strips is the unsplit one, to the last bit.
 
 pub mod activation;
 pub mod attention;
@@ -180,6 +183,7 @@ mod against_burn {
                 kernel: 3,
                 stride,
                 padding,
+                odd: false,
             };
             let x = wave(2 * 72 * 22 * 19, 0.3);
             let (weight, bias) = (wave(104 * 72 * 9, 0.7), wave(104, 1.1));
@@ -230,5 +234,169 @@ mod against_burn {
         let x = wave(20_011, 0.3);
         let want = values(activation::silu(tensor(x.clone(), [20_011])));
         assert!(difference(&super::activation::silu(&x), &want) < 3e-7);
+    }
+}
+
+/// A strip of rows is computed to the bits that the whole has there.
+#[cfg(test)]
+mod strips {
+    use super::testing::wave;
+    use super::{attention, conv, norm};
+    use crate::stats::Moments;
+
+    /// Rows `rows` of the `height` rows of each plane; those outside are zeros.
+    fn cut(x: &[f32], height: usize, width: usize, rows: std::ops::Range<isize>) -> Vec<f32> {
+        let row = |plane: &[f32], y: isize| match usize::try_from(y) {
+            Ok(y) if y < height => plane[y * width..][..width].to_vec(),
+            _ => vec![0.0; width],
+        };
+        x.chunks_exact(height * width)
+            .flat_map(|plane| rows.clone().flat_map(|y| row(plane, y)).collect::<Vec<_>>())
+            .collect()
+    }
+
+    #[test]
+    fn of_a_convolution() {
+        // Both algorithms, depths of one part and of several, maps large and tiny.
+        for (c_in, c_out, size, stride) in [
+            (32, 48, 32, 1),
+            (320, 64, 32, 1),
+            (700, 40, 16, 1),
+            (640, 320, 8, 1),
+            (160, 160, 8, 1),
+            (64, 64, 32, 2),
+            (320, 4, 64, 1),
+            (16, 16, 2, 1),
+            (16, 24, 3, 1),
+            (16, 24, 4, 2),
+        ] {
+            let sizes = conv::Sizes {
+                batch: 2,
+                c_in,
+                c_out,
+                size: [size, size],
+                kernel: 3,
+                stride,
+                padding: [1, 1],
+                odd: false,
+            };
+            let x = wave(2 * c_in * size * size, 0.3);
+            let (weight, bias) = (wave(c_out * c_in * 9, 0.7), wave(c_out, 1.1));
+            let whole = conv::conv2d(&x, &weight, &bias, sizes);
+            let [out, _] = sizes.out_size();
+            for rows in [1, 2, 5, (out / 4).max(1), out.div_ceil(2)] {
+                for first in (0..out).step_by(rows) {
+                    let last = (first + rows).min(out) as isize;
+                    let first = first as isize;
+                    let halo = first * stride as isize - 1..last * stride as isize + 1;
+                    let strip = cut(&x, size, size, halo.clone());
+                    let sizes = conv::Sizes {
+                        size: [halo.len(), size],
+                        padding: [0, 1],
+                        odd: first % 2 == 1,
+                        ..sizes
+                    };
+                    let got = conv::conv2d(&strip, &weight, &bias, sizes);
+                    // With a stride of two the halo's last row is more than is needed.
+                    let got = cut(&got, sizes.out_size()[0], out, 0..last - first);
+                    assert!(
+                        got == cut(&whole, out, out, first..last),
+                        "{sizes:?} from {first}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_an_attention() {
+        for (tokens, keys, channels, heads) in
+            [(1024, 1024, 64, 4), (64, 77, 160, 4), (256, 600, 640, 8)]
+        {
+            let sizes = attention::Sizes {
+                batch: 1,
+                queries: tokens,
+                keys,
+                channels,
+                heads,
+                causal: false,
+            };
+            let (q, k, v) = (
+                wave(tokens * channels, 0.3),
+                wave(keys * channels, 0.7),
+                wave(keys * channels, 1.1),
+            );
+            let whole = attention::attention(&q, &k, &v, sizes);
+            for rows in [1, 2, 8, tokens / 4, tokens / 2] {
+                if rows == 0 || tokens % rows != 0 {
+                    continue;
+                }
+                let sizes = attention::Sizes {
+                    queries: rows,
+                    ..sizes
+                };
+                let parts = q.chunks_exact(rows * channels);
+                let got: Vec<f32> = parts
+                    .flat_map(|q| attention::attention(q, &k, &v, sizes))
+                    .collect();
+                assert!(got == whole, "{sizes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_linear_map() {
+        use burn::tensor::{Tensor, module};
+        for (tokens, d_in, d_out) in [(1024, 64, 512), (64, 640, 160), (256, 1280, 320)] {
+            let x = super::tensor(wave(tokens * d_in, 0.3), [1, tokens, d_in]);
+            let weight = super::tensor(wave(d_in * d_out, 0.7), [d_out, d_in]).transpose();
+            let whole = module::linear(x.clone(), weight.clone(), None).into_data();
+            for n in [2, 4, 8] {
+                let parts = x.clone().chunk(n, 1).into_iter();
+                let parts = parts
+                    .map(|x| module::linear(x, weight.clone(), None))
+                    .collect();
+                let got: Tensor<3> = Tensor::cat(parts, 1);
+                assert_eq!(got.into_data(), whole, "{tokens} {d_in} {d_out} in {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_group_normalisation() {
+        let (channels, size, groups) = (64, 32, 8);
+        let x: Vec<f32> = wave(channels * size * size, 0.3)
+            .iter()
+            .map(|x| 2.0 * x + 7.0)
+            .collect();
+        let (gamma, beta) = (wave(channels, 0.7), wave(channels, 1.1));
+        let affine = norm::Affine {
+            gamma: &gamma,
+            beta: &beta,
+            groups,
+            eps: 1e-5,
+            silu: true,
+        };
+        let whole = norm::group_norm(&x, 1, affine, None);
+        let strips: Vec<Vec<f32>> = (0..4)
+            .map(|i| cut(&x, size, size, 8 * i..8 * (i + 1)))
+            .collect();
+        let each: Vec<Vec<Moments>> = strips
+            .iter()
+            .map(|s| norm::group_moments(s, s.len() / groups))
+            .collect();
+        let merged: Vec<Moments> = (0..groups)
+            .map(|g| {
+                each.iter()
+                    .fold(Moments::default(), |all, strip| all.merge(strip[g]))
+            })
+            .collect();
+        for (i, strip) in (0..).zip(&strips) {
+            let got = norm::group_norm(strip, 1, affine, Some(&merged));
+            assert!(
+                got == cut(&whole, size, size, 8 * i..8 * (i + 1)),
+                "strip {i}"
+            );
+        }
     }
 }

@@ -8,33 +8,20 @@ use super::{Target, filled};
 use crate::stats::Moments;
 
 /// Partial sums side by side: enough to keep the adders busy at the widest vectors.
-const LANES: usize = 64;
-/// Values summed in f32 before the sums go on in f64.
-const RUN: usize = 4096;
+const LANES: usize = 32;
 
 vectorised! {
     /// Sum of `x - centre` and of its square.
-    fn deviations(x: &[f32], centre: f32) -> [f64; 2] {
-        let mut total = [0f64; 2];
-        for run in x.chunks(RUN) {
-            let (mut sum, mut square) = ([0f32; LANES], [0f32; LANES]);
-            let (blocks, rest) = run.as_chunks::<LANES>();
-            for block in blocks {
-                for ((x, sum), square) in block.iter().zip(&mut sum).zip(&mut square) {
-                    let d = x - centre;
-                    *sum += d;
-                    *square = mul_add::<FMA>(d, d, *square);
-                }
-            }
-            for ((x, sum), square) in rest.iter().zip(&mut sum).zip(&mut square) {
-                let d = x - centre;
+    fn deviations(x: &[f32], centre: f64) -> [f64; 2] {
+        let (mut sum, mut square) = ([0f64; LANES], [0f64; LANES]);
+        for block in x.chunks(LANES) {
+            for ((x, sum), square) in block.iter().zip(&mut sum).zip(&mut square) {
+                let d = f64::from(*x) - centre;
                 *sum += d;
-                *square = mul_add::<FMA>(d, d, *square);
+                *square += d * d;
             }
-            total[0] += sum.iter().map(|s| f64::from(*s)).sum::<f64>();
-            total[1] += square.iter().map(|s| f64::from(*s)).sum::<f64>();
         }
-        total
+        [sum.iter().sum(), square.iter().sum()]
     }
 }
 
@@ -54,18 +41,18 @@ vectorised! {
     }
 }
 
-/// Count, mean and M2 of `x`, accurate however far the mean is from zero: the second pass sums
-/// deviations from the first pass's mean, and corrects for what that mean was off (Chan et al. 1983).
+/// Count, mean and M2 of `x`: deviations from its first value, summed in f64. That is exact to far
+/// more digits than f32 holds, so statistics merged from strips give the scale and shift of the whole,
+/// all but always to the last bit.
 pub fn moments(x: &[f32]) -> Moments {
-    if x.is_empty() {
+    let Some(first) = x.first() else {
         return Moments::default();
-    }
-    let count = x.len() as f64;
-    let centre = (deviations(x, 0.0)[0] / count) as f32;
+    };
+    let (count, centre) = (x.len() as f64, f64::from(*first));
     let [sum, square] = deviations(x, centre);
     Moments {
         count,
-        mean: f64::from(centre) + sum / count,
+        mean: centre + sum / count,
         m2: (square - sum * sum / count).max(0.0),
     }
 }

@@ -24,19 +24,17 @@ const RUN: usize = 64;
 /// Kernels that are transformed together.
 const LANES: usize = 16;
 
-/// Whether a convolution is one that this is faster for: wide, on a map that is not tiny.
+/// Whether a convolution is one that this is faster for: wide, on a map that is not tiny. Neither the
+/// number of rows nor of batch entries matters, so that a strip is computed as the whole is.
 pub fn suits(sizes: &Sizes) -> bool {
-    let [rows, columns] = tiles(sizes);
-    sizes.kernel == 3
-        && sizes.stride == 1
-        && sizes.c_in >= 32
-        && sizes.c_out >= 32
-        && sizes.batch * rows * columns >= 64
+    let [_, columns] = tiles(sizes);
+    sizes.kernel == 3 && sizes.stride == 1 && sizes.c_in >= 32 && sizes.c_out >= 32 && columns >= 8
 }
 
 /// Rows and columns of tiles.
 fn tiles(sizes: &Sizes) -> [usize; 2] {
-    sizes.out_size().map(|n| n.div_ceil(2))
+    let [h, w] = sizes.out_size();
+    [(h + usize::from(sizes.odd)).div_ceil(2), w.div_ceil(2)]
 }
 
 /// Tiles of one row of tiles of one batch entry.
@@ -75,6 +73,8 @@ vectorised! {
     /// `B^T d B` of the patches d of `channels` at `tiles`: `v` is `[16, channels, tiles]`.
     fn transform_input(x: &[f32], s: &Sizes, channels: Range<usize>, range: Range<usize>, v: &mut [f32]) {
         let ([h, w], [pad_rows, pad_columns]) = (s.size, s.padding);
+        // A tile's lower row does not read the tile's first line, so that may be a zero beyond the strip.
+        let pad_rows = pad_rows + usize::from(s.odd);
         let (depth, count) = (channels.len(), range.len());
         let mut t = [[[0f32; RUN]; 4]; 4];
         for run in runs(tiles(s), range) {
@@ -288,8 +288,11 @@ impl Task<'_> {
                 transform_output(&taps, self.bias[channel], &mut y);
                 let plane = (run.batch * self.sizes.c_out + channel) * h_out;
                 let columns = (2 * run.len).min(w_out - 2 * run.column);
-                for (i, y) in y.iter().enumerate().take(h_out - 2 * run.row) {
-                    let at = (plane + 2 * run.row + i) * w_out + 2 * run.column;
+                // The first tile of an odd strip has its upper row outside.
+                let skip = usize::from(self.sizes.odd && run.row == 0);
+                let first = 2 * run.row + skip - usize::from(self.sizes.odd);
+                for (i, y) in y[skip..].iter().enumerate().take(h_out - first) {
+                    let at = (plane + first + i) * w_out + 2 * run.column;
                     // SAFETY: this task's tiles of one of its channels.
                     unsafe { out.slice(at, columns) }.copy_from_slice(&y[..columns]);
                 }
@@ -324,6 +327,7 @@ mod tests {
                 kernel: 3,
                 stride: 1,
                 padding,
+                odd: false,
             };
             let x = wave(batch * c_in * size[0] * size[1], 0.1);
             let weight = wave(c_out * c_in * 9, 0.8);

@@ -166,6 +166,15 @@ impl UNet {
         Ok(x)
     }
 
+    /// Number of levels: sizes that feature maps have, each half the one before.
+    pub fn levels(&self) -> usize {
+        1 + self
+            .down
+            .iter()
+            .filter(|stage| stage.resample.is_some())
+            .count()
+    }
+
     /// Every layer that can be given to a worker, in the order of the blocks.
     pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
         let stages = self.down.iter().chain([&self.mid]).chain(&self.up);

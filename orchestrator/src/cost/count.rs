@@ -1,0 +1,76 @@
+//! What one U-Net call sends, exchange by exchange.
+
+use shared::unet::UNet;
+
+use crate::error::Result;
+use crate::fleet::tally::Kind;
+use crate::schemes::{Scheme, Setting, ppidm, resident};
+
+/// One exchange with all workers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counted {
+    /// The layer, or what the exchange is called.
+    pub label: String,
+    /// Under which kind of layer it counts.
+    pub kind: Kind,
+    /// Bytes of tensors that each worker gets.
+    pub up: Vec<usize>,
+    /// Bytes of tensors that each worker hands out.
+    pub down: Vec<usize>,
+}
+
+/// What one U-Net call takes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Count {
+    /// Every exchange, in order.
+    pub exchanges: Vec<Counted>,
+    /// Work of each worker, multiply and add counted as two.
+    pub workers_flop: Vec<u64>,
+    /// Work of the user, likewise.
+    pub user_flop: u64,
+}
+
+impl Count {
+    /// A count of nothing, for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self {
+            workers_flop: vec![0; workers],
+            ..Self::default()
+        }
+    }
+
+    /// How often the user waits for the workers.
+    pub fn round_trips(&self) -> usize {
+        let sends = |e: &&Counted| e.up.iter().any(|bytes| *bytes > 0);
+        self.exchanges.iter().filter(sends).count()
+    }
+
+    /// Bytes of tensors to all workers, and from them.
+    pub fn total(&self) -> [u64; 2] {
+        let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
+        self.exchanges.iter().fold([0, 0], |[up, down], e| {
+            [up + sum(&e.up), down + sum(&e.down)]
+        })
+    }
+
+    /// Most bytes of tensors that a worker hands out at once.
+    pub fn largest_reply(&self) -> usize {
+        let replies = self.exchanges.iter().flat_map(|e| &e.down);
+        replies.copied().max().unwrap_or(0)
+    }
+}
+
+/// Counts one U-Net call in the middle of a picture: nothing is new any more.
+///
+/// # Errors
+/// [`shared::Error::TooManyStrips`].
+pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Result<Count> {
+    match setting.scheme {
+        Scheme::Local => Ok(ppidm::count(unet, setting, 0)),
+        Scheme::Ppidm => Ok(ppidm::count(unet, setting, workers)),
+        Scheme::Resident => {
+            let [_, later] = resident::count::first_calls(unet, setting, workers)?;
+            Ok(later)
+        }
+    }
+}

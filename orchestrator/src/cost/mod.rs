@@ -1,0 +1,135 @@
+//! What a scheme costs, from a model's config alone.
+//!
+//! - [`count`]: every exchange of one U-Net call and its bytes.
+//! - [`paper`]: the tables of PPIDM beside what they should say.
+//! - here: summaries, and the time on a link.
+
+pub mod count;
+pub mod paper;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::fleet::tally::Kind;
+use count::Count;
+
+/// The user's connection, which all workers share.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Link {
+    /// From the user, 10^6 bits a second.
+    pub uplink_mbps: f64,
+    /// To the user, 10^6 bits a second.
+    pub downlink_mbps: f64,
+    /// Milliseconds from a request to its answer, were both empty.
+    pub rtt_ms: f64,
+}
+
+impl Link {
+    /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
+    /// nothing overlaps.
+    pub fn seconds(&self, [up, down]: [u64; 2], round_trips: usize) -> f64 {
+        let transfer = |bytes: u64, mbps: f64| bytes as f64 * 8.0 / (mbps * 1e6);
+        let waits = round_trips as f64 * self.rtt_ms / 1e3;
+        transfer(up, self.uplink_mbps) + transfer(down, self.downlink_mbps) + waits
+    }
+}
+
+/// Bytes of the single layers of a kind: least and most of one, and all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// Of the layer with the fewest.
+    pub min: usize,
+    /// Of the layer with the most.
+    pub max: usize,
+    /// Of all.
+    pub total: usize,
+}
+
+impl Span {
+    fn of(layers: &[usize]) -> Self {
+        Self {
+            min: layers.iter().copied().min().unwrap_or(0),
+            max: layers.iter().copied().max().unwrap_or(0),
+            total: layers.iter().sum(),
+        }
+    }
+}
+
+/// One kind of layer, for the worker that gets the most of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OfKind {
+    /// Number of exchanges.
+    pub exchanges: usize,
+    /// Bytes that one worker gets.
+    pub up_per_worker: Span,
+    /// Bytes that one worker hands out.
+    pub down_per_worker: Span,
+}
+
+/// Bytes by kind of layer, for the worker that gets the most.
+pub fn by_kind(count: &Count) -> BTreeMap<Kind, OfKind> {
+    let mut kinds: BTreeMap<Kind, Vec<&count::Counted>> = BTreeMap::new();
+    for exchange in &count.exchanges {
+        kinds.entry(exchange.kind).or_default().push(exchange);
+    }
+    let workers = count.workers_flop.len();
+    // Only the layers in which anything goes that way.
+    let layers = |of: &[&count::Counted], side: fn(&count::Counted) -> &[usize], worker: usize| {
+        let bytes = of.iter().map(|e| side(e)[worker]);
+        Span::of(&bytes.filter(|bytes| *bytes > 0).collect::<Vec<_>>())
+    };
+    let most = |of: &[&count::Counted], side: fn(&count::Counted) -> &[usize]| {
+        let spans = (0..workers).map(|worker| layers(of, side, worker));
+        spans.max_by_key(|span| span.total).unwrap_or_default()
+    };
+    kinds
+        .into_iter()
+        .map(|(kind, of)| {
+            let summary = OfKind {
+                exchanges: of.len(),
+                up_per_worker: most(&of, |e| &e.up),
+                down_per_worker: most(&of, |e| &e.down),
+            };
+            (kind, summary)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_takes_bytes_one_way_after_the_other() {
+        let link = Link {
+            uplink_mbps: 80.0,
+            downlink_mbps: 160.0,
+            rtt_ms: 20.0,
+        };
+        let seconds = link.seconds([10_000_000, 10_000_000], 50);
+        assert!((seconds - (1.0 + 0.5 + 1.0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_worker_that_gets_the_most_counts() {
+        let exchange = |up: [usize; 2]| count::Counted {
+            label: "layer".into(),
+            kind: Kind::Conv,
+            up: up.to_vec(),
+            down: vec![1, 1],
+        };
+        let count = Count {
+            exchanges: vec![exchange([5, 7]), exchange([0, 3]), exchange([1, 2])],
+            ..Count::new(2)
+        };
+        let kinds = by_kind(&count);
+        let span = Span {
+            min: 2,
+            max: 7,
+            total: 12,
+        };
+        assert_eq!(kinds[&Kind::Conv].up_per_worker, span);
+        assert_eq!(kinds[&Kind::Conv].exchanges, 3);
+    }
+}

@@ -1,0 +1,349 @@
+//! The hub that talks to workers: merges what they hand out, and does the user's part.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use shared::error::Error as SharedError;
+use shared::exchange::{Exchange, Item, Of, Seat, SelfAttention, Tensors, Wire, accept};
+use shared::executor::Executor;
+use shared::host::HostTensor;
+use shared::layers::Attention;
+use shared::partition::{Levels, Rows, cut, join};
+use shared::stats::Moments;
+use shared::survey::Operation;
+use shared::whole::Whole;
+use shared::wire::Payload;
+
+use super::conductor::Hub;
+use crate::error::{Error, Result};
+use crate::fleet::Fleet;
+use crate::fleet::client::Handed;
+use crate::fleet::tally::Kind;
+
+/// One picture's strips, on a fleet of workers.
+pub struct Cloud {
+    fleet: Fleet,
+    /// The user's own part of the U-Net.
+    whole: Whole,
+    wire: Wire,
+    rows: Levels,
+    /// Each worker's rows of the coarsest level.
+    strips: Vec<Range<usize>>,
+    /// Most bytes of tensors that a worker hands out at once.
+    limit: usize,
+    /// The prompt's embedding, for workers that are to know it.
+    prompt: Option<HostTensor>,
+    /// Keys and values of the prompt, by layer.
+    keys: HashMap<String, [Tensor<3>; 2]>,
+    /// What the workers have handed out and nobody has looked at.
+    pending: Vec<Handed>,
+    /// The step's input: latents and embedding of the timestep.
+    begin: Option<(HostTensor, HostTensor)>,
+    /// The step's prediction.
+    prediction: Option<HostTensor>,
+}
+
+impl Cloud {
+    /// A hub over `fleet`, whose sessions hold `strips`. Workers hand out at most `limit` bytes at once.
+    /// `prompt` is its embedding, for workers that are to know it.
+    pub fn new(
+        fleet: Fleet,
+        whole: Whole,
+        prompt: Option<HostTensor>,
+        wire: Wire,
+        rows: Levels,
+        strips: Vec<Range<usize>>,
+        limit: usize,
+    ) -> Self {
+        Self {
+            fleet,
+            whole,
+            wire,
+            rows,
+            strips,
+            limit,
+            prompt,
+            keys: HashMap::new(),
+            pending: Vec::new(),
+            begin: None,
+            prediction: None,
+        }
+    }
+
+    /// The next step's latents, `[B, C, H, W]`, and timestep's embedding, `[1, D]`.
+    pub fn set_step(&mut self, latents: HostTensor, embedding: HostTensor) {
+        self.begin = Some((latents, embedding));
+    }
+
+    /// The last step's prediction, once.
+    pub fn take_prediction(&mut self) -> Option<HostTensor> {
+        self.prediction.take()
+    }
+
+    /// The user's own part of the U-Net.
+    pub fn whole(&mut self) -> &mut Whole {
+        &mut self.whole
+    }
+
+    /// The workers.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// The user's part and the fleet, to take account of both.
+    pub fn into_parts(self) -> (Whole, Fleet) {
+        (self.whole, self.fleet)
+    }
+
+    fn seats(&self, level: usize) -> Vec<Seat> {
+        let seat = |strip| Seat::new(&self.rows, strip, level);
+        self.strips.iter().map(seat).collect()
+    }
+
+    /// What all workers hand out at `exchange`, checked.
+    fn collect(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
+        let kind = kind_of(exchange);
+        let pending = std::mem::take(&mut self.pending);
+        let mut collected = Vec::with_capacity(pending.len());
+        for (i, (handed, seat)) in pending.into_iter().zip(seats).enumerate() {
+            if let Some(tally) = self.fleet.tallies().nth(i) {
+                tally.count_reply(kind, handed.size);
+            }
+            let items = exchange.from_worker(*seat);
+            let tensors = accept(exchange, &items, self.wire, &handed.at, handed.tensors);
+            collected.push(tensors.map_err(|e| self.fleet.nonsense(i, &e))?);
+        }
+        Ok(collected)
+    }
+
+    /// One tensor from each worker.
+    fn each(handed: &mut [Tensors], name: &'static str) -> Result<Vec<HostTensor>> {
+        let take = |tensors: &mut Tensors| take(tensors, name)?.into_tensor(name);
+        Ok(handed.iter_mut().map(take).collect::<shared::Result<_>>()?)
+    }
+
+    /// The tokens `name` of the whole picture, on the user's device.
+    fn gather(&self, handed: &mut [Tensors], name: &'static str) -> Result<Tensor<3>> {
+        let whole = join(&Self::each(handed, name)?, Rows::OfTokens)?;
+        Ok(whole.into_device(self.whole.device())?)
+    }
+
+    /// Each worker's rows of `x`, as `name`.
+    fn scatter(
+        &self,
+        exchange: &Exchange<'_>,
+        name: &'static str,
+        x: Tensor<3>,
+    ) -> Result<Vec<Tensors>> {
+        let x = HostTensor::from_device(x)?;
+        let dtype = self.wire.dtype();
+        let part = |strip| {
+            let rows = self.rows.scale(strip, exchange.level);
+            let [from, to] = [rows.start, rows.end].map(|row| (row * exchange.columns) as isize);
+            let part = cut(&x, Rows::OfTokens, &(from..to))?;
+            let payload = Payload::write(&exchange.label(), part, dtype)?;
+            Ok(Tensors::from([(name, payload)]))
+        };
+        self.strips.iter().map(part).collect()
+    }
+
+    /// The step's input for each worker: its rows of the latents with those next to them.
+    fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
+        let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
+        let rows = self.rows.rows(0);
+        let messages = self.strips.iter().zip(seats).map(|(strip, seat)| {
+            let own = self.rows.scale(strip, 0);
+            let [start, end] = [own.start, own.end].map(|row| row as isize);
+            let items = exchange.to_worker(*seat, rows);
+            let part = |item: &Item| {
+                let range = match item.name {
+                    "embedding" => return Ok(embedding.clone()),
+                    "prompt" => {
+                        return self.prompt.clone().ok_or_else(|| nothing_to("prompt with"));
+                    }
+                    "above" => start - 1..start,
+                    "below" => end..end + 1,
+                    _ => start..end,
+                };
+                Ok(cut(&latents, Rows::OfFeature, &range)?)
+            };
+            items
+                .iter()
+                .map(|item| Ok((item.name, Payload::F32(part(item)?))))
+                .collect::<Result<Tensors>>()
+        });
+        messages.collect()
+    }
+
+    /// Statistics merged for all, and the neighbours' edge rows passed on.
+    fn pass_on(
+        &self,
+        exchange: &Exchange<'_>,
+        seats: &[Seat],
+        mut handed: Vec<Tensors>,
+    ) -> Result<Vec<Tensors>> {
+        let merged = match exchange.of {
+            Of::NormConv(norm, _) | Of::Norm(norm) => {
+                let per_row = norm.channels / norm.groups * exchange.columns;
+                Some(self.merge(seats, &mut handed, per_row)?)
+            }
+            _ => None,
+        };
+        let mut messages: Vec<Tensors> = seats.iter().map(|_| Tensors::new()).collect();
+        for (i, message) in messages.iter_mut().enumerate() {
+            if let Some(merged) = &merged {
+                message.insert("moments", merged.clone());
+            }
+            let above = i.checked_sub(1).and_then(|i| handed[i].remove("last"));
+            let below = handed.get_mut(i + 1).and_then(|next| next.remove("first"));
+            message.extend(above.map(|rows| ("above", rows)));
+            message.extend(below.map(|rows| ("below", rows)));
+        }
+        Ok(messages)
+    }
+
+    /// The statistics of the whole, from those of the strips with `per_row` values a row and group.
+    fn merge(&self, seats: &[Seat], handed: &mut [Tensors], per_row: usize) -> Result<Payload> {
+        let mut merged: Vec<Moments> = Vec::new();
+        for (i, (tensors, seat)) in handed.iter_mut().zip(seats).enumerate() {
+            let moments = take(tensors, "moments")?.into_moments(per_row * seat.rows);
+            let moments = moments.map_err(|e| self.fleet.nonsense(i, &e))?;
+            if merged.is_empty() {
+                merged = moments;
+            } else {
+                for (all, strip) in merged.iter_mut().zip(moments) {
+                    *all = all.merge(strip);
+                }
+            }
+        }
+        Ok(Payload::of_moments(&merged))
+    }
+
+    /// The user's attention over the queries that the workers handed out.
+    fn cross_attend(&mut self, layer: &Attention, q: Tensor<3>) -> Result<Tensor<3>> {
+        let keys = match self.keys.get(&layer.name) {
+            Some(keys) => keys.clone(),
+            None => {
+                let keys = self.whole.prompt_keys(layer)?;
+                self.keys.insert(layer.name.clone(), keys.clone());
+                keys
+            }
+        };
+        Ok(self.whole.attend_to(layer, q, keys))
+    }
+
+    /// What each worker gets at `exchange`, for what they `handed` out.
+    fn answer(
+        &mut self,
+        exchange: &Exchange<'_>,
+        seats: &[Seat],
+        mut handed: Vec<Tensors>,
+    ) -> Result<Vec<Tensors>> {
+        match exchange.of {
+            Of::Begin { .. } => self.begin(exchange, seats),
+            Of::NormConv(..) | Of::Norm(_) | Of::Halo(_) => self.pass_on(exchange, seats, handed),
+            Of::Paired(block) => {
+                let x = self.gather(&mut handed, "x")?;
+                let y = self.whole.attentions(block, x)?;
+                self.scatter(exchange, "x", y)
+            }
+            Of::SelfAttention(layer, SelfAttention::Qkv) => {
+                let q = self.gather(&mut handed, "q")?;
+                let keys = [
+                    self.gather(&mut handed, "k")?,
+                    self.gather(&mut handed, "v")?,
+                ];
+                let y = self.whole.attend_to(layer, q, keys);
+                self.scatter(exchange, "y", y)
+            }
+            Of::SelfAttention(_, SelfAttention::Broadcast) => {
+                let mut all = Tensors::new();
+                for name in ["k", "v"] {
+                    let joined = join(&Self::each(&mut handed, name)?, Rows::OfTokens)?;
+                    let payload = Payload::write(&exchange.label(), joined, self.wire.dtype())?;
+                    all.insert(name, payload);
+                }
+                Ok(vec![all; seats.len()])
+            }
+            Of::SelfAttention(layer, _) => {
+                let x = self.gather(&mut handed, "x")?;
+                let y = self.whole.self_attention(layer, &x)?;
+                self.scatter(exchange, "y", y)
+            }
+            Of::CrossAttention(layer) => {
+                let q = self.gather(&mut handed, "q")?;
+                let y = self.cross_attend(layer, q)?;
+                self.scatter(exchange, "y", y)
+            }
+            Of::End { .. } => {
+                let strips = Self::each(&mut handed, "prediction")?;
+                self.prediction = Some(join(&strips, Rows::OfFeature)?);
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+impl Hub for Cloud {
+    type Error = Error;
+
+    fn exchange(&mut self, exchange: &Exchange<'_>) -> Result<()> {
+        let seats = self.seats(exchange.level);
+        let handed = self.collect(exchange, &seats)?;
+        let messages = self.answer(exchange, &seats, handed)?;
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let named = |tensors: Tensors| {
+            let tensors = tensors.into_iter();
+            tensors
+                .map(|(name, payload)| (name.to_owned(), payload))
+                .collect()
+        };
+        let messages = messages.into_iter().map(named).collect();
+        let kind = kind_of(exchange);
+        self.pending = self
+            .fleet
+            .advance(kind, &exchange.label(), messages, self.limit)?;
+        Ok(())
+    }
+
+    fn workers_do(&mut self, operation: &Operation, level: usize) {
+        let of = self.rows.rows(level);
+        for (tally, strip) in self.fleet.tallies().zip(&self.strips) {
+            let own = self.rows.scale(strip, level);
+            tally.flop += operation.flop * own.len() as u64 / of.max(1) as u64;
+            let [start, end] = [own.start, own.end].map(|row| row as isize);
+            tally.rows.add(start, end, of);
+            tally.rows_with_halo.add(start - 1, end + 1, of);
+        }
+    }
+
+    fn user_does(&mut self, _: &Operation) {
+        // The executor of the user's part counts what it does.
+    }
+}
+
+fn take(tensors: &mut Tensors, name: &'static str) -> shared::Result<Payload> {
+    tensors
+        .remove(name)
+        .ok_or_else(|| SharedError::MissingTensor {
+            origin: "the message".into(),
+            name: name.into(),
+        })
+}
+
+fn nothing_to(what: &str) -> Error {
+    Error::Shared(SharedError::Message(format!("there is nothing to {what}")))
+}
+
+/// Under which kind of layer an exchange's bytes are counted.
+pub fn kind_of(exchange: &Exchange<'_>) -> Kind {
+    match exchange.of {
+        Of::Begin { .. } | Of::End { .. } => Kind::Latents,
+        Of::NormConv(..) | Of::Halo(_) => Kind::Conv,
+        Of::Norm(_) => Kind::GroupNorm,
+        Of::Paired(_) | Of::SelfAttention(..) | Of::CrossAttention(_) => Kind::Attention,
+    }
+}

@@ -1,0 +1,270 @@
+//! The user's walk of the U-Net under `resident`: over bare shapes, for the features are the workers'.
+//!
+//! The conductor comes to every exchange when the workers do and leaves it to a [`Hub`]: one that
+//! talks to workers, or one that counts what would travel.
+
+use shared::exchange::{Exchange, Of, Placement, Prompt, SelfAttention};
+use shared::executor::{Executor, attentions_apart};
+use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
+use shared::partition::Levels;
+use shared::survey::{Kind, Operation, Surveyor};
+use shared::unet::{CONV_IN, TimeEmbedding, TransformerBlock, UNet};
+
+use crate::schemes::Setting;
+
+/// Meets the workers at the exchanges.
+pub trait Hub {
+    /// Why an exchange fails.
+    type Error: From<shared::Error>;
+
+    /// All workers are at `exchange`.
+    ///
+    /// # Errors
+    /// The hub's own.
+    fn exchange(&mut self, exchange: &Exchange<'_>) -> Result<(), Self::Error>;
+
+    /// The workers do `operation` at `level`, each on its rows.
+    fn workers_do(&mut self, operation: &Operation, level: usize);
+
+    /// The user does `operation`.
+    fn user_does(&mut self, operation: &Operation);
+}
+
+/// Conducts one U-Net call after the other.
+pub struct Conductor<H> {
+    /// Where the exchanges happen.
+    pub hub: H,
+    placement: Placement,
+    shapes: Surveyor,
+    columns: Levels,
+    batch: usize,
+    level: usize,
+    /// Tokens and width of the prompt's embedding, when the workers are still to be given it.
+    unsent_prompt: Option<[usize; 2]>,
+    /// Whether keys and values of the prompt have been made: they are the same at every step.
+    keys_made: bool,
+    embedding: usize,
+}
+
+impl<H: Hub> Conductor<H> {
+    /// A conductor of `unet`.
+    pub fn new(unet: &UNet, setting: &Setting, hub: H) -> Self {
+        let Setting {
+            placement, tokens, ..
+        } = *setting;
+        let [batch, _, columns] = setting.latents;
+        let shared = placement.prompt == Prompt::Shared;
+        Self {
+            hub,
+            placement,
+            shapes: Surveyor::new(tokens),
+            columns: Levels::new(columns, unet.levels()),
+            batch,
+            level: 0,
+            unsent_prompt: shared.then_some([tokens, unet.context_width]),
+            keys_made: false,
+            embedding: unet.time.linear_2.d_out,
+        }
+    }
+
+    /// Conducts one call on latents of `rows` rows.
+    ///
+    /// # Errors
+    /// Those of the hub.
+    pub fn call(&mut self, unet: &UNet, rows: usize, timestep: f64) -> Result<(), H::Error> {
+        self.level = 0;
+        let sample = [self.batch, unet.in_channels, rows, self.columns.rows(0)];
+        unet.forward(self, &sample, timestep)?;
+        self.meet(Of::End {
+            channels: unet.out_channels,
+        })?;
+        self.keys_made = true;
+        Ok(())
+    }
+
+    fn meet(&mut self, of: Of<'_>) -> Result<(), H::Error> {
+        self.hub.exchange(&Exchange {
+            of,
+            batch: self.batch,
+            columns: self.columns.rows(self.level),
+            level: self.level,
+        })
+    }
+
+    /// The shape that `operation` gives, which the workers do.
+    fn remote<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
+    ) -> Result<T, H::Error> {
+        self.shared_out(operation, |_, _| true)
+    }
+
+    /// The shape that `operation` gives, done by the workers where `remote` says so, else by the user.
+    /// Keys and values of the prompt are made once.
+    fn shared_out<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
+        remote: impl Fn(&Operation, &Placement) -> bool,
+    ) -> Result<T, H::Error> {
+        let shape = operation(&mut self.shapes)?;
+        for operation in self.shapes.take() {
+            if remote(&operation, &self.placement) {
+                self.hub.workers_do(&operation, self.level);
+            } else if !(self.keys_made && is_prompt_key(&operation)) {
+                self.hub.user_does(&operation);
+            }
+        }
+        Ok(shape)
+    }
+}
+
+/// Whether the operation makes keys or values of the prompt.
+fn is_prompt_key(operation: &Operation) -> bool {
+    operation.layer.ends_with("attn2.to_k") || operation.layer.ends_with("attn2.to_v")
+}
+
+impl<H: Hub> Executor for Conductor<H> {
+    type Feature = [usize; 4];
+    type Tokens = [usize; 3];
+    type Embedding = ();
+    type Error = H::Error;
+
+    fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<(), H::Error> {
+        self.shared_out(|s| s.embed_time(layer, timestep), |_, _| false)
+    }
+
+    fn conv(&mut self, layer: &Conv2d, x: &[usize; 4]) -> Result<[usize; 4], H::Error> {
+        if layer.name == CONV_IN {
+            let prompt = self.unsent_prompt.take();
+            self.meet(Of::Begin {
+                conv_in: layer,
+                embedding: self.embedding,
+                prompt,
+            })?;
+        } else if layer.kernel > 1 {
+            self.meet(Of::Halo(layer))?;
+        }
+        if layer.stride == 2 {
+            self.level += 1;
+        }
+        self.remote(|s| s.conv(layer, x))
+    }
+
+    fn group_norm(&mut self, layer: &GroupNorm, x: &[usize; 4]) -> Result<[usize; 4], H::Error> {
+        self.meet(Of::Norm(layer))?;
+        Ok(*x)
+    }
+
+    fn group_norm_silu(
+        &mut self,
+        layer: &GroupNorm,
+        x: &[usize; 4],
+    ) -> Result<[usize; 4], H::Error> {
+        self.group_norm(layer, x)
+    }
+
+    fn norm_conv(
+        &mut self,
+        norm: &GroupNorm,
+        conv: &Conv2d,
+        x: &[usize; 4],
+    ) -> Result<[usize; 4], H::Error> {
+        self.meet(Of::NormConv(norm, conv))?;
+        self.remote(|s| s.conv(conv, x))
+    }
+
+    fn add_embedding(
+        &mut self,
+        project: &Linear,
+        x: [usize; 4],
+        embedding: &(),
+    ) -> Result<[usize; 4], H::Error> {
+        self.remote(|s| s.add_embedding(project, x, embedding))
+    }
+
+    fn add(&mut self, a: [usize; 4], b: &[usize; 4]) -> Result<[usize; 4], H::Error> {
+        self.remote(|s| s.add(a, b))
+    }
+
+    fn concat(&mut self, a: [usize; 4], b: [usize; 4]) -> Result<[usize; 4], H::Error> {
+        self.remote(|s| s.concat(a, b))
+    }
+
+    fn upsample(&mut self, x: &[usize; 4], like: &[usize; 4]) -> Result<[usize; 4], H::Error> {
+        self.level = self.level.saturating_sub(1);
+        self.remote(|s| s.upsample(x, like))
+    }
+
+    fn to_tokens(&mut self, x: &[usize; 4]) -> Result<[usize; 3], H::Error> {
+        self.remote(|s| s.to_tokens(x))
+    }
+
+    fn to_feature(&mut self, x: [usize; 3], like: &[usize; 4]) -> Result<[usize; 4], H::Error> {
+        self.remote(|s| s.to_feature(x, like))
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &[usize; 3]) -> Result<[usize; 3], H::Error> {
+        self.remote(|s| s.linear(layer, x))
+    }
+
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &[usize; 3]) -> Result<[usize; 3], H::Error> {
+        self.remote(|s| s.layer_norm(layer, x))
+    }
+
+    fn attentions(
+        &mut self,
+        block: &TransformerBlock,
+        x: [usize; 3],
+    ) -> Result<[usize; 3], H::Error> {
+        if self.placement.self_attention != SelfAttention::Paired {
+            return attentions_apart(self, block, x);
+        }
+        self.meet(Of::Paired(block))?;
+        self.shared_out(|s| s.attentions(block, x), |_, _| false)
+    }
+
+    fn self_attention(
+        &mut self,
+        layer: &Attention,
+        x: &[usize; 3],
+    ) -> Result<[usize; 3], H::Error> {
+        self.meet(Of::SelfAttention(layer, self.placement.self_attention))?;
+        self.shared_out(
+            |s| s.self_attention(layer, x),
+            |operation, placement| match placement.self_attention {
+                SelfAttention::Paired | SelfAttention::Tokens => false,
+                SelfAttention::Qkv => operation.kind == Kind::Linear,
+                SelfAttention::Broadcast => true,
+            },
+        )
+    }
+
+    fn cross_attention(
+        &mut self,
+        layer: &Attention,
+        x: &[usize; 3],
+    ) -> Result<[usize; 3], H::Error> {
+        if self.placement.prompt == Prompt::Hidden {
+            self.meet(Of::CrossAttention(layer))?;
+        }
+        self.shared_out(
+            |s| s.cross_attention(layer, x),
+            |operation, placement| match placement.prompt {
+                Prompt::Shared => true,
+                Prompt::Hidden => operation.kind == Kind::Linear && !is_prompt_key(operation),
+            },
+        )
+    }
+
+    fn feed_forward(
+        &mut self,
+        layer: &FeedForward,
+        x: &[usize; 3],
+    ) -> Result<[usize; 3], H::Error> {
+        self.remote(|s| s.feed_forward(layer, x))
+    }
+
+    fn add_tokens(&mut self, a: [usize; 3], b: &[usize; 3]) -> Result<[usize; 3], H::Error> {
+        self.remote(|s| s.add_tokens(a, b))
+    }
+}

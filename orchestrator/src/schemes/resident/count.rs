@@ -1,0 +1,78 @@
+//! The hub that counts: what a U-Net call would send, without sending it.
+
+use std::ops::Range;
+
+use shared::exchange::{Exchange, Item, Placement, Seat};
+use shared::partition::Levels;
+use shared::survey::Operation;
+use shared::unet::UNet;
+
+use super::cloud::kind_of;
+use super::conductor::{Conductor, Hub};
+use super::cut_strips;
+use crate::cost::count::{Count, Counted};
+use crate::error::{Error, Result};
+use crate::schemes::Setting;
+
+/// Counts the first two calls of a picture: the first may bring the prompt along, all later ones
+/// are like the second.
+///
+/// # Errors
+/// [`shared::Error::TooManyStrips`].
+pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Count; 2]> {
+    let [_, rows, _] = setting.latents;
+    let levels = Levels::new(rows, unet.levels());
+    let counter = Counter {
+        strips: cut_strips(&levels, workers)?,
+        rows: levels,
+        placement: setting.placement,
+        count: Count::new(workers),
+    };
+    let mut conductor = Conductor::new(unet, setting, counter);
+    let mut call = || {
+        conductor.call(unet, rows, 0.0)?;
+        let count = std::mem::replace(&mut conductor.hub.count, Count::new(workers));
+        Ok::<_, Error>(count)
+    };
+    Ok([call()?, call()?])
+}
+
+struct Counter {
+    rows: Levels,
+    strips: Vec<Range<usize>>,
+    placement: Placement,
+    count: Count,
+}
+
+impl Hub for Counter {
+    type Error = Error;
+
+    fn exchange(&mut self, exchange: &Exchange<'_>) -> Result<()> {
+        let bytes = |items: Vec<Item>| {
+            let each = items.iter().map(|item| item.bytes(self.placement.wire));
+            each.sum::<usize>()
+        };
+        let seat = |strip| Seat::new(&self.rows, strip, exchange.level);
+        let rows = self.rows.rows(exchange.level);
+        let up = |strip| bytes(exchange.to_worker(seat(strip), rows));
+        let down = |strip| bytes(exchange.from_worker(seat(strip)));
+        self.count.exchanges.push(Counted {
+            label: exchange.label(),
+            kind: kind_of(exchange),
+            up: self.strips.iter().map(up).collect(),
+            down: self.strips.iter().map(down).collect(),
+        });
+        Ok(())
+    }
+
+    fn workers_do(&mut self, operation: &Operation, level: usize) {
+        let of = self.rows.rows(level).max(1) as u64;
+        for (flop, strip) in self.count.workers_flop.iter_mut().zip(&self.strips) {
+            *flop += operation.flop * self.rows.scale(strip, level).len() as u64 / of;
+        }
+    }
+
+    fn user_does(&mut self, operation: &Operation) {
+        self.count.user_flop += operation.flop;
+    }
+}

@@ -1,0 +1,505 @@
+//! The exchanges of the `resident` scheme: where a strip needs something from outside, and what
+//! travels for it.
+//!
+//! A worker that walks the U-Net over its strip and the user who conducts it come to the same
+//! exchanges in the same order. At each the worker hands something out ([`Exchange::from_worker`])
+//! and gets something back ([`Exchange::to_worker`]). Both sides and `lacuna cost` read the names
+//! and sizes of these tensors here, so that a promise about bytes is the code that sends them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::layers::{Attention, Conv2d, GroupNorm};
+use crate::partition::Levels;
+use crate::unet::TransformerBlock;
+use crate::wire::Payload;
+
+/// Where the parts of a U-Net call are computed that a strip alone cannot do, and how features travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Who attends to the whole picture.
+    pub self_attention: SelfAttention,
+    /// Whether workers may know the prompt.
+    pub prompt: Prompt,
+    /// Number type of features on the wire.
+    pub wire: Wire,
+}
+
+/// How self-attention, which needs every row, is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelfAttention {
+    /// The user does both attentions of a block: workers send the block's tokens and get them back.
+    Paired,
+    /// The user attends, projections included: workers send normalised tokens.
+    Tokens,
+    /// The user attends: workers project, and send queries, keys and values.
+    Qkv,
+    /// Workers attend: each gets every row's keys and values, which gives the picture away. For
+    /// comparison only.
+    Broadcast,
+}
+
+/// Whether the workers may know the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// The user does the cross-attention: workers send queries.
+    Hidden,
+    /// Workers get the prompt's embedding once a picture.
+    Shared,
+}
+
+/// Number type of features on the wire. Statistics, latents and predictions are always sent whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// Exact.
+    F32,
+    /// 11 bits of precision, at most 65504.
+    F16,
+    /// 8 bits of precision, the range of f32.
+    Bf16,
+}
+
+impl Wire {
+    /// As safetensors names it.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+}
+
+/// What a worker is told of its place in the picture when a `resident` session opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resident {
+    /// Batch entries.
+    pub batch: usize,
+    /// Rows of the latents.
+    pub rows: usize,
+    /// Columns of the latents.
+    pub columns: usize,
+    /// Its rows of the coarsest level.
+    pub strip: Range<usize>,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// Who does what.
+    pub placement: Placement,
+}
+
+/// A worker's place at one level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Number of its rows.
+    pub rows: usize,
+    /// Whether its first row is an odd one of the picture.
+    pub odd: bool,
+    /// Whether there are rows above it.
+    pub above: bool,
+    /// Whether there are rows below it.
+    pub below: bool,
+}
+
+impl Seat {
+    /// The place at `level` of `strip`, which is of the coarsest level.
+    pub fn new(levels: &Levels, strip: &Range<usize>, level: usize) -> Self {
+        let rows = levels.scale(strip, level);
+        Self {
+            rows: rows.len(),
+            odd: rows.start % 2 == 1,
+            above: strip.start > 0,
+            below: strip.end < levels.coarsest(),
+        }
+    }
+}
+
+/// A point where every worker needs something from outside its strip.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exchange<'a> {
+    /// Of which layers.
+    pub of: Of<'a>,
+    /// Batch entries.
+    pub batch: usize,
+    /// Columns of the feature map.
+    pub columns: usize,
+    /// Level of the feature map.
+    pub level: usize,
+}
+
+/// What an exchange is about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Of<'a> {
+    /// A step begins: a strip of the noisy latents with its halo, and the timestep's embedding.
+    Begin {
+        /// The first convolution.
+        conv_in: &'a Conv2d,
+        /// Width of the embedding.
+        embedding: usize,
+        /// Tokens and width of the prompt's embedding, where it comes along.
+        prompt: Option<[usize; 2]>,
+    },
+    /// Normalisation and convolution: statistics, and edge rows before the normalisation.
+    NormConv(&'a GroupNorm, &'a Conv2d),
+    /// Normalisation alone: statistics.
+    Norm(&'a GroupNorm),
+    /// Convolution alone: edge rows.
+    Halo(&'a Conv2d),
+    /// Both attentions of a block: its tokens.
+    Paired(&'a TransformerBlock),
+    /// Self-attention by the user or over everybody's keys.
+    SelfAttention(&'a Attention, SelfAttention),
+    /// Cross-attention by the user: queries.
+    CrossAttention(&'a Attention),
+    /// A step ends: the strip of the prediction.
+    End {
+        /// Channels of the prediction.
+        channels: usize,
+    },
+}
+
+/// How a tensor is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// In the placement's [`Wire`] type.
+    Features,
+    /// In f32.
+    Exact,
+    /// In f64.
+    Statistics,
+}
+
+/// A tensor of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Its name in the message.
+    pub name: &'static str,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+    /// How it is written.
+    pub writing: Writing,
+}
+
+impl Item {
+    fn new(name: &'static str, shape: impl Into<Vec<usize>>, writing: Writing) -> Self {
+        Self {
+            name,
+            shape: shape.into(),
+            writing,
+        }
+    }
+
+    /// Its number type under `wire`.
+    pub fn dtype(&self, wire: Wire) -> Dtype {
+        match self.writing {
+            Writing::Features => wire.dtype(),
+            Writing::Exact => Dtype::F32,
+            Writing::Statistics => Dtype::F64,
+        }
+    }
+
+    /// Bytes of its numbers.
+    pub fn bytes(&self, wire: Wire) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype(wire).bitsize() / 8
+    }
+}
+
+/// Rows beyond a strip that a convolution reads: above, below.
+fn halo(layer: &Conv2d) -> [usize; 2] {
+    match (layer.kernel, layer.stride) {
+        (1, _) => [0, 0],
+        // An output row's centre is the upper one of its two input rows.
+        (_, 2) => [1, 0],
+        _ => [1, 1],
+    }
+}
+
+impl Exchange<'_> {
+    /// Names the exchange in messages; both sides must be at the same one.
+    pub fn label(&self) -> String {
+        match self.of {
+            Of::Begin { .. } => "begin".into(),
+            Of::NormConv(_, conv) => format!("norm+conv {}", conv.name),
+            Of::Norm(norm) => format!("norm {}", norm.name),
+            Of::Halo(conv) => format!("conv {}", conv.name),
+            Of::Paired(block) => format!("attentions {}", block.attn1.name),
+            Of::SelfAttention(layer, _) | Of::CrossAttention(layer) => {
+                format!("attention {}", layer.name)
+            }
+            Of::End { .. } => "end".into(),
+        }
+    }
+
+    /// What a worker at `seat` hands out.
+    pub fn from_worker(&self, seat: Seat) -> Vec<Item> {
+        match self.of {
+            Of::Begin { .. } => Vec::new(),
+            Of::NormConv(norm, conv) => {
+                let mut items = vec![self.statistics(norm)];
+                items.extend(self.edges(conv, seat, ["first", "last"]));
+                items
+            }
+            Of::Norm(norm) => vec![self.statistics(norm)],
+            Of::Halo(conv) => self.edges(conv, seat, ["first", "last"]),
+            Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
+            Of::SelfAttention(layer, SelfAttention::Qkv) => ["q", "k", "v"]
+                .map(|name| self.tokens(name, seat, layer.to_q.d_out))
+                .to_vec(),
+            Of::SelfAttention(layer, SelfAttention::Broadcast) => ["k", "v"]
+                .map(|name| self.tokens(name, seat, layer.to_k.d_out))
+                .to_vec(),
+            Of::SelfAttention(layer, _) => vec![self.tokens("x", seat, layer.to_q.d_in)],
+            Of::CrossAttention(layer) => vec![self.tokens("q", seat, layer.to_q.d_out)],
+            Of::End { channels } => {
+                let shape = [self.batch, channels, seat.rows, self.columns];
+                vec![Item::new("prediction", shape, Writing::Exact)]
+            }
+        }
+    }
+
+    /// What a worker at `seat`, of a picture of `rows` rows at this level, gets back.
+    pub fn to_worker(&self, seat: Seat, rows: usize) -> Vec<Item> {
+        match self.of {
+            Of::Begin {
+                conv_in,
+                embedding,
+                prompt,
+            } => {
+                let c = conv_in.c_in;
+                let shape = [self.batch, c, seat.rows, self.columns];
+                let mut items = vec![
+                    Item::new("x", shape, Writing::Exact),
+                    Item::new("embedding", [1, embedding], Writing::Exact),
+                ];
+                for mut edge in self.edges(conv_in, seat, ["above", "below"]) {
+                    edge.writing = Writing::Exact;
+                    items.push(edge);
+                }
+                if let Some([tokens, width]) = prompt {
+                    let shape = [self.batch, tokens, width];
+                    items.push(Item::new("prompt", shape, Writing::Exact));
+                }
+                items
+            }
+            Of::NormConv(norm, conv) => {
+                let mut items = vec![self.statistics(norm)];
+                items.extend(self.edges(conv, seat, ["above", "below"]));
+                items
+            }
+            Of::Norm(norm) => vec![self.statistics(norm)],
+            Of::Halo(conv) => self.edges(conv, seat, ["above", "below"]),
+            Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
+            Of::SelfAttention(layer, SelfAttention::Broadcast) => {
+                let all = Seat { rows, ..seat };
+                ["k", "v"]
+                    .map(|name| self.tokens(name, all, layer.to_k.d_out))
+                    .to_vec()
+            }
+            Of::SelfAttention(layer, SelfAttention::Qkv) => {
+                vec![self.tokens("y", seat, layer.to_q.d_out)]
+            }
+            Of::SelfAttention(layer, _) => vec![self.tokens("y", seat, layer.to_out.d_out)],
+            Of::CrossAttention(layer) => vec![self.tokens("y", seat, layer.to_q.d_out)],
+            Of::End { .. } => Vec::new(),
+        }
+    }
+
+    /// Mean and M2 of each group: of the strip up, of the whole down.
+    fn statistics(&self, norm: &GroupNorm) -> Item {
+        let shape = [self.batch * norm.groups, 2];
+        Item::new("moments", shape, Writing::Statistics)
+    }
+
+    fn tokens(&self, name: &'static str, seat: Seat, width: usize) -> Item {
+        let shape = [self.batch, seat.rows * self.columns, width];
+        Item::new(name, shape, Writing::Features)
+    }
+
+    /// The rows that travel for `conv`'s halo: as a worker gets them (`above`, `below`), or as it
+    /// hands them out (its `first` row is its upper neighbour's `below`).
+    fn edges(&self, conv: &Conv2d, seat: Seat, names: [&'static str; 2]) -> Vec<Item> {
+        let [above, below] = halo(conv);
+        let rows = match names {
+            ["first", "last"] => [below, above],
+            _ => [above, below],
+        };
+        let neighbours = [seat.above, seat.below];
+        let edges = names.into_iter().zip(rows).zip(neighbours);
+        edges
+            .filter(|((_, rows), neighbour)| *rows > 0 && *neighbour)
+            .map(|((name, rows), _)| {
+                let shape = [self.batch, conv.c_in, rows, self.columns];
+                Item::new(name, shape, Writing::Features)
+            })
+            .collect()
+    }
+}
+
+/// The tensors of an exchange, by name.
+pub type Tensors = HashMap<&'static str, Payload>;
+
+/// Checks that a message at `at` with `tensors` brings just `items`.
+///
+/// # Errors
+/// [`Error::Message`], [`Error::MissingTensor`], [`Error::WrongDtype`] or [`Error::WrongShape`], each
+/// naming the exchange or the tensor.
+pub fn accept(
+    exchange: &Exchange<'_>,
+    items: &[Item],
+    wire: Wire,
+    at: &str,
+    mut tensors: HashMap<String, Payload>,
+) -> Result<Tensors> {
+    let label = exchange.label();
+    if at != label {
+        return Err(Error::Message(format!(
+            "it is at {at:?}, this side at {label:?}"
+        )));
+    }
+    let mut accepted = Tensors::with_capacity(items.len());
+    for item in items {
+        let name = || format!("{label}: {}", item.name);
+        let payload = tensors
+            .remove(item.name)
+            .ok_or_else(|| Error::MissingTensor {
+                origin: "the message".into(),
+                name: name(),
+            })?;
+        if payload.dtype() != item.dtype(wire) {
+            return Err(Error::WrongDtype {
+                name: name(),
+                dtype: format!("{:?}", payload.dtype()),
+            });
+        }
+        if payload.shape() != item.shape {
+            return Err(Error::WrongShape {
+                name: name(),
+                want: item.shape.clone(),
+                got: payload.shape().to_vec(),
+            });
+        }
+        accepted.insert(item.name, payload);
+    }
+    match tensors.keys().next() {
+        Some(name) => Err(Error::Message(format!("{label}: nobody asked for {name}"))),
+        None => Ok(accepted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::strips;
+
+    const CONV: &str = "c";
+
+    fn norm() -> GroupNorm {
+        GroupNorm {
+            name: "n".into(),
+            channels: 8,
+            groups: 4,
+            eps: 1e-5,
+        }
+    }
+
+    fn names(items: &[Item]) -> Vec<&'static str> {
+        items.iter().map(|item| item.name).collect()
+    }
+
+    #[test]
+    fn what_one_hands_out_is_what_its_neighbour_gets() {
+        let levels = Levels::new(13, 3);
+        for stride in [1, 2] {
+            let conv = Conv2d {
+                stride,
+                ..Conv2d::same(CONV, 8, 8, 3)
+            };
+            for n in 1..=4 {
+                for level in 0..3 {
+                    let exchange = Exchange {
+                        of: Of::Halo(&conv),
+                        batch: 2,
+                        columns: 5,
+                        level,
+                    };
+                    let seats: Vec<Seat> = strips(levels.coarsest(), n)
+                        .iter()
+                        .map(|strip| Seat::new(&levels, strip, level))
+                        .collect();
+                    let find = |items: Vec<Item>, name| items.into_iter().find(|i| i.name == name);
+                    for (i, seat) in seats.iter().enumerate() {
+                        let got = exchange.to_worker(*seat, levels.rows(level));
+                        let shape = |item: Option<Item>| item.map(|item| item.shape);
+                        let above = i.checked_sub(1).map(|up| exchange.from_worker(seats[up]));
+                        let above = above.and_then(|items| find(items, "last"));
+                        assert_eq!(shape(find(got.clone(), "above")), shape(above));
+                        let below = seats.get(i + 1).map(|seat| exchange.from_worker(*seat));
+                        let below = below.and_then(|items| find(items, "first"));
+                        assert_eq!(shape(find(got, "below")), shape(below));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn anything_but_what_is_due_is_refused() {
+        let (norm, conv) = (norm(), Conv2d::same(CONV, 8, 8, 3));
+        let exchange = Exchange {
+            of: Of::NormConv(&norm, &conv),
+            batch: 1,
+            columns: 3,
+            level: 0,
+        };
+        let seat = Seat {
+            rows: 2,
+            odd: false,
+            above: false,
+            below: true,
+        };
+        let items = exchange.to_worker(seat, 4);
+        assert_eq!(names(&items), ["moments", "below"]);
+        let edge = |columns: usize| crate::host::HostTensor::zeros([1, 8, 1, columns]);
+        let good = || {
+            HashMap::from([
+                (
+                    "moments".to_owned(),
+                    Payload::of_moments(&[Default::default(); 4]),
+                ),
+                ("below".to_owned(), Payload::F32(edge(3))),
+            ])
+        };
+        let accept = |at: &str, tensors| super::accept(&exchange, &items, Wire::F32, at, tensors);
+        assert!(accept("norm+conv c", good()).is_ok());
+        assert!(matches!(accept("conv c", good()), Err(Error::Message(_))));
+        let with = |name: &str, payload: Payload| {
+            let mut tensors = good();
+            tensors.insert(name.to_owned(), payload);
+            accept("norm+conv c", tensors)
+        };
+        assert!(matches!(
+            with("below", edge(4).into()),
+            Err(Error::WrongShape { .. })
+        ));
+        assert!(matches!(
+            with("moments", edge(3).into()),
+            Err(Error::WrongDtype { .. })
+        ));
+        assert!(matches!(
+            with("above", edge(3).into()),
+            Err(Error::Message(_))
+        ));
+        let mut less = good();
+        less.remove("below");
+        assert!(matches!(
+            accept("norm+conv c", less),
+            Err(Error::MissingTensor { .. })
+        ));
+    }
+}

@@ -1,0 +1,274 @@
+//! Resident strips over real workers, against the unsplit picture and against what was promised.
+
+use serde_json::Value;
+use tests::golden::{Golden, MODELS, has_golden, repository};
+use tests::journey::{Files, Journey, lacuna};
+use tests::reference::psnr;
+
+/// The latents' own PSNR, over the range that they have.
+fn latents_psnr(split: &Files, local: &Files) -> f64 {
+    let values = |files: &Files| -> Vec<f64> {
+        files.latents().data.iter().map(|v| f64::from(*v)).collect()
+    };
+    let (split, local) = (values(split), values(local));
+    let range = local.iter().fold(0f64, |most, v| most.max(v.abs())) * 2.0;
+    psnr(&split, &local, range)
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// The number of rows at the coarsest level of the tiny models is two to four.
+const WORKERS: [usize; 4] = [1, 2, 3, 4];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strips_make_the_picture_that_the_whole_makes() {
+    for name in MODELS {
+        let journey = Journey::golden(&Golden::load(name)).with("--steps", "4");
+        let local = journey.go().await.unwrap();
+        let mut counts = 0;
+        for n in WORKERS {
+            let split = journey.clone().on_resident_strips(n);
+            for attention in ["paired", "tokens", "qkv", "broadcast"] {
+                for prompt in ["hidden", "shared"] {
+                    let split = split.clone().with("--self-attention", attention);
+                    let split = split.with("--workers-prompt", prompt).go().await;
+                    let split = match split {
+                        Err(error) if error.contains("coarsest") => continue,
+                        other => other.unwrap(),
+                    };
+                    let psnr = latents_psnr(&split, &local);
+                    let case = format!("{name}: {n} workers, {attention}, {prompt}");
+                    println!("{case}: {psnr:.1} dB");
+                    assert!(psnr >= 110.0, "{case}: {psnr:.1} dB");
+                    counts += 1;
+                }
+            }
+        }
+        assert!(counts >= 16, "{name}: only {counts} cases");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_the_bytes_cost_little_quality() {
+    for name in MODELS {
+        let journey = Journey::golden(&Golden::load(name));
+        let local = journey.go().await.unwrap();
+        let mut bytes = Vec::new();
+        for (wire, least) in [("f32", 110.0), ("f16", 60.0), ("bf16", 40.0)] {
+            let split = journey.clone().on_resident_strips(2).with("--wire", wire);
+            let split = split.go().await.unwrap();
+            let psnr = latents_psnr(&split, &local);
+            println!("{name}: {wire} {psnr:.1} dB");
+            assert!(psnr >= least, "{name}: {wire} {psnr:.1} dB");
+            bytes.push(
+                split.report()["kinds"]["attention"]["payload_up"]
+                    .as_u64()
+                    .unwrap(),
+            );
+        }
+        assert_eq!(bytes[1] * 2, bytes[0]);
+        assert_eq!(bytes[2] * 2, bytes[0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_picture_is_the_same_to_the_last_bit() {
+    if !has_golden("demo") {
+        println!("skipped: tests/goldens/demo.safetensors is not there (make_goldens.py makes it)");
+        return;
+    }
+    let golden = Golden::load("demo");
+    let journey = Journey::of(&golden, &repository().join("assets/demo-model"))
+        .with_noise(golden.host("pipe.latents0"))
+        .with("--steps", "10");
+    let local = journey.go().await.unwrap();
+    for (n, attention) in [(3, "paired"), (4, "qkv"), (8, "tokens")] {
+        let split = journey.clone().on_resident_strips(n);
+        let split = split
+            .with("--self-attention", attention)
+            .go()
+            .await
+            .unwrap();
+        assert!(
+            split.latents() == local.latents(),
+            "{n} workers, {attention}"
+        );
+        assert!(
+            split.png().rgb == local.png().rgb,
+            "{n} workers, {attention}"
+        );
+    }
+}
+
+/// What `lacuna cost` promises is what a run counts, kind by kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_are_those_that_were_promised() {
+    for (scheme, n, attention, prompt, wire) in [
+        ("ppidm", 1, "paired", "hidden", "f32"),
+        ("ppidm", 3, "paired", "hidden", "f32"),
+        ("ppidm", 16, "paired", "hidden", "f32"),
+        ("resident", 1, "paired", "hidden", "f32"),
+        ("resident", 2, "paired", "hidden", "f16"),
+        ("resident", 2, "tokens", "shared", "bf16"),
+        ("resident", 2, "qkv", "hidden", "f16"),
+        ("resident", 2, "broadcast", "shared", "f32"),
+    ] {
+        let case = format!("{scheme}, {n} workers, {attention}, {prompt}, {wire}");
+        let golden = Golden::load("sd1");
+        let steps = 3;
+        let journey = Journey::golden(&golden).with("--steps", steps.to_string());
+        let journey = journey.over_local_workers(n).with("--scheme", scheme);
+        let journey = journey.with("--self-attention", attention);
+        let journey = journey
+            .with("--workers-prompt", prompt)
+            .with("--wire", wire);
+        let report = journey.go().await.unwrap().report();
+        let [_, _, rows, columns] = golden.host("pipe.latents").dims().unwrap();
+        let promised = promise(scheme, n, attention, prompt, wire, [2, rows, columns]);
+        let calls = golden.host("pipe.timesteps").data.len();
+        let calls = if calls == 8 { steps } else { steps + calls - 8 };
+        let mut total = [0, 0];
+        for (kind, counted) in report["kinds"].as_object().unwrap() {
+            let of = |key: &str| counted[key].as_u64().unwrap();
+            let each = promised.iter().filter(|e| e.kind.to_string() == *kind);
+            let sum = each.fold([0, 0], |[up, down], e| {
+                [
+                    up + e.up.iter().sum::<usize>(),
+                    down + e.down.iter().sum::<usize>(),
+                ]
+            });
+            let mut want = sum.map(|bytes| (bytes * calls) as u64);
+            if kind == "latents" && prompt == "shared" {
+                // The prompt comes along once.
+                want[0] += n as u64 * golden_prompt_bytes(&golden);
+            }
+            assert_eq!(
+                [of("payload_up"), of("payload_down")],
+                want,
+                "{case}: {kind}"
+            );
+            assert!(of("bytes_up") > of("payload_up"), "{case}: {kind}");
+            total = [total[0] + want[0], total[1] + want[1]];
+        }
+        assert!(total.iter().all(|bytes| *bytes > 0), "{case}");
+    }
+}
+
+fn golden_prompt_bytes(golden: &Golden) -> u64 {
+    let unet = tests::golden::model_dir(golden.case()["name"].as_str().unwrap());
+    let unet = shared::unet::UNetConfig::from_file(&unet.join("unet/config.json"));
+    (2 * 77 * unet.unwrap().build().context_width * 4) as u64
+}
+
+fn promise(
+    scheme: &str,
+    workers: usize,
+    attention: &str,
+    prompt: &str,
+    wire: &str,
+    latents: [usize; 3],
+) -> Vec<orchestrator::cost::count::Counted> {
+    use orchestrator::schemes::{Scheme, Setting};
+    let unet = tests::golden::model_dir("sd1").join("unet/config.json");
+    let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
+    let setting = Setting {
+        scheme: if scheme == "ppidm" {
+            Scheme::Ppidm
+        } else {
+            Scheme::Resident
+        },
+        groupnorm: Default::default(),
+        placement: serde_json::from_value(serde_json::json!({
+            "self_attention": attention, "prompt": prompt, "wire": wire,
+        }))
+        .unwrap(),
+        latents,
+        tokens: 77,
+    };
+    let count = orchestrator::cost::count::count(&unet, &setting, workers).unwrap();
+    count.exchanges
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reported_work_is_all_of_the_work() {
+    let journey = Journey::golden(&Golden::load("sd2")).with("--steps", "4");
+    let alone = journey.go().await.unwrap().report();
+    let alone = alone["user"]["gflop"].as_f64().unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    for attention in ["paired", "qkv"] {
+        let split = journey.clone().on_resident_strips(2);
+        let report = split
+            .with("--self-attention", attention)
+            .go()
+            .await
+            .unwrap()
+            .report();
+        let workers = report["workers"].as_array().unwrap();
+        let of_workers: f64 = workers.iter().map(|w| number(&w["gflop"])).sum();
+        let all = of_workers + number(&report["user"]["gflop"]);
+        // Keys and values of the prompt are made once and not at every step.
+        assert!(
+            all <= alone * 1.001 && all > alone * 0.9,
+            "{attention}: {all} of {alone}"
+        );
+        assert!(of_workers > 0.4 * all, "{attention}: {of_workers} of {all}");
+        assert!(workers.iter().all(|w| number(&w["rows"]) == 0.5));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_workers_than_rows_are_refused() {
+    let journey = Journey::golden(&Golden::load("sd1")).on_resident_strips(16);
+    let error = journey.go().await.err().unwrap();
+    assert_names(&error, &["16 workers", "coarsest", "use at most"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_papers_tables_are_recomputed_cell_by_cell() {
+    let unet = repository().join("configs/models/sd15/unet/config.json");
+    let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
+    let cells = orchestrator::cost::paper::cells(&unet).unwrap();
+    assert_eq!(cells.len(), 3 * 3 * 6 + 7);
+    for cell in &cells {
+        // Either the digits agree or the reason is known, never both.
+        assert_eq!(cell.agrees(), cell.erratum.is_none(), "{cell:?}");
+    }
+    let find = |place: &str| cells.iter().find(|c| c.place == place).unwrap().recomputed;
+    assert!((find("one iteration") - 59.7).abs() < 0.05);
+    assert!((find("VIII convolution, up") - 18.5).abs() < 0.06);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cost_command_runs_and_refuses_nonsense() {
+    let model = repository().join("configs/models/sd15");
+    let cost = |more: &[&str]| {
+        let mut arguments = vec![
+            "cost".to_owned(),
+            "--model".into(),
+            model.display().to_string(),
+        ];
+        arguments.extend(more.iter().map(|a| (*a).to_owned()));
+        lacuna(arguments)
+    };
+    cost(&[]).await.unwrap();
+    cost(&["--json", "--scheme", "ppidm", "--batch", "2"])
+        .await
+        .unwrap();
+    cost(&["--paper-tables"]).await.unwrap();
+    for (arguments, parts) in [
+        (&["--size", "500x512"][..], &["width", "500"][..]),
+        (&["--size", "big"], &["512x768"]),
+        (&["--workers", "9"], &["9 workers", "8 rows"]),
+        (&["--workers", "0"], &["--workers 0"]),
+        (&["--uplink-mbps", "0"], &["--uplink-mbps"]),
+        (&["--wire", "f8"], &["f8", "bf16"]),
+    ] {
+        let error = cost(arguments).await.unwrap_err();
+        assert_names(&error, parts);
+    }
+}

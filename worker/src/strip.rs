@@ -1,0 +1,369 @@
+//! The executor over one worker's rows: the worker's side of the `resident` scheme.
+//!
+//! A strip keeps its rows of every feature map for a whole step and asks for what lies outside at
+//! the exchanges of [`shared::exchange`]. It knows no other worker and, unless the placement says
+//! so, no prompt.
+
+use std::collections::HashMap;
+
+use burn::tensor::Tensor;
+use shared::error::Error;
+use shared::exchange::{
+    Exchange, Item, Of, Prompt, Resident, Seat, SelfAttention, Tensors, Writing, accept,
+};
+use shared::executor::{Executor, attentions_apart};
+use shared::host::HostTensor;
+use shared::layers::{Attention, Conv2d, GroupNorm};
+use shared::partition::Levels;
+use shared::stats::Moments;
+use shared::unet::{CONV_IN, TimeEmbedding, TransformerBlock, UNet};
+use shared::weights::Weights;
+use shared::whole::{Conditioning, Whole};
+use shared::wire::Payload;
+use shared::{Result, ops};
+
+/// What a message brings: the label of the exchange that it is of, and its tensors.
+pub type Incoming = (String, HashMap<String, Payload>);
+
+/// The world beyond a strip.
+pub trait Outside {
+    /// Waits for the first message.
+    ///
+    /// # Errors
+    /// [`Error::Message`] when none will come: the session was closed.
+    fn wait(&mut self) -> Result<Incoming>;
+
+    /// Hands out what is due at the exchange `at` and waits for the next message.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    fn exchange(&mut self, at: String, out: HashMap<String, Payload>) -> Result<Incoming>;
+}
+
+/// Computes step after step over one strip until `outside` says no more.
+///
+/// # Errors
+/// [`Error::Message`] when the session is closed, which is how it ends; else what went wrong.
+pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outside) -> Result<()> {
+    let count = unet.levels();
+    let mut strip = Strip {
+        whole: Whole::without_prompt(weights),
+        rows: Levels::new(resident.rows, count),
+        columns: Levels::new(resident.columns, count),
+        level: 0,
+        begun: None,
+        knows_prompt: resident.placement.prompt == Prompt::Hidden,
+        resident,
+        outside,
+    };
+    let mut message = strip.outside.wait()?;
+    loop {
+        let x = strip.begin(unet, message)?;
+        let prediction = unet.forward(&mut strip, &x, 0.0)?;
+        let end = Of::End {
+            channels: unet.out_channels,
+        };
+        let out = HashMap::from([("prediction", Handed::Features(host(prediction)?))]);
+        let out = strip.hand_out(&strip.exchange(end), out)?;
+        message = strip.outside.exchange("end".into(), out)?;
+    }
+}
+
+/// A step's input beside the latents.
+struct Begun {
+    /// Of the timestep, `[1, D]`.
+    embedding: Tensor<2>,
+    /// Rows of the latents above and below the strip.
+    halo: Halo,
+}
+
+/// Rows next to a strip; none where the picture ends.
+type Halo = [Option<Tensor<4>>; 2];
+
+/// Something to hand out, not yet in its number type.
+enum Handed {
+    Features(HostTensor),
+    Statistics(Vec<Moments>),
+}
+
+/// Executes a U-Net over one strip.
+struct Strip<O> {
+    whole: Whole,
+    resident: Resident,
+    rows: Levels,
+    columns: Levels,
+    /// Level of the feature map that the walk is at.
+    level: usize,
+    begun: Option<Begun>,
+    knows_prompt: bool,
+    outside: O,
+}
+
+impl<O: Outside> Strip<O> {
+    fn seat(&self) -> Seat {
+        Seat::new(&self.rows, &self.resident.strip, self.level)
+    }
+
+    fn exchange<'a>(&self, of: Of<'a>) -> Exchange<'a> {
+        Exchange {
+            of,
+            batch: self.resident.batch,
+            columns: self.columns.rows(self.level),
+            level: self.level,
+        }
+    }
+
+    /// Takes a step's first message apart; gives the strip of the noisy latents.
+    fn begin(&mut self, unet: &UNet, (at, tensors): Incoming) -> Result<Tensor<4>> {
+        self.level = 0;
+        let begin = self.exchange(Of::Begin {
+            conv_in: &unet.conv_in,
+            embedding: unet.time.linear_2.d_out,
+            prompt: (!self.knows_prompt).then_some([self.resident.tokens, unet.context_width]),
+        });
+        let mut got = self.accept(&begin, &at, tensors)?;
+        if let Some(prompt) = got.remove("prompt") {
+            self.whole.set_prompt(Conditioning {
+                context: self.place(prompt)?,
+                added: None,
+            });
+            self.knows_prompt = true;
+        }
+        let x = self.take(&mut got, "x")?;
+        self.begun = Some(Begun {
+            embedding: self.take(&mut got, "embedding")?,
+            halo: self.take_halo(&mut got)?,
+        });
+        Ok(x)
+    }
+
+    /// Hands out `out`, waits, and gives what came back.
+    fn meet(&mut self, of: Of<'_>, out: HashMap<&'static str, Handed>) -> Result<Tensors> {
+        let exchange = self.exchange(of);
+        let out = self.hand_out(&exchange, out)?;
+        let (at, tensors) = self.outside.exchange(exchange.label(), out)?;
+        self.accept(&exchange, &at, tensors)
+    }
+
+    fn accept(
+        &self,
+        exchange: &Exchange<'_>,
+        at: &str,
+        tensors: HashMap<String, Payload>,
+    ) -> Result<Tensors> {
+        let items = exchange.to_worker(self.seat(), self.rows.rows(self.level));
+        accept(exchange, &items, self.resident.placement.wire, at, tensors)
+    }
+
+    /// `out` in the number types of the exchange; what it does not ask for stays.
+    fn hand_out(
+        &self,
+        exchange: &Exchange<'_>,
+        mut out: HashMap<&'static str, Handed>,
+    ) -> Result<HashMap<String, Payload>> {
+        let write = |item: Item| {
+            let dtype = item.dtype(self.resident.placement.wire);
+            let payload = match (out.remove(item.name), item.writing) {
+                (Some(Handed::Statistics(moments)), Writing::Statistics) => {
+                    Payload::of_moments(&moments)
+                }
+                (Some(Handed::Features(tensor)), _) => {
+                    Payload::write(&exchange.label(), tensor, dtype)?
+                }
+                _ => return Err(Error::Message(format!("no {} to hand out", item.name))),
+            };
+            Ok((item.name.to_owned(), payload))
+        };
+        exchange
+            .from_worker(self.seat())
+            .into_iter()
+            .map(write)
+            .collect()
+    }
+
+    fn place<const D: usize>(&self, payload: Payload) -> Result<Tensor<D>> {
+        payload
+            .into_tensor("a feature")?
+            .into_device(self.whole.device())
+    }
+
+    fn take<const D: usize>(&self, got: &mut Tensors, name: &str) -> Result<Tensor<D>> {
+        let payload = got.remove(name).ok_or_else(|| Error::MissingTensor {
+            origin: "the message".into(),
+            name: name.into(),
+        })?;
+        self.place(payload)
+    }
+
+    fn take_halo(&self, got: &mut Tensors) -> Result<Halo> {
+        let mut side = |name| {
+            got.remove(name)
+                .map(|payload| self.place(payload))
+                .transpose()
+        };
+        Ok([side("above")?, side("below")?])
+    }
+
+    /// First and last row, for the neighbours.
+    fn edges(&self, x: &Tensor<4>) -> Result<[(&'static str, Handed); 2]> {
+        let row = |at| Ok(Handed::Features(host(x.clone().narrow(2, at, 1))?));
+        let last = x.dims()[2] - 1;
+        Ok([("first", row(0)?), ("last", row(last)?)])
+    }
+
+    /// A convolution of the strip between its neighbours' rows.
+    fn convolve(
+        &mut self,
+        layer: &Conv2d,
+        x: Tensor<4>,
+        [above, below]: Halo,
+    ) -> Result<Tensor<4>> {
+        let seat = self.seat();
+        let [b, c, _, w] = x.dims();
+        let device = self.whole.device().clone();
+        let zeros = || Tensor::zeros([b, c, 1, w], &device);
+        let above = above.or_else(|| (!seat.above).then(zeros));
+        let below = below.or_else(|| (!seat.below).then(zeros));
+        let rows = above.into_iter().chain([x]).chain(below).collect();
+        let y = ops::conv2d_of_strip(self.whole.weights(), layer, Tensor::cat(rows, 2), seat.odd)?;
+        if layer.stride == 2 {
+            self.level += 1;
+        }
+        Ok(y)
+    }
+
+    /// Statistics of the whole feature map of which `x` is a strip.
+    fn merged(&self, norm: &GroupNorm, x: &Tensor<4>, got: &mut Tensors) -> Result<Vec<Moments>> {
+        let [_, c, _, w] = x.dims();
+        let count = c / norm.groups * self.rows.rows(self.level) * w;
+        let payload = got.remove("moments").ok_or_else(|| Error::MissingTensor {
+            origin: "the message".into(),
+            name: "moments".into(),
+        })?;
+        payload.into_moments(count)
+    }
+
+    fn normalise(&mut self, norm: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
+        let moments = ops::group_moments(x.clone(), norm.groups)?;
+        let out = HashMap::from([("moments", Handed::Statistics(moments))]);
+        let mut got = self.meet(Of::Norm(norm), out)?;
+        let merged = self.merged(norm, x, &mut got)?;
+        ops::group_norm_by(self.whole.weights(), norm, x.clone(), &merged, silu)
+    }
+}
+
+fn host<const D: usize>(x: Tensor<D>) -> Result<HostTensor> {
+    HostTensor::from_device(x)
+}
+
+impl<O: Outside> Executor for Strip<O> {
+    type Feature = Tensor<4>;
+    type Tokens = Tensor<3>;
+    type Embedding = Tensor<2>;
+    type Error = Error;
+
+    fn embed_time(&mut self, _: &TimeEmbedding, _: f64) -> Result<Tensor<2>> {
+        match &self.begun {
+            Some(begun) => Ok(begun.embedding.clone()),
+            None => Err(Error::Message("the step has not begun".into())),
+        }
+    }
+
+    fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if layer.kernel == 1 {
+            return self.whole.conv(layer, x);
+        }
+        let halo = match &mut self.begun {
+            Some(begun) if layer.name == CONV_IN => std::mem::take(&mut begun.halo),
+            _ => {
+                let out = HashMap::from(self.edges(x)?);
+                let mut got = self.meet(Of::Halo(layer), out)?;
+                self.take_halo(&mut got)?
+            }
+        };
+        self.convolve(layer, x.clone(), halo)
+    }
+
+    fn group_norm(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        self.normalise(layer, x, false)
+    }
+
+    fn group_norm_silu(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        self.normalise(layer, x, true)
+    }
+
+    fn norm_conv(&mut self, norm: &GroupNorm, conv: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        let moments = ops::group_moments(x.clone(), norm.groups)?;
+        let mut out = HashMap::from(self.edges(x)?);
+        out.insert("moments", Handed::Statistics(moments));
+        let mut got = self.meet(Of::NormConv(norm, conv), out)?;
+        let merged = self.merged(norm, x, &mut got)?;
+        let weights = self.whole.weights().clone();
+        let normalise = |x| ops::group_norm_by(&weights, norm, x, &merged, true);
+        // The neighbours' rows come as they were before the normalisation.
+        let [above, below] = self.take_halo(&mut got)?;
+        let halo = [
+            above.map(&normalise).transpose()?,
+            below.map(&normalise).transpose()?,
+        ];
+        self.convolve(conv, normalise(x.clone())?, halo)
+    }
+
+    fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
+        self.level = self.level.saturating_sub(1);
+        self.whole.upsample(x, like)
+    }
+
+    fn attentions(&mut self, block: &TransformerBlock, x: Tensor<3>) -> Result<Tensor<3>> {
+        if self.resident.placement.self_attention != SelfAttention::Paired {
+            return attentions_apart(self, block, x);
+        }
+        let out = HashMap::from([("x", Handed::Features(host(x)?))]);
+        let mut got = self.meet(Of::Paired(block), out)?;
+        self.take(&mut got, "x")
+    }
+
+    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let how = self.resident.placement.self_attention;
+        let of = Of::SelfAttention(layer, how);
+        let features = |x: &Tensor<3>| Ok::<_, Error>(Handed::Features(host(x.clone())?));
+        match how {
+            SelfAttention::Paired | SelfAttention::Tokens => {
+                let mut got = self.meet(of, HashMap::from([("x", features(x)?)]))?;
+                self.take(&mut got, "y")
+            }
+            SelfAttention::Qkv => {
+                let [q, k, v] = self.whole.project(layer, x, false)?;
+                let out = [
+                    ("q", features(&q)?),
+                    ("k", features(&k)?),
+                    ("v", features(&v)?),
+                ];
+                let mut got = self.meet(of, HashMap::from(out))?;
+                let y = self.take(&mut got, "y")?;
+                self.whole.linear(&layer.to_out, &y)
+            }
+            SelfAttention::Broadcast => {
+                let [q, k, v] = self.whole.project(layer, x, false)?;
+                let out = [("k", features(&k)?), ("v", features(&v)?)];
+                let mut got = self.meet(of, HashMap::from(out))?;
+                let all = [self.take(&mut got, "k")?, self.take(&mut got, "v")?];
+                let y = self.whole.attend_to(layer, q, all);
+                self.whole.linear(&layer.to_out, &y)
+            }
+        }
+    }
+
+    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        if self.resident.placement.prompt == Prompt::Shared {
+            return self.whole.cross_attention(layer, x);
+        }
+        let q = self.whole.linear(&layer.to_q, x)?;
+        let out = HashMap::from([("q", Handed::Features(host(q)?))]);
+        let mut got = self.meet(Of::CrossAttention(layer), out)?;
+        let y = self.take(&mut got, "y")?;
+        self.whole.linear(&layer.to_out, &y)
+    }
+
+    shared::whole_does_the_rest!(whole);
+}
