@@ -158,7 +158,9 @@ impl Whole {
 /// [`Whole`] in the field `$whole`.
 #[macro_export]
 macro_rules! whole_does_the_rest {
+    // The question marks turn the error into the executor's own, which may be the same.
     ($whole:ident) => {
+        #[allow(clippy::needless_question_mark)]
         fn add_embedding(
             &mut self,
             project: &$crate::layers::Linear,
@@ -168,6 +170,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.add_embedding(project, x, embedding)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn add(
             &mut self,
             a: Self::Feature,
@@ -176,6 +179,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.add(a, b)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn concat(
             &mut self,
             a: Self::Feature,
@@ -184,10 +188,12 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.concat(a, b)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn to_tokens(&mut self, x: &Self::Feature) -> Result<Self::Tokens, Self::Error> {
             Ok(self.$whole.to_tokens(x)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn to_feature(
             &mut self,
             x: Self::Tokens,
@@ -196,6 +202,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.to_feature(x, like)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn linear(
             &mut self,
             layer: &$crate::layers::Linear,
@@ -204,6 +211,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.linear(layer, x)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn layer_norm(
             &mut self,
             layer: &$crate::layers::LayerNorm,
@@ -212,6 +220,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.layer_norm(layer, x)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn feed_forward(
             &mut self,
             layer: &$crate::layers::FeedForward,
@@ -220,6 +229,7 @@ macro_rules! whole_does_the_rest {
             Ok(self.$whole.feed_forward(layer, x)?)
         }
 
+        #[allow(clippy::needless_question_mark)]
         fn add_tokens(
             &mut self,
             a: Self::Tokens,
