@@ -30,312 +30,33 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import math
 import os
-import time
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import demo_shapes as shapes
+from demo_networks import (
+    LATENT_CHANNELS,
+    TEXT_WIDTH,
+    new_autoencoder,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+    tokenize,
+    write_tokenizer,
+)
+from demo_training import Stage, process_count, rank, say, share, wait_for_all
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MAX_TOKENS = 77
-TEXT_WIDTH = 128
-LATENT_CHANNELS = 4
-LATENT_SIZE = shapes.PICTURE_SIZE // 4
-
-LATENT_DEVIATION = 0.4
-"""Standard deviation of the latents that the U-Net sees. The noise schedule ends with a little
-signal left (7 %); with larger latents a flat background's mean would show through that, the U-Net
-would learn to rely on it, and pure noise would have none to offer."""
-
-CHECKPOINT_SECONDS = 180
-
-LONGEST_STEP_SECONDS = 30
-"""A step that seems to take longer was suspended meanwhile; that time is not charged to the budget."""
-
-
-# ---------------------------------------------------------------------------------------------
-# Models
-
-
-def bytes_to_unicode() -> dict[int, str]:
-    """CLIP's printable stand-in for each byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printable))
-    return table
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE in CLIP's own format in which every word of a caption is one token.
-
-    Each word adds the merges that it still lacks. New merges rank below all earlier ones, so they
-    cannot break up a word that is whole already.
-    """
-    alphabet = list(bytes_to_unicode().values())
-    vocabulary = alphabet + [f"{letter}</w>" for letter in alphabet]
-    merges: list[tuple[str, str]] = []
-    for word in shapes.vocabulary():
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        for pair in merges:
-            pieces = _merge(pieces, pair)
-        while len(pieces) > 1:
-            pair = (pieces[0], pieces[1])
-            merges.append(pair)
-            vocabulary.append("".join(pair))
-            pieces = _merge(pieces, pair)
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    assert len(ids) == len(vocabulary)
-
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": MAX_TOKENS,
-        "do_lower_case": True,
-        "add_prefix_space": False,
-        "errors": "replace",
-        **special,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False))
-    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-
-
-def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    merged, i = [], 0
-    while i < len(pieces):
-        if tuple(pieces[i : i + 2]) == pair:
-            merged.append("".join(pair))
-            i += 2
-        else:
-            merged.append(pieces[i])
-            i += 1
-    return merged
-
-
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            hidden_act="quick_gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def new_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=shapes.PICTURE_SIZE,
-        scaling_factor=LATENT_DEVIATION,
-        force_upcast=False,
-    )
-
-
-def new_unet() -> UNet2DConditionModel:
-    """Three levels of 32, 16 and 8 rows. Attention at 32 rows would double the cost of a step and
-    a scene is composed at the coarser levels, so the finest has convolutions only (as in SDXL)."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64, 160),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        # With one channel a group (32 groups of 32) normalisation would erase flat colours.
-        norm_num_groups=8,
-    )
-
-
-def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's settings, with 2.x's velocity prediction. Our pictures are flat colours: at
-    high noise a small error of predicted noise is a large one of the colour (fifteen times, at the
-    first step), and plain backgrounds came out in the wrong colour or mottled."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# The training loop that all stages share
-
-
-def rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def process_count() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def share(batch: int) -> int:
-    """This process's part of a batch."""
-    return max(1, batch // process_count())
-
-
-def say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
-
-
-def wait_for_all() -> None:
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-def synchronise(parameters: list[nn.Parameter], elapsed: float) -> float:
-    """Averages the gradients over all processes and returns the first one's `elapsed` to all."""
-    if not distributed.is_initialized():
-        return elapsed
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    clock = torch.tensor([elapsed if rank() == 0 else 0.0], device=gradients[0].device)
-    flat = torch.cat([clock, *(gradient.flatten() for gradient in gradients)])
-    distributed.all_reduce(flat)
-    flat[1:] /= process_count()
-    parts = flat[1:].split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts):
-        gradient.copy_(part.view(gradient.shape))
-    return flat[0].item()
-
-
-class Stage:
-    """One stage: modules to train, a checkpoint file, and a budget of wall time.
-
-    The modules are filled from the checkpoint at once, if there is one.
-    Time spent in earlier runs counts, so an interrupted stage ends after its budget in total.
-    Of several processes the first keeps the clock, writes checkpoints and prints.
-    """
-
-    def __init__(self, name: str, work: Path, minutes: float, modules: dict[str, nn.Module], learning_rate: float):
-        self.name = name
-        self.file = work / f"{name}.pt"
-        self.budget = 60 * minutes
-        self.modules = modules
-        self.learning_rate = learning_rate
-        self.elapsed = 0.0
-        self.steps = 0
-        self.done = False
-        self._optimizer_state: dict | None = None
-        if self.file.exists():
-            self._load()
-        # Differs between processes, and after an interruption lest the same batches come again.
-        self.seed = [sum(name.encode()), rank(), self.steps]
-
-    def _load(self) -> None:
-        saved = torch.load(self.file, map_location="cpu", weights_only=True)
-        for name, module in self.modules.items():
-            module.load_state_dict(saved["modules"][name])
-        self.elapsed, self.steps, self.done = saved["elapsed"], saved["steps"], saved["done"]
-        self._optimizer_state = saved["optimizer"]
-
-    def run(
-        self,
-        parameters: list[nn.Parameter],
-        loss_of_batch: Callable[[], Tensor],
-        after_step: Callable[[], None] = lambda: None,
-        at_end: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Trains until the budget is spent. `at_end` may still change the modules before the last save."""
-        if self.done and self.elapsed >= self.budget:
-            return
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-        if self._optimizer_state:
-            optimizer.load_state_dict(self._optimizer_state)
-        torch.manual_seed(int(np.random.default_rng(self.seed).integers(2**62)))
-        last_saved = last_step = time.monotonic()
-        recent: list[float] = []
-        while self.elapsed < self.budget:
-            for group in optimizer.param_groups:
-                group["lr"] = self._current_learning_rate()
-            loss = loss_of_batch()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            now = time.monotonic()
-            step_seconds = min(now - last_step, LONGEST_STEP_SECONDS)
-            last_step = now
-            self.elapsed = synchronise(parameters, self.elapsed + step_seconds)
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            after_step()
-            self.steps += 1
-            recent.append(loss.detach().item())
-            if len(recent) == 100:
-                say(f"{self.name} step {self.steps} {self.elapsed / 60:.1f} min loss {np.mean(recent):.4f}")
-                recent.clear()
-            if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
-                self._save(optimizer)
-                last_saved = time.monotonic()
-        at_end()
-        self.done = True
-        self._save(optimizer)
-        wait_for_all()
-        self._load()
-        say(f"{self.name} done after {self.steps} steps")
-
-    def _current_learning_rate(self) -> float:
-        warm = min(1.0, (self.steps + 1) / 100)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.elapsed / self.budget)))
-
-    def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        if rank() != 0:
-            return
-        state = {
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizer": optimizer.state_dict(),
-            "elapsed": self.elapsed,
-            "steps": self.steps,
-            "done": self.done,
-        }
-        # Written aside and renamed, so that a reader or a crash never meets half a checkpoint.
-        aside = self.file.with_suffix(".tmp")
-        torch.save(state, aside)
-        aside.replace(self.file)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -385,10 +106,6 @@ class SceneReader(nn.Module):
         read, _ = self.attention(queries, tokens, tokens, need_weights=False)
         from_tokens = self.cell(queries + read).transpose(1, 2)
         return named / len(self.heads) + 10 * (F.mse_loss(from_end, small) + F.mse_loss(from_tokens, small))
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
 
 
 def train_text_encoder(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, options: argparse.Namespace) -> None:
