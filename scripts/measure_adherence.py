@@ -220,7 +220,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, help="the prompts of --pictures, one a line")
     parser.add_argument("--count", type=int, default=300, help="number of held-out prompts")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture's noise")
     parser.add_argument("--batch", type=int, default=12, help="pictures generated at a time")
     parser.add_argument("--json", type=Path, help="write the rates and every verdict here")

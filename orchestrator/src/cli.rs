@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, cost, generate, workers};
+use crate::commands::{bench, cost, generate, plan, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     Workers(workers::Arguments),
     /// Says what a scheme sends and computes, from a model's config alone.
     Cost(cost::Arguments),
+    /// Chooses the fastest placement that a policy allows.
+    Plan(plan::Arguments),
     /// Times U-Net calls of random weights under several schemes.
     Bench(bench::Arguments),
 }
@@ -34,6 +36,7 @@ impl Cli {
             Command::Generate(arguments) => generate::run(*arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
             Command::Cost(arguments) => cost::run(arguments).await,
+            Command::Plan(arguments) => plan::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
         }
     }

@@ -77,6 +77,24 @@ pub enum Error {
         /// Which worker and field, and why.
         reason: String,
     },
+    /// The file of a policy is wrong.
+    #[error("policy file {path}: {reason}")]
+    PolicyFile {
+        /// The file.
+        path: PathBuf,
+        /// Which rule, and why.
+        reason: String,
+    },
+    /// The policy forbids what was asked for.
+    #[error("the policy {policy} forbids it by its rule {rule}: {reason}")]
+    Policy {
+        /// The policy's file.
+        policy: PathBuf,
+        /// The rule.
+        rule: String,
+        /// What would break it.
+        reason: String,
+    },
     /// A worker in this process did not start.
     #[error("cannot start a worker on this machine: {0}")]
     LocalWorker(String),

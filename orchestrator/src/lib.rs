@@ -14,6 +14,7 @@
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed; each is an executor.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
+//! - [`policy`]: what a provider may see and does see, and the fastest plan under that.
 //! - [`cost`]: what a scheme sends and computes, without running it.
 //!
 //! At the edge:
@@ -34,6 +35,7 @@ pub mod noise;
 pub mod output;
 pub mod picture;
 pub mod pipeline;
+pub mod policy;
 pub mod report;
 pub mod schedulers;
 pub mod schemes;

@@ -27,7 +27,7 @@ const NOT_YET: [(&str, &str); 4] = [
 ];
 
 /// A model's directories, checked to be those of a supported pipeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelDir {
     /// `UNet2DConditionModel`.
     pub unet: PathBuf,
@@ -41,6 +41,8 @@ pub struct ModelDir {
     pub scheduler: PathBuf,
     /// The scheduler that the model was published with, e.g. `PNDMScheduler`.
     pub scheduler_class: String,
+    /// The guidance scale that its makers recommend, where they do.
+    pub guidance_scale: Option<f32>,
 }
 
 impl ModelDir {
@@ -73,6 +75,7 @@ impl ModelDir {
             "safety_checker",
         ]);
         index.keys.finish()?;
+        let guidance_scale = recommended_guidance(dir)?;
         Ok(Self {
             unet,
             vae,
@@ -80,8 +83,21 @@ impl ModelDir {
             tokenizer,
             scheduler,
             scheduler_class,
+            guidance_scale,
         })
     }
+}
+
+/// `guidance_scale` of the file in which a model's makers may leave recommended settings.
+fn recommended_guidance(dir: &Path) -> Result<Option<f32>> {
+    let path = dir.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let mut keys = ConfigReader::from_file(&path)?;
+    let guidance = keys.optional("guidance_scale")?;
+    keys.finish()?;
+    Ok(guidance)
 }
 
 /// `model_index.json` while it is read.
@@ -170,6 +186,21 @@ mod tests {
         let parts = ModelDir::open(dir.path()).unwrap();
         assert_eq!(parts.scheduler_class, "PNDMScheduler");
         assert_eq!(parts.text_encoder, dir.path().join("text_encoder"));
+    }
+
+    #[test]
+    fn a_recommended_guidance_is_read_and_nothing_else() {
+        let dir = model(|_| {});
+        let open = || ModelDir::open(dir.path());
+        assert_eq!(open().unwrap().guidance_scale, None);
+        let config = dir.path().join("generation_config.json");
+        std::fs::write(&config, r#"{"guidance_scale": 2.5}"#).unwrap();
+        assert_eq!(open().unwrap().guidance_scale, Some(2.5));
+        for wrong in [r#"{"guidance_scale": "much"}"#, r#"{"guidence": 2}"#, "{"] {
+            std::fs::write(&config, wrong).unwrap();
+            let message = open().unwrap_err().to_string();
+            assert!(message.contains("generation_config.json"), "{message}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Pipeline {
     pub unet: UNet,
     /// The U-Net's weights.
     pub weights: Weights,
+    /// The guidance scale that the model's makers recommend, where they do.
+    pub guidance_scale: Option<f32>,
     sample_size: Option<[usize; 2]>,
     scheduler: SchedulerConfig,
 }
@@ -85,6 +87,7 @@ impl Pipeline {
             text_encoder: ClipTextEncoder::load(&dir.text_encoder, variant, device)?,
             vae: Vae::load(&dir.vae, variant, device)?,
             scheduler: read_scheduler(&dir.scheduler)?,
+            guidance_scale: dir.guidance_scale,
             sample_size: config.sample_size,
             unet,
             weights,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::fleet::tally::{Kind, Tally, Traffic};
+use crate::policy::ledger::Ledger;
 
 /// The report of one run, all its pictures together.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -25,6 +26,8 @@ pub struct Report {
     pub workers: Vec<Worker>,
     /// Bytes by kind of layer, all workers together.
     pub kinds: BTreeMap<Kind, Traffic>,
+    /// What each provider saw.
+    pub ledger: Ledger,
 }
 
 /// Seconds by phase.

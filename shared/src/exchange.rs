@@ -15,26 +15,86 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Conv2d, GroupNorm};
 use crate::partition::Levels;
-use crate::unet::TransformerBlock;
+use crate::unet::{Transformer, TransformerBlock};
 use crate::wire::Payload;
 
 /// Where the parts of a U-Net call are computed that a strip alone cannot do, and how features travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Who attends to the whole picture.
-    pub self_attention: SelfAttention,
+    pub self_attention: Attentions,
     /// Whether workers may know the prompt.
     pub prompt: Prompt,
     /// Number type of features on the wire.
     pub wire: Wire,
 }
 
+/// Levels that a placement tells apart; those beyond are like the last.
+const LEVELS: usize = 8;
+
+/// How self-attention is done at each level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<SelfAttention>", into = "Vec<SelfAttention>")]
+pub struct Attentions([SelfAttention; LEVELS]);
+
+impl Attentions {
+    /// The same at every level.
+    pub fn all(how: SelfAttention) -> Self {
+        Self([how; LEVELS])
+    }
+
+    /// At `level`, from 0, the finest.
+    pub fn at(&self, level: usize) -> SelfAttention {
+        self.0[level.min(LEVELS - 1)]
+    }
+
+    /// The same with `how` at `level`.
+    pub fn with(mut self, level: usize, how: SelfAttention) -> Self {
+        self.0[level.min(LEVELS - 1)] = how;
+        self
+    }
+
+    /// Those of the first `levels` levels.
+    pub fn of_levels(&self, levels: usize) -> &[SelfAttention] {
+        &self.0[..levels.min(LEVELS)]
+    }
+}
+
+impl TryFrom<Vec<SelfAttention>> for Attentions {
+    type Error = String;
+
+    /// One for each level from the finest; further levels are like the last.
+    fn try_from(each: Vec<SelfAttention>) -> std::result::Result<Self, String> {
+        match each.last() {
+            Some(last) if each.len() <= LEVELS => Ok(Self(std::array::from_fn(|level| {
+                each.get(level).copied().unwrap_or(*last)
+            }))),
+            _ => Err(format!("one for each level, 1 to {LEVELS}")),
+        }
+    }
+}
+
+impl From<Attentions> for Vec<SelfAttention> {
+    fn from(attentions: Attentions) -> Self {
+        let mut each = attentions.0.to_vec();
+        // Further levels are like the last anyway.
+        while each.len() > 1 && each[each.len() - 1] == each[each.len() - 2] {
+            each.pop();
+        }
+        each
+    }
+}
+
 /// How self-attention, which needs every row, is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SelfAttention {
     /// The user does both attentions of a block: workers send the block's tokens and get them back.
+    #[default]
     Paired,
+    /// As paired, and the user does the transformer's normalisation and projection before its first
+    /// block too: workers send the feature map.
+    Fused,
     /// The user attends, projections included: workers send normalised tokens.
     Tokens,
     /// The user attends: workers project, and send queries, keys and values.
@@ -45,20 +105,22 @@ pub enum SelfAttention {
 }
 
 /// Whether the workers may know the prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// The user does the cross-attention: workers send queries.
+    #[default]
     Hidden,
     /// Workers get the prompt's embedding once a picture.
     Shared,
 }
 
 /// Number type of features on the wire. Statistics, latents and predictions are always sent whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wire {
     /// Exact.
+    #[default]
     F32,
     /// 11 bits of precision, at most 65504.
     F16,
@@ -151,6 +213,8 @@ pub enum Of<'a> {
     Norm(&'a GroupNorm),
     /// Convolution alone: edge rows.
     Halo(&'a Conv2d),
+    /// A transformer up to its first block's attentions: the feature map.
+    Enter(&'a Transformer),
     /// Both attentions of a block: its tokens.
     Paired(&'a TransformerBlock),
     /// Self-attention by the user or over everybody's keys.
@@ -228,6 +292,7 @@ impl Exchange<'_> {
             Of::NormConv(_, conv) => format!("norm+conv {}", conv.name),
             Of::Norm(norm) => format!("norm {}", norm.name),
             Of::Halo(conv) => format!("conv {}", conv.name),
+            Of::Enter(transformer) => format!("enter {}", transformer.name),
             Of::Paired(block) => format!("attentions {}", block.attn1.name),
             Of::SelfAttention(layer, _) | Of::CrossAttention(layer) => {
                 format!("attention {}", layer.name)
@@ -247,6 +312,11 @@ impl Exchange<'_> {
             }
             Of::Norm(norm) => vec![self.statistics(norm)],
             Of::Halo(conv) => self.edges(conv, seat, ["first", "last"]),
+            Of::Enter(transformer) => {
+                let channels = transformer.norm.channels;
+                let shape = [self.batch, channels, seat.rows, self.columns];
+                vec![Item::new("x", shape, Writing::Features)]
+            }
             Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
             Of::SelfAttention(layer, SelfAttention::Qkv) => ["q", "k", "v"]
                 .map(|name| self.tokens(name, seat, layer.to_q.d_out))
@@ -294,6 +364,10 @@ impl Exchange<'_> {
             }
             Of::Norm(norm) => vec![self.statistics(norm)],
             Of::Halo(conv) => self.edges(conv, seat, ["above", "below"]),
+            Of::Enter(transformer) => {
+                let width = transformer.proj_in.width();
+                vec![self.tokens("x", seat, width)]
+            }
             Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
             Of::SelfAttention(layer, SelfAttention::Broadcast) => {
                 let all = Seat { rows, ..seat };

@@ -7,11 +7,11 @@
 
 use crate::error::Error;
 use crate::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
-use crate::unet::{TimeEmbedding, TransformerBlock};
+use crate::unet::{Projection, TimeEmbedding, Transformer, TransformerBlock};
 
 /// Computes the operations of a U-Net over its own idea of a feature map.
 ///
-/// Only [`Self::norm_conv`] and [`Self::attentions`] have bodies: they are compositions that an
+/// Only [`Self::norm_conv`], [`Self::enter`] and [`Self::attentions`] have bodies: they are compositions that an
 /// executor may do in one exchange, by overriding them.
 pub trait Executor {
     /// A feature map, `[B, C, H, W]`. Cloning is cheap.
@@ -127,6 +127,16 @@ pub trait Executor {
         b: &Self::Tokens,
     ) -> Result<Self::Tokens, Self::Error>;
 
+    /// A transformer up to its first block's attentions: normalisation, projection, tokens, and those
+    /// attentions.
+    fn enter(
+        &mut self,
+        transformer: &Transformer,
+        x: &Self::Feature,
+    ) -> Result<Self::Tokens, Self::Error> {
+        enter_apart(self, transformer, x)
+    }
+
     /// Both attentions of a transformer block with their norms and residuals.
     fn attentions(
         &mut self,
@@ -140,6 +150,32 @@ pub trait Executor {
     /// who compare or record activations.
     fn observe(&mut self, _block: &str, _x: &Self::Feature) -> Result<(), Self::Error> {
         Ok(())
+    }
+}
+
+/// [`Executor::enter`] one operation after the other.
+///
+/// # Errors
+/// Those of the executor.
+pub fn enter_apart<E: Executor + ?Sized>(
+    executor: &mut E,
+    transformer: &Transformer,
+    x: &E::Feature,
+) -> Result<E::Tokens, E::Error> {
+    let h = executor.group_norm(&transformer.norm, x)?;
+    let tokens = match &transformer.proj_in {
+        Projection::Conv(conv) => {
+            let h = executor.conv(conv, &h)?;
+            executor.to_tokens(&h)?
+        }
+        Projection::Linear(linear) => {
+            let tokens = executor.to_tokens(&h)?;
+            executor.linear(linear, &tokens)?
+        }
+    };
+    match transformer.blocks.first() {
+        Some(block) => executor.attentions(block, tokens),
+        None => Ok(tokens),
     }
 }
 

@@ -38,6 +38,13 @@ pub struct Operation {
     pub flop: u64,
 }
 
+impl Operation {
+    /// Whether it makes keys or values of the prompt, which are the same at every step.
+    pub fn makes_prompt_keys(&self) -> bool {
+        self.layer.ends_with("attn2.to_k") || self.layer.ends_with("attn2.to_v")
+    }
+}
+
 /// Every operation of one call on `[batch, in_channels, rows, columns]` with a prompt of `prompt`
 /// tokens, in the walk's order.
 ///

@@ -1,5 +1,7 @@
 //! The whole tensor on one device: the `local` scheme, and what every other scheme must equal.
 
+use std::collections::HashMap;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::error::{Error, Result};
@@ -35,6 +37,8 @@ pub struct Whole {
     weights: Weights,
     /// None where the prompt is not to be known.
     conditioning: Option<Conditioning>,
+    /// Keys and values of the prompt by layer: the same at every step.
+    prompt_keys: HashMap<String, [Tensor<3>; 2]>,
     flop: u64,
     observer: Option<Observer>,
 }
@@ -53,6 +57,7 @@ impl Whole {
         Self {
             weights,
             conditioning: None,
+            prompt_keys: HashMap::new(),
             flop: 0,
             observer: None,
         }
@@ -61,6 +66,7 @@ impl Whole {
     /// From now on knows the prompt.
     pub fn set_prompt(&mut self, conditioning: Conditioning) {
         self.conditioning = Some(conditioning);
+        self.prompt_keys.clear();
     }
 
     /// The prompt's embedding, `[B, T, D]`, where it is known.
@@ -112,20 +118,25 @@ impl Whole {
         Ok([q, k, v])
     }
 
-    /// Keys and values of the prompt, `[B, 77, C]`, for a cross-attention layer.
+    /// Keys and values of the prompt, `[B, 77, C]`, for a cross-attention layer; made once.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] when the weights lack the layer, [`Error::Message`] when the prompt is
     /// not known here.
     pub fn prompt_keys(&mut self, layer: &Attention) -> Result<[Tensor<3>; 2]> {
+        if let Some(keys) = self.prompt_keys.get(&layer.name) {
+            return Ok(keys.clone());
+        }
         let context = match &self.conditioning {
             Some(conditioning) => conditioning.context.clone(),
             None => return Err(Error::Message("the prompt is not known here".into())),
         };
-        Ok([
+        let keys = [
             self.apply(&layer.to_k, context.clone())?,
             self.apply(&layer.to_v, context)?,
-        ])
+        ];
+        self.prompt_keys.insert(layer.name.clone(), keys.clone());
+        Ok(keys)
     }
 
     /// The products of an attention layer: `[B, T, C]` from `q` `[B, T, C]`, `k` and `v` `[B, S, C]`.

@@ -102,7 +102,7 @@ impl State {
             let bytes = &buffer[..read];
             let head = String::from_utf8_lossy(&bytes[..read.min(200)]);
             let line = head.lines().next().unwrap_or_default();
-            if line.starts_with("POST ") && line.contains("/run ") {
+            if line.starts_with("POST ") && (line.contains("/run ") || line.contains("/advance ")) {
                 let number = self.runs.fetch_add(1, Ordering::SeqCst) + 1;
                 if number == self.at {
                     self.due.store(true, Ordering::SeqCst);

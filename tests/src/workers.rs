@@ -111,7 +111,8 @@ pub async fn tampering_worker<R: IntoResponse>(
     let layer = from_fn(move |request: Request, next: Next| {
         let (runs, tamper) = (runs.clone(), tamper.clone());
         async move {
-            let is_run = request.uri().path().ends_with("/run");
+            let path = request.uri().path();
+            let is_run = path.ends_with("/run") || path.ends_with("/advance");
             let response: Response = next.run(request).await;
             if is_run && runs.fetch_add(1, Ordering::Relaxed) + 1 == k {
                 let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
@@ -134,9 +135,22 @@ pub fn endless_body() -> Body {
 
 /// Writes a workers file that lists `urls` with their tokens, each a provider of its own.
 pub fn fleet_file(folder: &Path, workers: &[(&str, Option<&str>)]) -> PathBuf {
+    let of_each = |i| format!("p{i}");
+    fleet_file_of(folder, workers, of_each)
+}
+
+/// The same with the `i`-th worker at `provider(i)`.
+pub fn fleet_file_of(
+    folder: &Path,
+    workers: &[(&str, Option<&str>)],
+    provider: impl Fn(usize) -> String,
+) -> PathBuf {
     let entries = workers.iter().enumerate().map(|(i, (url, token))| {
         let token = token.map_or(String::new(), |t| format!("token = \"{t}\"\n"));
-        format!("[[worker]]\nurl = \"{url}\"\nprovider = \"p{i}\"\n{token}")
+        format!(
+            "[[worker]]\nurl = \"{url}\"\nprovider = \"{}\"\n{token}",
+            provider(i)
+        )
     });
     let path = folder.join("workers.toml");
     std::fs::write(&path, entries.collect::<String>()).unwrap();

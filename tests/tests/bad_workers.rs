@@ -5,10 +5,9 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use serde_json::Value;
 use shared::host::HostTensor;
-use shared::wire::{Message, Payload, ReplyHeader};
+use shared::wire::{Message, Payload};
 use tests::golden::Golden;
 use tests::journey::{Journey, lacuna};
 use tests::proxy::{Failure, Proxy};
@@ -19,26 +18,37 @@ use worker::Options;
 
 /// The model of most tests: the one whose pictures take least.
 const MODEL: &str = "odd";
-/// The piece of work that goes wrong, of hundreds.
-const MIDDLE: usize = 100;
+/// The request that goes wrong, of a hundred or hundreds.
+const MIDDLE: usize = 40;
+/// Every scheme that has workers.
+const SCHEMES: [&str; 2] = ["ppidm", "resident"];
 
 /// A short journey over `workers`, with their tokens.
-fn journey(workers: &[(&str, Option<&str>)]) -> Journey {
+fn journey(scheme: &str, workers: &[(&str, Option<&str>)]) -> Journey {
     let journey = Journey::golden(&Golden::load(MODEL)).with("--steps", "3");
     let fleet = fleet_file(journey.file("").as_path(), workers);
-    journey.with("--scheme", "ppidm").with("--workers", fleet)
+    journey.with("--scheme", scheme).with("--workers", fleet)
+}
+
+/// What a journey by the paper's scheme over a good worker and the one at `bad` ends with.
+async fn failure_with(bad: &str, token: Option<&str>) -> String {
+    failure_of(SCHEMES[0], bad, token).await
 }
 
 /// What a journey over a good worker and the one at `bad` ends with. That no file is left is seen
 /// to by `go`.
-async fn failure_with(bad: &str, token: Option<&str>) -> String {
+async fn failure_of(scheme: &str, bad: &str, token: Option<&str>) -> String {
     let good = RunningWorker::start(MODEL, &Options::default()).await;
     let mut workers = [(good.url.as_str(), None), (bad, token)];
-    let first = journey(&workers).go().await.err().expect("a failure");
+    let first = journey(scheme, &workers)
+        .go()
+        .await
+        .err()
+        .expect("a failure");
     check_line(&first, bad, &good.url);
     // Their order makes no difference to who is named.
     workers.reverse();
-    let journey = journey(&workers);
+    let journey = journey(scheme, &workers);
     if let Err(second) = journey.go().await {
         check_line(&second, bad, &good.url);
     }
@@ -82,14 +92,16 @@ async fn a_machine_accepts_and_says_nothing_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_dies_in_the_middle() {
-    let worker = RunningWorker::start(MODEL, &Options::default()).await;
-    let good = RunningWorker::start(MODEL, &Options::default()).await;
-    let proxy = Proxy::start(&worker.url, MIDDLE, Failure::ForGood);
-    let journey = journey(&[(&good.url, None), (&proxy.url, None)]);
-    let error = journey.go().await.err().expect("a failure");
-    check_line(&error, &proxy.url, &good.url);
-    assert_names(&error, &["does not answer"]);
-    assert_eq!((proxy.failures(), proxy.runs()), (1, MIDDLE));
+    for scheme in SCHEMES {
+        let worker = RunningWorker::start(MODEL, &Options::default()).await;
+        let good = RunningWorker::start(MODEL, &Options::default()).await;
+        let proxy = Proxy::start(&worker.url, MIDDLE, Failure::ForGood);
+        let journey = journey(scheme, &[(&good.url, None), (&proxy.url, None)]);
+        let error = journey.go().await.err().expect("a failure");
+        check_line(&error, &proxy.url, &good.url);
+        assert_names(&error, &["does not answer"]);
+        assert_eq!((proxy.failures(), proxy.runs()), (1, MIDDLE));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +140,7 @@ async fn a_worker_wants_another_token() {
         // Neither token is for others to read.
         assert!(!error.contains("right one") && !error.contains("wrong one"));
     }
-    let journey = journey(&[(&worker.url, Some("the right one"))]);
+    let journey = journey("ppidm", &[(&worker.url, Some("the right one"))]);
     assert_eq!(journey.go().await.unwrap().names().len(), 3);
 }
 
@@ -161,35 +173,74 @@ async fn the_address_is_that_of_something_else() {
 }
 
 /// The reply of [`tampering_worker`], taken apart.
-fn taken_apart(reply: &Bytes) -> Message<ReplyHeader> {
+fn taken_apart(reply: &Bytes) -> Message<Value> {
     Message::decode(reply).unwrap()
 }
 
 /// The reply with each of its tensors changed.
-fn changed(reply: &Bytes, change: impl Fn(&mut HostTensor)) -> Vec<u8> {
+fn changed(reply: &Bytes, change: impl Fn(Payload) -> Payload) -> Vec<u8> {
     let mut message = taken_apart(reply);
-    for payload in message.tensors.values_mut() {
-        match payload {
-            Payload::F32(tensor) => change(tensor),
-            _ => panic!("expected features"),
+    let tensors = message.tensors.into_iter();
+    message.tensors = tensors.map(|(name, t)| (name, change(t))).collect();
+    message.encode().unwrap()
+}
+
+/// Sizes and values of a tensor, changed.
+fn refilled(payload: Payload, change: impl Fn(&mut Vec<usize>, &mut Vec<f64>)) -> Payload {
+    let mut shape = payload.shape().to_vec();
+    match payload {
+        Payload::F64 { mut data, .. } => {
+            change(&mut shape, &mut data);
+            Payload::F64 { shape, data }
+        }
+        other => {
+            let tensor = other.into_tensor("a tensor").unwrap();
+            let mut data = tensor.data.into_iter().map(f64::from).collect();
+            change(&mut shape, &mut data);
+            let data = data.into_iter().map(|x| x as f32).collect();
+            HostTensor::new(shape, data).unwrap().into()
         }
     }
-    message.encode().unwrap()
+}
+
+/// The tensor in the number type that it should not have.
+fn retyped(payload: Payload) -> Payload {
+    match payload {
+        Payload::F64 { shape, data } => {
+            let data = data.into_iter().map(|x| x as f32).collect();
+            HostTensor::new(shape, data).unwrap().into()
+        }
+        other => {
+            let tensor = other.into_tensor("a tensor").unwrap();
+            Payload::F64 {
+                shape: tensor.shape,
+                data: tensor.data.into_iter().map(f64::from).collect(),
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_that_are_not_what_was_asked_for() {
+    for scheme in SCHEMES {
+        wrong_replies(scheme).await;
+    }
+}
+
+async fn wrong_replies(scheme: &str) {
     let garbage = |_: Bytes| vec![0xa5u8; 4096];
     let nothing = |_: Bytes| Vec::<u8>::new();
     let half = |reply: Bytes| reply[..reply.len() / 2].to_vec();
-    let rows = |reply: Bytes| {
-        changed(&reply, |t| {
-            t.shape.insert(0, 1);
-        })
+    let with = |change: fn(&mut Vec<usize>, &mut Vec<f64>)| {
+        move |reply: Bytes| changed(&reply, |t| refilled(t, change))
     };
-    let short = |reply: Bytes| changed(&reply, |t| *t = HostTensor::zeros([1]));
-    let poison = |reply: Bytes| changed(&reply, |t| t.data[0] = f32::NAN);
-    let overflow = |reply: Bytes| changed(&reply, |t| t.data[0] = f32::INFINITY);
+    let rows = with(|shape, _| shape.insert(0, 1));
+    let short = with(|shape, data| {
+        *shape = vec![1];
+        data.truncate(1);
+    });
+    let poison = with(|_, data| data[0] = f64::NAN);
+    let overflow = with(|_, data| data[0] = f64::INFINITY);
     let renamed = |reply: Bytes| {
         let mut message = taken_apart(&reply);
         let tensors = message.tensors.drain();
@@ -198,18 +249,11 @@ async fn replies_that_are_not_what_was_asked_for() {
     };
     let number = |reply: Bytes| {
         let mut message = taken_apart(&reply);
-        message.header.sequence += 1;
+        let sequence = message.header["sequence"].as_u64().unwrap();
+        message.header["sequence"] = (sequence + 1).into();
         message.encode().unwrap()
     };
-    let doubles = |reply: Bytes| {
-        let message = taken_apart(&reply);
-        let (name, tensor) = message.tensors.iter().next().unwrap();
-        let data = vec![0; tensor.shape().iter().product::<usize>() * 8];
-        let view = TensorView::new(Dtype::F64, tensor.shape().to_vec(), &data).unwrap();
-        let header = serde_json::to_string(&message.header).unwrap();
-        let metadata = Some([("lacuna".to_owned(), header)].into());
-        safetensors::serialize([(name.as_str(), view)], metadata).unwrap()
-    };
+    let doubles = |reply: Bytes| changed(&reply, retyped);
     let page = |_: Bytes| Html("<html>\n<body>Log in to the hotel's network</body>\n</html>");
     let broken = |_: Bytes| (StatusCode::INTERNAL_SERVER_ERROR, "stack\ntrace\n");
     let rude = |_: Bytes| {
@@ -240,7 +284,7 @@ async fn replies_that_are_not_what_was_asked_for() {
             boxed(number),
             &["nonsense", "it answered"],
         ),
-        ("doubles", boxed(doubles), &["nonsense", "F64"]),
+        ("another type", boxed(doubles), &["nonsense", "F64"]),
         ("a page", boxed(page), &["nonsense"]),
         ("broken", boxed(broken), &["500", "stack"]),
         ("rude", boxed(rude), &["422", "line one"]),
@@ -250,8 +294,8 @@ async fn replies_that_are_not_what_was_asked_for() {
     for (case, tamper, parts) in cases {
         let tamper = std::sync::Arc::new(tamper);
         let url = tampering_worker(MODEL, MIDDLE, move |reply| tamper(reply)).await;
-        println!("{case}: {}", {
-            let error = failure_with(&url, None).await;
+        println!("{scheme}, {case}: {}", {
+            let error = failure_of(scheme, &url, None).await;
             assert_names(&error, parts);
             error
         });
@@ -261,39 +305,54 @@ async fn replies_that_are_not_what_was_asked_for() {
 /// The first thing that a worker is asked for is the statistics of a group normalisation.
 #[tokio::test(flavor = "multi_thread")]
 async fn statistics_that_cannot_be() {
-    let negative = |reply: Bytes| {
+    for scheme in SCHEMES {
+        let negative = |reply: Bytes| {
+            changed(&reply, |payload| match payload {
+                Payload::F64 { shape, data } => {
+                    let data = vec![-1.0; data.len()];
+                    Payload::F64 { shape, data }
+                }
+                other => other,
+            })
+        };
+        let url = tampering_worker(MODEL, 1, negative).await;
+        let error = failure_of(scheme, &url, None).await;
+        assert_names(&error, &["nonsense", "below zero"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walk_that_is_somewhere_else() {
+    let lost = |reply: Bytes| {
         let mut message = taken_apart(&reply);
-        for payload in message.tensors.values_mut() {
-            let Payload::F64 { data, .. } = payload else {
-                panic!("expected statistics");
-            };
-            data.fill(-1.0);
-        }
+        message.header["at"] = "norm of another model\u{7}".into();
         message.encode().unwrap()
     };
-    let url = tampering_worker(MODEL, 1, negative).await;
-    let error = failure_with(&url, None).await;
-    assert_names(&error, &["nonsense", "below zero"]);
+    let url = tampering_worker(MODEL, MIDDLE, lost).await;
+    let error = failure_of("resident", &url, None).await;
+    assert_names(&error, &["nonsense", "norm of another model"]);
 }
 
 /// The same picture with a connection that fails once as with one that does not.
 async fn survives(failure: Failure) {
-    let one = RunningWorker::start(MODEL, &Options::default()).await;
-    let two = RunningWorker::start(MODEL, &Options::default()).await;
-    let whole = journey(&[(&one.url, None), (&two.url, None)]);
-    let whole = whole.go().await.unwrap();
-    let proxy = Proxy::start(&two.url, MIDDLE, failure);
-    let shaken = journey(&[(&one.url, None), (&proxy.url, None)]);
-    let shaken = shaken.go().await.unwrap();
-    assert_eq!(proxy.failures(), 1, "{failure:?}");
-    assert_eq!(shaken.latents(), whole.latents(), "{failure:?}");
-    assert_eq!(shaken.png().rgb, whole.png().rgb, "{failure:?}");
-    // One piece of work went over the line twice, and was asked for once.
-    let asked = whole.report()["workers"][1]["requests"].as_u64().unwrap();
-    assert_eq!(proxy.runs() as u64, asked + 1, "{failure:?}");
-    let retried = &shaken.report()["workers"][1];
-    assert_eq!(retried["requests"], asked, "{failure:?}");
-    assert_eq!(two.service.open_sessions(), 0);
+    for scheme in SCHEMES {
+        let one = RunningWorker::start(MODEL, &Options::default()).await;
+        let two = RunningWorker::start(MODEL, &Options::default()).await;
+        let whole = journey(scheme, &[(&one.url, None), (&two.url, None)]);
+        let whole = whole.go().await.unwrap();
+        let proxy = Proxy::start(&two.url, MIDDLE, failure);
+        let shaken = journey(scheme, &[(&one.url, None), (&proxy.url, None)]);
+        let shaken = shaken.go().await.unwrap();
+        assert_eq!(proxy.failures(), 1, "{scheme}, {failure:?}");
+        assert_eq!(shaken.latents(), whole.latents(), "{scheme}, {failure:?}");
+        assert_eq!(shaken.png().rgb, whole.png().rgb, "{scheme}, {failure:?}");
+        // One piece of work went over the line twice, and was asked for once.
+        let asked = whole.report()["workers"][1]["requests"].as_u64().unwrap();
+        assert_eq!(proxy.runs() as u64, asked + 1, "{scheme}, {failure:?}");
+        let retried = &shaken.report()["workers"][1];
+        assert_eq!(retried["requests"], asked, "{scheme}, {failure:?}");
+        assert_eq!(two.service.open_sessions(), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

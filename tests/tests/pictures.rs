@@ -5,7 +5,7 @@ use orchestrator::pipeline::Pipeline;
 use serde_json::Value;
 use shared::device::OpenDevice;
 use shared::host::HostTensor;
-use shared::survey::survey;
+use shared::survey::{Operation, survey};
 use tests::golden::{Golden, MODELS, compare, golden_png, has_golden, model_dir, repository};
 use tests::journey::{Files, Journey, Png, lacuna};
 use tests::reference::psnr;
@@ -219,7 +219,10 @@ async fn the_report_adds_up() {
     let unet = pipeline("sd1").unet;
     let operations = survey(&unet, [2, rows, columns], PROMPT_TOKENS).unwrap();
     let calls = golden.host("pipe.timesteps").data.len();
-    let want = operations.iter().map(|o| o.flop).sum::<u64>() as f64 * calls as f64 / 1e9;
+    let (keys, others): (Vec<_>, Vec<_>) = operations.iter().partition(|o| o.makes_prompt_keys());
+    let gflop = |of: Vec<&Operation>| of.iter().map(|o| o.flop).sum::<u64>() as f64 / 1e9;
+    // Keys and values of the prompt are made once.
+    let want = gflop(others) * calls as f64 + gflop(keys);
     let of_workers: f64 = workers.iter().map(|w| number(&w["gflop"])).sum();
     let split = of_workers + number(&report["user"]["gflop"]);
     assert_close("GFLOP of all", split, want, 0.01);
@@ -352,8 +355,13 @@ async fn the_bench_and_workers_commands_run() {
     let config = model_dir("odd").join("unet/config.json");
     let bench = ["bench", "--rows", "6", "--columns", "5", "--calls", "1"];
     let bench = bench.into_iter().chain(["--device", "cpu", "--config"]);
-    let bench = bench.chain([config.to_str().unwrap()]);
-    lacuna(bench).await.unwrap();
+    let bench = bench.chain([config.to_str().unwrap(), "--local-workers", "2"]);
+    lacuna(bench.clone()).await.unwrap();
+    lacuna(bench.clone().chain(["--link", "900,900,1", "--json"]))
+        .await
+        .unwrap();
+    let error = lacuna(bench.chain(["--link", "7g"])).await.unwrap_err();
+    assert_names(&error, &["7g", "fibre"]);
     let error = lacuna(["workers", "--workers", "/nowhere.toml"]).await;
     assert_names(&error.unwrap_err(), &["/nowhere.toml"]);
 }

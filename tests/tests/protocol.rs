@@ -422,10 +422,10 @@ async fn malformed_bodies_are_refused() {
         let refusal = caller.run(&session, body).await.refusal(422);
         assert!(refusal.contains("malformed message"), "{refusal}");
     }
-    for (dtype, width) in [(Dtype::F64, 8), (Dtype::F16, 2), (Dtype::I32, 4)] {
+    for (dtype, width) in [(Dtype::F64, 8), (Dtype::I16, 2), (Dtype::I32, 4)] {
         let data = vec![0; 60 * width];
         let view = TensorView::new(dtype, vec![1, 4, 5, 3], &data).unwrap();
-        let work = json!([{"op": "conv", "layer": "conv_in"}]);
+        let work = json!([{"op": "conv", "layer": "conv_in", "odd": false}]);
         let body = safetensors::serialize([("0.x", view)], header(work)).unwrap();
         let refusal = caller.run(&session, body).await.refusal(422);
         let name = format!("{dtype:?}");

@@ -11,12 +11,12 @@ use shared::error::Error;
 use shared::exchange::{
     Exchange, Item, Of, Prompt, Resident, Seat, SelfAttention, Tensors, Writing, accept,
 };
-use shared::executor::{Executor, attentions_apart};
+use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::Levels;
 use shared::stats::Moments;
-use shared::unet::{CONV_IN, TimeEmbedding, TransformerBlock, UNet};
+use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
 use shared::wire::Payload;
@@ -102,6 +102,11 @@ struct Strip<O> {
 impl<O: Outside> Strip<O> {
     fn seat(&self) -> Seat {
         Seat::new(&self.rows, &self.resident.strip, self.level)
+    }
+
+    /// How self-attention is done at this level.
+    fn attention(&self) -> SelfAttention {
+        self.resident.placement.self_attention.at(self.level)
     }
 
     fn exchange<'a>(&self, of: Of<'a>) -> Exchange<'a> {
@@ -314,8 +319,20 @@ impl<O: Outside> Executor for Strip<O> {
         self.whole.upsample(x, like)
     }
 
+    fn enter(&mut self, transformer: &Transformer, x: &Tensor<4>) -> Result<Tensor<3>> {
+        if self.attention() != SelfAttention::Fused {
+            return enter_apart(self, transformer, x);
+        }
+        let out = HashMap::from([("x", Handed::Features(host(x.clone())?))]);
+        let mut got = self.meet(Of::Enter(transformer), out)?;
+        self.take(&mut got, "x")
+    }
+
     fn attentions(&mut self, block: &TransformerBlock, x: Tensor<3>) -> Result<Tensor<3>> {
-        if self.resident.placement.self_attention != SelfAttention::Paired {
+        if !matches!(
+            self.attention(),
+            SelfAttention::Paired | SelfAttention::Fused
+        ) {
             return attentions_apart(self, block, x);
         }
         let out = HashMap::from([("x", Handed::Features(host(x)?))]);
@@ -324,11 +341,11 @@ impl<O: Outside> Executor for Strip<O> {
     }
 
     fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        let how = self.resident.placement.self_attention;
+        let how = self.attention();
         let of = Of::SelfAttention(layer, how);
         let features = |x: &Tensor<3>| Ok::<_, Error>(Handed::Features(host(x.clone())?));
         match how {
-            SelfAttention::Paired | SelfAttention::Tokens => {
+            SelfAttention::Paired | SelfAttention::Fused | SelfAttention::Tokens => {
                 let mut got = self.meet(of, HashMap::from([("x", features(x)?)]))?;
                 self.take(&mut got, "y")
             }

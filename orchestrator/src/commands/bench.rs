@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
+use serde::Serialize;
 use shared::device::{self, DeviceChoice, OpenDevice};
 use shared::host::HostTensor;
 use shared::unet::{UNet, UNetConfig};
@@ -14,14 +15,14 @@ use shared::whole::{Conditioning, Whole};
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::SchemeArguments;
+use super::{PROMPT_TOKENS, SchemeArguments};
+use crate::cost::Link;
 use crate::fleet::Fleet;
+use crate::fleet::link::EmulatedLink;
 use crate::fleet::local::LocalWorkers;
+use crate::fleet::tally::Traffic;
 use crate::noise::TorchRng;
-use crate::schemes::{Scheme, Setting};
-
-/// Tokens of a prompt.
-const PROMPT_TOKENS: usize = 77;
+use crate::schemes::{Finished, Scheme, Setting};
 
 /// Arguments of `lacuna bench`.
 #[derive(Args, Clone, Debug)]
@@ -42,13 +43,20 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3)]
     calls: usize,
     /// Schemes to time; ratios are to the first.
-    #[arg(long, value_delimiter = ',', default_values_t = [Scheme::Local, Scheme::Ppidm])]
+    #[arg(long, value_delimiter = ',', default_values_t = [Scheme::Local, Scheme::Ppidm, Scheme::Resident])]
     schemes: Vec<Scheme>,
     #[command(flatten)]
     settings: SchemeArguments,
     /// Workers in this process, on loopback ports.
     #[arg(long, default_value_t = 4)]
     local_workers: usize,
+    /// Emulate a connection to the workers: 5g (the paper's), fibre, lan, or up and down in 10^6 bits a
+    /// second and milliseconds, such as 50,200,30.
+    #[arg(long)]
+    link: Option<Link>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     /// auto, cpu or wgpu.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     device: DeviceChoice,
@@ -70,14 +78,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let latents = [arguments.batch, arguments.rows, arguments.columns];
     let model = Arc::new(Model::new(unet.clone(), weights.clone()));
     let workers = LocalWorkers::start(arguments.local_workers, &model, &device, latents).await?;
+    let link = match arguments.link {
+        Some(link) => Some(EmulatedLink::start(workers.config(), link).await?),
+        None => None,
+    };
+    let config = link.as_ref().map_or(workers.config(), EmulatedLink::config);
     let mut bench = Bench::new(&arguments, unet, weights, &device)?;
-    let mut seconds = vec![Vec::new(); arguments.schemes.len()];
+    let mut rows: Vec<Row> = arguments.schemes.iter().map(|s| Row::new(*s)).collect();
     for call in 0..=arguments.calls {
-        for (i, scheme) in arguments.schemes.iter().enumerate() {
-            let setting = arguments.settings.setting(*scheme, latents, PROMPT_TOKENS);
-            let fleet = if scheme.needs_workers() {
+        for row in &mut rows {
+            let setting =
+                arguments
+                    .settings
+                    .setting(row.scheme, &bench.unet, latents, PROMPT_TOKENS);
+            let fleet = if row.scheme.needs_workers() {
                 let digest = bench.weights.digest();
-                Some(setting.open(workers.config(), digest, &bench.unet).await?)
+                Some(setting.open(config, digest, &bench.unet).await?)
             } else {
                 None
             };
@@ -87,28 +103,141 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 (bench, taken)
             })
             .await?;
-            if call > 0 {
-                seconds[i].push(taken?);
-            }
+            row.add(taken?, call > 0).await;
         }
     }
-    println!(
-        "{:<10} {:>10} {:>10} {:>10} {:>8}",
-        "scheme", "median s", "min s", "max s", "ratio"
-    );
-    let first = median(&mut seconds[0]);
-    for (scheme, seconds) in arguments.schemes.iter().zip(&mut seconds) {
-        let median = median(seconds);
-        let (min, max) = (seconds.first(), seconds.last());
-        println!(
-            "{:<10} {median:>10.3} {:>10.3} {:>10.3} {:>8.3}",
-            scheme.to_string(),
-            min.unwrap_or(&f64::NAN),
-            max.unwrap_or(&f64::NAN),
-            median / first
-        );
+    let rows: Vec<Summary> = rows.iter_mut().map(Row::summary).collect();
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        println!("{}", table(&rows));
     }
     Ok(())
+}
+
+/// One scheme's calls.
+struct Row {
+    scheme: Scheme,
+    seconds: Vec<f64>,
+    /// Of the last call.
+    user_flop: u64,
+    workers_flop: u64,
+    traffic: Traffic,
+    output: Option<HostTensor>,
+}
+
+/// One scheme's calls, in short.
+#[derive(Serialize)]
+struct Summary {
+    scheme: String,
+    seconds_median: f64,
+    seconds_min: f64,
+    seconds_max: f64,
+    megabytes_up: f64,
+    megabytes_down: f64,
+    requests: u64,
+    user_gflop: f64,
+    workers_gflop: f64,
+    #[serde(skip)]
+    output: Option<HostTensor>,
+}
+
+impl Row {
+    fn new(scheme: Scheme) -> Self {
+        Self {
+            scheme,
+            seconds: Vec::new(),
+            user_flop: 0,
+            workers_flop: 0,
+            traffic: Traffic::default(),
+            output: None,
+        }
+    }
+
+    /// Takes a call into account; the first of all only warms up.
+    async fn add(&mut self, call: Call, counted: bool) {
+        if counted {
+            self.seconds.push(call.seconds);
+        }
+        self.user_flop = call.finished.user_flop;
+        (self.traffic, self.workers_flop) = (Traffic::default(), 0);
+        if let Some(fleet) = call.finished.fleet {
+            for tally in fleet.close().await {
+                self.traffic.add(&tally.total());
+                self.workers_flop += tally.flop;
+            }
+        }
+        self.output = Some(call.output);
+    }
+
+    fn summary(&mut self) -> Summary {
+        let seconds_median = median(&mut self.seconds);
+        let bound = |seconds: Option<&f64>| seconds.copied().unwrap_or(f64::NAN);
+        Summary {
+            scheme: self.scheme.to_string(),
+            seconds_median,
+            seconds_min: bound(self.seconds.first()),
+            seconds_max: bound(self.seconds.last()),
+            megabytes_up: self.traffic.bytes_up as f64 / 1e6,
+            megabytes_down: self.traffic.bytes_down as f64 / 1e6,
+            requests: self.traffic.requests,
+            user_gflop: self.user_flop as f64 / 1e9,
+            workers_gflop: self.workers_flop as f64 / 1e9,
+            output: self.output.take(),
+        }
+    }
+}
+
+fn table(rows: &[Summary]) -> String {
+    let mut lines = vec![format!(
+        "{:<10} {:>9} {:>8} {:>8} {:>6} {:>8} {:>8} {:>9} {:>8} {:>8} {:>14}",
+        "scheme",
+        "median s",
+        "min s",
+        "max s",
+        "ratio",
+        "MB up",
+        "MB down",
+        "requests",
+        "GFLOP",
+        "yours",
+        "off at most"
+    )];
+    let first = rows.first();
+    lines.extend(rows.iter().map(|row| {
+        let ratio = row.seconds_median / first.map_or(f64::NAN, |f| f.seconds_median);
+        let off = match (&row.output, first.and_then(|f| f.output.as_ref())) {
+            (Some(output), Some(first)) => format!("{:.1e}", off_at_most(output, first)),
+            _ => String::new(),
+        };
+        format!(
+            "{:<10} {:>9.3} {:>8.3} {:>8.3} {ratio:>6.3} {:>8.1} {:>8.1} {:>9} {:>8.1} {:>8.1} {off:>14}",
+            row.scheme,
+            row.seconds_median,
+            row.seconds_min,
+            row.seconds_max,
+            row.megabytes_up,
+            row.megabytes_down,
+            row.requests,
+            row.workers_gflop,
+            row.user_gflop,
+        )
+    }));
+    lines.join("\n")
+}
+
+/// The largest difference between two predictions, of the largest value.
+fn off_at_most(output: &HostTensor, want: &HostTensor) -> f64 {
+    let pairs = output.data.iter().zip(&want.data);
+    let worst = pairs
+        .map(|(a, b)| f64::from((a - b).abs()))
+        .fold(0.0, f64::max);
+    let largest = want
+        .data
+        .iter()
+        .map(|x| f64::from(x.abs()))
+        .fold(0.0, f64::max);
+    worst / largest
 }
 
 /// One U-Net with one input.
@@ -144,15 +273,26 @@ impl Bench {
         })
     }
 
-    /// Seconds that one call takes.
-    fn call(&self, setting: Setting, fleet: Option<Fleet>) -> crate::Result<f64> {
+    /// One call, timed.
+    fn call(&self, setting: Setting, fleet: Option<Fleet>) -> crate::Result<Call> {
         let whole = Whole::new(self.weights.clone(), self.context.clone());
         let mut predictor = setting.predictor(&self.unet, whole, fleet)?;
         let sample = self.sample.clone();
         let start = Instant::now();
-        predictor.predict(sample, 500.0)?;
-        Ok(start.elapsed().as_secs_f64())
+        let output = predictor.predict(sample, 500.0)?;
+        Ok(Call {
+            seconds: start.elapsed().as_secs_f64(),
+            output,
+            finished: predictor.finish(),
+        })
     }
+}
+
+/// One call.
+struct Call {
+    seconds: f64,
+    output: HostTensor,
+    finished: Finished,
 }
 
 /// The middle value; sorts.

@@ -1,14 +1,12 @@
 //! `lacuna cost`: what a scheme sends and computes, from a model's config alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use shared::unet::{UNet, UNetConfig};
+use shared::unet::UNet;
 
-use super::SchemeArguments;
+use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
 use crate::cost::count::{Count, count};
 use crate::cost::{Link, OfKind, by_kind, paper};
 use crate::error::{Error, Result};
@@ -16,23 +14,11 @@ use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::tally::Kind;
 use crate::schemes::Scheme;
 
-/// Tokens that CLIP makes of any prompt.
-const PROMPT_TOKENS: usize = 77;
-/// Pixels for each row (and column) of the latents of every published Stable Diffusion.
-const PIXELS: usize = 8;
-
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
-    /// A diffusers model directory; only unet/config.json is read.
-    #[arg(long, env = "LACUNA_MODEL", default_value = "configs/models/sd15")]
-    model: PathBuf,
-    /// Columns x rows of the picture, in pixels.
-    #[arg(long, default_value = "512x512", value_parser = parse_size)]
-    size: [usize; 2],
-    /// Pixels of the picture for each row of the latents.
-    #[arg(long, default_value_t = PIXELS)]
-    pixels_per_latent: usize,
+    #[command(flatten)]
+    size: SizeArguments,
     /// Number of workers.
     #[arg(long, default_value_t = 4)]
     workers: usize,
@@ -41,18 +27,8 @@ pub struct Arguments {
     scheme: Scheme,
     #[command(flatten)]
     settings: SchemeArguments,
-    /// Batch entries of one call; guidance takes two.
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
-    /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 81.14)]
-    uplink_mbps: f64,
-    /// Your downlink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 340.56)]
-    downlink_mbps: f64,
-    /// Milliseconds to the workers and back.
-    #[arg(long, default_value_t = 20.0)]
-    rtt_ms: f64,
+    #[command(flatten)]
+    speed: SpeedArguments,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -86,10 +62,7 @@ struct Summary {
 /// # Errors
 /// A config that cannot be read, or sizes that no latents have.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = arguments.model.join("unet/config.json");
-    let unet = UNetConfig::from_file(&config)
-        .context("cannot read the U-Net's config")?
-        .build();
+    let unet = arguments.size.unet()?;
     if arguments.paper_tables {
         print_paper(&unet, arguments.json)?;
         return Ok(());
@@ -104,54 +77,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn summarise(unet: &UNet, arguments: &Arguments) -> Result<Summary> {
-    let refuse = |reason: String| Err(Error::Request(reason));
-    let pixels = arguments.pixels_per_latent;
-    let [width, height] = arguments.size;
-    for (name, size) in [("width", width), ("height", height)] {
-        if size == 0 || pixels == 0 || !size.is_multiple_of(pixels) {
-            return refuse(format!(
-                "--size: a {name} of {size} is no multiple of {pixels}"
-            ));
-        }
+    let workers = arguments.workers;
+    if !(1..=MAX_WORKERS).contains(&workers) {
+        let reason = format!("--workers {workers}: from 1 to {MAX_WORKERS}");
+        return Err(Error::Request(reason));
     }
-    if !(1..=MAX_WORKERS).contains(&arguments.workers) {
-        return refuse(format!(
-            "--workers {}: from 1 to {MAX_WORKERS}",
-            arguments.workers
-        ));
-    }
-    if arguments.batch == 0 {
-        return refuse("--batch 0: at least one".into());
-    }
-    for (flag, value) in [
-        ("--uplink-mbps", arguments.uplink_mbps),
-        ("--downlink-mbps", arguments.downlink_mbps),
-    ] {
-        if !(value.is_finite() && value > 0.0) {
-            return refuse(format!("{flag} {value}: it must be above zero"));
-        }
-    }
-    if !(arguments.rtt_ms.is_finite() && arguments.rtt_ms >= 0.0) {
-        return refuse(format!(
-            "--rtt-ms {}: it must not be below zero",
-            arguments.rtt_ms
-        ));
-    }
-    let latents = [arguments.batch, height / pixels, width / pixels];
+    let link = arguments.speed.link()?;
+    let latents = arguments.size.latents()?;
     let setting = arguments
         .settings
-        .setting(arguments.scheme, latents, PROMPT_TOKENS);
-    let count: Count = count(unet, &setting, arguments.workers)?;
+        .setting(arguments.scheme, unet, latents, PROMPT_TOKENS);
+    let count: Count = count(unet, &setting, workers)?;
     let [bytes_up, bytes_down] = count.total();
-    let link = Link {
-        uplink_mbps: arguments.uplink_mbps,
-        downlink_mbps: arguments.downlink_mbps,
-        rtt_ms: arguments.rtt_ms,
-    };
     Ok(Summary {
         scheme: arguments.scheme.to_string(),
-        workers: arguments.workers,
-        batch: arguments.batch,
+        workers,
+        batch: arguments.size.batch,
         kinds: by_kind(&count),
         bytes_up,
         bytes_down,
@@ -218,11 +159,4 @@ fn print_paper(unet: &UNet, json: bool) -> anyhow::Result<()> {
         print!("{}", paper::table(&cells));
     }
     Ok(())
-}
-
-fn parse_size(text: &str) -> Result<[usize; 2], String> {
-    let sides = text.split_once('x').and_then(|(width, height)| {
-        Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
-    });
-    sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
 }

@@ -3,17 +3,26 @@
 pub mod bench;
 pub mod cost;
 pub mod generate;
+pub mod plan;
 pub mod workers;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
-use shared::exchange::{Placement, Prompt, SelfAttention, Wire};
+use shared::exchange::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::unet::{UNet, UNetConfig};
 
+use crate::cost::Link;
+use crate::error::{Error, Result};
+use crate::policy::plan::Speeds;
 use crate::schemes::ppidm::GroupNormMode;
 use crate::schemes::{Scheme, Setting};
+
+/// Tokens that CLIP makes of any prompt.
+pub const PROMPT_TOKENS: usize = 77;
 
 /// Which model, and where the user's part of it runs.
 #[derive(Args, Clone, Debug)]
@@ -38,10 +47,12 @@ pub struct SchemeArguments {
     /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
     #[arg(long, value_enum, default_value_t)]
     pub groupnorm: GroupNormMode,
-    /// resident: who attends to the whole picture. The user: paired (with the cross-attention, in one
-    /// exchange), tokens or qkv (by what workers send). Workers: broadcast (gives the picture away).
-    #[arg(long, default_value = "paired", value_parser = by_name::<SelfAttention>)]
-    pub self_attention: SelfAttention,
+    /// resident: who attends to the whole picture, at each level from the finest, the last for all
+    /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
+    /// normalisation before, too), tokens or qkv (by what workers send). Workers: broadcast (gives
+    /// the picture away).
+    #[arg(long, default_value = "paired", value_parser = parse_attentions)]
+    pub self_attention: Attentions,
     /// resident: whether workers may know the prompt: hidden or shared.
     #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
     pub workers_prompt: Prompt,
@@ -52,7 +63,13 @@ pub struct SchemeArguments {
 
 impl SchemeArguments {
     /// `scheme` with these settings.
-    pub fn setting(&self, scheme: Scheme, latents: [usize; 3], tokens: usize) -> Setting {
+    pub fn setting(
+        &self,
+        scheme: Scheme,
+        unet: &UNet,
+        latents: [usize; 3],
+        tokens: usize,
+    ) -> Setting {
         Setting {
             scheme,
             groupnorm: self.groupnorm,
@@ -62,12 +79,144 @@ impl SchemeArguments {
                 wire: self.wire,
             },
             latents,
+            levels: unet.levels(),
             tokens,
         }
     }
 }
 
+fn parse_attentions(text: &str) -> std::result::Result<Attentions, String> {
+    let each = text.split(',').map(|name| by_name(name.trim()));
+    Attentions::try_from(each.collect::<std::result::Result<Vec<SelfAttention>, _>>()?)
+}
+
+/// How fast the connection and the machines are, for a plan.
+#[derive(Args, Clone, Debug)]
+pub struct SpeedArguments {
+    /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
+    #[arg(long, default_value_t = 81.14)]
+    pub uplink_mbps: f64,
+    /// Your downlink, in 10^6 bits a second [default: the paper's 5G].
+    #[arg(long, default_value_t = 340.56)]
+    pub downlink_mbps: f64,
+    /// Milliseconds to the workers and back.
+    #[arg(long, default_value_t = 20.0)]
+    pub rtt_ms: f64,
+}
+
+impl SpeedArguments {
+    /// The connection.
+    ///
+    /// # Errors
+    /// [`Error::Request`], naming the flag that is off.
+    pub fn link(&self) -> Result<Link> {
+        above_zero("--uplink-mbps", self.uplink_mbps)?;
+        above_zero("--downlink-mbps", self.downlink_mbps)?;
+        if !(self.rtt_ms.is_finite() && self.rtt_ms >= 0.0) {
+            let reason = format!("--rtt-ms {}: it must not be below zero", self.rtt_ms);
+            return Err(Error::Request(reason));
+        }
+        Ok(Link {
+            uplink_mbps: self.uplink_mbps,
+            downlink_mbps: self.downlink_mbps,
+            rtt_ms: self.rtt_ms,
+        })
+    }
+}
+
+/// How fast the machines compute, for a plan.
+#[derive(Args, Clone, Debug)]
+pub struct ComputeArguments {
+    /// Your own machine, in 10^9 operations a second.
+    #[arg(long, default_value_t = 200.0)]
+    pub user_gflops: f64,
+    /// Each worker, in 10^9 operations a second.
+    #[arg(long, default_value_t = 10_000.0)]
+    pub worker_gflops: f64,
+}
+
+impl ComputeArguments {
+    /// These with the connection.
+    ///
+    /// # Errors
+    /// As [`SpeedArguments::link`].
+    pub fn speeds(&self, link: &SpeedArguments) -> Result<Speeds> {
+        above_zero("--user-gflops", self.user_gflops)?;
+        above_zero("--worker-gflops", self.worker_gflops)?;
+        Ok(Speeds {
+            link: link.link()?,
+            user_gflops: self.user_gflops,
+            worker_gflops: self.worker_gflops,
+        })
+    }
+}
+
+fn above_zero(flag: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "{flag} {value}: it must be above zero"
+    )))
+}
+
+/// A picture's size from the model's config alone.
+#[derive(Args, Clone, Debug)]
+pub struct SizeArguments {
+    /// A diffusers model directory; only unet/config.json is read.
+    #[arg(long, env = "LACUNA_MODEL", default_value = "configs/models/sd15")]
+    pub model: PathBuf,
+    /// Columns x rows of the picture, in pixels.
+    #[arg(long, default_value = "512x512", value_parser = parse_size)]
+    pub size: [usize; 2],
+    /// Pixels of the picture for each row of the latents.
+    #[arg(long, default_value_t = 8)]
+    pub pixels_per_latent: usize,
+    /// Batch entries of one call; guidance takes two.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+}
+
+impl SizeArguments {
+    /// The U-Net's layers.
+    ///
+    /// # Errors
+    /// Those of the config file.
+    pub fn unet(&self) -> anyhow::Result<UNet> {
+        let config = UNetConfig::from_file(&self.model.join("unet/config.json"));
+        Ok(config.context("cannot read the U-Net's config")?.build())
+    }
+
+    /// Batch, rows and columns of the latents.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when no latents have that size.
+    pub fn latents(&self) -> Result<[usize; 3]> {
+        let refuse = |reason: String| Err(Error::Request(reason));
+        let pixels = self.pixels_per_latent;
+        let [width, height] = self.size;
+        for (name, size) in [("width", width), ("height", height)] {
+            if size == 0 || pixels == 0 || !size.is_multiple_of(pixels) {
+                return refuse(format!(
+                    "--size: a {name} of {size} is no multiple of {pixels}"
+                ));
+            }
+        }
+        if self.batch == 0 {
+            return refuse("--batch 0: at least one".into());
+        }
+        Ok([self.batch, height / pixels, width / pixels])
+    }
+}
+
+fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let sides = text.split_once('x').and_then(|(width, height)| {
+        Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
+    });
+    sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
+}
+
 /// A value by the name that it has in messages and files.
-fn by_name<T: DeserializeOwned>(name: &str) -> Result<T, String> {
+fn by_name<T: DeserializeOwned>(name: &str) -> std::result::Result<T, String> {
     serde_json::from_value(name.into()).map_err(|e| e.to_string())
 }

@@ -17,6 +17,10 @@ pub struct Counted {
     pub up: Vec<usize>,
     /// Bytes of tensors that each worker hands out.
     pub down: Vec<usize>,
+    /// Work of all workers until the next exchange, multiply and add counted as two.
+    pub workers_flop: u64,
+    /// Work of the user, likewise.
+    pub user_flop: u64,
 }
 
 /// What one U-Net call takes.

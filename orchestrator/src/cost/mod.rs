@@ -25,6 +25,34 @@ pub struct Link {
     pub rtt_ms: f64,
 }
 
+impl std::str::FromStr for Link {
+    type Err = String;
+
+    /// `5g` (the paper's), `fibre`, `lan`, or numbers: up, down in 10^6 bits a second, milliseconds.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let [uplink_mbps, downlink_mbps, rtt_ms] = match text {
+            "5g" => [81.14, 340.56, 20.0],
+            "fibre" => [500.0, 1000.0, 10.0],
+            "lan" => [10_000.0, 10_000.0, 0.2],
+            other => {
+                let numbers = other.split(',').map(|n| n.trim().parse::<f64>().ok());
+                let numbers: Option<Vec<f64>> = numbers.collect();
+                let numbers = numbers.and_then(|n| <[f64; 3]>::try_from(n).ok());
+                let valid = |n: &[f64; 3]| {
+                    n.iter().all(|n| n.is_finite()) && n[0] > 0.0 && n[1] > 0.0 && n[2] >= 0.0
+                };
+                let hint = "5g, fibre, lan, or UP,DOWN,MILLISECONDS such as 50,200,30";
+                numbers.filter(valid).ok_or(hint)?
+            }
+        };
+        Ok(Self {
+            uplink_mbps,
+            downlink_mbps,
+            rtt_ms,
+        })
+    }
+}
+
 impl Link {
     /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
     /// nothing overlaps.
@@ -112,12 +140,23 @@ mod tests {
     }
 
     #[test]
+    fn links_have_names_or_numbers() {
+        let named: Link = "5g".parse().unwrap();
+        assert_eq!(named, "81.14, 340.56, 20".parse().unwrap());
+        for wrong in ["", "6g", "1,2", "1,2,3,4", "0,1,1", "1,nan,1", "1,1,-1"] {
+            assert!(wrong.parse::<Link>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn the_worker_that_gets_the_most_counts() {
         let exchange = |up: [usize; 2]| count::Counted {
             label: "layer".into(),
             kind: Kind::Conv,
             up: up.to_vec(),
             down: vec![1, 1],
+            workers_flop: 0,
+            user_flop: 0,
         };
         let count = Count {
             exchanges: vec![exchange([5, 7]), exchange([0, 3]), exchange([1, 2])],

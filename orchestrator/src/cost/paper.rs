@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use shared::exchange::{Placement, Prompt, SelfAttention, Wire};
+use shared::exchange::Placement;
 use shared::unet::UNet;
 
 use super::count::count;
@@ -128,12 +128,9 @@ fn setting() -> Setting {
     Setting {
         scheme: Scheme::Ppidm,
         groupnorm: GroupNormMode::Exact,
-        placement: Placement {
-            self_attention: SelfAttention::Paired,
-            prompt: Prompt::Hidden,
-            wire: Wire::F32,
-        },
+        placement: Placement::default(),
         latents: [1, 64, 64],
+        levels: 4,
         tokens: TOKENS,
     }
 }

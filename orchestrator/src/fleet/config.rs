@@ -55,6 +55,16 @@ impl FleetConfig {
         Self::parse(&text).map_err(|reason| fleet_error(path, reason))
     }
 
+    /// `n` workers at as many providers, to plan with and never to be reached.
+    ///
+    /// # Errors
+    /// None: the entries are well formed.
+    pub fn imagined(n: usize) -> Result<Self> {
+        let entry = |i| format!("[[worker]]\nurl = \"http://{i}.invalid\"\nprovider = \"{i}\"\n");
+        let text: String = (0..n).map(entry).collect();
+        Self::parse(&text).map_err(Error::Request)
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         // A TOML error is several lines with a drawing; the first says where, the last what.
         let file: File =

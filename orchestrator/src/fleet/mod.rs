@@ -5,11 +5,13 @@
 //! - [`config`]: which workers there are: the TOML file.
 //! - [`client`]: the dialogue with one worker.
 //! - [`local`]: workers of one's own, in this process, over loopback.
+//! - [`link`]: a slow connection to them, emulated.
 //! - [`tally`]: what was sent to whom.
 //! - here: all workers at once.
 
 pub mod client;
 pub mod config;
+pub mod link;
 pub mod local;
 pub mod tally;
 

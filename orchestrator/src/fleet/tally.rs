@@ -131,7 +131,17 @@ impl Coverage {
     /// Adds rows `from..to` of `rows`; what lies outside is cut off.
     pub fn add(&mut self, from: isize, to: isize, rows: usize) {
         let part = |row: isize| (row.clamp(0, rows as isize)) as f64 / rows.max(1) as f64;
-        let (mut start, mut end) = (part(from), part(to));
+        self.add_part(part(from), part(to));
+    }
+
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        for &(start, end) in &other.intervals {
+            self.add_part(start, end);
+        }
+    }
+
+    fn add_part(&mut self, mut start: f64, mut end: f64) {
         if start >= end {
             return;
         }
@@ -171,5 +181,10 @@ mod tests {
         assert_eq!(coverage.share(), 1.0);
         coverage.add(2, 2, 4);
         assert_eq!(coverage.share(), 1.0);
+        let [mut top, mut bottom] = [Coverage::default(), Coverage::default()];
+        top.add(0, 3, 8);
+        bottom.add(2, 4, 8);
+        top.extend(&bottom);
+        assert_eq!(top.share(), 0.5);
     }
 }

@@ -60,6 +60,8 @@ pub struct Setting {
     pub placement: Placement,
     /// Batch, rows and columns of the latents.
     pub latents: [usize; 3],
+    /// Levels of the U-Net.
+    pub levels: usize,
     /// Tokens of the prompt.
     pub tokens: usize,
 }

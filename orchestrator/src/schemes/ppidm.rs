@@ -22,8 +22,9 @@ use shared::wire::{Payload, Work};
 
 use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
-use crate::fleet::tally::{Kind, Traffic};
+use crate::fleet::tally::{Coverage, Kind, Traffic};
 use crate::fleet::{Fleet, Piece};
+use crate::policy::ledger::Seen;
 use crate::schemes::{Account, Finished, Setting};
 
 /// How the strips' statistics become a group normalisation.
@@ -54,12 +55,11 @@ impl Ppidm {
     /// Gives every worker with rows in `strips` the piece of work that `piece` makes of them; the
     /// outputs are those of the workers that have rows.
     ///
-    /// `of_rows` is the height that the strips are cut from, `flop` the work of one row of it.
+    /// `flop` is the work of one row.
     fn exchange(
         &mut self,
         kind: Kind,
         strips: &[Strip],
-        of_rows: usize,
         flop: u64,
         piece: impl Fn(&Strip) -> Result<Piece>,
     ) -> Result<Vec<Payload>> {
@@ -69,14 +69,8 @@ impl Ppidm {
             .collect::<Result<Vec<_>>>()?;
         let replies = self.fleet.exchange(kind, parts)?;
         for (tally, strip) in self.fleet.tallies().zip(strips) {
-            let (own, sent) = (&strip.own, &strip.sent);
-            tally.flop += own.len() as u64 * flop;
-            tally
-                .rows
-                .add(own.start as isize, own.end as isize, of_rows);
-            if !own.is_empty() {
-                tally.rows_with_halo.add(sent.start, sent.end, strip.of);
-            }
+            tally.flop += strip.own.len() as u64 * flop;
+            strip.add_to(&mut tally.rows, &mut tally.rows_with_halo);
         }
         Ok(replies.into_iter().flatten().flatten().collect())
     }
@@ -86,7 +80,7 @@ impl Ppidm {
         let [b, c, h, w] = x.dims();
         let host = HostTensor::from_device(x.clone())?;
         let strips = Strip::plain(h, self.fleet.len());
-        let replies = self.exchange(Kind::GroupNorm, &strips, h, 0, |strip| {
+        let replies = self.exchange(Kind::GroupNorm, &strips, 0, |strip| {
             let work = Work::Moments {
                 layer: layer.name.clone(),
             };
@@ -163,7 +157,8 @@ pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
     let layers: HashMap<String, Layer<'_>> = named.collect();
     // Shapes alone cannot fail.
     let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    for operation in operations {
+    // In the middle of a picture the prompt's keys and values are there.
+    for operation in operations.into_iter().filter(|o| !o.makes_prompt_keys()) {
         let layer = layers.get(&operation.layer).copied();
         let offloaded = match (operation.kind, layer) {
             (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => (kernel > 1
@@ -188,12 +183,46 @@ pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
                     kind,
                     up: strips.iter().map(|(_, up, _)| *up).collect(),
                     down: strips.iter().map(|(.., down)| *down).collect(),
+                    workers_flop: operation.flop,
+                    user_flop: 0,
                 });
             }
-            _ => count.user_flop += operation.flop,
+            _ => {
+                count.user_flop += operation.flop;
+                if let Some(exchange) = count.exchanges.last_mut() {
+                    exchange.user_flop += operation.flop;
+                }
+            }
         }
     }
     count
+}
+
+/// The rows that each of `workers` workers computes and is sent, over all layers.
+pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
+    let mut seen: Vec<Seen> = (0..workers).map(|_| Seen::default()).collect();
+    let convs = unet.layers().filter_map(|layer| match layer {
+        Layer::Conv(conv) => Some((conv.name.clone(), conv)),
+        _ => None,
+    });
+    let convs: HashMap<String, &Conv2d> = convs.collect();
+    // Shapes alone cannot fail.
+    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
+    for operation in operations {
+        let [_, second, third, _] = operation.input;
+        let strips = match (operation.kind, convs.get(&operation.layer)) {
+            (survey::Kind::Conv { kernel }, Some(conv)) if kernel > 1 && conv.name != CONV_IN => {
+                Strip::convolved(conv, third, workers)
+            }
+            (survey::Kind::GroupNorm, _) => Strip::plain(third, workers),
+            (survey::Kind::CrossAttention, _) => Strip::plain(second, workers),
+            _ => continue,
+        };
+        for (strip, [own, with_halo]) in strips.iter().zip(&mut seen) {
+            strip.add_to(own, with_halo);
+        }
+    }
+    seen
 }
 
 /// Of each worker: its share of a layer, bytes to it and from it.
@@ -245,6 +274,8 @@ fn features(layer: &str, replies: Vec<Payload>) -> shared::Result<Vec<HostTensor
 struct Strip {
     /// Output rows that it computes.
     own: Range<usize>,
+    /// Output rows of the whole picture.
+    rows: usize,
     /// Input rows that it is sent; those outside the picture are zeros.
     sent: Range<isize>,
     /// Input rows of the whole picture.
@@ -257,9 +288,30 @@ impl Strip {
         let strip = |own: Range<usize>| Self {
             sent: own.start as isize..own.end as isize,
             own,
+            rows,
             of: rows,
         };
         strips(rows, n).into_iter().map(strip).collect()
+    }
+
+    /// The `n` strips of a convolution of `of` rows.
+    fn convolved(layer: &Conv2d, of: usize, n: usize) -> Vec<Self> {
+        let rows = layer.out_size(of);
+        let strip = |own: Range<usize>| Self {
+            sent: rows_with_halo(layer, &own),
+            own,
+            rows,
+            of,
+        };
+        strips(rows, n).into_iter().map(strip).collect()
+    }
+
+    /// Adds it to the rows that its worker computes, and to those that it is sent.
+    fn add_to(&self, own: &mut Coverage, with_halo: &mut Coverage) {
+        own.add(self.own.start as isize, self.own.end as isize, self.rows);
+        if !self.own.is_empty() {
+            with_halo.add(self.sent.start, self.sent.end, self.of);
+        }
     }
 }
 
@@ -274,18 +326,11 @@ impl Executor for Ppidm {
             return Ok(self.whole.conv(layer, x)?);
         }
         let [b, _, h, w] = x.dims();
-        let (rows, columns) = (layer.out_size(h), layer.out_size(w));
+        let columns = layer.out_size(w);
         let host = HostTensor::from_device(x.clone())?;
-        let strips: Vec<Strip> = strips(rows, self.fleet.len())
-            .into_iter()
-            .map(|own| Strip {
-                sent: rows_with_halo(layer, &own),
-                own,
-                of: h,
-            })
-            .collect();
+        let strips = Strip::convolved(layer, h, self.fleet.len());
         let flop = layer.flop(b * columns);
-        let replies = self.exchange(Kind::Conv, &strips, rows, flop, |strip| {
+        let replies = self.exchange(Kind::Conv, &strips, flop, |strip| {
             let work = Work::Conv {
                 layer: layer.name.clone(),
                 odd: strip.own.start % 2 == 1,
@@ -318,7 +363,7 @@ impl Executor for Ppidm {
             HostTensor::from_device(v)?,
         ];
         let strips = Strip::plain(t, self.fleet.len());
-        let replies = self.exchange(Kind::Attention, &strips, t, flop, |strip| {
+        let replies = self.exchange(Kind::Attention, &strips, flop, |strip| {
             let work = Work::Attention {
                 layer: layer.name.clone(),
             };

@@ -134,8 +134,12 @@ impl TransformerBlock {
         }
     }
 
-    fn forward<E: Executor>(&self, executor: &mut E, x: E::Tokens) -> Result<E::Tokens, E::Error> {
-        let x = executor.attentions(self, x)?;
+    /// What follows the attentions.
+    fn feed_forward<E: Executor>(
+        &self,
+        executor: &mut E,
+        x: E::Tokens,
+    ) -> Result<E::Tokens, E::Error> {
         let h = executor.layer_norm(&self.norm3, &x)?;
         let h = executor.feed_forward(&self.ff, &h)?;
         executor.add_tokens(x, &h)
@@ -164,6 +168,14 @@ pub enum Projection {
 }
 
 impl Projection {
+    /// Width of what it gives.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Conv(conv) => conv.c_out,
+            Self::Linear(linear) => linear.d_out,
+        }
+    }
+
     fn layer(&self) -> Option<Layer<'_>> {
         match self {
             Self::Conv(conv) => Some(Layer::Conv(conv)),
@@ -244,19 +256,12 @@ impl Transformer {
         executor: &mut E,
         x: E::Feature,
     ) -> Result<E::Feature, E::Error> {
-        let h = executor.group_norm(&self.norm, &x)?;
-        let mut tokens = match &self.proj_in {
-            Projection::Conv(conv) => {
-                let h = executor.conv(conv, &h)?;
-                executor.to_tokens(&h)?
+        let mut tokens = executor.enter(self, &x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            if i > 0 {
+                tokens = executor.attentions(block, tokens)?;
             }
-            Projection::Linear(linear) => {
-                let tokens = executor.to_tokens(&h)?;
-                executor.linear(linear, &tokens)?
-            }
-        };
-        for block in &self.blocks {
-            tokens = block.forward(executor, tokens)?;
+            tokens = block.feed_forward(executor, tokens)?;
         }
         let h = match &self.proj_out {
             Projection::Conv(conv) => {

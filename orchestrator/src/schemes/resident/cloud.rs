@@ -1,6 +1,5 @@
 //! The hub that talks to workers: merges what they hand out, and does the user's part.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
@@ -8,7 +7,6 @@ use shared::error::Error as SharedError;
 use shared::exchange::{Exchange, Item, Of, Seat, SelfAttention, Tensors, Wire, accept};
 use shared::executor::Executor;
 use shared::host::HostTensor;
-use shared::layers::Attention;
 use shared::partition::{Levels, Rows, cut, join};
 use shared::stats::Moments;
 use shared::survey::Operation;
@@ -34,8 +32,6 @@ pub struct Cloud {
     limit: usize,
     /// The prompt's embedding, for workers that are to know it.
     prompt: Option<HostTensor>,
-    /// Keys and values of the prompt, by layer.
-    keys: HashMap<String, [Tensor<3>; 2]>,
     /// What the workers have handed out and nobody has looked at.
     pending: Vec<Handed>,
     /// The step's input: latents and embedding of the timestep.
@@ -64,7 +60,6 @@ impl Cloud {
             strips,
             limit,
             prompt,
-            keys: HashMap::new(),
             pending: Vec::new(),
             begin: None,
             prediction: None,
@@ -220,19 +215,6 @@ impl Cloud {
         Ok(Payload::of_moments(&merged))
     }
 
-    /// The user's attention over the queries that the workers handed out.
-    fn cross_attend(&mut self, layer: &Attention, q: Tensor<3>) -> Result<Tensor<3>> {
-        let keys = match self.keys.get(&layer.name) {
-            Some(keys) => keys.clone(),
-            None => {
-                let keys = self.whole.prompt_keys(layer)?;
-                self.keys.insert(layer.name.clone(), keys.clone());
-                keys
-            }
-        };
-        Ok(self.whole.attend_to(layer, q, keys))
-    }
-
     /// What each worker gets at `exchange`, for what they `handed` out.
     fn answer(
         &mut self,
@@ -243,6 +225,12 @@ impl Cloud {
         match exchange.of {
             Of::Begin { .. } => self.begin(exchange, seats),
             Of::NormConv(..) | Of::Norm(_) | Of::Halo(_) => self.pass_on(exchange, seats, handed),
+            Of::Enter(transformer) => {
+                let x = join(&Self::each(&mut handed, "x")?, Rows::OfFeature)?;
+                let x = x.into_device(self.whole.device())?;
+                let y = self.whole.enter(transformer, &x)?;
+                self.scatter(exchange, "x", y)
+            }
             Of::Paired(block) => {
                 let x = self.gather(&mut handed, "x")?;
                 let y = self.whole.attentions(block, x)?;
@@ -273,7 +261,8 @@ impl Cloud {
             }
             Of::CrossAttention(layer) => {
                 let q = self.gather(&mut handed, "q")?;
-                let y = self.cross_attend(layer, q)?;
+                let keys = self.whole.prompt_keys(layer)?;
+                let y = self.whole.attend_to(layer, q, keys);
                 self.scatter(exchange, "y", y)
             }
             Of::End { .. } => {
@@ -344,6 +333,8 @@ pub fn kind_of(exchange: &Exchange<'_>) -> Kind {
         Of::Begin { .. } | Of::End { .. } => Kind::Latents,
         Of::NormConv(..) | Of::Halo(_) => Kind::Conv,
         Of::Norm(_) => Kind::GroupNorm,
-        Of::Paired(_) | Of::SelfAttention(..) | Of::CrossAttention(_) => Kind::Attention,
+        Of::Enter(_) | Of::Paired(_) | Of::SelfAttention(..) | Of::CrossAttention(_) => {
+            Kind::Attention
+        }
     }
 }

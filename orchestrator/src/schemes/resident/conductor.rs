@@ -4,11 +4,11 @@
 //! talks to workers, or one that counts what would travel.
 
 use shared::exchange::{Exchange, Of, Placement, Prompt, SelfAttention};
-use shared::executor::{Executor, attentions_apart};
+use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
 use shared::partition::Levels;
 use shared::survey::{Kind, Operation, Surveyor};
-use shared::unet::{CONV_IN, TimeEmbedding, TransformerBlock, UNet};
+use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
 
 use crate::schemes::Setting;
 
@@ -82,6 +82,11 @@ impl<H: Hub> Conductor<H> {
         Ok(())
     }
 
+    /// How self-attention is done at this level.
+    fn attention(&self) -> SelfAttention {
+        self.placement.self_attention.at(self.level)
+    }
+
     fn meet(&mut self, of: Of<'_>) -> Result<(), H::Error> {
         self.hub.exchange(&Exchange {
             of,
@@ -96,7 +101,7 @@ impl<H: Hub> Conductor<H> {
         &mut self,
         operation: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
     ) -> Result<T, H::Error> {
-        self.shared_out(operation, |_, _| true)
+        self.shared_out(operation, |_| true)
     }
 
     /// The shape that `operation` gives, done by the workers where `remote` says so, else by the user.
@@ -104,23 +109,21 @@ impl<H: Hub> Conductor<H> {
     fn shared_out<T>(
         &mut self,
         operation: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
-        remote: impl Fn(&Operation, &Placement) -> bool,
+        remote: impl Fn(&Operation) -> bool,
     ) -> Result<T, H::Error> {
         let shape = operation(&mut self.shapes)?;
         for operation in self.shapes.take() {
-            if remote(&operation, &self.placement) {
+            if self.keys_made && operation.makes_prompt_keys() {
+                continue;
+            }
+            if remote(&operation) {
                 self.hub.workers_do(&operation, self.level);
-            } else if !(self.keys_made && is_prompt_key(&operation)) {
+            } else {
                 self.hub.user_does(&operation);
             }
         }
         Ok(shape)
     }
-}
-
-/// Whether the operation makes keys or values of the prompt.
-fn is_prompt_key(operation: &Operation) -> bool {
-    operation.layer.ends_with("attn2.to_k") || operation.layer.ends_with("attn2.to_v")
 }
 
 impl<H: Hub> Executor for Conductor<H> {
@@ -130,7 +133,7 @@ impl<H: Hub> Executor for Conductor<H> {
     type Error = H::Error;
 
     fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<(), H::Error> {
-        self.shared_out(|s| s.embed_time(layer, timestep), |_, _| false)
+        self.shared_out(|s| s.embed_time(layer, timestep), |_| false)
     }
 
     fn conv(&mut self, layer: &Conv2d, x: &[usize; 4]) -> Result<[usize; 4], H::Error> {
@@ -211,16 +214,27 @@ impl<H: Hub> Executor for Conductor<H> {
         self.remote(|s| s.layer_norm(layer, x))
     }
 
+    fn enter(&mut self, transformer: &Transformer, x: &[usize; 4]) -> Result<[usize; 3], H::Error> {
+        if self.attention() != SelfAttention::Fused {
+            return enter_apart(self, transformer, x);
+        }
+        self.meet(Of::Enter(transformer))?;
+        self.shared_out(|s| s.enter(transformer, x), |_| false)
+    }
+
     fn attentions(
         &mut self,
         block: &TransformerBlock,
         x: [usize; 3],
     ) -> Result<[usize; 3], H::Error> {
-        if self.placement.self_attention != SelfAttention::Paired {
+        if !matches!(
+            self.attention(),
+            SelfAttention::Paired | SelfAttention::Fused
+        ) {
             return attentions_apart(self, block, x);
         }
         self.meet(Of::Paired(block))?;
-        self.shared_out(|s| s.attentions(block, x), |_, _| false)
+        self.shared_out(|s| s.attentions(block, x), |_| false)
     }
 
     fn self_attention(
@@ -228,11 +242,12 @@ impl<H: Hub> Executor for Conductor<H> {
         layer: &Attention,
         x: &[usize; 3],
     ) -> Result<[usize; 3], H::Error> {
-        self.meet(Of::SelfAttention(layer, self.placement.self_attention))?;
+        let how = self.attention();
+        self.meet(Of::SelfAttention(layer, how))?;
         self.shared_out(
             |s| s.self_attention(layer, x),
-            |operation, placement| match placement.self_attention {
-                SelfAttention::Paired | SelfAttention::Tokens => false,
+            |operation| match how {
+                SelfAttention::Paired | SelfAttention::Fused | SelfAttention::Tokens => false,
                 SelfAttention::Qkv => operation.kind == Kind::Linear,
                 SelfAttention::Broadcast => true,
             },
@@ -244,14 +259,15 @@ impl<H: Hub> Executor for Conductor<H> {
         layer: &Attention,
         x: &[usize; 3],
     ) -> Result<[usize; 3], H::Error> {
-        if self.placement.prompt == Prompt::Hidden {
+        let prompt = self.placement.prompt;
+        if prompt == Prompt::Hidden {
             self.meet(Of::CrossAttention(layer))?;
         }
         self.shared_out(
             |s| s.cross_attention(layer, x),
-            |operation, placement| match placement.prompt {
+            |operation| match prompt {
                 Prompt::Shared => true,
-                Prompt::Hidden => operation.kind == Kind::Linear && !is_prompt_key(operation),
+                Prompt::Hidden => operation.kind == Kind::Linear && !operation.makes_prompt_keys(),
             },
         )
     }

@@ -61,6 +61,8 @@ impl Hub for Counter {
             kind: kind_of(exchange),
             up: self.strips.iter().map(up).collect(),
             down: self.strips.iter().map(down).collect(),
+            workers_flop: 0,
+            user_flop: 0,
         });
         Ok(())
     }
@@ -70,9 +72,15 @@ impl Hub for Counter {
         for (flop, strip) in self.count.workers_flop.iter_mut().zip(&self.strips) {
             *flop += operation.flop * self.rows.scale(strip, level).len() as u64 / of;
         }
+        if let Some(exchange) = self.count.exchanges.last_mut() {
+            exchange.workers_flop += operation.flop;
+        }
     }
 
     fn user_does(&mut self, operation: &Operation) {
         self.count.user_flop += operation.flop;
+        if let Some(exchange) = self.count.exchanges.last_mut() {
+            exchange.user_flop += operation.flop;
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::error::Result;
 use crate::fleet::Fleet;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::Traffic;
+use crate::policy::ledger::Seen;
 use crate::schemes::{Finished, Predictor, Setting};
 use cloud::Cloud;
 use conductor::Conductor;
@@ -51,6 +52,26 @@ pub async fn open(
         })
         .collect();
     Fleet::open(config, digest, &seatings).await
+}
+
+/// The rows that each of `workers` workers computes and is sent, over all levels.
+///
+/// # Errors
+/// [`shared::Error::TooManyStrips`].
+pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Seen>> {
+    let [_, rows, _] = setting.latents;
+    let levels = Levels::new(rows, unet.levels());
+    let see = |strip: &Range<usize>| {
+        let [mut own, mut with_halo] = Seen::default();
+        for level in 0..levels.count() {
+            let Range { start, end } = levels.scale(strip, level);
+            let [start, end] = [start, end].map(|row| row as isize);
+            own.add(start, end, levels.rows(level));
+            with_halo.add(start - 1, end + 1, levels.rows(level));
+        }
+        [own, with_halo]
+    };
+    Ok(cut_strips(&levels, workers)?.iter().map(see).collect())
 }
 
 /// Each worker's rows of the coarsest level.

@@ -1,30 +1,35 @@
 //! `lacuna generate`: a prompt to pictures.
 
+mod noises;
+mod picture;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use shared::device::{self, OpenDevice};
-use shared::host::HostTensor;
 use shared::selftest;
-use shared::whole::{Conditioning, Whole};
+use shared::unet::UNet;
+use shared::whole::Conditioning;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::{ModelArguments, SchemeArguments};
+use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
-use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
-use crate::noise::TorchRng;
 use crate::output::{check_writable, numbered, write_whole};
-use crate::pipeline::{Pipeline, Sampling, Step, read_latents, write_latents};
+use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::policy::ledger::Ledger;
+use crate::policy::plan::choose;
 use crate::report::Report;
 use crate::schedulers::SchedulerKind;
-use crate::schemes::{Finished, Predictor, Scheme, Setting};
+use crate::schemes::{Scheme, Setting};
+use noises::Noises;
+use picture::Run;
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
@@ -39,9 +44,10 @@ pub struct Arguments {
     /// Sampler steps.
     #[arg(long, default_value_t = 50)]
     steps: usize,
-    /// Guidance scale; 1 or less turns guidance off.
-    #[arg(long, default_value_t = 7.5)]
-    guidance: f32,
+    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
+    /// generation_config.json, else 7.5].
+    #[arg(long)]
+    guidance: Option<f32>,
     /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -61,10 +67,18 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0.0)]
     eta: f32,
     /// Where the U-Net is computed.
-    #[arg(long, default_value_t = Scheme::Ppidm)]
+    #[arg(long, default_value_t = Scheme::Resident)]
     scheme: Scheme,
     #[command(flatten)]
     settings: SchemeArguments,
+    /// What any one provider may see, a TOML file (see configs/policies). Under resident the fastest
+    /// placement that it allows is taken in place of the flags'.
+    #[arg(long)]
+    policy: Option<PathBuf>,
+    #[command(flatten)]
+    speed: SpeedArguments,
+    #[command(flatten)]
+    compute: ComputeArguments,
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
     workers: Option<PathBuf>,
@@ -85,18 +99,30 @@ pub struct Arguments {
     report: Option<PathBuf>,
 }
 
+/// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
+const DEFAULT_GUIDANCE: f32 = 7.5;
+
+impl Arguments {
+    fn guidance(&self) -> f32 {
+        self.guidance.unwrap_or(DEFAULT_GUIDANCE)
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// Anything from a bad argument to a dead worker, in one line; no picture is written then.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     check(&arguments)?;
+    let policy = arguments.policy.as_deref().map(Policy::from_file);
+    let policy = policy.transpose()?;
     let fleet_config = match &arguments.workers {
         Some(path) if arguments.scheme.needs_workers() => Some(FleetConfig::from_file(path)?),
         _ => None,
     };
     let (pipeline, device) = load(&arguments.model).await?;
+    arguments.guidance = arguments.guidance.or(pipeline.guidance_scale);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
@@ -118,10 +144,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling(&arguments).batch(), rows, columns];
     let [_, tokens, _] = context.context.dims();
+    let setting = arguments
+        .settings
+        .setting(arguments.scheme, &pipeline.unet, latents, tokens);
+    let setting = match (&policy, &fleet_config) {
+        (Some(policy), Some(fleet)) => {
+            permitted(&arguments, policy, setting, &pipeline.unet, fleet)?
+        }
+        _ => setting,
+    };
     let run = Arc::new(Run {
-        setting: arguments
-            .settings
-            .setting(arguments.scheme, latents, tokens),
+        setting,
         context,
         sampling: sampling(&arguments),
         pipeline,
@@ -150,7 +183,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         report.user.gflop += picture.user_flop as f64 / 1e9;
         report.pictures.push(picture.path.display().to_string());
         if let Some(fleet) = picture.fleet {
-            report.add_tallies(&fleet.close().await);
+            let tallies = fleet.close().await;
+            report.ledger = Ledger::of_run(&run.setting, &tallies);
+            report.add_tallies(&tallies);
         }
         println!(
             "{} ({:.1} s for {} steps, seed {})",
@@ -180,10 +215,10 @@ fn check(arguments: &Arguments) -> Result<()> {
         let n = arguments.local_workers;
         return refuse(format!("--local-workers {n}: from 1 to {MAX_WORKERS}"));
     }
-    if !arguments.guidance.is_finite() {
+    if !arguments.guidance().is_finite() {
         return refuse(format!(
             "--guidance {}: it must be a number",
-            arguments.guidance
+            arguments.guidance()
         ));
     }
     for index in 0..arguments.count {
@@ -202,6 +237,23 @@ fn check(arguments: &Arguments) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The setting under the policy: planned where that is possible, checked in any case. Nothing has
+/// been sent yet.
+fn permitted(
+    arguments: &Arguments,
+    policy: &Policy,
+    setting: Setting,
+    unet: &UNet,
+    fleet: &FleetConfig,
+) -> Result<Setting> {
+    if setting.scheme == Scheme::Resident {
+        let speeds = arguments.compute.speeds(&arguments.speed)?;
+        return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
+    }
+    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet)?)?;
+    Ok(setting)
 }
 
 async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
@@ -258,176 +310,7 @@ fn sampling(arguments: &Arguments) -> Sampling {
     Sampling {
         scheduler: arguments.scheduler,
         steps: arguments.steps,
-        guidance: arguments.guidance,
+        guidance: arguments.guidance(),
         eta: arguments.eta,
     }
-}
-
-/// Initial noise for every picture: given, or by seed.
-struct Noises {
-    given: Option<Vec<HostTensor>>,
-    shape: [usize; 4],
-}
-
-impl Noises {
-    fn prepare(arguments: &Arguments, pipeline: &Pipeline) -> Result<Self> {
-        let Some(path) = &arguments.latents else {
-            let shape = pipeline.latent_shape(arguments.width, arguments.height)?;
-            return Ok(Self { given: None, shape });
-        };
-        let given = read_latents(path)?;
-        let refuse = |reason: String| Error::Request(format!("{}: {reason}", path.display()));
-        if given.len() < arguments.count {
-            return Err(refuse(format!(
-                "latents for {} pictures, --count is {}",
-                given.len(),
-                arguments.count
-            )));
-        }
-        let shape = given[0].dims()?;
-        let [_, c, rows, columns] = shape;
-        let pixels = pipeline.pixels_per_latent();
-        // A size that is given must be that of the latents.
-        let wanted = pipeline.latent_shape(
-            arguments.width.or(Some(columns * pixels)),
-            arguments.height.or(Some(rows * pixels)),
-        )?;
-        if wanted != shape {
-            return Err(refuse(format!(
-                "latents of {c} x {rows} x {columns}, wanted are {} x {} x {}",
-                wanted[1], wanted[2], wanted[3]
-            )));
-        }
-        Ok(Self {
-            given: Some(given),
-            shape,
-        })
-    }
-
-    fn get(&self, index: usize) -> Option<HostTensor> {
-        self.given.as_ref().map(|given| given[index].clone())
-    }
-}
-
-/// What all pictures of a run share.
-struct Run {
-    arguments: Arguments,
-    pipeline: Arc<Pipeline>,
-    context: Conditioning,
-    sampling: Sampling,
-    setting: Setting,
-}
-
-/// A picture that was written.
-struct Done {
-    path: PathBuf,
-    denoise: Duration,
-    decode: Duration,
-    user_flop: u64,
-    fleet: Option<Fleet>,
-}
-
-impl Run {
-    fn seed(&self, index: usize) -> u64 {
-        self.arguments.seed.wrapping_add(index as u64)
-    }
-
-    /// Makes and writes one picture; blocks for as long as it takes.
-    fn picture(
-        &self,
-        index: usize,
-        noise: Option<HostTensor>,
-        fleet: Option<Fleet>,
-    ) -> Result<Done> {
-        let start = Instant::now();
-        let whole = Whole::new(self.pipeline.weights.clone(), self.context.clone());
-        let unet = &self.pipeline.unet;
-        let mut predictor = self.setting.predictor(unet, whole, fleet)?;
-        let latents = self.sample(index, noise, &mut *predictor)?;
-        let Finished { user_flop, fleet } = predictor.finish();
-        let denoise = start.elapsed();
-
-        let start = Instant::now();
-        let count = self.arguments.count;
-        if let Some(path) = &self.arguments.save_latents {
-            write_latents(&numbered(path, index, count), &latents)?;
-        }
-        let picture = self.pipeline.decode(latents)?;
-        let path = numbered(&self.arguments.out, index, count);
-        picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
-        Ok(Done {
-            path,
-            denoise,
-            decode: start.elapsed(),
-            user_flop,
-            fleet,
-        })
-    }
-
-    fn sample(
-        &self,
-        index: usize,
-        noise: Option<HostTensor>,
-        predictor: &mut dyn Predictor,
-    ) -> Result<HostTensor> {
-        let mut rng = TorchRng::new(self.seed(index));
-        let noise = match noise {
-            Some(noise) => noise,
-            None => {
-                let shape = self
-                    .pipeline
-                    .latent_shape(self.arguments.width, self.arguments.height)?;
-                HostTensor::new(shape, rng.randn(shape.iter().product()))?
-            }
-        };
-        let bar = progress_bar();
-        let mut show = |step: Step| {
-            let megabytes = |bytes: u64| bytes as f64 / 1e6;
-            let bytes = step.traffic.map_or(String::new(), |t| {
-                let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
-                format!(", {up:.1} MB up, {down:.1} MB down")
-            });
-            bar.set_length(step.of as u64);
-            bar.set_position(step.done as u64);
-            bar.set_message(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
-        };
-        let sampling = &self.sampling;
-        let latents = self
-            .pipeline
-            .sample(predictor, sampling, noise, &mut rng, &mut show);
-        bar.finish_and_clear();
-        latents
-    }
-
-    /// The picture's parameters, for the PNG.
-    fn text(&self, index: usize, width: usize, height: usize) -> Vec<(&'static str, String)> {
-        let a = &self.arguments;
-        let scheduler = a
-            .scheduler
-            .map_or("the model's own".to_owned(), |s| s.to_string());
-        vec![
-            (
-                "Software",
-                concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
-            ),
-            ("prompt", a.prompt.clone()),
-            ("negative_prompt", a.negative_prompt.clone()),
-            ("seed", self.seed(index).to_string()),
-            ("steps", a.steps.to_string()),
-            ("guidance", a.guidance.to_string()),
-            ("scheduler", scheduler),
-            ("scheme", a.scheme.to_string()),
-            ("size", format!("{width}x{height}")),
-            ("model", self.pipeline.weights.digest().to_owned()),
-        ]
-    }
-}
-
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }

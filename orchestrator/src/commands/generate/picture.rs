@@ -1,0 +1,154 @@
+//! Making one picture of a run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use shared::host::HostTensor;
+use shared::whole::{Conditioning, Whole};
+
+use super::Arguments;
+use crate::error::Result;
+use crate::fleet::Fleet;
+use crate::noise::TorchRng;
+use crate::output::numbered;
+use crate::pipeline::{Pipeline, Sampling, Step, write_latents};
+use crate::schemes::{Finished, Predictor, Setting};
+
+/// What all pictures of a run share.
+pub struct Run {
+    /// What was asked for.
+    pub arguments: Arguments,
+    /// The model.
+    pub pipeline: Arc<Pipeline>,
+    /// What the prompt became.
+    pub context: Conditioning,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Where the U-Net is computed.
+    pub setting: Setting,
+}
+
+/// A picture that was written.
+pub struct Done {
+    /// The file.
+    pub path: PathBuf,
+    /// All sampler steps.
+    pub denoise: Duration,
+    /// Latents to picture.
+    pub decode: Duration,
+    /// Work of the user, multiply and add counted as two.
+    pub user_flop: u64,
+    /// The workers, their sessions still open.
+    pub fleet: Option<Fleet>,
+}
+
+impl Run {
+    /// Of the `index`-th picture.
+    pub fn seed(&self, index: usize) -> u64 {
+        self.arguments.seed.wrapping_add(index as u64)
+    }
+
+    /// Makes and writes one picture; blocks for as long as it takes.
+    ///
+    /// # Errors
+    /// Those of the scheme, the sampler and the files; no picture is written then.
+    pub fn picture(
+        &self,
+        index: usize,
+        noise: Option<HostTensor>,
+        fleet: Option<Fleet>,
+    ) -> Result<Done> {
+        let start = Instant::now();
+        let whole = Whole::new(self.pipeline.weights.clone(), self.context.clone());
+        let unet = &self.pipeline.unet;
+        let mut predictor = self.setting.predictor(unet, whole, fleet)?;
+        let latents = self.sample(index, noise, &mut *predictor)?;
+        let Finished { user_flop, fleet } = predictor.finish();
+        let denoise = start.elapsed();
+
+        let start = Instant::now();
+        let count = self.arguments.count;
+        if let Some(path) = &self.arguments.save_latents {
+            write_latents(&numbered(path, index, count), &latents)?;
+        }
+        let picture = self.pipeline.decode(latents)?;
+        let path = numbered(&self.arguments.out, index, count);
+        picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
+        Ok(Done {
+            path,
+            denoise,
+            decode: start.elapsed(),
+            user_flop,
+            fleet,
+        })
+    }
+
+    fn sample(
+        &self,
+        index: usize,
+        noise: Option<HostTensor>,
+        predictor: &mut dyn Predictor,
+    ) -> Result<HostTensor> {
+        let mut rng = TorchRng::new(self.seed(index));
+        let noise = match noise {
+            Some(noise) => noise,
+            None => {
+                let shape = self
+                    .pipeline
+                    .latent_shape(self.arguments.width, self.arguments.height)?;
+                HostTensor::new(shape, rng.randn(shape.iter().product()))?
+            }
+        };
+        let bar = progress_bar();
+        let mut show = |step: Step| {
+            let megabytes = |bytes: u64| bytes as f64 / 1e6;
+            let bytes = step.traffic.map_or(String::new(), |t| {
+                let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
+                format!(", {up:.1} MB up, {down:.1} MB down")
+            });
+            bar.set_length(step.of as u64);
+            bar.set_position(step.done as u64);
+            bar.set_message(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+        };
+        let sampling = &self.sampling;
+        let latents = self
+            .pipeline
+            .sample(predictor, sampling, noise, &mut rng, &mut show);
+        bar.finish_and_clear();
+        latents
+    }
+
+    /// The picture's parameters, for the PNG.
+    fn text(&self, index: usize, width: usize, height: usize) -> Vec<(&'static str, String)> {
+        let a = &self.arguments;
+        let scheduler = a
+            .scheduler
+            .map_or("the model's own".to_owned(), |s| s.to_string());
+        vec![
+            (
+                "Software",
+                concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
+            ),
+            ("prompt", a.prompt.clone()),
+            ("negative_prompt", a.negative_prompt.clone()),
+            ("seed", self.seed(index).to_string()),
+            ("steps", a.steps.to_string()),
+            ("guidance", a.guidance().to_string()),
+            ("scheduler", scheduler),
+            ("scheme", a.scheme.to_string()),
+            ("size", format!("{width}x{height}")),
+            ("model", self.pipeline.weights.digest().to_owned()),
+        ]
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    // The template is a constant; a mistake in it only costs the style.
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}

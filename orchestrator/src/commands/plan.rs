@@ -1,0 +1,112 @@
+//! `lacuna plan`: the fastest placement that a policy allows, and what its rules cost.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use shared::exchange::Placement;
+
+use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
+use crate::error::{Error, Result};
+use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::policy::Policy;
+use crate::policy::ledger::Ledger;
+use crate::policy::plan::{Plan, Relaxed, Seconds, choose, relax};
+use crate::schemes::{Scheme, Setting};
+
+/// Arguments of `lacuna plan`.
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    /// What any one provider may see (see configs/policies).
+    #[arg(long, default_value = "configs/policies/private.toml")]
+    policy: PathBuf,
+    #[command(flatten)]
+    size: SizeArguments,
+    /// A TOML file that lists the workers (see configs/fleet.example.toml).
+    #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "providers")]
+    workers: Option<PathBuf>,
+    /// Without --workers: so many providers with one worker each.
+    #[arg(long, default_value_t = 4)]
+    providers: usize,
+    #[command(flatten)]
+    speed: SpeedArguments,
+    #[command(flatten)]
+    compute: ComputeArguments,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A plan as JSON.
+#[derive(Serialize)]
+struct Summary<'a> {
+    placement: Placement,
+    seconds: Seconds,
+    bytes_up: u64,
+    bytes_down: u64,
+    round_trips: usize,
+    ledger: &'a Ledger,
+    without: &'a [Relaxed],
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A file that cannot be read, or a policy that no placement keeps; the rule is named.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let policy = Policy::from_file(&arguments.policy)?;
+    let fleet = fleet(&arguments)?;
+    let speeds = arguments.compute.speeds(&arguments.speed)?;
+    let unet = arguments.size.unet()?;
+    let setting = Setting {
+        scheme: Scheme::Resident,
+        groupnorm: Default::default(),
+        placement: Placement::default(),
+        latents: arguments.size.latents()?,
+        levels: unet.levels(),
+        tokens: PROMPT_TOKENS,
+    };
+    let plan = choose(&unet, &policy, setting, &fleet, &speeds)?;
+    let without = relax(&unet, &policy, setting, &fleet, &speeds)?;
+    if arguments.json {
+        let summary = summary(&plan, &without);
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+        return Ok(());
+    }
+    println!("{}", plan.table(&speeds));
+    let seconds = plan.seconds.total();
+    for relaxed in without {
+        let less = seconds - relaxed.seconds;
+        println!(
+            "without the rule {}: {:.2} s, {less:.2} s less",
+            relaxed.rule, relaxed.seconds
+        );
+    }
+    Ok(())
+}
+
+fn summary<'a>(plan: &'a Plan, without: &'a [Relaxed]) -> Summary<'a> {
+    let [bytes_up, bytes_down] = plan.count.total();
+    Summary {
+        placement: plan.setting.placement,
+        seconds: plan.seconds,
+        bytes_up,
+        bytes_down,
+        round_trips: plan.count.round_trips(),
+        ledger: &plan.ledger,
+        without,
+    }
+}
+
+fn fleet(arguments: &Arguments) -> Result<FleetConfig> {
+    if let Some(path) = &arguments.workers {
+        return FleetConfig::from_file(path);
+    }
+    let n = arguments.providers;
+    if !(1..=MAX_WORKERS).contains(&n) {
+        return Err(Error::Request(format!(
+            "--providers {n}: from 1 to {MAX_WORKERS}"
+        )));
+    }
+    FleetConfig::imagined(n)
+}

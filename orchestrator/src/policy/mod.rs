@@ -1,0 +1,155 @@
+//! What any one provider may see, what each does see, and the fastest way that is allowed.
+//!
+//! - [`ledger`]: what each provider sees.
+//! - [`plan`]: chooses a placement under a policy.
+//! - here: the policy, a TOML file, and its rules.
+
+pub mod ledger;
+pub mod plan;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use shared::exchange::{Prompt, SelfAttention, Wire};
+
+use crate::error::{Error, Result};
+use crate::schemes::{Scheme, Setting};
+use ledger::Ledger;
+
+/// What any one provider may see, and what may be traded for speed. `configs/policies/` has examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Where it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
+    /// Most of the latents' rows that one provider may compute, 0 to 1.
+    pub max_rows: f64,
+    /// Whether providers may know the prompt.
+    pub prompt: Prompt,
+    /// How self-attention may be done.
+    pub self_attention: Vec<SelfAttention>,
+    /// Number types that features may travel in.
+    pub wires: Vec<Wire>,
+    /// How much of the picture's quality may be traded.
+    pub quality: Quality,
+}
+
+/// How near the picture must come to the uncut one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quality {
+    /// To rounding.
+    Exact,
+    /// To so many dB.
+    Psnr(f64),
+}
+
+impl Quality {
+    fn allows(self, setting: &Setting) -> bool {
+        match (self, promised_psnr(setting)) {
+            (_, None) => true,
+            (Self::Exact, Some(_)) => false,
+            (Self::Psnr(least), Some(promised)) => promised >= least,
+        }
+    }
+}
+
+/// What a setting promises at least, in dB; none where the picture is exact. The figures are those
+/// that the tests hold (`half_the_bytes_cost_little_quality`).
+fn promised_psnr(setting: &Setting) -> Option<f64> {
+    match (setting.scheme, setting.placement.wire) {
+        (Scheme::Resident, Wire::F16) => Some(60.0),
+        (Scheme::Resident, Wire::Bf16) => Some(40.0),
+        _ => None,
+    }
+}
+
+impl Policy {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`Error::PolicyFile`], saying which rule is off.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let wrong = |reason: String| Error::PolicyFile {
+            path: path.to_owned(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        let policy: Self =
+            toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().replace('\n', " ")))?;
+        if !(policy.max_rows > 0.0 && policy.max_rows <= 1.0) {
+            return Err(wrong(format!(
+                "max_rows = {}: above 0, at most 1",
+                policy.max_rows
+            )));
+        }
+        if policy.self_attention.is_empty() || policy.wires.is_empty() {
+            return Err(wrong(
+                "self_attention and wires must each allow something".into(),
+            ));
+        }
+        Ok(Self {
+            file: path.to_owned(),
+            ..policy
+        })
+    }
+
+    /// Checks that computing by `setting`, which shows each provider what `ledger` says, is allowed.
+    ///
+    /// # Errors
+    /// [`Error::Policy`], naming the rule.
+    pub fn check(&self, setting: &Setting, ledger: &Ledger) -> Result<()> {
+        let refuse = |rule: &str, reason: String| {
+            Err(Error::Policy {
+                policy: self.file.clone(),
+                rule: rule.to_owned(),
+                reason,
+            })
+        };
+        // A share is a sum of rows over their number: equal shares may differ in the last bit.
+        const SLACK: f64 = 1e-9;
+        for (provider, view) in &ledger.providers {
+            if view.rows > self.max_rows + SLACK {
+                let reason = format!(
+                    "provider {provider} would compute {:.1} % of the rows",
+                    100.0 * view.rows
+                );
+                return refuse(&format!("max_rows = {}", self.max_rows), reason);
+            }
+            if view.prompt && self.prompt == Prompt::Hidden {
+                let reason = format!("provider {provider} would get what the prompt became");
+                return refuse("prompt = hidden", reason);
+            }
+        }
+        let resident = setting.scheme == Scheme::Resident;
+        let attentions = setting.placement.self_attention.of_levels(setting.levels);
+        let forbidden = |how: &&SelfAttention| !self.self_attention.contains(how);
+        if let Some(how) = attentions.iter().find(forbidden).filter(|_| resident) {
+            let reason = format!("{} is not among them", name(how));
+            return refuse("self_attention", reason);
+        }
+        let wire = if resident {
+            setting.placement.wire
+        } else {
+            Wire::F32
+        };
+        if setting.scheme.needs_workers() && !self.wires.contains(&wire) {
+            return refuse("wires", format!("{} is not among them", name(&wire)));
+        }
+        if !self.quality.allows(setting) {
+            let reason = format!("{} on the wire promises less", name(&wire));
+            return refuse("quality", reason);
+        }
+        Ok(())
+    }
+}
+
+/// A value as files and flags name it.
+pub fn name<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}

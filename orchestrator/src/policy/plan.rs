@@ -1,0 +1,275 @@
+//! The fastest placement that a policy allows.
+
+use serde::Serialize;
+use shared::exchange::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::unet::UNet;
+
+use super::ledger::Ledger;
+use super::{Policy, Quality, name};
+use crate::cost::Link;
+use crate::cost::count::{Count, count};
+use crate::error::{Error, Result};
+use crate::fleet::config::FleetConfig;
+use crate::schemes::Setting;
+
+/// How fast everything is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Speeds {
+    /// The user's connection.
+    pub link: Link,
+    /// The user's machine, 10^9 operations a second.
+    pub user_gflops: f64,
+    /// Each worker, likewise.
+    pub worker_gflops: f64,
+}
+
+/// A placement with what it takes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How to compute.
+    pub setting: Setting,
+    /// What each provider will see.
+    pub ledger: Ledger,
+    /// What one U-Net call sends.
+    pub count: Count,
+    /// Seconds of one U-Net call.
+    pub seconds: Seconds,
+}
+
+/// Seconds of one U-Net call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Seconds {
+    /// On the link.
+    pub link: f64,
+    /// The slowest worker's computation.
+    pub workers: f64,
+    /// The user's.
+    pub user: f64,
+}
+
+impl Seconds {
+    /// All of it: user and workers take turns.
+    pub fn total(self) -> f64 {
+        self.link + self.workers + self.user
+    }
+}
+
+/// What leaving one rule out would save.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Relaxed {
+    /// The rule, as the policy names it.
+    pub rule: &'static str,
+    /// Seconds of one U-Net call without it.
+    pub seconds: f64,
+}
+
+/// The fastest placement of `setting`'s scheme that `policy` allows on `fleet`.
+///
+/// # Errors
+/// [`Error::Policy`], the rule that the least bad placement breaks, when none is allowed;
+/// [`shared::Error::TooManyStrips`].
+pub fn choose(
+    unet: &UNet,
+    policy: &Policy,
+    setting: Setting,
+    fleet: &FleetConfig,
+    speeds: &Speeds,
+) -> Result<Plan> {
+    let consider = |placement: Placement| -> Result<Plan> {
+        let setting = Setting {
+            placement,
+            ..setting
+        };
+        let ledger = Ledger::foresee(unet, &setting, fleet)?;
+        policy.check(&setting, &ledger)?;
+        let count = count(unet, &setting, fleet.workers.len())?;
+        let seconds = estimate(&count, speeds);
+        Ok(Plan {
+            setting,
+            ledger,
+            count,
+            seconds,
+        })
+    };
+    let mut best: Option<Plan> = None;
+    let mut refused = None;
+    for placement in placements(policy) {
+        match consider(placement) {
+            Ok(plan) => {
+                let seconds = plan.seconds.total();
+                if best.as_ref().is_none_or(|b| seconds < b.seconds.total()) {
+                    best = Some(plan);
+                }
+            }
+            Err(error @ Error::Policy { .. }) => {
+                refused.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(mut best) = best else {
+        let nothing = || Error::Request("the policy allows no placement".into());
+        return Err(refused.unwrap_or_else(nothing));
+    };
+    // What one level takes does not depend on the others, so each is chosen by itself.
+    for level in 0..setting.levels {
+        for how in &policy.self_attention {
+            let placement = best.setting.placement;
+            let plan = consider(Placement {
+                self_attention: placement.self_attention.with(level, *how),
+                ..placement
+            })?;
+            if plan.seconds.total() < best.seconds.total() {
+                best = plan;
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// What each rule costs: the time without it, all others kept.
+///
+/// # Errors
+/// As [`choose`].
+pub fn relax(
+    unet: &UNet,
+    policy: &Policy,
+    setting: Setting,
+    fleet: &FleetConfig,
+    speeds: &Speeds,
+) -> Result<Vec<Relaxed>> {
+    let without: [(&'static str, Policy); 4] = [
+        ("prompt", {
+            let prompt = Prompt::Shared;
+            Policy {
+                prompt,
+                ..policy.clone()
+            }
+        }),
+        ("self_attention", {
+            let self_attention = ATTENTIONS.to_vec();
+            Policy {
+                self_attention,
+                ..policy.clone()
+            }
+        }),
+        ("wires", {
+            let wires = WIRES.to_vec();
+            Policy {
+                wires,
+                ..policy.clone()
+            }
+        }),
+        ("quality", {
+            let quality = Quality::Psnr(0.0);
+            Policy {
+                quality,
+                ..policy.clone()
+            }
+        }),
+    ];
+    let relaxed = without.into_iter().map(|(rule, policy)| {
+        let plan = choose(unet, &policy, setting, fleet, speeds)?;
+        let seconds = plan.seconds.total();
+        Ok(Relaxed { rule, seconds })
+    });
+    relaxed.collect()
+}
+
+const ATTENTIONS: [SelfAttention; 5] = [
+    SelfAttention::Paired,
+    SelfAttention::Fused,
+    SelfAttention::Tokens,
+    SelfAttention::Qkv,
+    SelfAttention::Broadcast,
+];
+const WIRES: [Wire; 3] = [Wire::F32, Wire::F16, Wire::Bf16];
+
+/// Every placement that the policy's lists allow.
+fn placements(policy: &Policy) -> Vec<Placement> {
+    let prompts: &[Prompt] = match policy.prompt {
+        Prompt::Hidden => &[Prompt::Hidden],
+        Prompt::Shared => &[Prompt::Hidden, Prompt::Shared],
+    };
+    let mut all = Vec::new();
+    for &self_attention in &policy.self_attention {
+        for &prompt in prompts {
+            all.extend(policy.wires.iter().map(|&wire| Placement {
+                self_attention: Attentions::all(self_attention),
+                prompt,
+                wire,
+            }));
+        }
+    }
+    all
+}
+
+/// Seconds of one U-Net call.
+pub fn estimate(count: &Count, speeds: &Speeds) -> Seconds {
+    let slowest = count.workers_flop.iter().copied().max().unwrap_or(0);
+    Seconds {
+        link: speeds.link.seconds(count.total(), count.round_trips()),
+        workers: slowest as f64 / (speeds.worker_gflops * 1e9),
+        user: count.user_flop as f64 / (speeds.user_gflops * 1e9),
+    }
+}
+
+impl Plan {
+    /// The placement in words, and every exchange.
+    pub fn table(&self, speeds: &Speeds) -> String {
+        let placement = self.setting.placement;
+        let mb = |bytes: &[usize]| bytes.iter().sum::<usize>() as f64 / 1e6;
+        let mut lines = vec![
+            format!(
+                "self-attention by level {}, prompt {}, wire {}",
+                name(&placement.self_attention),
+                name(&placement.prompt),
+                name(&placement.wire)
+            ),
+            format!(
+                "{:<60} {:>8} {:>8} {:>9} {:>9} {:>8}",
+                "exchange", "MB up", "MB down", "GFLOP", "yours", "ms"
+            ),
+        ];
+        let link = speeds.link;
+        lines.extend(self.count.exchanges.iter().map(|e| {
+            let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
+            let waits = usize::from(sum(&e.up) > 0);
+            let workers = self.count.workers_flop.len().max(1) as f64;
+            let seconds = link.seconds([sum(&e.up), sum(&e.down)], waits)
+                + e.workers_flop as f64 / workers / (speeds.worker_gflops * 1e9)
+                + e.user_flop as f64 / (speeds.user_gflops * 1e9);
+            format!(
+                "{:<60} {:>8.3} {:>8.3} {:>9.2} {:>9.2} {:>8.1}",
+                e.label,
+                mb(&e.up),
+                mb(&e.down),
+                e.workers_flop as f64 / 1e9,
+                e.user_flop as f64 / 1e9,
+                seconds * 1e3
+            )
+        }));
+        let [up, down] = self.count.total();
+        let seconds = self.seconds;
+        lines.push(format!(
+            "one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}), {:.1} MB up, {:.1} MB down, {} round trips",
+            seconds.total(),
+            seconds.link,
+            seconds.workers,
+            seconds.user,
+            up as f64 / 1e6,
+            down as f64 / 1e6,
+            self.count.round_trips()
+        ));
+        for (provider, view) in &self.ledger.providers {
+            lines.push(format!(
+                "provider {provider}: {:.1} % of the rows ({:.1} % with their neighbours), keys and values of {:.1} %, the prompt: {}",
+                100.0 * view.rows,
+                100.0 * view.rows_with_halo,
+                100.0 * view.keys_and_values,
+                if view.prompt { "yes" } else { "no" }
+            ));
+        }
+        lines.join("\n")
+    }
+}

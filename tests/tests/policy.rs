@@ -1,0 +1,215 @@
+//! What a policy forbids is refused before a byte leaves; what it allows is what a run shows.
+
+use std::path::PathBuf;
+
+use orchestrator::policy::Policy;
+use serde_json::Value;
+use tests::golden::{Golden, repository};
+use tests::journey::{Journey, lacuna};
+use tests::workers::{RunningWorker, dead_url, fleet_file, fleet_file_of};
+use worker::Options;
+
+const MODEL: &str = "sd2";
+
+fn policy(name: &str) -> PathBuf {
+    repository().join(format!("configs/policies/{name}.toml"))
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+fn journey() -> Journey {
+    Journey::golden(&Golden::load(MODEL))
+        .with("--steps", "2")
+        .with("--scheme", "resident")
+}
+
+/// `private` with some lines replaced by others.
+fn changed(journey: &Journey, changes: &[(&str, &str)]) -> PathBuf {
+    let text = std::fs::read_to_string(policy("private")).unwrap();
+    let text = changes.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from:?} is not in the policy");
+        text.replace(from, to)
+    });
+    let path = journey.file("policy.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn the_policies_that_come_along_are_valid() {
+    for name in ["private", "paper", "fast"] {
+        let read = Policy::from_file(&policy(name)).unwrap();
+        assert_eq!(read.file, policy(name));
+    }
+}
+
+/// Nobody listens: had anything been sent, the error would say that.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_of_one_provider_are_one_view() {
+    let dead = dead_url().await;
+    let workers = [(dead.as_str(), None); 4];
+    let journey = journey();
+    let with = |provider: fn(usize) -> String| {
+        let fleet = fleet_file_of(&journey.file(""), &workers, provider);
+        journey
+            .clone()
+            .with("--workers", fleet)
+            .with("--policy", policy("private"))
+    };
+    let error = with(|i| format!("p{}", i.max(1))).go().await.err().unwrap();
+    assert_names(&error, &["private.toml", "max_rows = 0.25", "provider p1"]);
+    assert!(!error.contains(&dead), "{error}");
+    let error = with(|i| format!("p{i}")).go().await.err().unwrap();
+    // Four providers with a quarter of the rows each; that nobody answers comes later.
+    assert_names(&error, &["does not answer", &dead]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_nothing_keeps_is_named() {
+    let dead = dead_url().await;
+    let journey = journey();
+    let fleet = fleet_file(&journey.file(""), &[(dead.as_str(), None); 4]);
+    let journey = journey.with("--workers", fleet);
+    for (changes, scheme, rule) in [
+        (&[("0.25", "0.2")][..], "resident", "max_rows = 0.2"),
+        (&[], "ppidm", "prompt = hidden"),
+        (
+            &[
+                ("[\"f32\", \"f16\"]", "[\"f16\"]"),
+                ("{ psnr = 60.0 }", "\"exact\""),
+            ],
+            "resident",
+            "quality",
+        ),
+        (
+            &[
+                ("\"hidden\"", "\"shared\""),
+                ("[\"f32\", \"f16\"]", "[\"f16\"]"),
+            ],
+            "ppidm",
+            "wires",
+        ),
+    ] {
+        let file = changed(&journey, changes);
+        let journey = journey
+            .clone()
+            .with("--policy", file)
+            .with("--scheme", scheme);
+        let error = journey.go().await.err().unwrap();
+        assert_names(&error, &["forbids it by its rule", rule]);
+        assert!(!error.contains(&dead), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_file_that_is_wrong_is_named() {
+    let journey = journey();
+    for (from, to, parts) in [
+        (
+            "max_rows = 0.25",
+            "max_rows = 0",
+            &["max_rows", "above 0"][..],
+        ),
+        (
+            "max_rows = 0.25",
+            "max_rows = 1.5",
+            &["max_rows", "at most 1"],
+        ),
+        ("max_rows", "most_rows", &["most_rows"]),
+        ("\"hidden\"", "\"secret\"", &["secret"]),
+        ("[\"f32\", \"f16\"]", "[]", &["wires"]),
+    ] {
+        let file = changed(&journey, &[(from, to)]);
+        let error = journey
+            .clone()
+            .with("--policy", file)
+            .go()
+            .await
+            .err()
+            .unwrap();
+        assert_names(&error, &["policy.toml"]);
+        assert_names(&error, parts);
+    }
+    let missing = journey
+        .with("--policy", "/nowhere.toml")
+        .go()
+        .await
+        .err()
+        .unwrap();
+    assert_names(&missing, &["/nowhere.toml"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_of_a_run_is_what_the_policy_allowed() {
+    let options = Options::default();
+    let mut running = Vec::new();
+    for _ in 0..4 {
+        running.push(RunningWorker::start(MODEL, &options).await);
+    }
+    let urls: Vec<(&str, Option<&str>)> = running.iter().map(|w| (w.url.as_str(), None)).collect();
+    let journey = journey();
+    let fleet = fleet_file_of(&journey.file(""), &urls, |i| format!("p{}", i / 2));
+    let journey = journey.with("--workers", fleet);
+    let number = |value: &Value| value.as_f64().unwrap();
+
+    let halves = changed(&journey, &[("0.25", "0.5")]);
+    let files = journey.clone().with("--policy", halves).go().await.unwrap();
+    let report = files.report();
+    for provider in ["p0", "p1"] {
+        let view = &report["ledger"][provider];
+        assert_eq!(view["workers"], 2);
+        assert!((number(&view["rows"]) - 0.5).abs() < 0.05, "{view}");
+        assert!(number(&view["rows_with_halo"]) > number(&view["rows"]));
+        assert_eq!(view["keys_and_values"], view["rows"]);
+        assert_eq!(view["prompt"], false);
+    }
+    // Both half types were allowed, and fewer bytes are faster.
+    let kinds = &report["kinds"]["attention"];
+    let ours = number(&kinds["payload_up"]);
+    let exact = journey.clone().go().await.unwrap().report();
+    assert_eq!(
+        2.0 * ours,
+        number(&exact["kinds"]["attention"]["payload_up"])
+    );
+
+    let paper = journey
+        .with("--scheme", "ppidm")
+        .go()
+        .await
+        .unwrap()
+        .report();
+    assert_eq!(paper["ledger"]["p0"]["prompt"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_command_plans() {
+    let model = repository().join("configs/models/sd15");
+    let plan = |more: &[&str]| {
+        let mut arguments = vec![
+            "plan".to_owned(),
+            "--model".into(),
+            model.display().to_string(),
+        ];
+        arguments.extend(["--policy".into(), policy("private").display().to_string()]);
+        arguments.extend(more.iter().map(|a| (*a).to_owned()));
+        lacuna(arguments)
+    };
+    plan(&[]).await.unwrap();
+    plan(&["--json", "--providers", "8"]).await.unwrap();
+    for (arguments, parts) in [
+        (
+            &["--providers", "2"][..],
+            &["max_rows = 0.25", "50.0 %"][..],
+        ),
+        (&["--providers", "0"], &["--providers 0"]),
+        (&["--user-gflops=-1"], &["--user-gflops"]),
+    ] {
+        let error = plan(arguments).await.unwrap_err();
+        assert_names(&error, parts);
+    }
+}
