@@ -223,6 +223,15 @@ async fn the_reported_work_is_all_of_the_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_many_workers_start_as_there_are_rows_for() {
+    // Eight rows of latents, one at the coarsest of four levels.
+    let journey = Journey::seeded(&Golden::load("sd1")).with("--steps", "2");
+    let journey = journey.with("--width", "16").with("--height", "16");
+    let files = journey.with("--scheme", "resident").go().await.unwrap();
+    assert_eq!(files.report()["workers"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_workers_than_rows_are_refused() {
     let journey = Journey::golden(&Golden::load("sd1")).on_resident_strips(16);
     let error = journey.go().await.err().unwrap();

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use shared::device::{self, OpenDevice};
+use shared::partition::Levels;
 use shared::selftest;
 use shared::unet::UNet;
 use shared::whole::Conditioning;
@@ -82,9 +83,10 @@ pub struct Arguments {
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
     workers: Option<PathBuf>,
-    /// Without --workers: so many workers are started here, on loopback ports.
-    #[arg(long, default_value_t = 4)]
-    local_workers: usize,
+    /// Without --workers: so many workers are started here, on loopback ports [default: 4, or as many
+    /// as there are rows for].
+    #[arg(long)]
+    local_workers: Option<usize>,
     /// Initial noise, a safetensors file, in place of the seed's.
     #[arg(long)]
     latents: Option<PathBuf>,
@@ -98,6 +100,9 @@ pub struct Arguments {
     #[arg(long)]
     report: Option<PathBuf>,
 }
+
+/// Workers that are started here when nothing else is said.
+const LOCAL_WORKERS: usize = 4;
 
 /// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
 const DEFAULT_GUIDANCE: f32 = 7.5;
@@ -211,8 +216,10 @@ fn check(arguments: &Arguments) -> Result<()> {
     if arguments.count == 0 {
         return refuse("--count 0: at least one picture".into());
     }
-    if !(1..=MAX_WORKERS).contains(&arguments.local_workers) {
-        let n = arguments.local_workers;
+    if let Some(n) = arguments
+        .local_workers
+        .filter(|n| !(1..=MAX_WORKERS).contains(n))
+    {
         return refuse(format!("--local-workers {n}: from 1 to {MAX_WORKERS}"));
     }
     if !arguments.guidance().is_finite() {
@@ -284,7 +291,12 @@ async fn start_workers(
     let model = Arc::new(Model::new(pipeline.unet.clone(), pipeline.weights.clone()));
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling(arguments).batch(), rows, columns];
-    LocalWorkers::start(arguments.local_workers, &model, device, latents).await
+    let most = match arguments.scheme {
+        Scheme::Resident => Levels::new(rows, pipeline.unet.levels()).coarsest(),
+        Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
+    };
+    let n = arguments.local_workers.unwrap_or(LOCAL_WORKERS.min(most));
+    LocalWorkers::start(n, &model, device, latents).await
 }
 
 async fn encode(
