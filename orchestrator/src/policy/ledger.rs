@@ -28,7 +28,8 @@ pub struct View {
     pub rows: f64,
     /// The same with the rows that it is sent beside its own.
     pub rows_with_halo: f64,
-    /// Share of the rows whose keys and values it gets: from these alone the picture can be told.
+    /// Share of the rows whose keys and values it gets or could make: from these alone the picture can
+    /// be told.
     pub keys_and_values: f64,
     /// Whether it gets the prompt's embedding, or keys and values made of it.
     pub prompt: bool,

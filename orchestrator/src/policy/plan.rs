@@ -66,7 +66,7 @@ pub struct Relaxed {
 /// The fastest placement of `setting`'s scheme that `policy` allows on `fleet`.
 ///
 /// # Errors
-/// [`Error::Policy`], the rule that the least bad placement breaks, when none is allowed;
+/// [`Error::Policy`], the rule that the first placement breaks, when none is allowed;
 /// [`shared::Error::TooManyStrips`].
 pub fn choose(
     unet: &UNet,
