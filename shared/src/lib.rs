@@ -11,6 +11,7 @@
 //! What splitting it takes:
 //! - [`partition`]: strips of rows with their halo.
 //! - [`stats`]: group statistics that merge exactly.
+//! - [`placement`]: who computes what a strip alone cannot.
 //! - [`exchange`]: what a strip needs from outside, and what travels for it.
 //! - [`wire`]: the messages between orchestrator and worker.
 //!
@@ -36,6 +37,7 @@ pub mod kernels;
 pub mod layers;
 pub mod ops;
 pub mod partition;
+pub mod placement;
 pub mod selftest;
 pub mod stats;
 pub mod survey;

@@ -8,13 +8,12 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use shared::error::Error;
-use shared::exchange::{
-    Exchange, Item, Of, Prompt, Resident, Seat, SelfAttention, Tensors, Writing, accept,
-};
+use shared::exchange::{Exchange, Item, Of, Resident, Seat, Tensors, Writing, accept, take};
 use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::Levels;
+use shared::placement::{Prompt, SelfAttention};
 use shared::stats::Moments;
 use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
@@ -60,12 +59,12 @@ pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outs
     loop {
         let x = strip.begin(unet, message)?;
         let prediction = unet.forward(&mut strip, &x, 0.0)?;
-        let end = Of::End {
+        let end = strip.exchange(Of::End {
             channels: unet.out_channels,
-        };
+        });
         let out = HashMap::from([("prediction", Handed::Features(host(prediction)?))]);
-        let out = strip.hand_out(&strip.exchange(end), out)?;
-        message = strip.outside.exchange("end".into(), out)?;
+        let out = strip.hand_out(&end, out)?;
+        message = strip.outside.exchange(end.label(), out)?;
     }
 }
 
@@ -192,12 +191,8 @@ impl<O: Outside> Strip<O> {
             .into_device(self.whole.device())
     }
 
-    fn take<const D: usize>(&self, got: &mut Tensors, name: &str) -> Result<Tensor<D>> {
-        let payload = got.remove(name).ok_or_else(|| Error::MissingTensor {
-            origin: "the message".into(),
-            name: name.into(),
-        })?;
-        self.place(payload)
+    fn take<const D: usize>(&self, got: &mut Tensors, name: &'static str) -> Result<Tensor<D>> {
+        self.place(take(got, name)?)
     }
 
     fn take_halo(&self, got: &mut Tensors) -> Result<Halo> {
@@ -241,11 +236,7 @@ impl<O: Outside> Strip<O> {
     fn merged(&self, norm: &GroupNorm, x: &Tensor<4>, got: &mut Tensors) -> Result<Vec<Moments>> {
         let [_, c, _, w] = x.dims();
         let count = c / norm.groups * self.rows.rows(self.level) * w;
-        let payload = got.remove("moments").ok_or_else(|| Error::MissingTensor {
-            origin: "the message".into(),
-            name: "moments".into(),
-        })?;
-        payload.into_moments(count)
+        take(got, "moments")?.into_moments(count)
     }
 
     fn normalise(&mut self, norm: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
@@ -329,10 +320,7 @@ impl<O: Outside> Executor for Strip<O> {
     }
 
     fn attentions(&mut self, block: &TransformerBlock, x: Tensor<3>) -> Result<Tensor<3>> {
-        if !matches!(
-            self.attention(),
-            SelfAttention::Paired | SelfAttention::Fused
-        ) {
+        if !self.attention().pairs() {
             return attentions_apart(self, block, x);
         }
         let out = HashMap::from([("x", Handed::Features(host(x)?))]);

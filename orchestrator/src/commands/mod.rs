@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
-use shared::exchange::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire};
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;

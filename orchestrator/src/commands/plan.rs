@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use shared::exchange::Placement;
+use shared::placement::Placement;
 
 use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
 use crate::error::{Error, Result};

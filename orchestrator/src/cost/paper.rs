@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use shared::exchange::Placement;
+use shared::placement::Placement;
 use shared::unet::UNet;
 
 use super::count::count;

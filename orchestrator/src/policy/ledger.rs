@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared::exchange::{Prompt, SelfAttention};
+use shared::placement::{Prompt, SelfAttention};
 use shared::unet::UNet;
 
 use crate::error::Result;

@@ -10,7 +10,7 @@ pub mod plan;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shared::exchange::{Prompt, SelfAttention, Wire};
+use shared::placement::{Prompt, SelfAttention, Wire};
 
 use crate::error::{Error, Result};
 use crate::schemes::{Scheme, Setting};

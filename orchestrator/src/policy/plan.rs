@@ -1,7 +1,7 @@
 //! The fastest placement that a policy allows.
 
 use serde::Serialize;
-use shared::exchange::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire};
 use shared::unet::UNet;
 
 use super::ledger::Ledger;

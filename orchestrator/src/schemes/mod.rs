@@ -8,9 +8,9 @@ pub mod ppidm;
 pub mod resident;
 
 use burn::tensor::{Device, Tensor};
-use shared::exchange::Placement;
 use shared::executor::Executor;
 use shared::host::HostTensor;
+use shared::placement::Placement;
 use shared::unet::UNet;
 use shared::whole::Whole;
 

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use shared::error::Error as SharedError;
-use shared::exchange::{Exchange, Item, Of, Seat, SelfAttention, Tensors, Wire, accept};
+use shared::exchange::{Exchange, Item, Of, Seat, Tensors, accept, take};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::partition::{Levels, Rows, cut, join};
+use shared::placement::{SelfAttention, Wire};
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
@@ -114,8 +115,8 @@ impl Cloud {
 
     /// One tensor from each worker.
     fn each(handed: &mut [Tensors], name: &'static str) -> Result<Vec<HostTensor>> {
-        let take = |tensors: &mut Tensors| take(tensors, name)?.into_tensor(name);
-        Ok(handed.iter_mut().map(take).collect::<shared::Result<_>>()?)
+        let one = |tensors: &mut Tensors| take(tensors, name)?.into_tensor(name);
+        Ok(handed.iter_mut().map(one).collect::<shared::Result<_>>()?)
     }
 
     /// The tokens `name` of the whole picture, on the user's device.
@@ -312,15 +313,6 @@ impl Hub for Cloud {
     fn user_does(&mut self, _: &Operation) {
         // The executor of the user's part counts what it does.
     }
-}
-
-fn take(tensors: &mut Tensors, name: &'static str) -> shared::Result<Payload> {
-    tensors
-        .remove(name)
-        .ok_or_else(|| SharedError::MissingTensor {
-            origin: "the message".into(),
-            name: name.into(),
-        })
 }
 
 fn nothing_to(what: &str) -> Error {

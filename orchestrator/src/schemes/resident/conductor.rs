@@ -3,10 +3,11 @@
 //! The conductor comes to every exchange when the workers do and leaves it to a [`Hub`]: one that
 //! talks to workers, or one that counts what would travel.
 
-use shared::exchange::{Exchange, Of, Placement, Prompt, SelfAttention};
+use shared::exchange::{Exchange, Of};
 use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
 use shared::partition::Levels;
+use shared::placement::{Placement, Prompt, SelfAttention};
 use shared::survey::{Kind, Operation, Surveyor};
 use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
 
@@ -227,10 +228,7 @@ impl<H: Hub> Executor for Conductor<H> {
         block: &TransformerBlock,
         x: [usize; 3],
     ) -> Result<[usize; 3], H::Error> {
-        if !matches!(
-            self.attention(),
-            SelfAttention::Paired | SelfAttention::Fused
-        ) {
+        if !self.attention().pairs() {
             return attentions_apart(self, block, x);
         }
         self.meet(Of::Paired(block))?;

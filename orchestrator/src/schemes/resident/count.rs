@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use shared::exchange::{Exchange, Item, Placement, Seat};
+use shared::exchange::{Exchange, Item, Seat};
 use shared::partition::Levels;
+use shared::placement::Placement;
 use shared::survey::Operation;
 use shared::unet::UNet;
 

@@ -11,10 +11,11 @@ pub mod count;
 
 use std::ops::Range;
 
-use shared::exchange::{Prompt, Resident as Seating};
+use shared::exchange::Resident as Seating;
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::partition::{Levels, strips};
+use shared::placement::Prompt;
 use shared::unet::UNet;
 use shared::whole::Whole;
 

@@ -1,0 +1,132 @@
+//! Where the parts of a U-Net call are computed that a strip alone cannot do.
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+/// Where the parts of a U-Net call are computed that a strip alone cannot do, and how features travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Who attends to the whole picture.
+    pub self_attention: Attentions,
+    /// Whether workers may know the prompt.
+    pub prompt: Prompt,
+    /// Number type of features on the wire.
+    pub wire: Wire,
+}
+
+/// Levels that a placement tells apart; those beyond are like the last.
+const LEVELS: usize = 8;
+
+/// How self-attention is done at each level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<SelfAttention>", into = "Vec<SelfAttention>")]
+pub struct Attentions([SelfAttention; LEVELS]);
+
+impl Attentions {
+    /// The same at every level.
+    pub fn all(how: SelfAttention) -> Self {
+        Self([how; LEVELS])
+    }
+
+    /// At `level`, from 0, the finest.
+    pub fn at(&self, level: usize) -> SelfAttention {
+        self.0[level.min(LEVELS - 1)]
+    }
+
+    /// The same with `how` at `level`.
+    pub fn with(mut self, level: usize, how: SelfAttention) -> Self {
+        self.0[level.min(LEVELS - 1)] = how;
+        self
+    }
+
+    /// Those of the first `levels` levels.
+    pub fn of_levels(&self, levels: usize) -> &[SelfAttention] {
+        &self.0[..levels.min(LEVELS)]
+    }
+}
+
+impl TryFrom<Vec<SelfAttention>> for Attentions {
+    type Error = String;
+
+    /// One for each level from the finest; further levels are like the last.
+    fn try_from(each: Vec<SelfAttention>) -> std::result::Result<Self, String> {
+        match each.last() {
+            Some(last) if each.len() <= LEVELS => Ok(Self(std::array::from_fn(|level| {
+                each.get(level).copied().unwrap_or(*last)
+            }))),
+            _ => Err(format!("one for each level, 1 to {LEVELS}")),
+        }
+    }
+}
+
+impl From<Attentions> for Vec<SelfAttention> {
+    fn from(attentions: Attentions) -> Self {
+        let mut each = attentions.0.to_vec();
+        // Further levels are like the last anyway.
+        while each.len() > 1 && each[each.len() - 1] == each[each.len() - 2] {
+            each.pop();
+        }
+        each
+    }
+}
+
+/// How self-attention, which needs every row, is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelfAttention {
+    /// The user does both attentions of a block: workers send the block's tokens and get them back.
+    #[default]
+    Paired,
+    /// As paired, and the user does the transformer's normalisation and projection before its first
+    /// block too: workers send the feature map.
+    Fused,
+    /// The user attends, projections included: workers send normalised tokens.
+    Tokens,
+    /// The user attends: workers project, and send queries, keys and values.
+    Qkv,
+    /// Workers attend: each gets every row's keys and values, which gives the picture away. For
+    /// comparison only.
+    Broadcast,
+}
+
+impl SelfAttention {
+    /// Whether the user does both attentions of a block in one exchange.
+    pub fn pairs(self) -> bool {
+        matches!(self, Self::Paired | Self::Fused)
+    }
+}
+
+/// Whether the workers may know the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// The user does the cross-attention: workers send queries.
+    #[default]
+    Hidden,
+    /// Workers get the prompt's embedding once a picture.
+    Shared,
+}
+
+/// Number type of features on the wire. Statistics, latents and predictions are always sent whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// Exact.
+    #[default]
+    F32,
+    /// 11 bits of precision, at most 65504.
+    F16,
+    /// 8 bits of precision, the range of f32.
+    Bf16,
+}
+
+impl Wire {
+    /// As safetensors names it.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+}
