@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Conv2d, GroupNorm};
 use crate::partition::Levels;
-use crate::placement::{Placement, SelfAttention, Wire};
+use crate::placement::{Placement, SelfAttention, Wire, Wires};
 use crate::unet::{Transformer, TransformerBlock};
-use crate::wire::Payload;
+use crate::wire::{Coding, Payload};
 
 /// What a worker is told of its place in the picture when a `resident` session opens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub struct Exchange<'a> {
     pub columns: usize,
     /// Level of the feature map.
     pub level: usize,
+    /// Whether this is the session's first step, before which nothing was sent.
+    pub first: bool,
 }
 
 /// What an exchange is about.
@@ -95,7 +97,8 @@ pub enum Of<'a> {
     Halo(&'a Conv2d),
     /// A transformer up to its first block's attentions: the feature map.
     Enter(&'a Transformer),
-    /// Both attentions of a block: its tokens.
+    /// Both attentions of a block: its tokens. The worker gets them back, or, where the wire rounds, only
+    /// what the attentions add, so that the residual stream itself is never rounded.
     Paired(&'a TransformerBlock),
     /// Self-attention by the user or over everybody's keys.
     SelfAttention(&'a Attention, SelfAttention),
@@ -111,8 +114,10 @@ pub enum Of<'a> {
 /// How a tensor is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writing {
-    /// In the placement's [`Wire`] type.
-    Features,
+    /// By the [`Wires`] for halos.
+    Halo,
+    /// By the [`Wires`] for attention.
+    Attention,
     /// In f32.
     Exact,
     /// In f64.
@@ -128,29 +133,32 @@ pub struct Item {
     pub shape: Vec<usize>,
     /// How it is written.
     pub writing: Writing,
+    /// Whether it is the first of its kind in the session.
+    pub first: bool,
 }
 
 impl Item {
-    fn new(name: &'static str, shape: impl Into<Vec<usize>>, writing: Writing) -> Self {
-        Self {
-            name,
-            shape: shape.into(),
-            writing,
-        }
-    }
-
-    /// Its number type under `wire`.
-    pub fn dtype(&self, wire: Wire) -> Dtype {
+    /// How it travels, if it is features.
+    pub fn wire(&self, wires: Wires) -> Option<Wire> {
         match self.writing {
-            Writing::Features => wire.dtype(),
-            Writing::Exact => Dtype::F32,
-            Writing::Statistics => Dtype::F64,
+            Writing::Halo => Some(wires.halo),
+            Writing::Attention => Some(wires.attention),
+            Writing::Exact | Writing::Statistics => None,
         }
     }
 
-    /// Bytes of its numbers.
-    pub fn bytes(&self, wire: Wire) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype(wire).bitsize() / 8
+    fn coding(&self, wires: Wires) -> Coding {
+        match self.wire(wires) {
+            Some(wire) => Coding::of(wire, self.first),
+            None if self.writing == Writing::Statistics => Coding::Numbers(Dtype::F64),
+            None => Coding::Numbers(Dtype::F32),
+        }
+    }
+
+    /// Bytes of its numbers in a message.
+    pub fn bytes(&self, wires: Wires) -> usize {
+        let (dtype, shape) = self.coding(wires).layout(&self.shape);
+        shape.iter().product::<usize>() * dtype.bitsize() / 8
     }
 }
 
@@ -165,6 +173,15 @@ fn halo(layer: &Conv2d) -> [usize; 2] {
 }
 
 impl Exchange<'_> {
+    fn item(&self, name: &'static str, shape: impl Into<Vec<usize>>, writing: Writing) -> Item {
+        Item {
+            name,
+            shape: shape.into(),
+            writing,
+            first: self.first,
+        }
+    }
+
     /// Names the exchange in messages; both sides must be at the same one.
     pub fn label(&self) -> String {
         match self.of {
@@ -195,7 +212,7 @@ impl Exchange<'_> {
             Of::Enter(transformer) => {
                 let channels = transformer.norm.channels;
                 let shape = [self.batch, channels, seat.rows, self.columns];
-                vec![Item::new("x", shape, Writing::Features)]
+                vec![self.item("x", shape, Writing::Attention)]
             }
             Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
             Of::SelfAttention(layer, SelfAttention::Qkv) => ["q", "k", "v"]
@@ -208,7 +225,7 @@ impl Exchange<'_> {
             Of::CrossAttention(layer) => vec![self.tokens("q", seat, layer.to_q.d_out)],
             Of::End { channels } => {
                 let shape = [self.batch, channels, seat.rows, self.columns];
-                vec![Item::new("prediction", shape, Writing::Exact)]
+                vec![self.item("prediction", shape, Writing::Exact)]
             }
         }
     }
@@ -224,8 +241,8 @@ impl Exchange<'_> {
                 let c = conv_in.c_in;
                 let shape = [self.batch, c, seat.rows, self.columns];
                 let mut items = vec![
-                    Item::new("x", shape, Writing::Exact),
-                    Item::new("embedding", [1, embedding], Writing::Exact),
+                    self.item("x", shape, Writing::Exact),
+                    self.item("embedding", [1, embedding], Writing::Exact),
                 ];
                 for mut edge in self.edges(conv_in, seat, ["above", "below"]) {
                     edge.writing = Writing::Exact;
@@ -233,7 +250,7 @@ impl Exchange<'_> {
                 }
                 if let Some([tokens, width]) = prompt {
                     let shape = [self.batch, tokens, width];
-                    items.push(Item::new("prompt", shape, Writing::Exact));
+                    items.push(self.item("prompt", shape, Writing::Exact));
                 }
                 items
             }
@@ -267,12 +284,12 @@ impl Exchange<'_> {
     /// Mean and M2 of each group: of the strip up, of the whole down.
     fn statistics(&self, norm: &GroupNorm) -> Item {
         let shape = [self.batch * norm.groups, 2];
-        Item::new("moments", shape, Writing::Statistics)
+        self.item("moments", shape, Writing::Statistics)
     }
 
     fn tokens(&self, name: &'static str, seat: Seat, width: usize) -> Item {
         let shape = [self.batch, seat.rows * self.columns, width];
-        Item::new(name, shape, Writing::Features)
+        self.item(name, shape, Writing::Attention)
     }
 
     /// The rows that travel for `conv`'s halo: as a worker gets them (`above`, `below`), or as it
@@ -289,7 +306,7 @@ impl Exchange<'_> {
             .filter(|((_, rows), neighbour)| *rows > 0 && *neighbour)
             .map(|((name, rows), _)| {
                 let shape = [self.batch, conv.c_in, rows, self.columns];
-                Item::new(name, shape, Writing::Features)
+                self.item(name, shape, Writing::Halo)
             })
             .collect()
     }
@@ -316,12 +333,12 @@ fn missing(name: &str) -> Error {
 /// Checks that a message at `at` with `tensors` brings just `items`.
 ///
 /// # Errors
-/// [`Error::Message`], [`Error::MissingTensor`], [`Error::WrongDtype`] or [`Error::WrongShape`], each
-/// naming the exchange or the tensor.
+/// [`Error::Message`], [`Error::MissingTensor`], [`Error::WrongDtype`], [`Error::WrongShape`] or
+/// [`Error::NotFinite`], each naming the exchange or the tensor.
 pub fn accept(
     exchange: &Exchange<'_>,
     items: &[Item],
-    wire: Wire,
+    wires: Wires,
     at: &str,
     mut tensors: HashMap<String, Payload>,
 ) -> Result<Tensors> {
@@ -335,19 +352,22 @@ pub fn accept(
     for item in items {
         let name = || format!("{label}: {}", item.name);
         let payload = tensors.remove(item.name).ok_or_else(|| missing(&name()))?;
-        if payload.dtype() != item.dtype(wire) {
+        let coding = item.coding(wires);
+        let (dtype, shape) = coding.layout(&item.shape);
+        if payload.dtype() != dtype {
             return Err(Error::WrongDtype {
                 name: name(),
                 dtype: format!("{:?}", payload.dtype()),
             });
         }
-        if payload.shape() != item.shape {
+        if payload.shape() != shape {
             return Err(Error::WrongShape {
                 name: name(),
-                want: item.shape.clone(),
+                want: shape,
                 got: payload.shape().to_vec(),
             });
         }
+        coding.check_scales(&name(), &payload, item.shape.iter().product())?;
         accepted.insert(item.name, payload);
     }
     match tensors.keys().next() {
@@ -391,6 +411,7 @@ mod tests {
                         batch: 2,
                         columns: 5,
                         level,
+                        first: true,
                     };
                     let seats: Vec<Seat> = strips(levels.coarsest(), n)
                         .iter()
@@ -420,6 +441,7 @@ mod tests {
             batch: 1,
             columns: 3,
             level: 0,
+            first: true,
         };
         let seat = Seat {
             rows: 2,
@@ -439,7 +461,8 @@ mod tests {
                 ("below".to_owned(), Payload::F32(edge(3))),
             ])
         };
-        let accept = |at: &str, tensors| super::accept(&exchange, &items, Wire::F32, at, tensors);
+        let accept =
+            |at: &str, tensors| super::accept(&exchange, &items, Wires::default(), at, tensors);
         assert!(accept("norm+conv c", good()).is_ok());
         assert!(matches!(accept("conv c", good()), Err(Error::Message(_))));
         let with = |name: &str, payload: Payload| {

@@ -1,6 +1,5 @@
 //! Where the parts of a U-Net call are computed that a strip alone cannot do.
 
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 /// Where the parts of a U-Net call are computed that a strip alone cannot do, and how features travel.
@@ -10,8 +9,8 @@ pub struct Placement {
     pub self_attention: Attentions,
     /// Whether workers may know the prompt.
     pub prompt: Prompt,
-    /// Number type of features on the wire.
-    pub wire: Wire,
+    /// How features travel.
+    pub wires: Wires,
 }
 
 /// Levels that a placement tells apart; those beyond are like the last.
@@ -107,7 +106,33 @@ pub enum Prompt {
     Shared,
 }
 
-/// Number type of features on the wire. Statistics, latents and predictions are always sent whole.
+/// How features travel, by what they travel for. Statistics, latents and predictions are always sent
+/// whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wires {
+    /// Edge rows for a neighbour's convolution.
+    pub halo: Wire,
+    /// What the user attends to, and what comes of it.
+    pub attention: Wire,
+}
+
+impl Wires {
+    /// The same for all.
+    pub fn all(wire: Wire) -> Self {
+        Self {
+            halo: wire,
+            attention: wire,
+        }
+    }
+
+    /// Each of them.
+    pub fn each(self) -> [Wire; 2] {
+        [self.halo, self.attention]
+    }
+}
+
+/// What features are on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wire {
@@ -118,15 +143,32 @@ pub enum Wire {
     F16,
     /// 8 bits of precision, the range of f32.
     Bf16,
+    /// Whole codes of 8 bits by blocks of a channel ([`crate::wire::Codec`]).
+    Int8,
+    /// The change since the last step in codes of 8 bits.
+    Delta8,
+    /// The change since the last step in codes of 4 bits.
+    Delta4,
 }
 
 impl Wire {
-    /// As safetensors names it.
-    pub fn dtype(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::F16 => Dtype::F16,
-            Self::Bf16 => Dtype::BF16,
-        }
+    /// Every wire, the most exact first.
+    pub const ALL: [Self; 6] = [
+        Self::F32,
+        Self::F16,
+        Self::Delta8,
+        Self::Bf16,
+        Self::Int8,
+        Self::Delta4,
+    ];
+
+    /// Whether what arrives is what was sent, to the last bit.
+    pub fn is_exact(self) -> bool {
+        self == Self::F32
+    }
+
+    /// Whether it sends changes, so that what is sent depends on what was sent before.
+    pub fn is_temporal(self) -> bool {
+        matches!(self, Self::Delta8 | Self::Delta4)
     }
 }

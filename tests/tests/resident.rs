@@ -1,5 +1,8 @@
 //! Resident strips over real workers, against the unsplit picture and against what was promised.
 
+use orchestrator::cost::count::{Count, count};
+use orchestrator::schemes::resident::count::first_calls;
+use orchestrator::schemes::{Scheme, Setting};
 use serde_json::Value;
 use tests::golden::{Golden, MODELS, has_golden, repository};
 use tests::journey::{Files, Journey, lacuna};
@@ -53,13 +56,22 @@ async fn strips_make_the_picture_that_the_whole_makes() {
     }
 }
 
+/// What the policies' quality floors are taken from.
 #[tokio::test(flavor = "multi_thread")]
-async fn half_the_bytes_cost_little_quality() {
+async fn fewer_bytes_cost_little_quality() {
     for name in MODELS {
         let journey = Journey::golden(&Golden::load(name));
         let local = journey.go().await.unwrap();
         let mut bytes = Vec::new();
-        for (wire, least) in [("f32", 110.0), ("f16", 60.0), ("bf16", 40.0)] {
+        for (wire, least) in [
+            ("f32", 110.0),
+            ("f16", 60.0),
+            ("bf16", 40.0),
+            ("delta8", 50.0),
+            ("int8", 30.0),
+            ("delta4", 36.9),
+            ("halo=f16,attention=delta4", 36.9),
+        ] {
             let split = journey.clone().on_resident_strips(2).with("--wire", wire);
             let split = split.go().await.unwrap();
             let psnr = latents_psnr(&split, &local);
@@ -73,6 +85,7 @@ async fn half_the_bytes_cost_little_quality() {
         }
         assert_eq!(bytes[1] * 2, bytes[0]);
         assert_eq!(bytes[2] * 2, bytes[0]);
+        assert!(bytes[3..].iter().all(|b| *b < bytes[1]));
     }
 }
 
@@ -118,6 +131,10 @@ async fn the_bytes_are_those_that_were_promised() {
         ("resident", 2, "tokens", "shared", "bf16"),
         ("resident", 2, "qkv", "hidden", "f16"),
         ("resident", 2, "broadcast", "shared", "f32"),
+        ("resident", 2, "fused", "hidden", "int8"),
+        ("resident", 2, "paired", "shared", "delta8"),
+        ("resident", 2, "qkv", "hidden", "delta4"),
+        ("resident", 2, "broadcast", "hidden", "delta4"),
     ] {
         let case = format!("{scheme}, {n} workers, {attention}, {prompt}, {wire}");
         let golden = Golden::load("sd1");
@@ -136,18 +153,16 @@ async fn the_bytes_are_those_that_were_promised() {
         let mut total = [0, 0];
         for (kind, counted) in report["kinds"].as_object().unwrap() {
             let of = |key: &str| counted[key].as_u64().unwrap();
-            let each = promised.iter().filter(|e| e.kind.to_string() == *kind);
-            let sum = each.fold([0, 0], |[up, down], e| {
-                [
-                    up + e.up.iter().sum::<usize>(),
-                    down + e.down.iter().sum::<usize>(),
-                ]
-            });
-            let mut want = sum.map(|bytes| (bytes * calls) as u64);
-            if kind == "latents" && prompt == "shared" {
-                // The prompt comes along once.
-                want[0] += n as u64 * golden_prompt_bytes(&golden);
-            }
+            let sum = |call: &Count| {
+                let each = call.exchanges.iter();
+                let each = each.filter(|e| e.kind.to_string() == *kind);
+                each.fold([0, 0], |[up, down], e| {
+                    let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
+                    [up + sum(&e.up), down + sum(&e.down)]
+                })
+            };
+            let [first, later] = promised.each_ref().map(sum);
+            let want = [0, 1].map(|way| first[way] + (calls as u64 - 1) * later[way]);
             assert_eq!(
                 [of("payload_up"), of("payload_down")],
                 want,
@@ -160,12 +175,7 @@ async fn the_bytes_are_those_that_were_promised() {
     }
 }
 
-fn golden_prompt_bytes(golden: &Golden) -> u64 {
-    let unet = tests::golden::model_dir(golden.case()["name"].as_str().unwrap());
-    let unet = shared::unet::UNetConfig::from_file(&unet.join("unet/config.json"));
-    (2 * 77 * unet.unwrap().build().context_width * 4) as u64
-}
-
+/// The first call and the later ones.
 fn promise(
     scheme: &str,
     workers: usize,
@@ -173,8 +183,7 @@ fn promise(
     prompt: &str,
     wire: &str,
     latents: [usize; 3],
-) -> Vec<orchestrator::cost::count::Counted> {
-    use orchestrator::schemes::{Scheme, Setting};
+) -> [Count; 2] {
     let unet = tests::golden::model_dir("sd1").join("unet/config.json");
     let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
     let setting = Setting {
@@ -185,15 +194,18 @@ fn promise(
         },
         groupnorm: Default::default(),
         placement: serde_json::from_value(serde_json::json!({
-            "self_attention": [attention], "prompt": prompt, "wire": wire,
+            "self_attention": [attention], "prompt": prompt,
+            "wires": { "halo": wire, "attention": wire },
         }))
         .unwrap(),
         latents,
         levels: unet.levels(),
         tokens: 77,
     };
-    let count = orchestrator::cost::count::count(&unet, &setting, workers).unwrap();
-    count.exchanges
+    match setting.scheme {
+        Scheme::Resident => first_calls(&unet, &setting, workers).unwrap(),
+        _ => [0, 1].map(|_| count(&unet, &setting, workers).unwrap()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

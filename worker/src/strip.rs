@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use shared::error::Error;
-use shared::exchange::{Exchange, Item, Of, Resident, Seat, Tensors, Writing, accept, take};
+use shared::exchange::{Exchange, Item, Of, Resident, Seat, Tensors, accept, take};
 use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm};
@@ -18,7 +18,7 @@ use shared::stats::Moments;
 use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
-use shared::wire::Payload;
+use shared::wire::{Codec, Payload};
 use shared::{Result, ops};
 
 /// What a message brings: the label of the exchange that it is of, and its tensors.
@@ -51,6 +51,9 @@ pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outs
         columns: Levels::new(resident.columns, count),
         level: 0,
         begun: None,
+        first: true,
+        incoming: Codec::default(),
+        outgoing: Codec::default(),
         knows_prompt: resident.placement.prompt == Prompt::Hidden,
         resident,
         outside,
@@ -65,6 +68,7 @@ pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outs
         let out = HashMap::from([("prediction", Handed::Features(host(prediction)?))]);
         let out = strip.hand_out(&end, out)?;
         message = strip.outside.exchange(end.label(), out)?;
+        strip.first = false;
     }
 }
 
@@ -94,6 +98,10 @@ struct Strip<O> {
     /// Level of the feature map that the walk is at.
     level: usize,
     begun: Option<Begun>,
+    /// Whether this is the first step.
+    first: bool,
+    incoming: Codec,
+    outgoing: Codec,
     knows_prompt: bool,
     outside: O,
 }
@@ -114,6 +122,7 @@ impl<O: Outside> Strip<O> {
             batch: self.resident.batch,
             columns: self.columns.rows(self.level),
             level: self.level,
+            first: self.first,
         }
     }
 
@@ -149,40 +158,50 @@ impl<O: Outside> Strip<O> {
         self.accept(&exchange, &at, tensors)
     }
 
+    /// What a message brings for `exchange`, its features as plain numbers.
     fn accept(
-        &self,
+        &mut self,
         exchange: &Exchange<'_>,
         at: &str,
         tensors: HashMap<String, Payload>,
     ) -> Result<Tensors> {
+        let wires = self.resident.placement.wires;
         let items = exchange.to_worker(self.seat(), self.rows.rows(self.level));
-        accept(exchange, &items, self.resident.placement.wire, at, tensors)
+        let mut got = accept(exchange, &items, wires, at, tensors)?;
+        for item in items {
+            let Some(wire) = item.wire(wires) else {
+                continue;
+            };
+            let payload = take(&mut got, item.name)?;
+            let stream = format!("{at}: {}", item.name);
+            let tensor = self.incoming.read(&stream, payload, &item.shape, wire)?;
+            got.insert(item.name, tensor.into());
+        }
+        Ok(got)
     }
 
-    /// `out` in the number types of the exchange; what it does not ask for stays.
+    /// `out` as the exchange has it travel; what it does not ask for stays.
     fn hand_out(
-        &self,
+        &mut self,
         exchange: &Exchange<'_>,
         mut out: HashMap<&'static str, Handed>,
     ) -> Result<HashMap<String, Payload>> {
+        let (wires, seat) = (self.resident.placement.wires, self.seat());
+        let label = exchange.label();
+        let outgoing = &mut self.outgoing;
         let write = |item: Item| {
-            let dtype = item.dtype(self.resident.placement.wire);
-            let payload = match (out.remove(item.name), item.writing) {
-                (Some(Handed::Statistics(moments)), Writing::Statistics) => {
-                    Payload::of_moments(&moments)
-                }
-                (Some(Handed::Features(tensor)), _) => {
-                    Payload::write(&exchange.label(), tensor, dtype)?
+            let payload = match (out.remove(item.name), item.wire(wires)) {
+                (Some(Handed::Statistics(moments)), None) => Payload::of_moments(&moments),
+                (Some(Handed::Features(tensor)), None) => tensor.into(),
+                (Some(Handed::Features(tensor)), Some(wire)) => {
+                    outgoing.write(&format!("{label}: {}", item.name), tensor, wire)?
                 }
                 _ => return Err(Error::Message(format!("no {} to hand out", item.name))),
             };
             Ok((item.name.to_owned(), payload))
         };
-        exchange
-            .from_worker(self.seat())
-            .into_iter()
-            .map(write)
-            .collect()
+        let items = exchange.from_worker(seat).into_iter();
+        items.map(write).collect()
     }
 
     fn place<const D: usize>(&self, payload: Payload) -> Result<Tensor<D>> {
@@ -323,9 +342,13 @@ impl<O: Outside> Executor for Strip<O> {
         if !self.attention().pairs() {
             return attentions_apart(self, block, x);
         }
-        let out = HashMap::from([("x", Handed::Features(host(x)?))]);
+        let out = HashMap::from([("x", Handed::Features(host(x.clone())?))]);
         let mut got = self.meet(Of::Paired(block), out)?;
-        self.take(&mut got, "x")
+        let y = self.take(&mut got, "x")?;
+        if self.resident.placement.wires.attention.is_exact() {
+            return Ok(y);
+        }
+        Ok(x + y)
     }
 
     fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wires};
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
@@ -56,9 +56,10 @@ pub struct SchemeArguments {
     /// resident: whether workers may know the prompt: hidden or shared.
     #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
     pub workers_prompt: Prompt,
-    /// resident: number type of features on the wire: f32 (exact), f16 or bf16.
-    #[arg(long, default_value = "f32", value_parser = by_name::<Wire>)]
-    pub wire: Wire,
+    /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
+    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4.
+    #[arg(long, default_value = "f32", value_parser = parse_wires)]
+    pub wire: Wires,
 }
 
 impl SchemeArguments {
@@ -76,7 +77,7 @@ impl SchemeArguments {
             placement: Placement {
                 self_attention: self.self_attention,
                 prompt: self.workers_prompt,
-                wire: self.wire,
+                wires: self.wire,
             },
             latents,
             levels: unet.levels(),
@@ -88,6 +89,19 @@ impl SchemeArguments {
 fn parse_attentions(text: &str) -> std::result::Result<Attentions, String> {
     let each = text.split(',').map(|name| by_name(name.trim()));
     Attentions::try_from(each.collect::<std::result::Result<Vec<SelfAttention>, _>>()?)
+}
+
+fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
+    if !text.contains('=') {
+        return Ok(Wires::all(by_name(text)?));
+    }
+    let part = |part: &str| match part.split_once('=') {
+        Some((of, wire)) => Ok((of.trim().to_owned(), wire.trim().into())),
+        None => Err(format!("{part:?}: halo=WIRE,attention=WIRE")),
+    };
+    let parts: std::result::Result<serde_json::Map<_, _>, String> =
+        text.split(',').map(part).collect();
+    serde_json::from_value(parts?.into()).map_err(|e| e.to_string())
 }
 
 /// How fast the connection and the machines are, for a plan.

@@ -1,7 +1,7 @@
 //! The fastest placement that a policy allows.
 
 use serde::Serialize;
-use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire};
+use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire, Wires};
 use shared::unet::UNet;
 
 use super::ledger::Ledger;
@@ -154,7 +154,7 @@ pub fn relax(
             }
         }),
         ("wires", {
-            let wires = WIRES.to_vec();
+            let wires = Wire::ALL.to_vec();
             Policy {
                 wires,
                 ..policy.clone()
@@ -183,7 +183,6 @@ const ATTENTIONS: [SelfAttention; 5] = [
     SelfAttention::Qkv,
     SelfAttention::Broadcast,
 ];
-const WIRES: [Wire; 3] = [Wire::F32, Wire::F16, Wire::Bf16];
 
 /// Every placement that the policy's lists allow.
 fn placements(policy: &Policy) -> Vec<Placement> {
@@ -194,11 +193,13 @@ fn placements(policy: &Policy) -> Vec<Placement> {
     let mut all = Vec::new();
     for &self_attention in &policy.self_attention {
         for &prompt in prompts {
-            all.extend(policy.wires.iter().map(|&wire| Placement {
-                self_attention: Attentions::all(self_attention),
-                prompt,
-                wire,
-            }));
+            for &halo in &policy.wires {
+                all.extend(policy.wires.iter().map(|&attention| Placement {
+                    self_attention: Attentions::all(self_attention),
+                    prompt,
+                    wires: Wires { halo, attention },
+                }));
+            }
         }
     }
     all
@@ -221,10 +222,11 @@ impl Plan {
         let mb = |bytes: &[usize]| bytes.iter().sum::<usize>() as f64 / 1e6;
         let mut lines = vec![
             format!(
-                "self-attention by level {}, prompt {}, wire {}",
+                "self-attention by level {}, prompt {}, wires: halo {}, attention {}",
                 name(&placement.self_attention),
                 name(&placement.prompt),
-                name(&placement.wire)
+                name(&placement.wires.halo),
+                name(&placement.wires.attention)
             ),
             format!(
                 "{:<60} {:>8} {:>8} {:>9} {:>9} {:>8}",

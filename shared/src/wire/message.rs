@@ -135,6 +135,13 @@ pub enum Payload {
         /// `shape.iter().product()` values.
         data: Vec<bf16>,
     },
+    /// Features as scales and codes, for [`super::Codec`].
+    Codes {
+        /// Number of bytes.
+        shape: [usize; 1],
+        /// The bytes.
+        data: Vec<u8>,
+    },
     /// Statistics: [`Payload::of_moments`].
     F64 {
         /// Sizes, outermost first.
@@ -150,6 +157,14 @@ impl Payload {
         Self::F64 {
             shape: vec![moments.len(), 2],
             data: moments.iter().flat_map(|m| [m.mean, m.m2]).collect(),
+        }
+    }
+
+    /// Scales and codes.
+    pub(super) fn of_codes(data: Vec<u8>) -> Self {
+        Self::Codes {
+            shape: [data.len()],
+            data,
         }
     }
 
@@ -202,13 +217,13 @@ impl Payload {
     /// The tensor in f32; `name` is what the error calls it.
     ///
     /// # Errors
-    /// [`Error::WrongDtype`] when it holds statistics.
+    /// [`Error::WrongDtype`] when it holds statistics or codes.
     pub fn into_tensor(self, name: &str) -> Result<HostTensor> {
         match self {
             Self::F32(tensor) => Ok(tensor),
             Self::F16 { shape, data } => HostTensor::new(shape, data.to_f32_vec()),
             Self::Bf16 { shape, data } => HostTensor::new(shape, data.to_f32_vec()),
-            Self::F64 { .. } => Err(wrong_dtype(name, Dtype::F64)),
+            Self::Codes { .. } | Self::F64 { .. } => Err(wrong_dtype(name, self.dtype())),
         }
     }
 
@@ -217,6 +232,7 @@ impl Payload {
         match self {
             Self::F32(tensor) => &tensor.shape,
             Self::F16 { shape, .. } | Self::Bf16 { shape, .. } | Self::F64 { shape, .. } => shape,
+            Self::Codes { shape, .. } => shape,
         }
     }
 
@@ -231,6 +247,7 @@ impl Payload {
             Self::F32(_) => Dtype::F32,
             Self::F16 { .. } => Dtype::F16,
             Self::Bf16 { .. } => Dtype::BF16,
+            Self::Codes { .. } => Dtype::U8,
             Self::F64 { .. } => Dtype::F64,
         }
     }
@@ -245,6 +262,8 @@ impl Payload {
             Self::F16 { data, .. } => data.iter().all(|x| x.is_finite()),
             Self::Bf16 { data, .. } => data.iter().all(|x| x.is_finite()),
             Self::F64 { data, .. } => data.iter().all(|x| x.is_finite()),
+            // What they stand for is checked when that is known.
+            Self::Codes { .. } => true,
         };
         if finite {
             return Ok(());
@@ -261,6 +280,7 @@ impl Payload {
             Self::Bf16 { shape, data } => {
                 TensorView::new(Dtype::BF16, shape.clone(), bytemuck::cast_slice(data))
             }
+            Self::Codes { shape, data } => TensorView::new(Dtype::U8, shape.to_vec(), data),
             Self::F64 { shape, data } => {
                 TensorView::new(Dtype::F64, shape.clone(), bytemuck::cast_slice(data))
             }
@@ -283,6 +303,7 @@ impl Payload {
                 shape,
                 data: from_little_endian(bytes),
             },
+            Dtype::U8 if shape.len() == 1 => Self::of_codes(bytes.to_vec()),
             other => return Err(wrong_dtype(name, other)),
         };
         payload.check_finite(name)?;
@@ -290,7 +311,7 @@ impl Payload {
     }
 }
 
-fn wrong_dtype(name: &str, dtype: Dtype) -> Error {
+pub(super) fn wrong_dtype(name: &str, dtype: Dtype) -> Error {
     Error::WrongDtype {
         name: name.into(),
         dtype: format!("{dtype:?}"),

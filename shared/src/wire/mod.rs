@@ -2,9 +2,12 @@
 //!
 //! - here: what is said, as JSON: sessions, and the headers of tensor messages.
 //! - [`Message`]: a header with tensors, as bytes.
+//! - [`Codec`]: features as few bytes.
 
+mod codec;
 mod message;
 
+pub use codec::{Codec, Coding};
 pub use message::{Message, Payload, to_safetensors};
 
 pub use safetensors::Dtype;
@@ -13,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::exchange::Resident;
 
 /// Version of everything in this module. The two sides must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";

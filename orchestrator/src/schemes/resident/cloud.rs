@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use shared::error::Error as SharedError;
-use shared::exchange::{Exchange, Item, Of, Seat, Tensors, accept, take};
+use shared::exchange::{Exchange, Item, Of, Seat, Tensors, Writing, accept, take};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::partition::{Levels, Rows, cut, join};
-use shared::placement::{SelfAttention, Wire};
+use shared::placement::{SelfAttention, Wires};
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
-use shared::wire::Payload;
+use shared::wire::{Codec, Payload};
 
 use super::conductor::Hub;
 use crate::error::{Error, Result};
@@ -20,12 +20,21 @@ use crate::fleet::Fleet;
 use crate::fleet::client::Handed;
 use crate::fleet::tally::Kind;
 
+/// This side's ends of what goes to and from a worker.
+#[derive(Default)]
+struct Ends {
+    incoming: Codec,
+    outgoing: Codec,
+}
+
 /// One picture's strips, on a fleet of workers.
 pub struct Cloud {
     fleet: Fleet,
     /// The user's own part of the U-Net.
     whole: Whole,
-    wire: Wire,
+    wires: Wires,
+    /// This side's ends of what goes to and from each worker.
+    ends: Vec<Ends>,
     rows: Levels,
     /// Each worker's rows of the coarsest level.
     strips: Vec<Range<usize>>,
@@ -48,7 +57,7 @@ impl Cloud {
         fleet: Fleet,
         whole: Whole,
         prompt: Option<HostTensor>,
-        wire: Wire,
+        wires: Wires,
         rows: Levels,
         strips: Vec<Range<usize>>,
         limit: usize,
@@ -56,7 +65,8 @@ impl Cloud {
         Self {
             fleet,
             whole,
-            wire,
+            wires,
+            ends: strips.iter().map(|_| Ends::default()).collect(),
             rows,
             strips,
             limit,
@@ -106,11 +116,30 @@ impl Cloud {
             if let Some(tally) = self.fleet.tallies().nth(i) {
                 tally.count_reply(kind, handed.size);
             }
-            let items = exchange.from_worker(*seat);
-            let tensors = accept(exchange, &items, self.wire, &handed.at, handed.tensors);
+            let tensors = self.read(i, exchange, *seat, handed);
             collected.push(tensors.map_err(|e| self.fleet.nonsense(i, &e))?);
         }
         Ok(collected)
+    }
+
+    /// What the `index`-th worker `handed` out, checked, with what the user attends to as plain numbers.
+    /// Halos go on as they came: the neighbour's end holds what this worker's end does.
+    fn read(
+        &mut self,
+        index: usize,
+        exchange: &Exchange<'_>,
+        seat: Seat,
+        handed: Handed,
+    ) -> shared::Result<Tensors> {
+        let items = exchange.from_worker(seat);
+        let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
+        for item in items.iter().filter(|i| i.writing == Writing::Attention) {
+            let payload = take(&mut tensors, item.name)?;
+            let (codec, wire) = (&mut self.ends[index].incoming, self.wires.attention);
+            let tensor = codec.read(&stream(exchange, item.name), payload, &item.shape, wire)?;
+            tensors.insert(item.name, tensor.into());
+        }
+        Ok(tensors)
     }
 
     /// One tensor from each worker.
@@ -127,21 +156,21 @@ impl Cloud {
 
     /// Each worker's rows of `x`, as `name`.
     fn scatter(
-        &self,
+        &mut self,
         exchange: &Exchange<'_>,
         name: &'static str,
         x: Tensor<3>,
     ) -> Result<Vec<Tensors>> {
         let x = HostTensor::from_device(x)?;
-        let dtype = self.wire.dtype();
-        let part = |strip| {
+        let stream = stream(exchange, name);
+        let part = |(strip, ends): (_, &mut Ends)| {
             let rows = self.rows.scale(strip, exchange.level);
             let [from, to] = [rows.start, rows.end].map(|row| (row * exchange.columns) as isize);
             let part = cut(&x, Rows::OfTokens, &(from..to))?;
-            let payload = Payload::write(&exchange.label(), part, dtype)?;
+            let payload = ends.outgoing.write(&stream, part, self.wires.attention)?;
             Ok(Tensors::from([(name, payload)]))
         };
-        self.strips.iter().map(part).collect()
+        self.strips.iter().zip(&mut self.ends).map(part).collect()
     }
 
     /// The step's input for each worker: its rows of the latents with those next to them.
@@ -234,7 +263,10 @@ impl Cloud {
             }
             Of::Paired(block) => {
                 let x = self.gather(&mut handed, "x")?;
-                let y = self.whole.attentions(block, x)?;
+                let mut y = self.whole.attentions(block, x.clone())?;
+                if !self.wires.attention.is_exact() {
+                    y = y - x;
+                }
                 self.scatter(exchange, "x", y)
             }
             Of::SelfAttention(layer, SelfAttention::Qkv) => {
@@ -247,13 +279,16 @@ impl Cloud {
                 self.scatter(exchange, "y", y)
             }
             Of::SelfAttention(_, SelfAttention::Broadcast) => {
-                let mut all = Tensors::new();
+                let mut messages = vec![Tensors::new(); seats.len()];
                 for name in ["k", "v"] {
                     let joined = join(&Self::each(&mut handed, name)?, Rows::OfTokens)?;
-                    let payload = Payload::write(&exchange.label(), joined, self.wire.dtype())?;
-                    all.insert(name, payload);
+                    let (stream, wire) = (stream(exchange, name), self.wires.attention);
+                    for (message, ends) in messages.iter_mut().zip(&mut self.ends) {
+                        let payload = ends.outgoing.write(&stream, joined.clone(), wire)?;
+                        message.insert(name, payload);
+                    }
                 }
-                Ok(vec![all; seats.len()])
+                Ok(messages)
             }
             Of::SelfAttention(layer, _) => {
                 let x = self.gather(&mut handed, "x")?;
@@ -313,6 +348,11 @@ impl Hub for Cloud {
     fn user_does(&mut self, _: &Operation) {
         // The executor of the user's part counts what it does.
     }
+}
+
+/// Tells a tensor from others that go the same way in a step.
+fn stream(exchange: &Exchange<'_>, name: &str) -> String {
+    format!("{}: {name}", exchange.label())
 }
 
 fn nothing_to(what: &str) -> Error {

@@ -42,8 +42,8 @@ pub struct Conductor<H> {
     level: usize,
     /// Tokens and width of the prompt's embedding, when the workers are still to be given it.
     unsent_prompt: Option<[usize; 2]>,
-    /// Whether keys and values of the prompt have been made: they are the same at every step.
-    keys_made: bool,
+    /// Whether this is the first call.
+    first: bool,
     embedding: usize,
 }
 
@@ -63,7 +63,7 @@ impl<H: Hub> Conductor<H> {
             batch,
             level: 0,
             unsent_prompt: shared.then_some([tokens, unet.context_width]),
-            keys_made: false,
+            first: true,
             embedding: unet.time.linear_2.d_out,
         }
     }
@@ -79,7 +79,7 @@ impl<H: Hub> Conductor<H> {
         self.meet(Of::End {
             channels: unet.out_channels,
         })?;
-        self.keys_made = true;
+        self.first = false;
         Ok(())
     }
 
@@ -94,6 +94,7 @@ impl<H: Hub> Conductor<H> {
             batch: self.batch,
             columns: self.columns.rows(self.level),
             level: self.level,
+            first: self.first,
         })
     }
 
@@ -114,7 +115,7 @@ impl<H: Hub> Conductor<H> {
     ) -> Result<T, H::Error> {
         let shape = operation(&mut self.shapes)?;
         for operation in self.shapes.take() {
-            if self.keys_made && operation.makes_prompt_keys() {
+            if !self.first && operation.makes_prompt_keys() {
                 continue;
             }
             if remote(&operation) {

@@ -15,8 +15,8 @@ use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
 use crate::schemes::Setting;
 
-/// Counts the first two calls of a picture: the first may bring the prompt along, all later ones
-/// are like the second.
+/// Counts the first two calls of a picture: the first may bring the prompt along, and features whole of
+/// which later only changes travel; all later ones are like the second.
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
@@ -50,7 +50,7 @@ impl Hub for Counter {
 
     fn exchange(&mut self, exchange: &Exchange<'_>) -> Result<()> {
         let bytes = |items: Vec<Item>| {
-            let each = items.iter().map(|item| item.bytes(self.placement.wire));
+            let each = items.iter().map(|item| item.bytes(self.placement.wires));
             each.sum::<usize>()
         };
         let seat = |strip| Seat::new(&self.rows, strip, exchange.level);

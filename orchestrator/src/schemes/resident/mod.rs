@@ -113,7 +113,7 @@ impl<'a> Resident<'a> {
             fleet,
             whole,
             prompt,
-            setting.placement.wire,
+            setting.placement.wires,
             levels,
             strips,
             limit.unwrap_or(0),
