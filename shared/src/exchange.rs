@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Conv2d, GroupNorm};
 use crate::partition::Levels;
-use crate::placement::{Placement, SelfAttention, Wire, Wires};
+use crate::placement::{Placement, SelfAttention, Tile, Wire, Wires};
 use crate::unet::{Transformer, TransformerBlock};
 use crate::wire::{Coding, Payload};
 
@@ -34,6 +34,9 @@ pub struct Resident {
     pub tokens: usize,
     /// Who does what.
     pub placement: Placement,
+    /// Its tile of each self-attention, where workers attend to tiles.
+    #[serde(default)]
+    pub tile: Tile,
 }
 
 /// A worker's place at one level.
@@ -41,23 +44,29 @@ pub struct Resident {
 pub struct Seat {
     /// Number of its rows.
     pub rows: usize,
+    /// Number of all rows.
+    pub of: usize,
     /// Whether its first row is an odd one of the picture.
     pub odd: bool,
     /// Whether there are rows above it.
     pub above: bool,
     /// Whether there are rows below it.
     pub below: bool,
+    /// Its tile of a self-attention.
+    pub tile: Tile,
 }
 
 impl Seat {
-    /// The place at `level` of `strip`, which is of the coarsest level.
-    pub fn new(levels: &Levels, strip: &Range<usize>, level: usize) -> Self {
+    /// The place at `level` of a worker with the strip `strip` of the coarsest level, and with `tile`.
+    pub fn new(levels: &Levels, strip: &Range<usize>, tile: Tile, level: usize) -> Self {
         let rows = levels.scale(strip, level);
         Self {
             rows: rows.len(),
+            of: levels.rows(level),
             odd: rows.start % 2 == 1,
             above: strip.start > 0,
             below: strip.end < levels.coarsest(),
+            tile,
         }
     }
 }
@@ -102,6 +111,10 @@ pub enum Of<'a> {
     Paired(&'a TransformerBlock),
     /// Self-attention by the user or over everybody's keys.
     SelfAttention(&'a Attention, SelfAttention),
+    /// Self-attention by tiles begins: queries, keys and values of the strip, for those of the tile.
+    Tiles(&'a Attention),
+    /// It ends: what the tile gave, for what all tiles of the strip's queries give together.
+    Merge(&'a Attention),
     /// Cross-attention by the user: queries.
     CrossAttention(&'a Attention),
     /// A step ends: the strip of the prediction.
@@ -118,6 +131,8 @@ pub enum Writing {
     Halo,
     /// By the [`Wires`] for attention.
     Attention,
+    /// By the same, but whole every time: turned anew, it has nothing to do with the step before.
+    Tile,
     /// In f32.
     Exact,
     /// In f64.
@@ -143,6 +158,7 @@ impl Item {
         match self.writing {
             Writing::Halo => Some(wires.halo),
             Writing::Attention => Some(wires.attention),
+            Writing::Tile => Some(wires.attention.timeless()),
             Writing::Exact | Writing::Statistics => None,
         }
     }
@@ -191,7 +207,8 @@ impl Exchange<'_> {
             Of::Halo(conv) => format!("conv {}", conv.name),
             Of::Enter(transformer) => format!("enter {}", transformer.name),
             Of::Paired(block) => format!("attentions {}", block.attn1.name),
-            Of::SelfAttention(layer, _) | Of::CrossAttention(layer) => {
+            Of::Tiles(layer) => format!("tiles {}", layer.name),
+            Of::Merge(layer) | Of::SelfAttention(layer, _) | Of::CrossAttention(layer) => {
                 format!("attention {}", layer.name)
             }
             Of::End { .. } => "end".into(),
@@ -215,12 +232,20 @@ impl Exchange<'_> {
                 vec![self.item("x", shape, Writing::Attention)]
             }
             Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
-            Of::SelfAttention(layer, SelfAttention::Qkv) => ["q", "k", "v"]
+            Of::Tiles(layer) | Of::SelfAttention(layer, SelfAttention::Qkv) => ["q", "k", "v"]
                 .map(|name| self.tokens(name, seat, layer.to_q.d_out))
                 .to_vec(),
             Of::SelfAttention(layer, SelfAttention::Broadcast) => ["k", "v"]
                 .map(|name| self.tokens(name, seat, layer.to_k.d_out))
                 .to_vec(),
+            Of::Merge(layer) => {
+                let [queries, _] = self.tile(seat);
+                let sums = [self.batch, queries, layer.heads];
+                vec![
+                    self.tile_item("y", queries, layer.to_q.d_out),
+                    self.item("sums", sums, Writing::Exact),
+                ]
+            }
             Of::SelfAttention(layer, _) => vec![self.tokens("x", seat, layer.to_q.d_in)],
             Of::CrossAttention(layer) => vec![self.tokens("q", seat, layer.to_q.d_out)],
             Of::End { channels } => {
@@ -230,8 +255,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// What a worker at `seat`, of a picture of `rows` rows at this level, gets back.
-    pub fn to_worker(&self, seat: Seat, rows: usize) -> Vec<Item> {
+    /// What a worker at `seat` gets back.
+    pub fn to_worker(&self, seat: Seat) -> Vec<Item> {
         match self.of {
             Of::Begin {
                 conv_in,
@@ -267,12 +292,21 @@ impl Exchange<'_> {
             }
             Of::Paired(block) => vec![self.tokens("x", seat, block.attn1.to_q.d_in)],
             Of::SelfAttention(layer, SelfAttention::Broadcast) => {
-                let all = Seat { rows, ..seat };
+                let all = Seat {
+                    rows: seat.of,
+                    ..seat
+                };
                 ["k", "v"]
                     .map(|name| self.tokens(name, all, layer.to_k.d_out))
                     .to_vec()
             }
-            Of::SelfAttention(layer, SelfAttention::Qkv) => {
+            Of::Tiles(layer) => {
+                let [queries, keys] = self.tile(seat);
+                [("q", queries), ("k", keys), ("v", keys)]
+                    .map(|(name, tokens)| self.tile_item(name, tokens, layer.to_q.d_out))
+                    .to_vec()
+            }
+            Of::Merge(layer) | Of::SelfAttention(layer, SelfAttention::Qkv) => {
                 vec![self.tokens("y", seat, layer.to_q.d_out)]
             }
             Of::SelfAttention(layer, _) => vec![self.tokens("y", seat, layer.to_out.d_out)],
@@ -290,6 +324,16 @@ impl Exchange<'_> {
     fn tokens(&self, name: &'static str, seat: Seat, width: usize) -> Item {
         let shape = [self.batch, seat.rows * self.columns, width];
         self.item(name, shape, Writing::Attention)
+    }
+
+    /// Numbers of queries and of keys of the tile at `seat`.
+    fn tile(&self, seat: Seat) -> [usize; 2] {
+        let tokens = seat.of * self.columns;
+        [seat.tile.queries, seat.tile.keys].map(|part| part.range(tokens).len())
+    }
+
+    fn tile_item(&self, name: &'static str, tokens: usize, width: usize) -> Item {
+        self.item(name, [self.batch, tokens, width], Writing::Tile)
     }
 
     /// The rows that travel for `conv`'s halo: as a worker gets them (`above`, `below`), or as it
@@ -415,11 +459,11 @@ mod tests {
                     };
                     let seats: Vec<Seat> = strips(levels.coarsest(), n)
                         .iter()
-                        .map(|strip| Seat::new(&levels, strip, level))
+                        .map(|strip| Seat::new(&levels, strip, Tile::default(), level))
                         .collect();
                     let find = |items: Vec<Item>, name| items.into_iter().find(|i| i.name == name);
                     for (i, seat) in seats.iter().enumerate() {
-                        let got = exchange.to_worker(*seat, levels.rows(level));
+                        let got = exchange.to_worker(*seat);
                         let shape = |item: Option<Item>| item.map(|item| item.shape);
                         let above = i.checked_sub(1).map(|up| exchange.from_worker(seats[up]));
                         let above = above.and_then(|items| find(items, "last"));
@@ -445,11 +489,13 @@ mod tests {
         };
         let seat = Seat {
             rows: 2,
+            of: 4,
             odd: false,
             above: false,
             below: true,
+            tile: Tile::default(),
         };
-        let items = exchange.to_worker(seat, 4);
+        let items = exchange.to_worker(seat);
         assert_eq!(names(&items), ["moments", "below"]);
         let edge = |columns: usize| crate::host::HostTensor::zeros([1, 8, 1, columns]);
         let good = || {

@@ -265,6 +265,48 @@ pub fn geglu(x: Tensor<3>) -> Tensor<3> {
     value * gelu(gate)
 }
 
+/// Attention over some of the keys: as [`attention`], with the logarithm of each query's sum of
+/// exponentials, `[B, T, heads]`, by which parts are merged (Milakov and Gimelshein 2018).
+pub fn attention_part(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+) -> (Tensor<3>, Tensor<3>) {
+    let [b, t, c] = q.dims();
+    if let (Some(q), Some(k), Some(v)) = (Dense::of(&q), Dense::of(&k), Dense::of(&v)) {
+        let sizes = kernels::attention::Sizes {
+            batch: b,
+            queries: t,
+            keys: k.shape()[1],
+            channels: c,
+            heads,
+            causal: false,
+        };
+        let [y, sums] =
+            kernels::attention::attention_part(q.values(), k.values(), v.values(), sizes);
+        return (
+            kernels::tensor(y, [b, t, c]),
+            kernels::tensor(sums, [b, t, heads]),
+        );
+    }
+    let split = |x: Tensor<3>| {
+        let [b, t, c] = x.dims();
+        x.reshape([b, t, heads, c / heads]).swap_dims(1, 2)
+    };
+    let scale = ((c / heads) as f32).sqrt().recip();
+    let scores = split(q).matmul(split(k).swap_dims(2, 3)) * scale;
+    let most = scores.clone().max_dim(3);
+    let weights = (scores - most.clone()).exp();
+    let sum = weights.clone().sum_dim(3);
+    let y = weights.matmul(split(v)) / sum.clone();
+    let sums = most + sum.log();
+    (
+        y.swap_dims(1, 2).reshape([b, t, c]),
+        sums.swap_dims(1, 2).reshape([b, t, heads]),
+    )
+}
+
 /// `softmax(Q K^T / sqrt(D)) V` for each of `heads` heads: `q` is `[B, T, C]`, `k` and `v` are
 /// `[B, S, C]`, with the heads side by side in `C`. `causal` lets a token see no later one.
 pub fn attention(

@@ -1,5 +1,7 @@
 //! Where the parts of a U-Net call are computed that a strip alone cannot do.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// Where the parts of a U-Net call are computed that a strip alone cannot do, and how features travel.
@@ -83,6 +85,9 @@ pub enum SelfAttention {
     Tokens,
     /// The user attends: workers project, and send queries, keys and values.
     Qkv,
+    /// Workers attend to tiles: some queries and some keys and values of the whole picture, in a secret
+    /// order and turned in a secret way, fresh every time; the user merges.
+    Tiled,
     /// Workers attend: each gets every row's keys and values, which gives the picture away. For
     /// comparison only.
     Broadcast,
@@ -92,6 +97,63 @@ impl SelfAttention {
     /// Whether the user does both attentions of a block in one exchange.
     pub fn pairs(self) -> bool {
         matches!(self, Self::Paired | Self::Fused)
+    }
+}
+
+/// The tile of every self-attention that is a worker's: which part of the queries, and which of the keys
+/// and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tile {
+    /// The part of the queries.
+    pub queries: Part,
+    /// The part of the keys and values.
+    pub keys: Part,
+}
+
+/// The `index`-th of `of` parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// From 0.
+    pub index: usize,
+    /// At least one.
+    pub of: usize,
+}
+
+impl Part {
+    /// Its tokens of `tokens` in all.
+    pub fn range(self, tokens: usize) -> Range<usize> {
+        let [start, end] = [self.index, self.index + 1].map(|i| i * tokens / self.of.max(1));
+        start..end
+    }
+}
+
+impl Default for Tile {
+    /// All of it.
+    fn default() -> Self {
+        let all = Part { index: 0, of: 1 };
+        Self {
+            queries: all,
+            keys: all,
+        }
+    }
+}
+
+impl Tile {
+    /// The tiles of `workers` workers, in a grid as square as their number allows; where it is not, with
+    /// more parts of the keys, which travel twice as heavy as queries.
+    pub fn grid(workers: usize) -> Vec<Self> {
+        let root = workers.isqrt();
+        let queries = (1..=root)
+            .rev()
+            .find(|n| workers.is_multiple_of(*n))
+            .unwrap_or(1);
+        let keys = workers / queries;
+        let part = |index, of| Part { index, of };
+        let tile = |i| Self {
+            queries: part(i / keys, queries),
+            keys: part(i % keys, keys),
+        };
+        (0..workers).map(tile).collect()
     }
 }
 
@@ -167,8 +229,42 @@ impl Wire {
         self == Self::F32
     }
 
+    /// The same without changes, for what has nothing to do with what was sent before.
+    pub fn timeless(self) -> Self {
+        if self.is_temporal() { Self::Int8 } else { self }
+    }
+
     /// Whether it sends changes, so that what is sent depends on what was sent before.
     pub fn is_temporal(self) -> bool {
         matches!(self, Self::Delta8 | Self::Delta4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_gives_every_query_every_key_once() {
+        let shape = |n| {
+            let last = *Tile::grid(n).last().unwrap();
+            [last.queries.of, last.keys.of]
+        };
+        assert_eq!(
+            [1, 4, 5, 6, 12, 16].map(shape),
+            [[1, 1], [2, 2], [1, 5], [2, 3], [3, 4], [4, 4]]
+        );
+        let tokens = 29;
+        for n in 1..=16 {
+            let mut pairs = vec![0; tokens * tokens];
+            for tile in Tile::grid(n) {
+                for q in tile.queries.range(tokens) {
+                    tile.keys
+                        .range(tokens)
+                        .for_each(|k| pairs[q * tokens + k] += 1);
+                }
+            }
+            assert!(pairs.iter().all(|times| *times == 1), "{n} workers");
+        }
     }
 }

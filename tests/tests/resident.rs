@@ -37,7 +37,14 @@ async fn strips_make_the_picture_that_the_whole_makes() {
         let mut counts = 0;
         for n in WORKERS {
             let split = journey.clone().on_resident_strips(n);
-            for attention in ["paired", "fused", "tokens", "qkv", "broadcast,qkv,fused"] {
+            for attention in [
+                "paired",
+                "fused",
+                "tokens,tiled",
+                "qkv",
+                "tiled",
+                "broadcast,qkv,fused",
+            ] {
                 for prompt in ["hidden", "shared"] {
                     let split = split.clone().with("--self-attention", attention);
                     let split = split.with("--workers-prompt", prompt).go().await;
@@ -163,6 +170,8 @@ async fn the_bytes_are_those_that_were_promised() {
         ("resident", 2, "paired", "shared", "delta8"),
         ("resident", 2, "qkv", "hidden", "delta4"),
         ("resident", 2, "broadcast", "hidden", "delta4"),
+        ("resident", 2, "tiled", "hidden", "f32"),
+        ("resident", 2, "tiled", "shared", "delta4"),
     ] {
         let case = format!("{scheme}, {n} workers, {attention}, {prompt}, {wire}");
         let golden = Golden::load("sd1");

@@ -31,6 +31,9 @@ use crate::walk::Walk;
 /// Most tokens of a prompt: several times what CLIP makes of any.
 const MAX_TOKENS: usize = 1024;
 
+/// Most parts that an attention is cut into: more than any fleet has workers.
+const MAX_PARTS: usize = 1024;
+
 /// How a worker behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -229,6 +232,14 @@ fn start_walk(service: &Service, resident: Resident) -> Result<Walk> {
             "a strip of rows {start}..{end} of the {} at the coarsest level",
             levels.coarsest()
         ));
+    }
+    for part in [resident.tile.queries, resident.tile.keys] {
+        if part.index >= part.of || part.of > MAX_PARTS {
+            return refuse(format!(
+                "part {} of {} of an attention",
+                part.index, part.of
+            ));
+        }
     }
     let wanted = [resident.batch, resident.rows, resident.columns];
     let most = service.0.max_latents;

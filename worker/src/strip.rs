@@ -108,7 +108,12 @@ struct Strip<O> {
 
 impl<O: Outside> Strip<O> {
     fn seat(&self) -> Seat {
-        Seat::new(&self.rows, &self.resident.strip, self.level)
+        Seat::new(
+            &self.rows,
+            &self.resident.strip,
+            self.resident.tile,
+            self.level,
+        )
     }
 
     /// How self-attention is done at this level.
@@ -166,7 +171,7 @@ impl<O: Outside> Strip<O> {
         tensors: HashMap<String, Payload>,
     ) -> Result<Tensors> {
         let wires = self.resident.placement.wires;
-        let items = exchange.to_worker(self.seat(), self.rows.rows(self.level));
+        let items = exchange.to_worker(self.seat());
         let mut got = accept(exchange, &items, wires, at, tensors)?;
         for item in items {
             let Some(wire) = item.wire(wires) else {
@@ -368,6 +373,25 @@ impl<O: Outside> Executor for Strip<O> {
                     ("v", features(&v)?),
                 ];
                 let mut got = self.meet(of, HashMap::from(out))?;
+                let y = self.take(&mut got, "y")?;
+                self.whole.linear(&layer.to_out, &y)
+            }
+            SelfAttention::Tiled => {
+                let [q, k, v] = self.whole.project(layer, x, false)?;
+                let out = [
+                    ("q", features(&q)?),
+                    ("k", features(&k)?),
+                    ("v", features(&v)?),
+                ];
+                let mut got = self.meet(Of::Tiles(layer), HashMap::from(out))?;
+                let [q, k, v] = [
+                    self.take(&mut got, "q")?,
+                    self.take(&mut got, "k")?,
+                    self.take(&mut got, "v")?,
+                ];
+                let (y, sums) = ops::attention_part(q, k, v, layer.heads);
+                let out = [("y", features(&y)?), ("sums", features(&sums)?)];
+                let mut got = self.meet(Of::Merge(layer), HashMap::from(out))?;
                 let y = self.take(&mut got, "y")?;
                 self.whole.linear(&layer.to_out, &y)
             }

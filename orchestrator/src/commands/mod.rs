@@ -49,8 +49,8 @@ pub struct SchemeArguments {
     pub groupnorm: GroupNormMode,
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
-    /// normalisation before, too), tokens or qkv (by what workers send). Workers: broadcast (gives
-    /// the picture away).
+    /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
+    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away).
     #[arg(long, default_value = "paired", value_parser = parse_attentions)]
     pub self_attention: Attentions,
     /// resident: whether workers may know the prompt: hidden or shared.

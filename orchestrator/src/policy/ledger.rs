@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared::placement::{Prompt, SelfAttention};
+use shared::placement::{Prompt, SelfAttention, Tile};
 use shared::unet::UNet;
 
 use crate::error::Result;
@@ -31,6 +31,9 @@ pub struct View {
     /// Share of the rows whose keys and values it gets or could make: from these alone the picture can
     /// be told.
     pub keys_and_values: f64,
+    /// Share of all queries, and of all keys and values, that it gets in secret order and turned: it
+    /// learns the products between them.
+    pub tiles: [f64; 2],
     /// Whether it gets the prompt's embedding, or keys and values made of it.
     pub prompt: bool,
 }
@@ -64,12 +67,17 @@ impl Ledger {
     }
 
     fn new<'a>(setting: &Setting, seen: impl Iterator<Item = (&'a str, Seen)>) -> Self {
-        let mut together: BTreeMap<String, (usize, Seen)> = BTreeMap::new();
-        for (provider, rows) in seen {
-            let (workers, all) = together.entry(provider.to_owned()).or_default();
-            *workers += 1;
-            for (all, rows) in all.iter_mut().zip(&rows) {
+        let seen: Vec<_> = seen.collect();
+        let mut together: BTreeMap<String, Together> = BTreeMap::new();
+        for ((provider, rows), tile) in seen.iter().zip(Tile::grid(seen.len())) {
+            let all = together.entry((*provider).to_owned()).or_default();
+            all.workers += 1;
+            for (all, rows) in all.rows.iter_mut().zip(rows) {
                 all.extend(rows);
+            }
+            for (all, part) in all.tiles.iter_mut().zip([tile.queries, tile.keys]) {
+                let index = part.index as isize;
+                all.add(index, index + 1, part.of);
             }
         }
         let placement = setting.placement;
@@ -78,17 +86,23 @@ impl Ledger {
             Scheme::Ppidm => true,
             Scheme::Resident => placement.prompt == Prompt::Shared,
         };
-        let broadcast = setting.scheme == Scheme::Resident
-            && placement
-                .self_attention
-                .of_levels(setting.levels)
-                .contains(&SelfAttention::Broadcast);
-        let view = |(provider, (workers, [own, with_halo])): (String, (usize, Seen))| {
+        let attentions = placement.self_attention.of_levels(setting.levels);
+        let done = |how| setting.scheme == Scheme::Resident && attentions.contains(&how);
+        let view = |(provider, all): (String, Together)| {
+            let [own, with_halo] = all.rows.map(|rows| rows.share());
             let view = View {
-                workers,
-                rows: own.share(),
-                rows_with_halo: with_halo.share(),
-                keys_and_values: if broadcast { 1.0 } else { own.share() },
+                workers: all.workers,
+                rows: own,
+                rows_with_halo: with_halo,
+                keys_and_values: if done(SelfAttention::Broadcast) {
+                    1.0
+                } else {
+                    own
+                },
+                tiles: match done(SelfAttention::Tiled) {
+                    true => all.tiles.map(|part| part.share()),
+                    false => [0.0; 2],
+                },
                 prompt,
             };
             (provider, view)
@@ -97,4 +111,13 @@ impl Ledger {
             providers: together.into_iter().map(view).collect(),
         }
     }
+}
+
+/// What a provider's workers see together.
+#[derive(Default)]
+struct Together {
+    workers: usize,
+    rows: Seen,
+    /// Parts of the queries, and of the keys and values, of tiled attentions.
+    tiles: [Coverage; 2],
 }

@@ -176,11 +176,12 @@ pub fn relax(
     relaxed.collect()
 }
 
-const ATTENTIONS: [SelfAttention; 5] = [
+const ATTENTIONS: [SelfAttention; 6] = [
     SelfAttention::Paired,
     SelfAttention::Fused,
     SelfAttention::Tokens,
     SelfAttention::Qkv,
+    SelfAttention::Tiled,
     SelfAttention::Broadcast,
 ];
 
@@ -265,10 +266,11 @@ impl Plan {
         ));
         for (provider, view) in &self.ledger.providers {
             lines.push(format!(
-                "provider {provider}: {:.1} % of the rows ({:.1} % with their neighbours), keys and values of {:.1} %, the prompt: {}",
+                "provider {provider}: {:.1} % of the rows ({:.1} % with their neighbours), keys and values of {:.1} %, hidden ones of {:.1} %, the prompt: {}",
                 100.0 * view.rows,
                 100.0 * view.rows_with_halo,
                 100.0 * view.keys_and_values,
+                100.0 * view.tiles[1],
                 if view.prompt { "yes" } else { "no" }
             ));
         }

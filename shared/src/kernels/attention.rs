@@ -68,6 +68,23 @@ vectorised! {
 /// # Panics
 /// When the sizes do not agree, or there are no keys.
 pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
+    attend(q, k, v, sizes, None)
+}
+
+/// The same over some of the keys, with what merging it with the others takes: the logarithm of each
+/// query's sum of exponentials, `[B, T, heads]`.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_part(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> [Vec<f32>; 2] {
+    let mut y = Vec::new();
+    let sums = filled(sizes.batch * sizes.queries * sizes.heads, |sums| {
+        y = attend(q, k, v, sizes, Some(sums));
+    });
+    [y, sums]
+}
+
+fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, sums: Option<Target>) -> Vec<f32> {
     let Sizes {
         batch,
         queries,
@@ -106,6 +123,7 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
                     width,
                     first,
                     rows: rows.min(queries - first),
+                    sums: sums.map(|sums| (sums, (b * queries + first) * heads + h)),
                 };
                 let from = (b * queries + first) * channels + h * width;
                 task.run(&q[from..], out, from);
@@ -125,6 +143,8 @@ struct Task<'a> {
     first: usize,
     /// Number of queries.
     rows: usize,
+    /// Where the logarithms of the sums go, and the place there of the first query's.
+    sums: Option<(Target, usize)>,
 }
 
 impl Task<'_> {
@@ -163,6 +183,11 @@ impl Task<'_> {
                 let y = unsafe { out.slice(from + i * channels, width) };
                 for (y, x) in y.iter_mut().zip(sums[i..].iter().step_by(rows)) {
                     *y = x * scale;
+                }
+                if let Some((sums, from)) = self.sums {
+                    // SAFETY: this head's number of this query's: this task's alone.
+                    let sum = unsafe { sums.slice(from + i * self.sizes.heads, 1) };
+                    sum[0] = most[i] + total.ln();
                 }
             }
         });

@@ -7,6 +7,7 @@ use shared::error::Error as SharedError;
 use shared::exchange::{Exchange, Item, Of, Seat, Tensors, Writing, accept, take};
 use shared::executor::Executor;
 use shared::host::HostTensor;
+use shared::layers::Attention;
 use shared::partition::{Levels, Rows, cut, join};
 use shared::placement::{SelfAttention, Wires};
 use shared::stats::Moments;
@@ -15,6 +16,8 @@ use shared::whole::Whole;
 use shared::wire::{Codec, Payload};
 
 use super::conductor::Hub;
+use super::seats;
+use super::tiles::Secret;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Handed;
@@ -48,6 +51,8 @@ pub struct Cloud {
     begin: Option<(HostTensor, HostTensor)>,
     /// The step's prediction.
     prediction: Option<HostTensor>,
+    /// What makes the tiles that the workers are at understandable.
+    secret: Option<Secret>,
 }
 
 impl Cloud {
@@ -74,6 +79,7 @@ impl Cloud {
             pending: Vec::new(),
             begin: None,
             prediction: None,
+            secret: None,
         }
     }
 
@@ -102,11 +108,6 @@ impl Cloud {
         (self.whole, self.fleet)
     }
 
-    fn seats(&self, level: usize) -> Vec<Seat> {
-        let seat = |strip| Seat::new(&self.rows, strip, level);
-        self.strips.iter().map(seat).collect()
-    }
-
     /// What all workers hand out at `exchange`, checked.
     fn collect(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let kind = kind_of(exchange);
@@ -133,9 +134,12 @@ impl Cloud {
     ) -> shared::Result<Tensors> {
         let items = exchange.from_worker(seat);
         let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
-        for item in items.iter().filter(|i| i.writing == Writing::Attention) {
+        let codec = &mut self.ends[index].incoming;
+        for item in items.iter().filter(|i| i.writing != Writing::Halo) {
+            let Some(wire) = item.wire(self.wires) else {
+                continue;
+            };
             let payload = take(&mut tensors, item.name)?;
-            let (codec, wire) = (&mut self.ends[index].incoming, self.wires.attention);
             let tensor = codec.read(&stream(exchange, item.name), payload, &item.shape, wire)?;
             tensors.insert(item.name, tensor.into());
         }
@@ -173,14 +177,47 @@ impl Cloud {
         self.strips.iter().zip(&mut self.ends).map(part).collect()
     }
 
+    /// Each worker's tile of what all `handed` out.
+    fn deal(
+        &mut self,
+        exchange: &Exchange<'_>,
+        layer: &Attention,
+        seats: &[Seat],
+        mut handed: Vec<Tensors>,
+    ) -> Result<Vec<Tensors>> {
+        let [q, k, v] = [
+            self.gather(&mut handed, "q")?,
+            self.gather(&mut handed, "k")?,
+            self.gather(&mut handed, "v")?,
+        ];
+        let [_, tokens, _] = q.dims();
+        let width = layer.to_q.d_out / layer.heads;
+        let secret = Secret::draw(tokens, layer.heads, width, self.whole.device())?;
+        let hidden = secret.hide(q, k, v)?;
+        let wire = self.wires.attention.timeless();
+        let deal = |(seat, ends): (&Seat, &mut Ends)| {
+            let [queries, keys] = [seat.tile.queries, seat.tile.keys];
+            let parts = [("q", queries), ("k", keys), ("v", keys)];
+            let cards = parts.into_iter().zip(&hidden).map(|((name, part), x)| {
+                let Range { start, end } = part.range(tokens);
+                let card = cut(x, Rows::OfTokens, &(start as isize..end as isize))?;
+                let payload = ends.outgoing.write(&stream(exchange, name), card, wire)?;
+                Ok((name, payload))
+            });
+            cards.collect::<Result<Tensors>>()
+        };
+        let messages = seats.iter().zip(&mut self.ends).map(deal).collect();
+        self.secret = Some(secret);
+        messages
+    }
+
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
-        let rows = self.rows.rows(0);
         let messages = self.strips.iter().zip(seats).map(|(strip, seat)| {
             let own = self.rows.scale(strip, 0);
             let [start, end] = [own.start, own.end].map(|row| row as isize);
-            let items = exchange.to_worker(*seat, rows);
+            let items = exchange.to_worker(*seat);
             let part = |item: &Item| {
                 let range = match item.name {
                     "embedding" => return Ok(embedding.clone()),
@@ -269,6 +306,15 @@ impl Cloud {
                 }
                 self.scatter(exchange, "x", y)
             }
+            Of::Tiles(layer) => self.deal(exchange, layer, seats, handed),
+            Of::Merge(_) => {
+                let parts: Vec<_> = seats.iter().map(|seat| seat.tile).collect();
+                let ys = Self::each(&mut handed, "y")?;
+                let sums = Self::each(&mut handed, "sums")?;
+                let secret = self.secret.take().ok_or_else(|| nothing_to("merge by"))?;
+                let y = secret.merge(&parts, ys, sums)?;
+                self.scatter(exchange, "y", y)
+            }
             Of::SelfAttention(layer, SelfAttention::Qkv) => {
                 let q = self.gather(&mut handed, "q")?;
                 let keys = [
@@ -314,7 +360,7 @@ impl Hub for Cloud {
     type Error = Error;
 
     fn exchange(&mut self, exchange: &Exchange<'_>) -> Result<()> {
-        let seats = self.seats(exchange.level);
+        let seats = seats(&self.rows, &self.strips, exchange.level);
         let handed = self.collect(exchange, &seats)?;
         let messages = self.answer(exchange, &seats, handed)?;
         if messages.is_empty() {
@@ -365,8 +411,11 @@ pub fn kind_of(exchange: &Exchange<'_>) -> Kind {
         Of::Begin { .. } | Of::End { .. } => Kind::Latents,
         Of::NormConv(..) | Of::Halo(_) => Kind::Conv,
         Of::Norm(_) => Kind::GroupNorm,
-        Of::Enter(_) | Of::Paired(_) | Of::SelfAttention(..) | Of::CrossAttention(_) => {
-            Kind::Attention
-        }
+        Of::Enter(_)
+        | Of::Paired(_)
+        | Of::SelfAttention(..)
+        | Of::Tiles(_)
+        | Of::Merge(_)
+        | Of::CrossAttention(_) => Kind::Attention,
     }
 }

@@ -242,13 +242,19 @@ impl<H: Hub> Executor for Conductor<H> {
         x: &[usize; 3],
     ) -> Result<[usize; 3], H::Error> {
         let how = self.attention();
-        self.meet(Of::SelfAttention(layer, how))?;
+        if how == SelfAttention::Tiled {
+            self.meet(Of::Tiles(layer))?;
+            self.meet(Of::Merge(layer))?;
+        } else {
+            self.meet(Of::SelfAttention(layer, how))?;
+        }
         self.shared_out(
             |s| s.self_attention(layer, x),
             |operation| match how {
                 SelfAttention::Paired | SelfAttention::Fused | SelfAttention::Tokens => false,
                 SelfAttention::Qkv => operation.kind == Kind::Linear,
-                SelfAttention::Broadcast => true,
+                // Turning and merging is not the U-Net's work, and little beside it.
+                SelfAttention::Tiled | SelfAttention::Broadcast => true,
             },
         )
     }

@@ -10,7 +10,7 @@ use shared::unet::UNet;
 
 use super::cloud::kind_of;
 use super::conductor::{Conductor, Hub};
-use super::cut_strips;
+use super::{cut_strips, seats};
 use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
 use crate::schemes::Setting;
@@ -53,15 +53,14 @@ impl Hub for Counter {
             let each = items.iter().map(|item| item.bytes(self.placement.wires));
             each.sum::<usize>()
         };
-        let seat = |strip| Seat::new(&self.rows, strip, exchange.level);
-        let rows = self.rows.rows(exchange.level);
-        let up = |strip| bytes(exchange.to_worker(seat(strip), rows));
-        let down = |strip| bytes(exchange.from_worker(seat(strip)));
+        let seats = seats(&self.rows, &self.strips, exchange.level);
+        let up = |seat: &Seat| bytes(exchange.to_worker(*seat));
+        let down = |seat: &Seat| bytes(exchange.from_worker(*seat));
         self.count.exchanges.push(Counted {
             label: exchange.label(),
             kind: kind_of(exchange),
-            up: self.strips.iter().map(up).collect(),
-            down: self.strips.iter().map(down).collect(),
+            up: seats.iter().map(up).collect(),
+            down: seats.iter().map(down).collect(),
             workers_flop: 0,
             user_flop: 0,
         });

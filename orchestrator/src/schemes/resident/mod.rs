@@ -2,20 +2,22 @@
 //!
 //! - [`conductor`]: the user's walk of the U-Net, exchange by exchange.
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
+//! - [`tiles`]: what workers attend to without knowing what it is.
 //! - [`count`]: what would travel, without sending it.
 //! - here: that as a predictor.
 
 pub mod cloud;
 pub mod conductor;
 pub mod count;
+pub mod tiles;
 
 use std::ops::Range;
 
-use shared::exchange::Resident as Seating;
+use shared::exchange::{Resident as Seating, Seat};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::partition::{Levels, strips};
-use shared::placement::Prompt;
+use shared::placement::{Prompt, Tile};
 use shared::unet::UNet;
 use shared::whole::Whole;
 
@@ -41,15 +43,18 @@ pub async fn open(
 ) -> Result<Fleet> {
     let [batch, rows, columns] = setting.latents;
     let levels = Levels::new(rows, unet.levels());
-    let seatings: Vec<Seating> = cut_strips(&levels, config.workers.len())?
-        .into_iter()
-        .map(|strip| Seating {
+    let workers = config.workers.len();
+    let strips = cut_strips(&levels, workers)?.into_iter();
+    let seatings: Vec<Seating> = strips
+        .zip(Tile::grid(workers))
+        .map(|(strip, tile)| Seating {
             batch,
             rows,
             columns,
             strip,
             tokens: setting.tokens,
             placement: setting.placement,
+            tile,
         })
         .collect();
     Fleet::open(config, digest, &seatings).await
@@ -85,6 +90,13 @@ fn cut_strips(levels: &Levels, workers: usize) -> Result<Vec<Range<usize>>> {
         return Err(shared::Error::TooManyStrips { workers, rows }.into());
     }
     Ok(strips(rows, workers))
+}
+
+/// Each worker's place at `level`.
+fn seats(levels: &Levels, strips: &[Range<usize>], level: usize) -> Vec<Seat> {
+    let tiles = Tile::grid(strips.len());
+    let seat = |(strip, tile)| Seat::new(levels, strip, tile, level);
+    strips.iter().zip(tiles).map(seat).collect()
 }
 
 /// Predicts noise on resident strips.
