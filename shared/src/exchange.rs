@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Conv2d, GroupNorm};
 use crate::partition::Levels;
-use crate::placement::{Placement, SelfAttention, Tile, Wire, Wires};
+use crate::placement::{Latents, Placement, SelfAttention, Tile, Wire, Wires};
 use crate::unet::{Transformer, TransformerBlock};
 use crate::wire::{Coding, Payload};
 
@@ -89,12 +89,15 @@ pub struct Exchange<'a> {
 /// What an exchange is about.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Of<'a> {
-    /// A step begins: a strip of the noisy latents with its halo, and the timestep's embedding.
+    /// A step begins: a strip of the noisy latents with its halo or, where these are hidden, of what the
+    /// first convolution made of them; and the timestep's embedding.
     Begin {
         /// The first convolution.
         conv_in: &'a Conv2d,
-        /// Width of the embedding.
-        embedding: usize,
+        /// Whether the workers do it.
+        latents: Latents,
+        /// Sizes of the embedding.
+        embedding: [usize; 2],
         /// Tokens and width of the prompt's embedding, where it comes along.
         prompt: Option<[usize; 2]>,
     },
@@ -117,10 +120,15 @@ pub enum Of<'a> {
     Merge(&'a Attention),
     /// Cross-attention by the user: queries.
     CrossAttention(&'a Attention),
-    /// A step ends: the strip of the prediction.
+    /// A step ends: the strip of the prediction or, where that is hidden, of the feature map before the
+    /// last normalisation and convolution.
     End {
-        /// Channels of the prediction.
-        channels: usize,
+        /// The last normalisation.
+        norm: &'a GroupNorm,
+        /// The last convolution.
+        conv_out: &'a Conv2d,
+        /// Whether the workers do them.
+        latents: Latents,
     },
 }
 
@@ -248,9 +256,17 @@ impl Exchange<'_> {
             }
             Of::SelfAttention(layer, _) => vec![self.tokens("x", seat, layer.to_q.d_in)],
             Of::CrossAttention(layer) => vec![self.tokens("q", seat, layer.to_q.d_out)],
-            Of::End { channels } => {
+            Of::End {
+                norm,
+                conv_out,
+                latents,
+            } => {
+                let (channels, writing) = match latents {
+                    Latents::Shared => (conv_out.c_out, Writing::Exact),
+                    Latents::Hidden => (norm.channels, Writing::Attention),
+                };
                 let shape = [self.batch, channels, seat.rows, self.columns];
-                vec![self.item("prediction", shape, Writing::Exact)]
+                vec![self.item("y", shape, writing)]
             }
         }
     }
@@ -260,18 +276,22 @@ impl Exchange<'_> {
         match self.of {
             Of::Begin {
                 conv_in,
+                latents,
                 embedding,
                 prompt,
             } => {
-                let c = conv_in.c_in;
-                let shape = [self.batch, c, seat.rows, self.columns];
+                let (channels, writing) = match latents {
+                    Latents::Shared => (conv_in.c_in, Writing::Exact),
+                    Latents::Hidden => (conv_in.c_out, Writing::Attention),
+                };
+                let shape = [self.batch, channels, seat.rows, self.columns];
                 let mut items = vec![
-                    self.item("x", shape, Writing::Exact),
-                    self.item("embedding", [1, embedding], Writing::Exact),
+                    self.item("x", shape, writing),
+                    self.item("embedding", embedding, Writing::Exact),
                 ];
-                for mut edge in self.edges(conv_in, seat, ["above", "below"]) {
-                    edge.writing = Writing::Exact;
-                    items.push(edge);
+                if latents == Latents::Shared {
+                    let edges = self.edges(conv_in, seat, ["above", "below"]);
+                    items.extend(edges.into_iter().map(|edge| Item { writing, ..edge }));
                 }
                 if let Some([tokens, width]) = prompt {
                     let shape = [self.batch, tokens, width];

@@ -37,6 +37,56 @@ impl HostTensor {
         Self { shape, data }
     }
 
+    /// The tensor as `n` tensors of as many batch entries (its first axis) each.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] when `n` does not divide the batch.
+    pub fn split_batch(self, n: usize) -> Result<Vec<Self>> {
+        let batch = self.shape.first().copied().unwrap_or(0);
+        if n == 0 || batch == 0 || !batch.is_multiple_of(n) {
+            return Err(Error::WrongShape {
+                name: format!("a batch for {n}"),
+                want: vec![n],
+                got: self.shape,
+            });
+        }
+        let mut shape = self.shape;
+        shape[0] = batch / n;
+        let parts = self.data.chunks_exact(self.data.len() / n);
+        parts
+            .map(|part| Self::new(shape.clone(), part.to_vec()))
+            .collect()
+    }
+
+    /// Batches, in order, as one.
+    ///
+    /// # Errors
+    /// [`Error::WrongShape`] when they differ in more than their number of entries.
+    pub fn join_batch(parts: &[Self]) -> Result<Self> {
+        let mut shape = parts
+            .first()
+            .map_or_else(Vec::new, |part| part.shape.clone());
+        for part in parts {
+            if part.shape.get(1..) != shape.get(1..) {
+                return Err(Error::WrongShape {
+                    name: "a part of a batch".into(),
+                    want: shape,
+                    got: part.shape.clone(),
+                });
+            }
+        }
+        if let Some(batch) = shape.first_mut() {
+            *batch = parts.iter().map(|part| part.shape[0]).sum();
+        }
+        Self::new(
+            shape,
+            parts
+                .iter()
+                .flat_map(|part| part.data.iter().copied())
+                .collect(),
+        )
+    }
+
     /// Reads a device tensor back; free of copies on the CPU device when the tensor is unshared.
     ///
     /// # Errors

@@ -11,6 +11,9 @@ pub struct Placement {
     pub self_attention: Attentions,
     /// Whether workers may know the prompt.
     pub prompt: Prompt,
+    /// Whether workers get the noisy latents.
+    #[serde(default)]
+    pub latents: Latents,
     /// How features travel.
     pub wires: Wires,
 }
@@ -168,6 +171,17 @@ pub enum Prompt {
     Shared,
 }
 
+/// Whether the workers get their rows of the noisy latents, and give those of the prediction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Latents {
+    /// They do the first and the last convolution.
+    #[default]
+    Shared,
+    /// The user does both, and the last normalisation: features travel in their place.
+    Hidden,
+}
+
 /// How features travel, by what they travel for. Statistics, latents and predictions are always sent
 /// whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +189,7 @@ pub enum Prompt {
 pub struct Wires {
     /// Edge rows for a neighbour's convolution.
     pub halo: Wire,
-    /// What the user attends to, and what comes of it.
+    /// What the user computes on, attention above all, and what comes of it.
     pub attention: Wire,
 }
 

@@ -63,6 +63,21 @@ impl Whole {
         }
     }
 
+    /// The same for the batch entries `start..start + len`, with nothing done yet.
+    pub fn of_entries(&self, start: usize, len: usize) -> Self {
+        let conditioning = self.conditioning.as_ref().map(|all| Conditioning {
+            context: all.context.clone().narrow(0, start, len),
+            added: all.added.as_ref().map(|added| AddedConditioning {
+                pooled: added.pooled.clone().narrow(0, start, len),
+                sizes: added.sizes,
+            }),
+        });
+        Self {
+            conditioning,
+            ..Self::without_prompt(self.weights.clone())
+        }
+    }
+
     /// From now on knows the prompt.
     pub fn set_prompt(&mut self, conditioning: Conditioning) {
         self.conditioning = Some(conditioning);

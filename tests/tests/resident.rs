@@ -45,9 +45,13 @@ async fn strips_make_the_picture_that_the_whole_makes() {
                 "tiled",
                 "broadcast,qkv,fused",
             ] {
-                for prompt in ["hidden", "shared"] {
+                for [prompt, latents, lanes] in
+                    [["hidden", "shared", "true"], ["shared", "hidden", "false"]]
+                {
                     let split = split.clone().with("--self-attention", attention);
-                    let split = split.with("--workers-prompt", prompt).go().await;
+                    let split = split.with("--workers-prompt", prompt);
+                    let split = split.with("--workers-latents", latents);
+                    let split = split.with("--lanes", lanes).go().await;
                     let split = match split {
                         Err(error) if error.contains("coarsest") => continue,
                         other => other.unwrap(),
@@ -172,6 +176,7 @@ async fn the_bytes_are_those_that_were_promised() {
         ("resident", 2, "broadcast", "hidden", "delta4"),
         ("resident", 2, "tiled", "hidden", "f32"),
         ("resident", 2, "tiled", "shared", "delta4"),
+        ("resident", 2, "tokens", "hidden", "delta8"),
     ] {
         let case = format!("{scheme}, {n} workers, {attention}, {prompt}, {wire}");
         let golden = Golden::load("sd1");
@@ -179,12 +184,37 @@ async fn the_bytes_are_those_that_were_promised() {
         let journey = Journey::golden(&golden).with("--steps", steps.to_string());
         let journey = journey.over_local_workers(n).with("--scheme", scheme);
         let journey = journey.with("--self-attention", attention);
+        // What else the number of bytes depends on, each way with each of some settings.
+        let [latents, lanes] = match attention.len() % 2 {
+            0 => ["hidden", "true"],
+            _ => ["shared", "false"],
+        };
         let journey = journey
             .with("--workers-prompt", prompt)
+            .with("--workers-latents", latents)
+            .with("--lanes", lanes)
             .with("--wire", wire);
         let report = journey.go().await.unwrap().report();
         let [_, _, rows, columns] = golden.host("pipe.latents").dims().unwrap();
-        let promised = promise(scheme, n, attention, prompt, wire, [2, rows, columns]);
+        let setting = Setting {
+            scheme: match scheme {
+                "ppidm" => Scheme::Ppidm,
+                _ => Scheme::Resident,
+            },
+            groupnorm: Default::default(),
+            placement: serde_json::from_value(serde_json::json!({
+                "self_attention": [attention],
+                "prompt": prompt,
+                "latents": latents,
+                "wires": { "halo": wire, "attention": wire },
+            }))
+            .unwrap(),
+            lanes: lanes == "true",
+            latents: [2, rows, columns],
+            levels: 0,
+            tokens: 77,
+        };
+        let promised = promise(setting, n);
         let calls = golden.host("pipe.timesteps").data.len();
         let calls = if calls == 8 { steps } else { steps + calls - 8 };
         let mut total = [0, 0];
@@ -212,33 +242,12 @@ async fn the_bytes_are_those_that_were_promised() {
     }
 }
 
-/// The first call and the later ones.
-fn promise(
-    scheme: &str,
-    workers: usize,
-    attention: &str,
-    prompt: &str,
-    wire: &str,
-    latents: [usize; 3],
-) -> [Count; 2] {
+/// The first call and the later ones, of the model sd1.
+fn promise(setting: Setting, workers: usize) -> [Count; 2] {
     let unet = tests::golden::model_dir("sd1").join("unet/config.json");
     let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
-    let setting = Setting {
-        scheme: if scheme == "ppidm" {
-            Scheme::Ppidm
-        } else {
-            Scheme::Resident
-        },
-        groupnorm: Default::default(),
-        placement: serde_json::from_value(serde_json::json!({
-            "self_attention": [attention], "prompt": prompt,
-            "wires": { "halo": wire, "attention": wire },
-        }))
-        .unwrap(),
-        latents,
-        levels: unet.levels(),
-        tokens: 77,
-    };
+    let levels = unet.levels();
+    let setting = Setting { levels, ..setting };
     match setting.scheme {
         Scheme::Resident => first_calls(&unet, &setting, workers).unwrap(),
         _ => [0, 1].map(|_| count(&unet, &setting, workers).unwrap()),

@@ -13,9 +13,9 @@ use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::Levels;
-use shared::placement::{Prompt, SelfAttention};
+use shared::placement::{Latents, Prompt, SelfAttention};
 use shared::stats::Moments;
-use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
+use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
 use shared::wire::{Codec, Payload};
@@ -61,11 +61,13 @@ pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outs
     let mut message = strip.outside.wait()?;
     loop {
         let x = strip.begin(unet, message)?;
-        let prediction = unet.forward(&mut strip, &x, 0.0)?;
+        let y = unet.forward(&mut strip, &x, 0.0)?;
         let end = strip.exchange(Of::End {
-            channels: unet.out_channels,
+            norm: &unet.conv_norm_out,
+            conv_out: &unet.conv_out,
+            latents: strip.resident.placement.latents,
         });
-        let out = HashMap::from([("prediction", Handed::Features(host(prediction)?))]);
+        let out = HashMap::from([("y", Handed::Features(host(y)?))]);
         let out = strip.hand_out(&end, out)?;
         message = strip.outside.exchange(end.label(), out)?;
         strip.first = false;
@@ -116,6 +118,12 @@ impl<O: Outside> Strip<O> {
         )
     }
 
+    /// Whether the user does `layer`, the first or the last convolution.
+    fn is_the_users(&self, layer: &Conv2d) -> bool {
+        let ends = [CONV_IN, CONV_OUT];
+        self.resident.placement.latents == Latents::Hidden && ends.contains(&layer.name.as_str())
+    }
+
     /// How self-attention is done at this level.
     fn attention(&self) -> SelfAttention {
         self.resident.placement.self_attention.at(self.level)
@@ -131,12 +139,14 @@ impl<O: Outside> Strip<O> {
         }
     }
 
-    /// Takes a step's first message apart; gives the strip of the noisy latents.
+    /// Takes a step's first message apart; gives the strip of the noisy latents, or of what the first
+    /// convolution made of them.
     fn begin(&mut self, unet: &UNet, (at, tensors): Incoming) -> Result<Tensor<4>> {
         self.level = 0;
         let begin = self.exchange(Of::Begin {
             conv_in: &unet.conv_in,
-            embedding: unet.time.linear_2.d_out,
+            latents: self.resident.placement.latents,
+            embedding: unet.embedding(self.resident.batch),
             prompt: (!self.knows_prompt).then_some([self.resident.tokens, unet.context_width]),
         });
         let mut got = self.accept(&begin, &at, tensors)?;
@@ -290,6 +300,9 @@ impl<O: Outside> Executor for Strip<O> {
     }
 
     fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if self.is_the_users(layer) {
+            return Ok(x.clone());
+        }
         if layer.kernel == 1 {
             return self.whole.conv(layer, x);
         }
@@ -313,6 +326,9 @@ impl<O: Outside> Executor for Strip<O> {
     }
 
     fn norm_conv(&mut self, norm: &GroupNorm, conv: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if self.is_the_users(conv) {
+            return Ok(x.clone());
+        }
         let moments = ops::group_moments(x.clone(), norm.groups)?;
         let mut out = HashMap::from(self.edges(x)?);
         out.insert("moments", Handed::Statistics(moments));

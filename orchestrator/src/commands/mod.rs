@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wires};
+use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
@@ -56,6 +56,14 @@ pub struct SchemeArguments {
     /// resident: whether workers may know the prompt: hidden or shared.
     #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
     pub workers_prompt: Prompt,
+    /// resident: whether the two halves of a guided step go side by side, so that one computes while the
+    /// other waits for the link: true or false.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub lanes: bool,
+    /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
+    /// convolution stay with you) or shared.
+    #[arg(long, default_value = "shared", value_parser = by_name::<Latents>)]
+    pub workers_latents: Latents,
     /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
     /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4.
     #[arg(long, default_value = "f32", value_parser = parse_wires)]
@@ -77,8 +85,10 @@ impl SchemeArguments {
             placement: Placement {
                 self_attention: self.self_attention,
                 prompt: self.workers_prompt,
+                latents: self.workers_latents,
                 wires: self.wire,
             },
+            lanes: self.lanes,
             latents,
             levels: unet.levels(),
             tokens,

@@ -62,6 +62,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         scheme: Scheme::Resident,
         groupnorm: Default::default(),
         placement: Placement::default(),
+        lanes: true,
         latents: arguments.size.latents()?,
         levels: unet.levels(),
         tokens: PROMPT_TOKENS,

@@ -32,6 +32,8 @@ pub struct Count {
     pub workers_flop: Vec<u64>,
     /// Work of the user, likewise.
     pub user_flop: u64,
+    /// Number of lanes that go through the exchanges side by side.
+    pub lanes: usize,
 }
 
 impl Count {
@@ -39,7 +41,26 @@ impl Count {
     pub fn new(workers: usize) -> Self {
         Self {
             workers_flop: vec![0; workers],
+            lanes: 1,
             ..Self::default()
+        }
+    }
+
+    /// What so many lanes like this one take together. They wait side by side, so the number of exchanges
+    /// stays.
+    pub fn of_lanes(mut self, lanes: usize) -> Self {
+        let times = lanes as u64;
+        for exchange in &mut self.exchanges {
+            let bytes = exchange.up.iter_mut().chain(&mut exchange.down);
+            bytes.for_each(|bytes| *bytes *= lanes);
+            exchange.workers_flop *= times;
+            exchange.user_flop *= times;
+        }
+        self.workers_flop.iter_mut().for_each(|flop| *flop *= times);
+        Self {
+            user_flop: self.user_flop * times,
+            lanes,
+            ..self
         }
     }
 

@@ -130,6 +130,7 @@ fn setting() -> Setting {
         groupnorm: GroupNormMode::Exact,
         placement: Placement::default(),
         latents: [1, 64, 64],
+        lanes: false,
         levels: 4,
         tokens: TOKENS,
     }

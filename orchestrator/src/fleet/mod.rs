@@ -42,37 +42,65 @@ pub struct Piece {
     pub output: Vec<usize>,
 }
 
-/// The workers, with a session on each.
+/// The workers, with a session on each, or with several for as many lanes: dialogues that go on side by
+/// side, so that one computes while the other waits.
 pub struct Fleet {
+    /// All workers of the first lane, then of the second, and so on.
     clients: Vec<Client>,
+    lanes: usize,
     runtime: Handle,
 }
 
 impl Fleet {
-    /// Opens a session on every worker of `config` for the model of `digest`; each is to hold the
-    /// strip that `residents` has for it, if that has any.
+    /// Opens `lanes` sessions on every worker of `config` for the model of `digest`; each is to hold the
+    /// strip that `residents` has for the worker, if that has any.
     ///
     /// # Errors
     /// The first worker's that is down, refuses, or holds another model; each names the worker.
-    pub async fn open(config: &FleetConfig, digest: &str, residents: &[Resident]) -> Result<Self> {
-        let clients = config
-            .workers
-            .iter()
-            .enumerate()
-            .map(|(i, worker)| async move {
-                let mut client = Client::new(worker)?;
-                client.open(digest, residents.get(i).cloned()).await?;
-                Ok::<_, Error>(client)
-            });
+    pub async fn open(
+        config: &FleetConfig,
+        digest: &str,
+        residents: &[Resident],
+        lanes: usize,
+    ) -> Result<Self> {
+        let workers = config.workers.iter().enumerate();
+        let clients = (0..lanes).flat_map(|_| workers.clone());
+        let clients = clients.map(|(i, worker)| async move {
+            let mut client = Client::new(worker)?;
+            client.open(digest, residents.get(i).cloned()).await?;
+            Ok::<_, Error>(client)
+        });
         Ok(Self {
             clients: try_join_all(clients).await?,
+            lanes,
             runtime: Handle::current(),
+        })
+    }
+
+    /// Each lane as a fleet of its own.
+    pub fn split(self) -> Vec<Self> {
+        let workers = self.len();
+        let mut clients = self.clients.into_iter();
+        let lane = |_| Self {
+            clients: clients.by_ref().take(workers).collect(),
+            lanes: 1,
+            runtime: self.runtime.clone(),
+        };
+        (0..self.lanes).map(lane).collect()
+    }
+
+    /// What [`Self::split`] took apart; none of nothing.
+    pub fn join(lanes: Vec<Self>) -> Option<Self> {
+        lanes.into_iter().reduce(|mut all, lane| {
+            all.clients.extend(lane.clients);
+            all.lanes += lane.lanes;
+            all
         })
     }
 
     /// Number of workers.
     pub fn len(&self) -> usize {
-        self.clients.len()
+        self.clients.len() / self.lanes.max(1)
     }
 
     /// Whether there is no worker.
@@ -121,7 +149,7 @@ impl Fleet {
         self.runtime.block_on(try_join_all(requests))
     }
 
-    /// Accounts of all workers, in the file's order.
+    /// Accounts of all sessions, in the order of the workers' file, lane by lane.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
@@ -140,8 +168,15 @@ impl Fleet {
         all
     }
 
-    /// Closes the sessions and gives the accounts. Workers that cannot be told expire them.
+    /// Closes the sessions and gives the accounts, one of each worker. Workers that cannot be told
+    /// expire them.
     pub async fn close(self) -> Vec<Tally> {
-        join_all(self.clients.into_iter().map(Client::close)).await
+        let workers = self.len();
+        let mut tallies = join_all(self.clients.into_iter().map(Client::close)).await;
+        let further = tallies.split_off(workers.min(tallies.len()));
+        for (i, tally) in further.iter().enumerate() {
+            tallies[i % workers].add(tally);
+        }
+        tallies
     }
 }

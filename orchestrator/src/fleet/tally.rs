@@ -97,6 +97,16 @@ impl Tally {
         }
     }
 
+    /// Adds another account of the same worker to this one.
+    pub fn add(&mut self, other: &Self) {
+        for (kind, traffic) in &other.kinds {
+            self.kinds.entry(*kind).or_default().add(traffic);
+        }
+        self.flop += other.flop;
+        self.rows.extend(&other.rows);
+        self.rows_with_halo.extend(&other.rows_with_halo);
+    }
+
     /// Counts one request.
     pub fn count_request(&mut self, kind: Kind, size: Size) {
         let traffic = self.kinds.entry(kind).or_default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared::placement::{Prompt, SelfAttention, Tile};
+use shared::placement::{Latents, Prompt, SelfAttention, Tile};
 use shared::unet::UNet;
 
 use crate::error::Result;
@@ -34,6 +34,8 @@ pub struct View {
     /// Share of all queries, and of all keys and values, that it gets in secret order and turned: it
     /// learns the products between them.
     pub tiles: [f64; 2],
+    /// Whether it gets its rows of the noisy latents, or gives those of the prediction.
+    pub latents: bool,
     /// Whether it gets the prompt's embedding, or keys and values made of it.
     pub prompt: bool,
 }
@@ -86,6 +88,12 @@ impl Ledger {
             Scheme::Ppidm => true,
             Scheme::Resident => placement.prompt == Prompt::Shared,
         };
+        let latents = match setting.scheme {
+            Scheme::Local => false,
+            // The paper's first convolution stays with the user, the last does not.
+            Scheme::Ppidm => true,
+            Scheme::Resident => placement.latents == Latents::Shared,
+        };
         let attentions = placement.self_attention.of_levels(setting.levels);
         let done = |how| setting.scheme == Scheme::Resident && attentions.contains(&how);
         let view = |(provider, all): (String, Together)| {
@@ -103,6 +111,7 @@ impl Ledger {
                     true => all.tiles.map(|part| part.share()),
                     false => [0.0; 2],
                 },
+                latents,
                 prompt,
             };
             (provider, view)

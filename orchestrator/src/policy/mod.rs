@@ -10,7 +10,7 @@ pub mod plan;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use shared::placement::{Prompt, SelfAttention, Wire};
+use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 
 use crate::error::{Error, Result};
 use crate::schemes::{Scheme, Setting};
@@ -27,6 +27,9 @@ pub struct Policy {
     pub max_rows: f64,
     /// Whether providers may know the prompt.
     pub prompt: Prompt,
+    /// Whether providers may get their rows of the noisy latents, and give those of the prediction.
+    #[serde(default)]
+    pub latents: Latents,
     /// How self-attention may be done.
     pub self_attention: Vec<SelfAttention>,
     /// Number types that features may travel in.
@@ -143,6 +146,10 @@ impl Policy {
             if view.prompt && self.prompt == Prompt::Hidden {
                 let reason = format!("provider {provider} would get what the prompt became");
                 return refuse("prompt = hidden", reason);
+            }
+            if view.latents && self.latents == Latents::Hidden {
+                let reason = format!("provider {provider} would get its rows of the latents");
+                return refuse("latents = hidden", reason);
             }
         }
         let resident = setting.scheme == Scheme::Resident;

@@ -1,7 +1,7 @@
 //! The fastest placement that a policy allows.
 
 use serde::Serialize;
-use shared::placement::{Attentions, Placement, Prompt, SelfAttention, Wire, Wires};
+use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wire, Wires};
 use shared::unet::UNet;
 
 use super::ledger::Ledger;
@@ -45,12 +45,14 @@ pub struct Seconds {
     pub workers: f64,
     /// The user's.
     pub user: f64,
+    /// Of all that, what one lane does while another waits.
+    pub overlap: f64,
 }
 
 impl Seconds {
-    /// All of it: user and workers take turns.
+    /// From the first request to the last answer.
     pub fn total(self) -> f64 {
-        self.link + self.workers + self.user
+        self.link + self.workers + self.user - self.overlap
     }
 }
 
@@ -138,11 +140,18 @@ pub fn relax(
     fleet: &FleetConfig,
     speeds: &Speeds,
 ) -> Result<Vec<Relaxed>> {
-    let without: [(&'static str, Policy); 4] = [
+    let without: [(&'static str, Policy); 5] = [
         ("prompt", {
             let prompt = Prompt::Shared;
             Policy {
                 prompt,
+                ..policy.clone()
+            }
+        }),
+        ("latents", {
+            let latents = Latents::Shared;
+            Policy {
+                latents,
                 ..policy.clone()
             }
         }),
@@ -191,14 +200,24 @@ fn placements(policy: &Policy) -> Vec<Placement> {
         Prompt::Hidden => &[Prompt::Hidden],
         Prompt::Shared => &[Prompt::Hidden, Prompt::Shared],
     };
+    let latents: &[Latents] = match policy.latents {
+        Latents::Hidden => &[Latents::Hidden],
+        Latents::Shared => &[Latents::Shared, Latents::Hidden],
+    };
+    let wires = policy.wires.iter().flat_map(|&halo| {
+        let with = move |&attention| Wires { halo, attention };
+        policy.wires.iter().map(with)
+    });
+    let wires: Vec<Wires> = wires.collect();
     let mut all = Vec::new();
     for &self_attention in &policy.self_attention {
         for &prompt in prompts {
-            for &halo in &policy.wires {
-                all.extend(policy.wires.iter().map(|&attention| Placement {
+            for &latents in latents {
+                all.extend(wires.iter().map(|&wires| Placement {
                     self_attention: Attentions::all(self_attention),
                     prompt,
-                    wires: Wires { halo, attention },
+                    latents,
+                    wires,
                 }));
             }
         }
@@ -206,13 +225,24 @@ fn placements(policy: &Policy) -> Vec<Placement> {
     all
 }
 
-/// Seconds of one U-Net call.
+/// Seconds of one U-Net call. User, link and workers take turns; with several lanes one computes or sends
+/// while the other waits, until something is busy all the time.
 pub fn estimate(count: &Count, speeds: &Speeds) -> Seconds {
     let slowest = count.workers_flop.iter().copied().max().unwrap_or(0);
+    let [up, down] = count.total();
+    let transfer = [[up, 0], [0, down]].map(|bytes| speeds.link.seconds(bytes, 0));
+    let waits = speeds.link.seconds([0, 0], count.round_trips());
+    let workers = slowest as f64 / (speeds.worker_gflops * 1e9);
+    let user = count.user_flop as f64 / (speeds.user_gflops * 1e9);
+    let work = transfer[0] + transfer[1] + workers + user;
+    let lane = waits + work / count.lanes.max(1) as f64;
+    let busiest = [transfer[0], transfer[1], workers, user, lane];
+    let total = busiest.into_iter().fold(0.0, f64::max);
     Seconds {
-        link: speeds.link.seconds(count.total(), count.round_trips()),
-        workers: slowest as f64 / (speeds.worker_gflops * 1e9),
-        user: count.user_flop as f64 / (speeds.user_gflops * 1e9),
+        link: waits + transfer[0] + transfer[1],
+        workers,
+        user,
+        overlap: waits + work - total,
     }
 }
 
@@ -223,9 +253,10 @@ impl Plan {
         let mb = |bytes: &[usize]| bytes.iter().sum::<usize>() as f64 / 1e6;
         let mut lines = vec![
             format!(
-                "self-attention by level {}, prompt {}, wires: halo {}, attention {}",
+                "self-attention by level {}, prompt {}, latents {}, wires: halo {}, attention {}",
                 name(&placement.self_attention),
                 name(&placement.prompt),
+                name(&placement.latents),
                 name(&placement.wires.halo),
                 name(&placement.wires.attention)
             ),
@@ -255,11 +286,12 @@ impl Plan {
         let [up, down] = self.count.total();
         let seconds = self.seconds;
         lines.push(format!(
-            "one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}), {:.1} MB up, {:.1} MB down, {} round trips",
+            "one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, side by side {:.2}), {:.1} MB up, {:.1} MB down, {} round trips",
             seconds.total(),
             seconds.link,
             seconds.workers,
             seconds.user,
+            seconds.overlap,
             up as f64 / 1e6,
             down as f64 / 1e6,
             self.count.round_trips()

@@ -58,6 +58,9 @@ pub struct Setting {
     pub groupnorm: GroupNormMode,
     /// Who does what under `resident`.
     pub placement: Placement,
+    /// Whether the entries of a batch go through `resident` side by side, each as a lane of its own: one
+    /// computes while the other waits for the link.
+    pub lanes: bool,
     /// Batch, rows and columns of the latents.
     pub latents: [usize; 3],
     /// Levels of the U-Net.
@@ -67,6 +70,26 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// Number of lanes.
+    pub fn lane_count(&self) -> usize {
+        let [batch, ..] = self.latents;
+        if self.lanes && self.scheme == Scheme::Resident {
+            batch.max(1)
+        } else {
+            1
+        }
+    }
+
+    /// The same for one lane.
+    pub fn of_lane(self) -> Self {
+        let [batch, rows, columns] = self.latents;
+        Self {
+            latents: [batch / self.lane_count(), rows, columns],
+            lanes: false,
+            ..self
+        }
+    }
+
     /// Opens a session on every worker of `config` for the model of `digest`.
     ///
     /// # Errors
@@ -74,7 +97,7 @@ impl Setting {
     pub async fn open(&self, config: &FleetConfig, digest: &str, unet: &UNet) -> Result<Fleet> {
         match self.scheme {
             Scheme::Resident => resident::open(config, digest, unet, self).await,
-            Scheme::Local | Scheme::Ppidm => Fleet::open(config, digest, &[]).await,
+            Scheme::Local | Scheme::Ppidm => Fleet::open(config, digest, &[], 1).await,
         }
     }
 

@@ -166,6 +166,13 @@ impl UNet {
         Ok(x)
     }
 
+    /// Sizes of the embedding of a timestep: the same for all of a batch, or one for each entry where
+    /// the model is told of each picture's size.
+    pub fn embedding(&self, batch: usize) -> [usize; 2] {
+        let rows = if self.time.added.is_some() { batch } else { 1 };
+        [rows, self.time.linear_2.d_out]
+    }
+
     /// Number of levels: sizes that feature maps have, each half the one before.
     pub fn levels(&self) -> usize {
         1 + self

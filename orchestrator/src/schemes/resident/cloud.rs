@@ -9,7 +9,7 @@ use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::layers::Attention;
 use shared::partition::{Levels, Rows, cut, join};
-use shared::placement::{SelfAttention, Wires};
+use shared::placement::{Latents, SelfAttention, Wires};
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
@@ -158,7 +158,7 @@ impl Cloud {
         Ok(whole.into_device(self.whole.device())?)
     }
 
-    /// Each worker's rows of `x`, as `name`.
+    /// Each worker's tokens of `x`, as `name`.
     fn scatter(
         &mut self,
         exchange: &Exchange<'_>,
@@ -166,11 +166,27 @@ impl Cloud {
         x: Tensor<3>,
     ) -> Result<Vec<Tensors>> {
         let x = HostTensor::from_device(x)?;
+        self.scatter_rows(exchange, name, x, Rows::OfTokens)
+    }
+
+    /// Each worker's rows of `x`, as `name`.
+    fn scatter_rows(
+        &mut self,
+        exchange: &Exchange<'_>,
+        name: &'static str,
+        x: HostTensor,
+        axis: Rows,
+    ) -> Result<Vec<Tensors>> {
+        // A row of tokens is as many as there are columns.
+        let unit = match axis {
+            Rows::OfFeature => 1,
+            Rows::OfTokens => exchange.columns,
+        };
         let stream = stream(exchange, name);
         let part = |(strip, ends): (_, &mut Ends)| {
             let rows = self.rows.scale(strip, exchange.level);
-            let [from, to] = [rows.start, rows.end].map(|row| (row * exchange.columns) as isize);
-            let part = cut(&x, Rows::OfTokens, &(from..to))?;
+            let [from, to] = [rows.start, rows.end].map(|row| (row * unit) as isize);
+            let part = cut(&x, axis, &(from..to))?;
             let payload = ends.outgoing.write(&stream, part, self.wires.attention)?;
             Ok(Tensors::from([(name, payload)]))
         };
@@ -214,6 +230,19 @@ impl Cloud {
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
+        let mut features = match exchange.of {
+            Of::Begin {
+                conv_in,
+                latents: Latents::Hidden,
+                ..
+            } => {
+                let latents = latents.clone().into_device(self.whole.device())?;
+                let x = HostTensor::from_device(self.whole.conv(conv_in, &latents)?)?;
+                self.scatter_rows(exchange, "x", x, Rows::OfFeature)?
+            }
+            _ => Vec::new(),
+        }
+        .into_iter();
         let messages = self.strips.iter().zip(seats).map(|(strip, seat)| {
             let own = self.rows.scale(strip, 0);
             let [start, end] = [own.start, own.end].map(|row| row as isize);
@@ -230,10 +259,13 @@ impl Cloud {
                 };
                 Ok(cut(&latents, Rows::OfFeature, &range)?)
             };
-            items
-                .iter()
-                .map(|item| Ok((item.name, Payload::F32(part(item)?))))
-                .collect::<Result<Tensors>>()
+            let mut message = features.next().unwrap_or_default();
+            for item in items {
+                if !message.contains_key(item.name) {
+                    message.insert(item.name, Payload::F32(part(&item)?));
+                }
+            }
+            Ok(message)
         });
         messages.collect()
     }
@@ -347,9 +379,17 @@ impl Cloud {
                 let y = self.whole.attend_to(layer, q, keys);
                 self.scatter(exchange, "y", y)
             }
-            Of::End { .. } => {
-                let strips = Self::each(&mut handed, "prediction")?;
-                self.prediction = Some(join(&strips, Rows::OfFeature)?);
+            Of::End {
+                norm,
+                conv_out,
+                latents,
+            } => {
+                let mut y = join(&Self::each(&mut handed, "y")?, Rows::OfFeature)?;
+                if latents == Latents::Hidden {
+                    let x = y.into_device(self.whole.device())?;
+                    y = HostTensor::from_device(self.whole.norm_conv(norm, conv_out, &x)?)?;
+                }
+                self.prediction = Some(y);
                 Ok(Vec::new())
             }
         }

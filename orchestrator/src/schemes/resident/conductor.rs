@@ -7,9 +7,9 @@ use shared::exchange::{Exchange, Of};
 use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
 use shared::partition::Levels;
-use shared::placement::{Placement, Prompt, SelfAttention};
+use shared::placement::{Latents, Placement, Prompt, SelfAttention};
 use shared::survey::{Kind, Operation, Surveyor};
-use shared::unet::{CONV_IN, TimeEmbedding, Transformer, TransformerBlock, UNet};
+use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, Transformer, TransformerBlock, UNet};
 
 use crate::schemes::Setting;
 
@@ -44,7 +44,8 @@ pub struct Conductor<H> {
     unsent_prompt: Option<[usize; 2]>,
     /// Whether this is the first call.
     first: bool,
-    embedding: usize,
+    /// Sizes of the timestep's embedding.
+    embedding: [usize; 2],
 }
 
 impl<H: Hub> Conductor<H> {
@@ -64,7 +65,7 @@ impl<H: Hub> Conductor<H> {
             level: 0,
             unsent_prompt: shared.then_some([tokens, unet.context_width]),
             first: true,
-            embedding: unet.time.linear_2.d_out,
+            embedding: unet.embedding(batch),
         }
     }
 
@@ -77,7 +78,9 @@ impl<H: Hub> Conductor<H> {
         let sample = [self.batch, unet.in_channels, rows, self.columns.rows(0)];
         unet.forward(self, &sample, timestep)?;
         self.meet(Of::End {
-            channels: unet.out_channels,
+            norm: &unet.conv_norm_out,
+            conv_out: &unet.conv_out,
+            latents: self.placement.latents,
         })?;
         self.first = false;
         Ok(())
@@ -141,12 +144,16 @@ impl<H: Hub> Executor for Conductor<H> {
     fn conv(&mut self, layer: &Conv2d, x: &[usize; 4]) -> Result<[usize; 4], H::Error> {
         if layer.name == CONV_IN {
             let prompt = self.unsent_prompt.take();
+            let latents = self.placement.latents;
             self.meet(Of::Begin {
                 conv_in: layer,
+                latents,
                 embedding: self.embedding,
                 prompt,
             })?;
-        } else if layer.kernel > 1 {
+            return self.shared_out(|s| s.conv(layer, x), |_| latents == Latents::Shared);
+        }
+        if layer.kernel > 1 {
             self.meet(Of::Halo(layer))?;
         }
         if layer.stride == 2 {
@@ -174,6 +181,9 @@ impl<H: Hub> Executor for Conductor<H> {
         conv: &Conv2d,
         x: &[usize; 4],
     ) -> Result<[usize; 4], H::Error> {
+        if conv.name == CONV_OUT && self.placement.latents == Latents::Hidden {
+            return self.shared_out(|s| s.conv(conv, x), |_| false);
+        }
         self.meet(Of::NormConv(norm, conv))?;
         self.remote(|s| s.conv(conv, x))
     }

@@ -21,6 +21,8 @@ use crate::schemes::Setting;
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
 pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Count; 2]> {
+    let lanes = setting.lane_count();
+    let setting = &setting.of_lane();
     let [_, rows, _] = setting.latents;
     let levels = Levels::new(rows, unet.levels());
     let counter = Counter {
@@ -33,7 +35,7 @@ pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Co
     let mut call = || {
         conductor.call(unet, rows, 0.0)?;
         let count = std::mem::replace(&mut conductor.hub.count, Count::new(workers));
-        Ok::<_, Error>(count)
+        Ok::<_, Error>(count.of_lanes(lanes))
     };
     Ok([call()?, call()?])
 }

@@ -41,7 +41,7 @@ pub async fn open(
     unet: &UNet,
     setting: &Setting,
 ) -> Result<Fleet> {
-    let [batch, rows, columns] = setting.latents;
+    let [batch, rows, columns] = setting.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
     let workers = config.workers.len();
     let strips = cut_strips(&levels, workers)?.into_iter();
@@ -57,7 +57,7 @@ pub async fn open(
             tile,
         })
         .collect();
-    Fleet::open(config, digest, &seatings).await
+    Fleet::open(config, digest, &seatings, setting.lane_count()).await
 }
 
 /// The rows that each of `workers` workers computes and is sent, over all levels.
@@ -103,7 +103,8 @@ fn seats(levels: &Levels, strips: &[Range<usize>], level: usize) -> Vec<Seat> {
 pub struct Resident<'a> {
     unet: &'a UNet,
     rows: usize,
-    conductor: Conductor<Cloud>,
+    /// Each with as many batch entries.
+    lanes: Vec<Conductor<Cloud>>,
 }
 
 impl<'a> Resident<'a> {
@@ -112,52 +113,93 @@ impl<'a> Resident<'a> {
     /// # Errors
     /// [`crate::Error::Shared`] when the device does not give the prompt back.
     pub fn new(unet: &'a UNet, setting: &Setting, fleet: Fleet, whole: Whole) -> Result<Self> {
-        let [_, rows, _] = setting.latents;
+        let setting_of_lane = setting.of_lane();
+        let [batch, rows, _] = setting_of_lane.latents;
         let levels = Levels::new(rows, unet.levels());
         let strips = cut_strips(&levels, fleet.len())?;
         let counts = count::first_calls(unet, setting, fleet.len())?;
         let limit = counts.iter().map(Count::largest_reply).max();
-        let prompt = match (setting.placement.prompt, whole.prompt()) {
-            (Prompt::Shared, Some(prompt)) => Some(HostTensor::from_device(prompt.clone())?),
-            _ => None,
+        let lane = |(i, fleet)| {
+            let whole = whole.of_entries(i * batch, batch);
+            let prompt = match (setting.placement.prompt, whole.prompt()) {
+                (Prompt::Shared, Some(prompt)) => Some(HostTensor::from_device(prompt.clone())?),
+                _ => None,
+            };
+            let cloud = Cloud::new(
+                fleet,
+                whole,
+                prompt,
+                setting.placement.wires,
+                levels.clone(),
+                strips.clone(),
+                limit.unwrap_or(0),
+            );
+            Ok(Conductor::new(unet, &setting_of_lane, cloud))
         };
-        let cloud = Cloud::new(
-            fleet,
-            whole,
-            prompt,
-            setting.placement.wires,
-            levels,
-            strips,
-            limit.unwrap_or(0),
-        );
+        let lanes = fleet.split().into_iter().enumerate().map(lane);
         Ok(Self {
             unet,
             rows,
-            conductor: Conductor::new(unet, setting, cloud),
+            lanes: lanes.collect::<Result<_>>()?,
         })
     }
 }
 
+/// One lane's prediction.
+fn predict(
+    unet: &UNet,
+    rows: usize,
+    lane: &mut Conductor<Cloud>,
+    sample: HostTensor,
+    timestep: f64,
+) -> Result<HostTensor> {
+    let embedding = lane.hub.whole().embed_time(&unet.time, timestep)?;
+    let embedding = HostTensor::from_device(embedding)?;
+    lane.hub.set_step(sample, embedding);
+    lane.call(unet, rows, timestep)?;
+    let prediction = lane.hub.take_prediction();
+    prediction.ok_or_else(|| shared::Error::Message("the step did not end".into()).into())
+}
+
 impl Predictor for Resident<'_> {
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor> {
-        let whole = self.conductor.hub.whole();
-        let embedding = whole.embed_time(&self.unet.time, timestep)?;
-        let embedding = HostTensor::from_device(embedding)?;
-        self.conductor.hub.set_step(sample, embedding);
-        self.conductor.call(self.unet, self.rows, timestep)?;
-        let prediction = self.conductor.hub.take_prediction();
-        prediction.ok_or_else(|| shared::Error::Message("the step did not end".into()).into())
+        let (unet, rows) = (self.unet, self.rows);
+        if let [lane] = &mut self.lanes[..] {
+            return predict(unet, rows, lane, sample, timestep);
+        }
+        let samples = sample.split_batch(self.lanes.len())?;
+        let predictions: Vec<Result<HostTensor>> = std::thread::scope(|scope| {
+            let lanes = self.lanes.iter_mut().zip(samples);
+            let threads = lanes.map(|(lane, sample)| {
+                scope.spawn(move || predict(unet, rows, lane, sample, timestep))
+            });
+            let threads: Vec<_> = threads.collect();
+            let results = threads.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            results.collect()
+        });
+        let predictions = predictions.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(HostTensor::join_batch(&predictions)?)
     }
 
     fn traffic(&self) -> Option<Traffic> {
-        Some(self.conductor.hub.fleet().traffic())
+        let mut all = Traffic::default();
+        for lane in &self.lanes {
+            all.add(&lane.hub.fleet().traffic());
+        }
+        Some(all)
     }
 
     fn finish(self: Box<Self>) -> Finished {
-        let (whole, fleet) = self.conductor.hub.into_parts();
-        Finished {
-            user_flop: whole.flop(),
-            fleet: Some(fleet),
-        }
+        let mut user_flop = 0;
+        let parts = self.lanes.into_iter().map(|lane| {
+            let (whole, fleet) = lane.hub.into_parts();
+            user_flop += whole.flop();
+            fleet
+        });
+        let fleet = Fleet::join(parts.collect());
+        Finished { user_flop, fleet }
     }
 }
