@@ -3,11 +3,13 @@
 //! - [`conductor`]: the user's walk of the U-Net, exchange by exchange.
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
 //! - [`count`]: what would travel, without sending it.
+//! - [`own`]: the layers that the user computes.
 //! - here: that as a predictor.
 
 pub mod cloud;
 pub mod conductor;
 pub mod count;
+pub mod own;
 
 use std::ops::Range;
 
