@@ -93,7 +93,7 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
     let each = (2 * rayon::current_num_threads()).div_ceil(batch * heads);
     let rows = queries.div_ceil(each).next_multiple_of(16).min(QUERIES);
     let blocks = queries.div_ceil(rows);
-    filled(q.len(), |out| {
+    let write = |out: Target| {
         (0..batch * heads * blocks)
             .into_par_iter()
             .for_each(|task| {
@@ -110,7 +110,9 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
                 let from = (b * queries + first) * channels + h * width;
                 task.run(&q[from..], out, from);
             });
-    })
+    };
+    // SAFETY: the tasks are every block of queries of every head.
+    unsafe { filled(q.len(), write) }
 }
 
 /// One head of one batch entry for some queries.
@@ -162,7 +164,7 @@ impl Task<'_> {
                 // SAFETY: this head's part of this query's row: this task's alone.
                 let y = unsafe { out.slice(from + i * channels, width) };
                 for (y, x) in y.iter_mut().zip(sums[i..].iter().step_by(rows)) {
-                    *y = x * scale;
+                    y.write(x * scale);
                 }
             }
         });
