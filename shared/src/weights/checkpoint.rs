@@ -210,8 +210,11 @@ impl Checkpoint {
     }
 }
 
-/// What appends little-endian numbers as f32, or `None` for another type. The bytes may be misaligned.
-fn decoder(dtype: Dtype) -> Option<fn(&[u8], &mut Vec<f32>)> {
+/// Appends little-endian numbers as f32. The bytes may be misaligned.
+type Decode = fn(&[u8], &mut Vec<f32>);
+
+/// How numbers of a type are read, or `None` where they are not.
+fn decoder(dtype: Dtype) -> Option<Decode> {
     fn numbers<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, read: impl Fn([u8; N]) -> f32) {
         out.extend(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)));
     }
