@@ -21,6 +21,7 @@
 //! - [`cli`]: the command line.
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
+//! - [`memory`]: how much memory this process took.
 //! - [`output`]: files that are written whole or not at all.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
@@ -30,6 +31,7 @@ pub mod commands;
 pub mod cost;
 pub mod error;
 pub mod fleet;
+pub mod memory;
 pub mod model_dir;
 pub mod noise;
 pub mod output;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use shared::host::HostTensor;
+use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Stored, Weights};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
@@ -15,22 +16,22 @@ use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
-use crate::text::{ClipTextEncoder, ClipTokenizer};
-use crate::vae::Vae;
+use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
+use crate::vae::{Vae, VaeLayers};
 
-/// A model with all its parts on the user's device.
+/// A model whose parts are loaded to the user's device when they are needed, and dropped after.
 pub struct Pipeline {
     tokenizer: ClipTokenizer,
-    text_encoder: ClipTextEncoder,
-    vae: Vae,
-    /// The U-Net's layers.
-    pub unet: UNet,
-    /// The U-Net's weights.
-    pub weights: Weights,
+    text_encoder: Stored<ClipTextLayers>,
+    vae: Stored<VaeLayers>,
+    unet: Stored<UNet>,
+    /// Of the U-Net's files.
+    digest: String,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
     sample_size: Option<[usize; 2]>,
     scheduler: SchedulerConfig,
+    device: Device,
 }
 
 /// How the sampler goes from noise to latents.
@@ -72,25 +73,25 @@ pub struct Step {
 }
 
 impl Pipeline {
-    /// Loads every part of a diffusers model directory.
+    /// Opens every part of a diffusers model directory and checks that they are whole and fit each other.
     ///
     /// # Errors
     /// Each names the file, key or tensor that is missing, damaged or not supported.
-    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+    pub fn open(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
         let dir = ModelDir::open(dir)?;
         let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
-        let unet = config.build();
         let checkpoint = Checkpoint::open(&dir.unet, "diffusion_pytorch_model", variant)?;
-        let weights = Weights::load(&unet, &checkpoint, device)?;
+        let unet = Stored::new(config.build(), checkpoint)?;
         let pipeline = Self {
             tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
-            text_encoder: ClipTextEncoder::load(&dir.text_encoder, variant, device)?,
-            vae: Vae::load(&dir.vae, variant, device)?,
+            text_encoder: ClipTextEncoder::open(&dir.text_encoder, variant)?,
+            vae: Vae::open(&dir.vae, variant)?,
             scheduler: read_scheduler(&dir.scheduler)?,
             guidance_scale: dir.guidance_scale,
             sample_size: config.sample_size,
+            digest: unet.digest()?.to_owned(),
             unet,
-            weights,
+            device: device.clone(),
         };
         pipeline.check()?;
         Ok(pipeline)
@@ -103,7 +104,8 @@ impl Pipeline {
                 "the model's parts do not fit: {what} {got}, the U-Net takes {unet}"
             )))
         };
-        let (unet, text) = (&self.unet, self.text_encoder.width());
+        let (unet, vae) = (self.unet.layers(), self.vae.layers());
+        let text = self.text_encoder.layers().width();
         if text != unet.context_width {
             return unfit(
                 "the text encoder gives a width of",
@@ -111,8 +113,8 @@ impl Pipeline {
                 unet.context_width,
             );
         }
-        if self.vae.latent_channels() != unet.in_channels {
-            let channels = self.vae.latent_channels();
+        if vae.latent_channels() != unet.in_channels {
+            let channels = vae.latent_channels();
             return unfit("the VAE's latent channels are", channels, unet.in_channels);
         }
         if unet.out_channels != unet.in_channels {
@@ -122,17 +124,31 @@ impl Pipeline {
                 unet.in_channels,
             );
         }
-        Ok(())
+        // The others are loaded before anything is sent, the decoder after all was computed.
+        Ok(self.vae.check_values(&vae.of_decoding())?)
+    }
+
+    /// The U-Net's layers.
+    pub fn unet(&self) -> &UNet {
+        self.unet.layers()
+    }
+
+    /// Digest of the U-Net's weights (see [`Checkpoint::digest`]).
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Loads `parameters` of the U-Net.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_unet(&self, parameters: &[Parameter]) -> Result<Weights> {
+        Ok(self.unet.load_part(parameters, &self.device)?)
     }
 
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
-        self.vae.pixels_per_latent()
-    }
-
-    /// Where everything is computed that stays with the user.
-    pub fn device(&self) -> &Device {
-        self.weights.device()
+        self.vae.layers().pixels_per_latent()
     }
 
     /// Latents of `[1, C, H, W]` for a picture of `width` x `height` pixels, or of the model's own
@@ -141,7 +157,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Request`] when no latents make such a picture.
     pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
-        let pixels = self.vae.pixels_per_latent();
+        let pixels = self.pixels_per_latent();
         let own = self.sample_size.map(|size| size.map(|side| side * pixels));
         let latents = |name: &str, size: Option<usize>| match size {
             Some(size) if size > 0 && size.is_multiple_of(pixels) => Ok(size / pixels),
@@ -154,20 +170,21 @@ impl Pipeline {
         };
         let rows = latents("height", height.or(own.map(|[rows, _]| rows)))?;
         let columns = latents("width", width.or(own.map(|[_, columns]| columns)))?;
-        Ok([1, self.unet.in_channels, rows, columns])
+        Ok([1, self.unet().in_channels, rows, columns])
     }
 
-    /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`.
+    /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`. The
+    /// text encoder is loaded for it.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the tokenizer refuses.
+    /// [`Error::Prompt`] when the tokenizer refuses; as [`Weights::load_part`].
     pub fn encode(&self, prompt: &str, negative: &str, guided: bool) -> Result<Tensor<3>> {
         let mut prompts = Vec::with_capacity(2);
         if guided {
             prompts.push(self.tokenizer.encode(negative)?);
         }
         prompts.push(self.tokenizer.encode(prompt)?);
-        self.text_encoder.encode(&prompts, 0)
+        ClipTextEncoder::load_stored(&self.text_encoder, &self.device)?.encode(&prompts, 0)
     }
 
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
@@ -217,13 +234,15 @@ impl Pipeline {
         Ok(latents)
     }
 
-    /// Latents `[1, C, H, W]` to a picture.
+    /// Latents `[1, C, H, W]` to a picture. The VAE's decoder is loaded for it.
     ///
     /// # Errors
-    /// Those of the device.
+    /// Those of the device; as [`Weights::load_part`].
     pub fn decode(&self, latents: HostTensor) -> Result<Picture> {
-        let latents = latents.into_device::<4>(self.device())?;
-        let decoded = self.vae.decode(latents / self.vae.scaling_factor())?;
+        let latents = latents.into_device::<4>(&self.device)?;
+        let vae = Vae::load_decoder(&self.vae, &self.device)?;
+        let decoded = vae.decode(latents / self.vae.layers().scaling_factor())?;
+        drop(vae);
         Picture::from_decoded(HostTensor::from_device(decoded)?)
     }
 }

@@ -20,6 +20,10 @@ pub struct Report {
     pub pictures: Vec<String>,
     /// Seconds by phase.
     pub seconds: Seconds,
+    /// The most memory that this process held, in bytes, with workers that it started. Absent where the
+    /// system does not say (see [`crate::memory::peak`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
     /// The user's part of the U-Net.
     pub user: User,
     /// Each worker's part, from the top of the picture.
@@ -33,7 +37,7 @@ pub struct Report {
 /// Seconds by phase.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Seconds {
-    /// Reading the model.
+    /// Checking the model's files, and loading of the U-Net what is needed here.
     pub load: f64,
     /// Starting or reaching the workers.
     pub connect: f64,

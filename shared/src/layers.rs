@@ -22,6 +22,16 @@ impl Parameter {
             shape: shape.into(),
         }
     }
+
+    /// The layer's tensor prefix.
+    pub fn layer(&self) -> &str {
+        self.name.rsplit_once('.').map_or("", |(layer, _)| layer)
+    }
+
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// A layer that has parameters.

@@ -15,6 +15,8 @@ pub enum Kind {
     },
     /// A group normalisation.
     GroupNorm,
+    /// A layer normalisation.
+    LayerNorm,
     /// A linear map.
     Linear,
     /// The two products of a self-attention.
@@ -122,8 +124,10 @@ impl Executor for Surveyor {
     type Error = Error;
 
     fn embed_time(&mut self, layer: &TimeEmbedding, _: f64) -> Result<(), Error> {
-        self.map(&layer.linear_1, [1, 1, layer.linear_1.d_in]);
-        self.map(&layer.linear_2, [1, 1, layer.linear_2.d_in]);
+        let added = layer.added.iter().flat_map(|a| [&a.linear_1, &a.linear_2]);
+        for linear in [&layer.linear_1, &layer.linear_2].into_iter().chain(added) {
+            self.map(linear, [1, 1, linear.d_in]);
+        }
         Ok(())
     }
 
@@ -180,7 +184,10 @@ impl Executor for Surveyor {
         Ok(self.map(layer, *x))
     }
 
-    fn layer_norm(&mut self, _: &LayerNorm, x: &[usize; 3]) -> Result<[usize; 3], Error> {
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &[usize; 3]) -> Result<[usize; 3], Error> {
+        let [b, t, c] = *x;
+        let shape = [b, t, c, 1];
+        self.note(Kind::LayerNorm, &layer.name, shape, shape, 0);
         Ok(*x)
     }
 

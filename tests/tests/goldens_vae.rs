@@ -46,9 +46,9 @@ fn pictures_and_latents_equal_the_reference() {
 fn the_config_gives_scale_and_size() {
     for (name, scaling_factor, pixels) in [("sd1", 0.18215, 2), ("odd", 0.5, 4)] {
         let folder = model_dir(name).join("vae");
-        let vae = Vae::load(&folder, None, &Device::flex()).unwrap();
-        assert_eq!(vae.scaling_factor(), scaling_factor);
-        assert_eq!(vae.pixels_per_latent(), pixels);
+        let vae = Vae::open(&folder, None).unwrap();
+        assert_eq!(vae.layers().scaling_factor(), scaling_factor);
+        assert_eq!(vae.layers().pixels_per_latent(), pixels);
     }
 }
 

@@ -14,7 +14,7 @@ use tests::reference::psnr;
 const PROMPT_TOKENS: usize = 77;
 
 fn pipeline(name: &str) -> Pipeline {
-    Pipeline::load(&model_dir(name), None, &OpenDevice::cpu().device).unwrap()
+    Pipeline::open(&model_dir(name), None, &OpenDevice::cpu().device).unwrap()
 }
 
 /// PSNR of what two latents decode to, before it is rounded to bytes.
@@ -157,7 +157,7 @@ async fn the_file_says_how_it_was_made() {
         ("guidance", "5"),
         ("scheme", "local"),
         ("size", "24x32"),
-        ("model", pipeline("sd2").weights.digest()),
+        ("model", pipeline("sd2").digest()),
     ] {
         assert_eq!(png.text(keyword), Some(text), "{keyword}");
     }
@@ -183,7 +183,7 @@ async fn the_report_adds_up() {
     let report = journey.go().await.unwrap().report();
     let workers = report["workers"].as_array().unwrap();
     assert_eq!(report["scheme"], "ppidm");
-    assert_eq!(report["model"], pipeline("sd1").weights.digest());
+    assert_eq!(report["model"], pipeline("sd1").digest());
     assert_eq!(workers.len(), 4);
     for (i, worker) in workers.iter().enumerate() {
         assert_eq!(worker["provider"], format!("loopback-{i}"));
@@ -216,7 +216,7 @@ async fn the_report_adds_up() {
 
     // All work is done once, by somebody: nothing is counted twice, nothing left out.
     let [_, _, rows, columns] = golden.host("pipe.latents").dims().unwrap();
-    let unet = pipeline("sd1").unet;
+    let unet = pipeline("sd1").unet().clone();
     let operations = survey(&unet, [2, rows, columns], PROMPT_TOKENS).unwrap();
     let calls = golden.host("pipe.timesteps").data.len();
     let (keys, others): (Vec<_>, Vec<_>) = operations.iter().partition(|o| o.makes_prompt_keys());

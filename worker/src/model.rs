@@ -5,10 +5,10 @@ use std::path::Path;
 
 use shared::error::Error;
 use shared::host::HostTensor;
-use shared::layers::{Attention, Conv2d, GroupNorm, Parameters};
+use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
 use shared::survey::{Kind, survey};
 use shared::unet::{Layer, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Weights, list};
 use shared::wire::{Payload, Work};
 use shared::{Result, ops};
 
@@ -80,9 +80,7 @@ impl Model {
 
     /// Number of parameters.
     pub fn parameters(&self) -> usize {
-        let mut list = Vec::new();
-        self.unet.parameters(&mut list);
-        list.iter().map(|p| p.shape.iter().product::<usize>()).sum()
+        list(&self.unet).iter().map(Parameter::values).sum()
     }
 
     /// Bytes of the largest request for latents of `rows` x `columns` and a batch of `batch`, were
@@ -108,7 +106,7 @@ impl Model {
                     let [b, t, c, _] = o.input;
                     Some(values([b, 2 * t, c, 1]))
                 }
-                Kind::Linear => None,
+                Kind::LayerNorm | Kind::Linear => None,
             })
             .max()
             .unwrap_or(0);

@@ -10,8 +10,10 @@ pub mod resident;
 use burn::tensor::{Device, Tensor};
 use shared::executor::Executor;
 use shared::host::HostTensor;
+use shared::layers::Parameter;
 use shared::placement::Placement;
 use shared::unet::UNet;
+use shared::weights::list;
 use shared::whole::Whole;
 
 use crate::error::{Error, Result};
@@ -99,6 +101,21 @@ impl Setting {
             Scheme::Resident => resident::open(config, digest, unet, self).await,
             Scheme::Local | Scheme::Ppidm => Fleet::open(config, digest, &[], 1).await,
         }
+    }
+
+    /// The parameters of the layers that the user computes; the others' are never looked at here.
+    ///
+    /// # Errors
+    /// None today: shapes alone cannot fail. The signature is the walk's.
+    pub fn user_parameters(&self, unet: &UNet) -> Result<Vec<Parameter>> {
+        let layers = match self.scheme {
+            Scheme::Local => return Ok(list(unet)),
+            Scheme::Ppidm => ppidm::user_layers(unet, self)?,
+            Scheme::Resident => resident::own::user_layers(unet, self)?,
+        };
+        let mut parameters = list(unet);
+        parameters.retain(|parameter| layers.contains(parameter.layer()));
+        Ok(parameters)
     }
 
     /// Predicts by the scheme: on the `fleet` that [`Self::open`] opened, if there is one, and with

@@ -5,7 +5,7 @@
 //! cross-attention and the statistics of every group normalisation are the workers'. Everything
 //! else, self-attention included, is the user's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use burn::tensor::Tensor;
@@ -150,6 +150,25 @@ impl Account for Ppidm {
     }
 }
 
+/// Whether a convolution is the workers': every 3x3 one but the one that sees the noisy latents.
+fn is_offloaded(layer: &str, kernel: usize) -> bool {
+    kernel > 1 && layer != CONV_IN
+}
+
+/// Tensor prefixes of the layers whose parameters the user needs: all but the workers' convolutions.
+/// Of a group normalisation workers give the statistics, of a cross-attention the products.
+///
+/// # Errors
+/// None today: shapes alone cannot fail.
+pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
+    let operations = survey(unet, setting.latents, setting.tokens)?.into_iter();
+    let own = operations.filter(|operation| match operation.kind {
+        survey::Kind::Conv { kernel } => !is_offloaded(&operation.layer, kernel),
+        _ => true,
+    });
+    Ok(own.map(|operation| operation.layer).collect())
+}
+
 /// What one U-Net call sends to `workers` workers; none leaves everything to the user.
 pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
     let mut count = Count::new(workers);
@@ -161,9 +180,10 @@ pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
     for operation in operations.into_iter().filter(|o| !o.makes_prompt_keys()) {
         let layer = layers.get(&operation.layer).copied();
         let offloaded = match (operation.kind, layer) {
-            (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => (kernel > 1
-                && conv.name != CONV_IN)
-                .then(|| (Kind::Conv, conv_bytes(conv, &operation, workers))),
+            (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => {
+                is_offloaded(&conv.name, kernel)
+                    .then(|| (Kind::Conv, conv_bytes(conv, &operation, workers)))
+            }
             (survey::Kind::CrossAttention, _) => {
                 let bytes = attention_bytes(&operation, setting.tokens, workers);
                 Some((Kind::Attention, bytes))
@@ -211,7 +231,7 @@ pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
     for operation in operations {
         let [_, second, third, _] = operation.input;
         let strips = match (operation.kind, convs.get(&operation.layer)) {
-            (survey::Kind::Conv { kernel }, Some(conv)) if kernel > 1 && conv.name != CONV_IN => {
+            (survey::Kind::Conv { kernel }, Some(conv)) if is_offloaded(&conv.name, kernel) => {
                 Strip::convolved(conv, third, workers)
             }
             (survey::Kind::GroupNorm, _) => Strip::plain(third, workers),
@@ -322,7 +342,7 @@ impl Executor for Ppidm {
     type Error = Error;
 
     fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
-        if layer.kernel == 1 || layer.name == CONV_IN {
+        if !is_offloaded(&layer.name, layer.kernel) {
             return Ok(self.whole.conv(layer, x)?);
         }
         let [b, _, h, w] = x.dims();

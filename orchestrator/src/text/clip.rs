@@ -7,7 +7,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
 use shared::ops;
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Stored, Weights};
 
 use super::clip_config::{Activation, ClipTextConfig};
 use crate::error::{Error, Result};
@@ -38,6 +38,13 @@ pub(super) struct EncoderLayer {
     pub down: Linear,
 }
 
+impl ClipTextLayers {
+    /// Width `D` of a token's embedding.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+}
+
 impl Parameters for ClipTextLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         for (name, entries) in [
@@ -65,11 +72,12 @@ pub struct ClipTextEncoder {
 }
 
 impl ClipTextEncoder {
-    /// Loads `dir/config.json` and the weights beside it; `variant` as in [`Checkpoint::open`].
+    /// Opens `dir/config.json` and the weights beside it, and checks that they fit; `variant` as in
+    /// [`Checkpoint::open`]. Nothing is loaded.
     ///
     /// # Errors
     /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
-    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+    pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<ClipTextLayers>> {
         let layers = ClipTextConfig::from_file(&dir.join("config.json"))?.build();
         let mut checkpoint = Checkpoint::open(dir, "model", variant)?;
         checkpoint.adapt(|name, _| {
@@ -78,13 +86,26 @@ impl ClipTextEncoder {
             let unused = ["embeddings.position_ids", "text_projection.weight"];
             (!unused.contains(&name)).then(|| name.to_owned())
         });
-        let weights = Weights::load(&layers, &checkpoint, device)?;
-        Ok(Self { layers, weights })
+        Ok(Stored::new(layers, checkpoint)?)
     }
 
-    /// Width `D` of a token's embedding.
-    pub fn width(&self) -> usize {
-        self.layers.width
+    /// Loads what [`Self::open`] opens.
+    ///
+    /// # Errors
+    /// As there, and as [`Weights::load_part`].
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        Self::load_stored(&Self::open(dir, variant)?, device)
+    }
+
+    /// Loads what [`Self::open`] opened.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_stored(stored: &Stored<ClipTextLayers>, device: &Device) -> Result<Self> {
+        Ok(Self {
+            layers: stored.layers().clone(),
+            weights: stored.load(device)?,
+        })
     }
 
     /// Embeddings `[B, T, D]` of `B` prompts of `T` tokens each: the hidden state after the last

@@ -121,6 +121,7 @@ impl VaeConfig {
                 .use_post_quant_conv
                 .then(|| Conv2d::same("post_quant_conv", latents, latents, 1)),
             decoder: Decoder::new(self),
+            scaling_factor: self.scaling_factor,
         }
     }
 }

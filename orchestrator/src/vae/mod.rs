@@ -16,7 +16,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::ops;
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Stored, Weights};
 
 use crate::error::Result;
 use decoder::Decoder;
@@ -32,18 +32,44 @@ pub struct VaeLayers {
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
+    scaling_factor: f64,
+}
+
+impl VaeLayers {
+    /// What the U-Net's latents are multiples of: divide by it before [`Vae::decode`], multiply by it
+    /// after [`Vae::encode`].
+    pub fn scaling_factor(&self) -> f64 {
+        self.scaling_factor
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.decoder.conv_in.c_in
+    }
+
+    /// Rows (and columns) of the picture for each row of the latents.
+    pub fn pixels_per_latent(&self) -> usize {
+        1 << self.decoder.doublings()
+    }
+
+    /// The parameters that [`Vae::decode`] takes.
+    pub fn of_decoding(&self) -> Vec<Parameter> {
+        let mut out = Vec::new();
+        if let Some(conv) = &self.post_quant_conv {
+            conv.parameters(&mut out);
+        }
+        self.decoder.parameters(&mut out);
+        out
+    }
 }
 
 impl Parameters for VaeLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         self.encoder.parameters(out);
-        for conv in [&self.quant_conv, &self.post_quant_conv]
-            .into_iter()
-            .flatten()
-        {
+        if let Some(conv) = &self.quant_conv {
             conv.parameters(out);
         }
-        self.decoder.parameters(out);
+        out.extend(self.of_decoding());
     }
 }
 
@@ -62,41 +88,43 @@ pub struct Posterior {
 pub struct Vae {
     layers: VaeLayers,
     weights: Weights,
-    scaling_factor: f64,
 }
 
 impl Vae {
-    /// Loads `dir/config.json` and the weights beside it; `variant` as in [`Checkpoint::open`].
+    /// Opens `dir/config.json` and the weights beside it, and checks that they fit; `variant` as in
+    /// [`Checkpoint::open`]. Nothing is loaded.
     ///
     /// # Errors
     /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
-    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
-        let config = VaeConfig::from_file(&dir.join("config.json"))?;
-        let layers = config.build();
+    pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<VaeLayers>> {
+        let layers = VaeConfig::from_file(&dir.join("config.json"))?.build();
         let mut checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
         checkpoint.adapt(|name, shape| Some(modern_attention(name, shape)));
-        let weights = Weights::load(&layers, &checkpoint, device)?;
+        Ok(Stored::new(layers, checkpoint)?)
+    }
+
+    /// Loads what [`Self::open`] opens.
+    ///
+    /// # Errors
+    /// As there, and as [`Weights::load_part`].
+    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+        let stored = Self::open(dir, variant)?;
         Ok(Self {
-            layers,
-            weights,
-            scaling_factor: config.scaling_factor,
+            weights: stored.load(device)?,
+            layers: stored.layers().clone(),
         })
     }
 
-    /// What the U-Net's latents are multiples of: divide by it before [`Self::decode`], multiply
-    /// by it after [`Self::encode`].
-    pub fn scaling_factor(&self) -> f64 {
-        self.scaling_factor
-    }
-
-    /// Channels of the latents.
-    pub fn latent_channels(&self) -> usize {
-        self.layers.decoder.conv_in.c_in
-    }
-
-    /// Rows (and columns) of the picture for each row of the latents.
-    pub fn pixels_per_latent(&self) -> usize {
-        1 << self.layers.decoder.doublings()
+    /// Loads of what [`Self::open`] opened the part that decodes; to encode is then an error.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_decoder(stored: &Stored<VaeLayers>, device: &Device) -> Result<Self> {
+        let layers = stored.layers().clone();
+        Ok(Self {
+            weights: stored.load_part(&layers.of_decoding(), device)?,
+            layers,
+        })
     }
 
     /// Latents `[B, C, H, W]`, already divided by the scaling factor, to pictures
@@ -113,7 +141,7 @@ impl Vae {
     /// # Errors
     /// As [`Self::decode`].
     pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
-        check_channels("latents", &latents, self.latent_channels())?;
+        check_channels("latents", &latents, self.layers.latent_channels())?;
         let z = match &self.layers.post_quant_conv {
             Some(conv) => ops::conv2d(&self.weights, conv, latents)?,
             None => latents,

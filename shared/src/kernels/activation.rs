@@ -1,38 +1,42 @@
 //! Point-wise non-linear functions.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::exp::{gelu, silu as silu_of};
-use super::filled;
 use super::simd::vectorised;
+use super::{Target, filled};
 
 /// Values that one task takes: long enough to be worth a task, short enough for the cache.
 const CHUNK: usize = 16 * 1024;
 
 vectorised! {
-    fn silu_into(x: &[f32], y: &mut [f32]) {
+    fn silu_into(x: &[f32], y: &mut [MaybeUninit<f32>]) {
         for (y, x) in y.iter_mut().zip(x) {
-            *y = silu_of::<FMA>(*x);
+            y.write(silu_of::<FMA>(*x));
         }
     }
 }
 
 vectorised! {
-    fn geglu_into(value: &[f32], gate: &[f32], y: &mut [f32]) {
+    fn geglu_into(value: &[f32], gate: &[f32], y: &mut [MaybeUninit<f32>]) {
         for ((y, value), gate) in y.iter_mut().zip(value).zip(gate) {
-            *y = value * gelu::<FMA>(*gate);
+            y.write(value * gelu::<FMA>(*gate));
         }
     }
 }
 
 /// `x / (1 + e^-x)` of every value.
 pub fn silu(x: &[f32]) -> Vec<f32> {
-    filled(x.len(), |out| {
+    let write = |out: Target| {
         x.par_chunks(CHUNK).enumerate().for_each(|(i, x)| {
             // SAFETY: chunk i of the result, which only this task has.
             silu_into(x, unsafe { out.slice(i * CHUNK, x.len()) });
         });
-    })
+    };
+    // SAFETY: the chunks are the whole.
+    unsafe { filled(x.len(), write) }
 }
 
 /// `h * gelu(g)` of rows `[h, g]` that are `2 * width` long: `[rows, width]`.
@@ -42,7 +46,7 @@ pub fn geglu(x: &[f32], width: usize) -> Vec<f32> {
     }
     let rows = x.len() / (2 * width);
     let step = CHUNK.div_ceil(width);
-    filled(rows * width, |out| {
+    let write = |out: Target| {
         x.par_chunks(2 * width * step)
             .enumerate()
             .for_each(|(i, block)| {
@@ -54,7 +58,9 @@ pub fn geglu(x: &[f32], width: usize) -> Vec<f32> {
                     });
                 }
             });
-    })
+    };
+    // SAFETY: the blocks hold every row.
+    unsafe { filled(rows * width, write) }
 }
 
 #[cfg(test)]

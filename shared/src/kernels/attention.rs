@@ -78,9 +78,9 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
 /// As [`attention`].
 pub fn attention_part(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> [Vec<f32>; 2] {
     let mut y = Vec::new();
-    let sums = filled(sizes.batch * sizes.queries * sizes.heads, |sums| {
-        y = attend(q, k, v, sizes, Some(sums));
-    });
+    let write = |sums| y = attend(q, k, v, sizes, Some(sums));
+    // SAFETY: every task writes the sums of its queries, and the tasks are all of them.
+    let sums = unsafe { filled(sizes.batch * sizes.queries * sizes.heads, write) };
     [y, sums]
 }
 
@@ -110,7 +110,7 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, sums: Option<Target>) -
     let each = (2 * rayon::current_num_threads()).div_ceil(batch * heads);
     let rows = queries.div_ceil(each).next_multiple_of(16).min(QUERIES);
     let blocks = queries.div_ceil(rows);
-    filled(q.len(), |out| {
+    let write = |out: Target| {
         (0..batch * heads * blocks)
             .into_par_iter()
             .for_each(|task| {
@@ -128,7 +128,9 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, sums: Option<Target>) -
                 let from = (b * queries + first) * channels + h * width;
                 task.run(&q[from..], out, from);
             });
-    })
+    };
+    // SAFETY: the tasks are every block of queries of every head.
+    unsafe { filled(q.len(), write) }
 }
 
 /// One head of one batch entry for some queries.
@@ -182,12 +184,12 @@ impl Task<'_> {
                 // SAFETY: this head's part of this query's row: this task's alone.
                 let y = unsafe { out.slice(from + i * channels, width) };
                 for (y, x) in y.iter_mut().zip(sums[i..].iter().step_by(rows)) {
-                    *y = x * scale;
+                    y.write(x * scale);
                 }
                 if let Some((sums, from)) = self.sums {
                     // SAFETY: this head's number of this query's: this task's alone.
                     let sum = unsafe { sums.slice(from + i * self.sizes.heads, 1) };
-                    sum[0] = most[i] + total.ln();
+                    sum[0].write(most[i] + total.ln());
                 }
             }
         });

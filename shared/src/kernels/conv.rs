@@ -1,6 +1,7 @@
 //! 2-D convolution as a matrix product: the weights as stored, `[C_out, C_in K K]`, times the
 //! patches of the input (im2col), some output positions and some input channels at a time.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -180,7 +181,7 @@ pub(super) fn direct(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> V
     let cuts = (2 * rayon::current_num_threads()).div_ceil(blocks.count);
     let channels = sizes.c_out.div_ceil(cuts).next_multiple_of(8);
     let cuts = sizes.c_out.div_ceil(channels);
-    filled(len, |out| {
+    let write = |out: Target| {
         (0..blocks.count * cuts).into_par_iter().for_each(|task| {
             let first = task % cuts * channels;
             let task = Task {
@@ -193,7 +194,9 @@ pub(super) fn direct(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> V
             };
             task.run(out);
         });
-    })
+    };
+    // SAFETY: the tasks are every channel at every position.
+    unsafe { filled(len, write) }
 }
 
 /// A block of the output: some channels at some positions.
@@ -217,7 +220,7 @@ impl Task<'_> {
             let bias = &self.bias[self.channels.clone()];
             for (i, bias) in bias.iter().enumerate() {
                 // SAFETY: this task's positions of one of its channels.
-                unsafe { out.slice(start + i * map, n) }.fill(*bias);
+                unsafe { out.slice(start + i * map, n) }.fill(MaybeUninit::new(*bias));
             }
             self.accumulate(out.at(start, (m - 1) * map + n), map);
             return;
@@ -237,7 +240,7 @@ impl Task<'_> {
                 let start = (from / map * self.sizes.c_out + c) * map + from % map;
                 // SAFETY: this task's positions of one of its channels and one batch entry.
                 unsafe { out.slice(start, to - from) }
-                    .copy_from_slice(&row[from - self.pixels.start..to - self.pixels.start]);
+                    .write_copy_of_slice(&row[from - self.pixels.start..to - self.pixels.start]);
                 from = to;
             }
         }

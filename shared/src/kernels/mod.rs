@@ -19,6 +19,7 @@ pub mod simd;
 pub mod winograd;
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
@@ -92,27 +93,29 @@ impl Target {
         unsafe { self.start.add(offset) }
     }
 
-    /// Elements `offset..offset + len` to write to.
+    /// Elements `offset..offset + len` to write to; they may never have been written.
     ///
     /// # Safety
     /// No other task may hold any of them at the same time.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: `at` checks the bounds and the caller sees to disjointness. The memory may be fresh
-        // from the allocator: any bits are a valid f32, and they are only written.
-        unsafe { std::slice::from_raw_parts_mut(self.at(offset, len), len) }
+    unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [MaybeUninit<f32>] {
+        // SAFETY: `at` checks the bounds and the caller sees to disjointness.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset, len).cast(), len) }
     }
 }
 
-/// `len` values that `write` fills, all of them, without zeroing them first: touching fresh pages
-/// twice costs as much as many a kernel.
-fn filled(len: usize, write: impl FnOnce(Target)) -> Vec<f32> {
+/// `len` values that `write` writes, without zeroing them first: touching fresh pages twice costs as
+/// much as many a kernel.
+///
+/// # Safety
+/// `write` must write all of them.
+unsafe fn filled(len: usize, write: impl FnOnce(Target)) -> Vec<f32> {
     let mut values: Vec<f32> = Vec::with_capacity(len);
     write(Target {
         start: values.as_mut_ptr(),
         len,
     });
-    // SAFETY: within the capacity, and `write` has filled them.
+    // SAFETY: within the capacity, and the caller sees to it that `write` has written them.
     unsafe { values.set_len(len) };
     values
 }

@@ -1,5 +1,7 @@
 //! Group normalisation of `[B, C, H, W]`.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::exp::silu;
@@ -26,17 +28,17 @@ vectorised! {
 }
 
 vectorised! {
-    fn scale_shift(x: &[f32], scale: f32, shift: f32, y: &mut [f32]) {
+    fn scale_shift(x: &[f32], scale: f32, shift: f32, y: &mut [MaybeUninit<f32>]) {
         for (y, x) in y.iter_mut().zip(x) {
-            *y = mul_add::<FMA>(*x, scale, shift);
+            y.write(mul_add::<FMA>(*x, scale, shift));
         }
     }
 }
 
 vectorised! {
-    fn scale_shift_silu(x: &[f32], scale: f32, shift: f32, y: &mut [f32]) {
+    fn scale_shift_silu(x: &[f32], scale: f32, shift: f32, y: &mut [MaybeUninit<f32>]) {
         for (y, x) in y.iter_mut().zip(x) {
-            *y = silu::<FMA>(mul_add::<FMA>(*x, scale, shift));
+            y.write(silu::<FMA>(mul_add::<FMA>(*x, scale, shift)));
         }
     }
 }
@@ -121,12 +123,14 @@ pub fn group_norm(
     assert_eq!(channels % affine.groups, 0, "groups of a group norm");
     assert_eq!(x.len() % (batch * channels), 0, "input of a group norm");
     let len = x.len() / groups;
-    filled(x.len(), |out| {
+    let write = |out: Target| {
         x.par_chunks(len).enumerate().for_each(|(group, x)| {
             let moments = given.map_or_else(|| moments(x), |given| given[group]);
             affine.apply(x, group, moments, out, group * len);
         });
-    })
+    };
+    // SAFETY: the groups are the whole, and each is written channel by channel.
+    unsafe { filled(x.len(), write) }
 }
 
 #[cfg(test)]

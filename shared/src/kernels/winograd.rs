@@ -203,7 +203,7 @@ pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32>
     let cuts = cuts.max(sizes.c_out.div_ceil(CHANNELS));
     let channels = sizes.c_out.div_ceil(cuts).next_multiple_of(8);
     let cuts = sizes.c_out.div_ceil(channels);
-    filled(sizes.batch * sizes.c_out * h_out * w_out, |out| {
+    let write = |out: Target| {
         (0..blocks * cuts).into_par_iter().for_each(|task| {
             let (block, cut) = (task / cuts, task % cuts);
             let task = Task {
@@ -216,7 +216,9 @@ pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32>
             };
             task.run(out);
         });
-    })
+    };
+    // SAFETY: the tasks are every tile of every channel, and the tiles cover the map.
+    unsafe { filled(sizes.batch * sizes.c_out * h_out * w_out, write) }
 }
 
 /// A block of the output: some channels of some tiles.
@@ -294,7 +296,7 @@ impl Task<'_> {
                 for (i, y) in y[skip..].iter().enumerate().take(h_out - first) {
                     let at = (plane + first + i) * w_out + 2 * run.column;
                     // SAFETY: this task's tiles of one of its channels.
-                    unsafe { out.slice(at, columns) }.copy_from_slice(&y[..columns]);
+                    unsafe { out.slice(at, columns) }.write_copy_of_slice(&y[..columns]);
                 }
             }
         }

@@ -1,31 +1,35 @@
 //! Weight files of one network: safetensors in f32, f16 or bf16, whole or sharded.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::Deserialize;
 
+use super::file::WeightFile;
 use crate::error::{Error, Result};
 use crate::host::HostTensor;
 use crate::layers::Parameter;
 
-/// The open weight files of one network. Nothing is read until a tensor is asked for.
+/// The open weight files of one network. Nothing is read until a tensor is asked for, and no more of it
+/// at a time than is being looked at.
 pub struct Checkpoint {
     origin: String,
-    files: Vec<Mmap>,
+    files: Vec<WeightFile>,
     entries: BTreeMap<String, Entry>,
+    /// Made when first asked for.
+    digest: OnceLock<String>,
 }
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
 struct Entry {
     file: usize,
-    offset: usize,
+    /// First byte in the file.
+    offset: u64,
     bytes: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -45,7 +49,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Read`], [`Error::Json`] or [`Error::BadWeights`].
     pub fn open(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
-        Self::map(dir.display().to_string(), &locate(dir, stem, variant)?)
+        Self::of_files(dir.display().to_string(), &locate(dir, stem, variant)?)
     }
 
     /// Opens one safetensors file.
@@ -53,37 +57,34 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Read`] or [`Error::BadWeights`].
     pub fn open_file(path: &Path) -> Result<Self> {
-        Self::map(path.display().to_string(), &[path.to_owned()])
+        Self::of_files(path.display().to_string(), &[path.to_owned()])
     }
 
-    fn map(origin: String, paths: &[PathBuf]) -> Result<Self> {
+    fn of_files(origin: String, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::with_capacity(paths.len());
         let mut entries = BTreeMap::new();
         for path in paths {
-            let map = map_file(path)?;
-            let bad = |reason: String| Error::BadWeights {
-                path: path.clone(),
-                reason,
-            };
-            let parsed = SafeTensors::deserialize(&map).map_err(|e| bad(e.to_string()))?;
-            for (name, view) in parsed.iter() {
+            let (file, header) = WeightFile::open(path)?;
+            for (name, tensor) in header.tensors() {
+                let (start, end) = tensor.data_offsets;
                 let entry = Entry {
                     file: files.len(),
-                    offset: view.data().as_ptr() as usize - map.as_ptr() as usize,
-                    bytes: view.data().len(),
-                    dtype: view.dtype(),
-                    shape: view.shape().to_vec(),
+                    offset: file.data() + start as u64,
+                    bytes: end - start,
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.clone(),
                 };
-                if entries.insert(name.to_owned(), entry).is_some() {
-                    return Err(bad(format!("tensor {name} is in two shards")));
+                if entries.insert(name.clone(), entry).is_some() {
+                    return Err(file.bad(format!("tensor {name} is in two shards")));
                 }
             }
-            files.push(map);
+            files.push(file);
         }
         Ok(Self {
             origin,
             files,
             entries,
+            digest: OnceLock::new(),
         })
     }
 
@@ -109,9 +110,26 @@ impl Checkpoint {
     /// Checks that the files hold exactly the model's `parameters`, in a type that can be read.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::WrongDtype`] or
-    /// [`Error::UnknownTensor`] for the first tensor that is off.
+    /// As [`Self::check_part`], and [`Error::UnknownTensor`] for the first tensor that is none of them.
     pub fn check(&self, parameters: &[Parameter]) -> Result<()> {
+        self.check_part(parameters)?;
+        let known: std::collections::HashSet<&str> =
+            parameters.iter().map(|p| p.name.as_str()).collect();
+        match self.names().find(|name| !known.contains(name)) {
+            Some(name) => Err(Error::UnknownTensor {
+                origin: self.origin.clone(),
+                name: name.into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that the files hold `parameters`, in a type that can be read; they may hold others.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor that
+    /// is off.
+    pub fn check_part(&self, parameters: &[Parameter]) -> Result<()> {
         for parameter in parameters {
             let entry = self.entry(&parameter.name)?;
             if entry.shape != parameter.shape {
@@ -128,29 +146,23 @@ impl Checkpoint {
                 });
             }
         }
-        let known: std::collections::HashSet<&str> =
-            parameters.iter().map(|p| p.name.as_str()).collect();
-        match self.names().find(|name| !known.contains(name)) {
-            Some(name) => Err(Error::UnknownTensor {
-                origin: self.origin.clone(),
-                name: name.into(),
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Reads one tensor as f32.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongDtype`] or [`Error::NotFinite`].
+    /// [`Error::MissingTensor`], [`Error::WrongDtype`], [`Error::NotFinite`], or [`Error::Read`] when the
+    /// file has become shorter.
     pub fn read(&self, name: &str) -> Result<HostTensor> {
         let entry = self.entry(name)?;
         let full_name = || format!("{}: {name}", self.origin);
-        let bytes = &self.files[entry.file][entry.offset..entry.offset + entry.bytes];
-        let data = decode(bytes, entry.dtype).ok_or_else(|| Error::WrongDtype {
+        let decode = decoder(entry.dtype).ok_or_else(|| Error::WrongDtype {
             name: full_name(),
             dtype: format!("{:?}", entry.dtype),
         })?;
+        let mut data = Vec::with_capacity(entry.shape.iter().product());
+        self.each_part(entry, |bytes| decode(bytes, &mut data))?;
         let tensor = HostTensor::new(entry.shape.clone(), data)?;
         tensor.check_finite(&full_name())?;
         Ok(tensor)
@@ -158,22 +170,36 @@ impl Checkpoint {
 
     /// A digest of the weights: BLAKE3 over each tensor's name, type, shape and bytes in the order
     /// of names. It does not depend on how the file is sharded, but does on the number type.
-    pub fn digest(&self) -> String {
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn digest(&self) -> Result<&str> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest);
+        }
         let parts: Vec<blake3::Hash> = self
             .entries
             .par_iter()
             .map(|(name, entry)| {
                 let mut hasher = blake3::Hasher::new();
                 hasher.update(format!("{name} {:?} {:?} ", entry.dtype, entry.shape).as_bytes());
-                hasher.update(&self.files[entry.file][entry.offset..entry.offset + entry.bytes]);
-                hasher.finalize()
+                self.each_part(entry, |bytes| {
+                    hasher.update(bytes);
+                })?;
+                Ok(hasher.finalize())
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let mut all = blake3::Hasher::new();
         for part in parts {
             all.update(part.as_bytes());
         }
-        all.finalize().to_hex().to_string()
+        let digest = all.finalize().to_hex().to_string();
+        Ok(self.digest.get_or_init(|| digest))
+    }
+
+    /// Shows a tensor's bytes to `look`, part after part.
+    fn each_part(&self, entry: &Entry, look: impl FnMut(&[u8])) -> Result<()> {
+        self.files[entry.file].each_part(entry.offset, entry.bytes, look)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -184,24 +210,20 @@ impl Checkpoint {
     }
 }
 
-/// Little-endian numbers as f32, or `None` for another type. The bytes may be misaligned.
-fn decode(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    fn numbers<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect()
+/// Appends little-endian numbers as f32. The bytes may be misaligned.
+type Decode = fn(&[u8], &mut Vec<f32>);
+
+/// How numbers of a type are read, or `None` where they are not.
+fn decoder(dtype: Dtype) -> Option<Decode> {
+    fn numbers<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, read: impl Fn([u8; N]) -> f32) {
+        out.extend(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)));
     }
     match dtype {
-        Dtype::F32 => Some(numbers(bytes, f32::from_le_bytes)),
-        Dtype::F16 => Some(numbers(bytes, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => Some(numbers(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::F32 => Some(|bytes, out| numbers(bytes, out, f32::from_le_bytes)),
+        Dtype::F16 => Some(|bytes, out| numbers(bytes, out, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Some(|bytes, out| numbers(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
         _ => None,
     }
-}
-
-fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::read(path, e))?;
-    // SAFETY: the map is read-only. Should another process change the file meanwhile, numbers
-    // change, never the layout: that was checked against the map's own length.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, e))
 }
 
 /// The files that make up `stem` in `dir`.

@@ -1,8 +1,15 @@
 //! Weights on a device, by name; checked against the layers that need them.
+//!
+//! - [`Checkpoint`]: the weight files of one network.
+//! - [`Stored`]: a network with its files, of which nothing is loaded.
+//! - [`Weights`]: what of them is loaded.
 
 mod checkpoint;
+mod file;
+mod stored;
 
 pub use checkpoint::Checkpoint;
+pub use stored::Stored;
 
 use std::collections::HashMap;
 
@@ -35,20 +42,33 @@ impl Weights {
     /// Loads from `checkpoint` what `model` needs, as f32.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::UnknownTensor`],
-    /// [`Error::WrongDtype`] or [`Error::NotFinite`], naming the tensor.
+    /// [`Error::UnknownTensor`] for a tensor that `model` has no place for; as [`Self::load_part`].
     pub fn load(model: &impl Parameters, checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let parameters = list(model);
         checkpoint.check(&parameters)?;
+        Self::load_part(&parameters, checkpoint, device)
+    }
+
+    /// Loads `parameters` alone, as f32. The digest is that of all of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::WrongDtype`], [`Error::NotFinite`] or
+    /// [`Error::Read`], naming the tensor or file.
+    pub fn load_part(
+        parameters: &[Parameter],
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self> {
+        checkpoint.check_part(parameters)?;
         let mut tensors = HashMap::with_capacity(parameters.len());
         for parameter in parameters {
             let host = checkpoint.read(&parameter.name)?;
-            tensors.insert(parameter.name, Weight::place(host, device)?);
+            tensors.insert(parameter.name.clone(), Weight::place(host, device)?);
         }
         Ok(Self {
             tensors,
             device: device.clone(),
-            digest: checkpoint.digest(),
+            digest: checkpoint.digest()?.to_owned(),
         })
     }
 
@@ -74,7 +94,8 @@ impl Weights {
         })
     }
 
-    /// Identifies the weights: equal digests, equal weights (see [`Checkpoint::digest`]).
+    /// Identifies the network's weights, loaded or not: equal digests, equal weights (see
+    /// [`Checkpoint::digest`]).
     pub fn digest(&self) -> &str {
         &self.digest
     }

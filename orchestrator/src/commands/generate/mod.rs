@@ -13,6 +13,7 @@ use shared::device::{self, OpenDevice};
 use shared::partition::Levels;
 use shared::selftest;
 use shared::unet::UNet;
+use shared::weights::{Weights, list};
 use shared::whole::Conditioning;
 use tokio::task::spawn_blocking;
 use worker::Model;
@@ -21,6 +22,7 @@ use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
+use crate::memory;
 use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
@@ -131,30 +133,35 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
-        model: pipeline.weights.digest().to_owned(),
+        model: pipeline.digest().to_owned(),
         ..Report::default()
     };
     report.seconds.load = start.elapsed().as_secs_f64();
 
     let noises = Noises::prepare(&arguments, &pipeline)?;
-    let local = match &fleet_config {
-        None if arguments.scheme.needs_workers() => {
-            Some(start_workers(&arguments, &pipeline, &device, &noises).await?)
+    let context = encode(&arguments, &pipeline, &mut report).await?;
+    let whole = match &fleet_config {
+        Some(_) => None,
+        None => Some(load_whole(&pipeline, &mut report).await?),
+    };
+    let local = match &whole {
+        Some(weights) if arguments.scheme.needs_workers() => {
+            let model = Model::new(pipeline.unet().clone(), weights.clone());
+            Some(start_workers(&arguments, model, &device, &noises).await?)
         }
         _ => None,
     };
     let fleet_config = fleet_config.or(local.as_ref().map(|l| l.config().clone()));
 
-    let context = encode(&arguments, &pipeline, &mut report).await?;
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling(&arguments).batch(), rows, columns];
     let [_, tokens, _] = context.context.dims();
     let setting = arguments
         .settings
-        .setting(arguments.scheme, &pipeline.unet, latents, tokens);
+        .setting(arguments.scheme, pipeline.unet(), latents, tokens);
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
-            permitted(&arguments, policy, setting, &pipeline.unet, fleet)?
+            permitted(&arguments, policy, setting, pipeline.unet(), fleet)?
         }
         _ => setting,
     };
@@ -162,17 +169,24 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         setting,
         context,
         sampling: sampling(&arguments),
+        whole,
         pipeline,
         arguments,
     });
     let count = run.arguments.count;
     for index in 0..count {
+        // Before a session is opened: values that are not finite shall end the run here.
+        let loading = Instant::now();
+        let weights = {
+            let run = run.clone();
+            spawn_blocking(move || run.weights()).await??
+        };
+        report.seconds.load += loading.elapsed().as_secs_f64();
         let fleet = match &fleet_config {
             Some(config) => {
                 let connecting = Instant::now();
-                let pipeline = &run.pipeline;
-                let digest = pipeline.weights.digest();
-                let fleet = run.setting.open(config, digest, &pipeline.unet).await?;
+                let (digest, unet) = (run.pipeline.digest(), run.pipeline.unet());
+                let fleet = run.setting.open(config, digest, unet).await?;
                 report.seconds.connect += connecting.elapsed().as_secs_f64();
                 Some(fleet)
             }
@@ -181,7 +195,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         let noise = noises.get(index);
         let picture = {
             let run = run.clone();
-            spawn_blocking(move || run.picture(index, noise, fleet)).await??
+            spawn_blocking(move || run.picture(index, noise, weights, fleet)).await??
         };
         report.seconds.denoise += picture.denoise.as_secs_f64();
         report.seconds.decode += picture.decode.as_secs_f64();
@@ -201,6 +215,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         );
     }
     report.seconds.total = start.elapsed().as_secs_f64();
+    report.peak_memory = memory::peak();
     if !report.workers.is_empty() {
         println!("{}", report.table());
     }
@@ -270,7 +285,7 @@ async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, Open
         // Not inside the macro: that evaluates nothing unless the line is logged.
         let report = selftest::run(&device.device)?;
         tracing::debug!("self-test: {report}");
-        let pipeline = Pipeline::load(
+        let pipeline = Pipeline::open(
             &arguments.model,
             arguments.variant.as_deref(),
             &device.device,
@@ -281,22 +296,30 @@ async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, Open
     .await?
 }
 
-/// Starts workers in this process, which share the weights with it.
+/// Loads the whole U-Net, for where it is computed in this process.
+async fn load_whole(pipeline: &Arc<Pipeline>, report: &mut Report) -> anyhow::Result<Weights> {
+    let start = Instant::now();
+    let pipeline = pipeline.clone();
+    let weights = spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??;
+    report.seconds.load += start.elapsed().as_secs_f64();
+    Ok(weights)
+}
+
+/// Starts workers in this process; its own part of the U-Net shares their weights.
 async fn start_workers(
     arguments: &Arguments,
-    pipeline: &Arc<Pipeline>,
+    model: Model,
     device: &OpenDevice,
     noises: &Noises,
 ) -> Result<LocalWorkers> {
-    let model = Arc::new(Model::new(pipeline.unet.clone(), pipeline.weights.clone()));
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling(arguments).batch(), rows, columns];
     let most = match arguments.scheme {
-        Scheme::Resident => Levels::new(rows, pipeline.unet.levels()).coarsest(),
+        Scheme::Resident => Levels::new(rows, model.unet().levels()).coarsest(),
         Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
     };
     let n = arguments.local_workers.unwrap_or(LOCAL_WORKERS.min(most));
-    LocalWorkers::start(n, &model, device, latents).await
+    LocalWorkers::start(n, &Arc::new(model), device, latents).await
 }
 
 async fn encode(

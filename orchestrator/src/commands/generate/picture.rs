@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::host::HostTensor;
+use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
 
 use super::Arguments;
@@ -22,6 +23,8 @@ pub struct Run {
     pub arguments: Arguments,
     /// The model.
     pub pipeline: Arc<Pipeline>,
+    /// The whole U-Net's weights, where it is computed in this process.
+    pub whole: Option<Weights>,
     /// What the prompt became.
     pub context: Conditioning,
     /// How the sampler goes.
@@ -50,7 +53,22 @@ impl Run {
         self.arguments.seed.wrapping_add(index as u64)
     }
 
-    /// Makes and writes one picture; blocks for as long as it takes.
+    /// The weights of the user's part of the U-Net.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_unet`].
+    pub fn weights(&self) -> Result<Weights> {
+        match &self.whole {
+            Some(weights) => Ok(weights.clone()),
+            None => {
+                let parameters = self.setting.user_parameters(self.pipeline.unet())?;
+                self.pipeline.load_unet(&parameters)
+            }
+        }
+    }
+
+    /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
+    /// decoded.
     ///
     /// # Errors
     /// Those of the scheme, the sampler and the files; no picture is written then.
@@ -58,11 +76,12 @@ impl Run {
         &self,
         index: usize,
         noise: Option<HostTensor>,
+        weights: Weights,
         fleet: Option<Fleet>,
     ) -> Result<Done> {
         let start = Instant::now();
-        let whole = Whole::new(self.pipeline.weights.clone(), self.context.clone());
-        let unet = &self.pipeline.unet;
+        let whole = Whole::new(weights, self.context.clone());
+        let unet = self.pipeline.unet();
         let mut predictor = self.setting.predictor(unet, whole, fleet)?;
         let latents = self.sample(index, noise, &mut *predictor)?;
         let Finished { user_flop, fleet } = predictor.finish();
@@ -139,7 +158,7 @@ impl Run {
             ("scheduler", scheduler),
             ("scheme", a.scheme.to_string()),
             ("size", format!("{width}x{height}")),
-            ("model", self.pipeline.weights.digest().to_owned()),
+            ("model", self.pipeline.digest().to_owned()),
         ]
     }
 }

@@ -182,7 +182,7 @@ impl<H: Hub> Executor for Conductor<H> {
         x: &[usize; 4],
     ) -> Result<[usize; 4], H::Error> {
         if conv.name == CONV_OUT && self.placement.latents == Latents::Hidden {
-            return self.shared_out(|s| s.conv(conv, x), |_| false);
+            return self.shared_out(|s| s.norm_conv(norm, conv, x), |_| false);
         }
         self.meet(Of::NormConv(norm, conv))?;
         self.remote(|s| s.conv(conv, x))

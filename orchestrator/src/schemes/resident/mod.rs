@@ -4,11 +4,13 @@
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
 //! - [`tiles`]: what workers attend to without knowing what it is.
 //! - [`count`]: what would travel, without sending it.
+//! - [`own`]: the layers that the user computes.
 //! - here: that as a predictor.
 
 pub mod cloud;
 pub mod conductor;
 pub mod count;
+pub mod own;
 pub mod tiles;
 
 use std::ops::Range;

@@ -1,0 +1,35 @@
+//! How much memory this process took.
+
+/// The most memory that this process has held at a time, in bytes: its peak resident set, as Linux counts
+/// it (`VmHWM` in proc(5)). None on other systems.
+pub fn peak() -> Option<u64> {
+    peak_of(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn peak_of(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_read_in_bytes() {
+        let status = "Name:\tlacuna\nVmPeak:\t 9000 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 12 kB\n";
+        assert_eq!(peak_of(status), Some(2 << 20));
+        for none in ["", "VmPeak:\t 9000 kB\n", "VmHWM:\t much kB\n"] {
+            assert_eq!(peak_of(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_has_a_peak() {
+        // Written, or its pages would not count.
+        let held = vec![1u8; 32 << 20];
+        assert!(peak().unwrap() >= std::hint::black_box(held).len() as u64);
+    }
+}

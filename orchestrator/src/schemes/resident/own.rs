@@ -1,0 +1,42 @@
+//! The hub that notes which layers are the user's.
+
+use std::collections::HashSet;
+
+use shared::exchange::Exchange;
+use shared::survey::Operation;
+use shared::unet::UNet;
+
+use super::conductor::{Conductor, Hub};
+use crate::error::Result;
+use crate::schemes::Setting;
+
+/// Tensor prefixes of the layers that the user computes in the first call of a picture, which makes the
+/// prompt's keys and values; later calls do no others.
+///
+/// # Errors
+/// None today: shapes alone cannot fail.
+pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
+    let [_, rows, _] = setting.latents;
+    let mut conductor = Conductor::new(unet, setting, Own::default());
+    conductor.call(unet, rows, 0.0)?;
+    Ok(conductor.hub.layers)
+}
+
+#[derive(Default)]
+struct Own {
+    layers: HashSet<String>,
+}
+
+impl Hub for Own {
+    type Error = shared::Error;
+
+    fn exchange(&mut self, _: &Exchange<'_>) -> shared::Result<()> {
+        Ok(())
+    }
+
+    fn workers_do(&mut self, _: &Operation, _: usize) {}
+
+    fn user_does(&mut self, operation: &Operation) {
+        self.layers.insert(operation.layer.clone());
+    }
+}
