@@ -23,6 +23,7 @@
 //! - [`kernels`]: those that burn's CPU backend does slowly, over plain slices.
 //! - [`host`]: tensors in host memory.
 //! - [`device`]: choosing and opening a device.
+//! - [`speed`]: how fast a device computes.
 //! - [`selftest`]: a device against the CPU, before it is trusted.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
@@ -39,6 +40,7 @@ pub mod ops;
 pub mod partition;
 pub mod placement;
 pub mod selftest;
+pub mod speed;
 pub mod stats;
 pub mod survey;
 pub mod unet;

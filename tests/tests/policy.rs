@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use orchestrator::cost::Link;
+use orchestrator::fleet::config::FleetConfig;
+use orchestrator::fleet::link::EmulatedLink;
+use orchestrator::fleet::measure::measure;
 use orchestrator::policy::Policy;
 use serde_json::Value;
 use tests::golden::{Golden, repository};
@@ -208,8 +212,34 @@ async fn the_plan_command_plans() {
         ),
         (&["--providers", "0"], &["--providers 0"]),
         (&["--user-gflops=-1"], &["--user-gflops"]),
+        (&["--measure"], &["--measure", "--workers"]),
     ] {
         let error = plan(arguments).await.unwrap_err();
         assert_names(&error, parts);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_measured_link_is_no_faster_than_the_link() {
+    let worker = RunningWorker::start("sd1", &Options::default()).await;
+    let fleet = fleet_file(&journey().file(""), &[(worker.url.as_str(), None); 2]);
+    let config = FleetConfig::from_file(&fleet).unwrap();
+    let link = Link {
+        uplink_mbps: 50.0,
+        downlink_mbps: 100.0,
+        rtt_ms: 8.0,
+    };
+    let emulated = EmulatedLink::start(&config, link).await.unwrap();
+    let measured = measure(emulated.config()).await.unwrap();
+    // A busy machine makes a link slower, never faster.
+    let got = measured.link;
+    assert!(got.rtt_ms >= link.rtt_ms, "{got:?}");
+    for (got, most) in [
+        (got.uplink_mbps, link.uplink_mbps),
+        (got.downlink_mbps, link.downlink_mbps),
+    ] {
+        // The last piece is not waited for twice, so up to the delay's worth of bytes is for nothing.
+        assert!(got > 0.0 && got < 1.15 * most, "{got} of {most}");
+    }
+    assert_eq!(measured.worker_gflops, [None, None]);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use shared::device::{self, DeviceChoice, OpenDevice};
-use shared::selftest;
+use shared::{selftest, speed};
 use tokio::net::TcpListener;
 use worker::{Model, Options, Service, serve, serve_while_loading};
 
@@ -115,6 +115,8 @@ fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
 fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     let (device, report) = open_device(&arguments)?;
     tracing::info!("self-test: {report}");
+    let gflops = speed::gflops(&device.device)?;
+    tracing::info!("{gflops:.0} GFLOP/s");
 
     // clap has seen to it that there is a model unless only the self-test is wanted.
     let model = arguments.model.context("no --model")?;
@@ -140,6 +142,7 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         ],
         max_sessions: arguments.max_sessions,
         session_idle: Duration::from_secs(arguments.session_idle),
+        gflops: Some(gflops),
     };
     Ok(Service::new(Arc::new(model), &device, &options)?)
 }

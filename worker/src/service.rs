@@ -45,6 +45,8 @@ pub struct Options {
     pub max_sessions: usize,
     /// A session idle for so long is closed.
     pub session_idle: Duration,
+    /// What was measured of the device, 10^9 operations a second.
+    pub gflops: Option<f64>,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             max_latents: [2, 128, 128],
             max_sessions: 16,
             session_idle: Duration::from_secs(600),
+            gflops: None,
         }
     }
 }
@@ -90,6 +93,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").into(),
             device: device.kind.into(),
             adapter: device.adapter.clone(),
+            gflops: options.gflops,
             models: vec![ModelInfo {
                 kind: "unet".into(),
                 digest: model.digest().into(),
@@ -141,6 +145,7 @@ impl Service {
     pub fn router(&self) -> Router {
         let guarded = Router::new()
             .route("/v1/info", get(info))
+            .route("/v1/probe/{bytes}", post(probe))
             .route("/v1/sessions", post(open))
             .route("/v1/sessions/{id}", delete(close))
             .route("/v1/sessions/{id}/run", post(run))
@@ -185,6 +190,19 @@ async fn ready(State(service): State<Service>) -> Result<&'static str> {
 
 async fn info(State(service): State<Service>) -> Json<Info> {
     Json(service.0.info.clone())
+}
+
+/// Takes any body and gives as many bytes as are asked for, to measure the connection by.
+async fn probe(
+    State(service): State<Service>,
+    Path(bytes): Path<usize>,
+    _: Bytes,
+) -> Result<Vec<u8>> {
+    let most = service.0.info.limits.max_body_bytes;
+    if bytes > most {
+        return Err(Error::Invalid(format!("{bytes} bytes; at most {most}")));
+    }
+    Ok(vec![0; bytes])
 }
 
 async fn open(

@@ -9,14 +9,18 @@ pub mod workers;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
 use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use shared::speed;
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
 use crate::error::{Error, Result};
+use crate::fleet::config::FleetConfig;
+use crate::fleet::measure;
 use crate::policy::plan::Speeds;
 use crate::schemes::ppidm::GroupNormMode;
 use crate::schemes::{Scheme, Setting};
@@ -157,21 +161,40 @@ pub struct ComputeArguments {
     /// Each worker, in 10^9 operations a second.
     #[arg(long, default_value_t = 10_000.0)]
     pub worker_gflops: f64,
+    /// Measure the connection, the workers and this machine, and plan with that in place of the numbers.
+    /// Moves up to 16 MiB each way to each worker.
+    #[arg(long)]
+    pub measure: bool,
 }
 
 impl ComputeArguments {
-    /// These with the connection.
+    /// These with the connection, or what is measured of `fleet` and `device`.
     ///
     /// # Errors
-    /// As [`SpeedArguments::link`].
-    pub fn speeds(&self, link: &SpeedArguments) -> Result<Speeds> {
+    /// As [`SpeedArguments::link`] and [`measure::measure`]; those of the device.
+    pub async fn speeds(
+        &self,
+        link: &SpeedArguments,
+        fleet: &FleetConfig,
+        device: &Device,
+    ) -> Result<Speeds> {
         above_zero("--user-gflops", self.user_gflops)?;
         above_zero("--worker-gflops", self.worker_gflops)?;
-        Ok(Speeds {
+        let mut speeds = Speeds {
             link: link.link()?,
             user_gflops: self.user_gflops,
-            worker_gflops: self.worker_gflops,
-        })
+            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
+        };
+        if self.measure {
+            let measured = measure::measure(fleet).await?;
+            speeds.link = measured.link;
+            speeds.user_gflops = speed::gflops(device)?;
+            for (taken, measured) in speeds.worker_gflops.iter_mut().zip(measured.worker_gflops) {
+                // A worker in this process has this machine's speed, and says nothing of it.
+                *taken = measured.unwrap_or(speeds.user_gflops);
+            }
+        }
+        Ok(speeds)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use shared::device::{self, DeviceChoice};
 use shared::placement::Placement;
 
 use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::{Plan, Relaxed, Seconds, choose, relax};
+use crate::policy::plan::{Plan, Relaxed, Seconds, Speeds, choose, relax};
 use crate::schemes::{Scheme, Setting};
 
 /// Arguments of `lacuna plan`.
@@ -32,6 +33,12 @@ pub struct Arguments {
     speed: SpeedArguments,
     #[command(flatten)]
     compute: ComputeArguments,
+    /// auto, cpu or wgpu: where your own part would be computed.
+    #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
+    device: DeviceChoice,
+    /// Accept a GPU that is emulated in software (llvmpipe).
+    #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
+    allow_software: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -40,6 +47,7 @@ pub struct Arguments {
 /// A plan as JSON.
 #[derive(Serialize)]
 struct Summary<'a> {
+    speeds: &'a Speeds,
     placement: Placement,
     seconds: Seconds,
     bytes_up: u64,
@@ -56,7 +64,15 @@ struct Summary<'a> {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let policy = Policy::from_file(&arguments.policy)?;
     let fleet = fleet(&arguments)?;
-    let speeds = arguments.compute.speeds(&arguments.speed)?;
+    if arguments.compute.measure && arguments.workers.is_none() {
+        let reason = "--measure: there is nothing to measure without --workers";
+        return Err(Error::Request(reason.into()).into());
+    }
+    let device = device::open(arguments.device, arguments.allow_software)?;
+    let compute = &arguments.compute;
+    let speeds = compute
+        .speeds(&arguments.speed, &fleet, &device.device)
+        .await?;
     let unet = arguments.size.unet()?;
     let setting = Setting {
         scheme: Scheme::Resident,
@@ -70,7 +86,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let plan = choose(&unet, &policy, setting, &fleet, &speeds)?;
     let without = relax(&unet, &policy, setting, &fleet, &speeds)?;
     if arguments.json {
-        let summary = summary(&plan, &without);
+        let summary = summary(&plan, &speeds, &without);
         println!("{}", serde_json::to_string_pretty(&summary)?);
         return Ok(());
     }
@@ -86,9 +102,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn summary<'a>(plan: &'a Plan, without: &'a [Relaxed]) -> Summary<'a> {
+fn summary<'a>(plan: &'a Plan, speeds: &'a Speeds, without: &'a [Relaxed]) -> Summary<'a> {
     let [bytes_up, bytes_down] = plan.count.total();
     Summary {
+        speeds,
         placement: plan.setting.placement,
         seconds: plan.seconds,
         bytes_up,

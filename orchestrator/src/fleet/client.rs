@@ -86,6 +86,17 @@ impl Client {
         Ok((self.json(&reply)?, round_trip))
     }
 
+    /// Sends `up` bytes that mean nothing and has as many as `down` sent back.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn probe(&self, up: usize, down: usize) -> Result<()> {
+        let path = format!("v1/probe/{down}");
+        let request = self.request(Method::POST, &path).body(vec![0; up]);
+        self.send_for(request, down + MARGIN).await?;
+        Ok(())
+    }
+
     /// Opens a session for the model of `digest`, in which the worker holds the strip of `resident` or
     /// none.
     ///

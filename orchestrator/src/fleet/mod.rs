@@ -6,6 +6,7 @@
 //! - [`client`]: the dialogue with one worker.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
+//! - [`measure`]: how fast the connection and the workers are.
 //! - [`tally`]: what was sent to whom.
 //! - here: all workers at once.
 
@@ -13,6 +14,7 @@ pub mod client;
 pub mod config;
 pub mod link;
 pub mod local;
+pub mod measure;
 pub mod tally;
 
 use std::collections::HashMap;

@@ -13,14 +13,23 @@ use crate::fleet::config::FleetConfig;
 use crate::schemes::Setting;
 
 /// How fast everything is.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Speeds {
     /// The user's connection.
     pub link: Link,
     /// The user's machine, 10^9 operations a second.
     pub user_gflops: f64,
     /// Each worker, likewise.
-    pub worker_gflops: f64,
+    pub worker_gflops: Vec<f64>,
+}
+
+impl Speeds {
+    /// Seconds until the last of the workers has done its part of the operations in `flop`.
+    fn slowest(&self, flop: impl Iterator<Item = u64>) -> f64 {
+        let each = flop.zip(&self.worker_gflops);
+        each.map(|(flop, gflops)| flop as f64 / (gflops * 1e9))
+            .fold(0.0, f64::max)
+    }
 }
 
 /// A placement with what it takes.
@@ -140,7 +149,14 @@ pub fn relax(
     fleet: &FleetConfig,
     speeds: &Speeds,
 ) -> Result<Vec<Relaxed>> {
-    let without: [(&'static str, Policy); 5] = [
+    let without: [(&'static str, Policy); 6] = [
+        (
+            "max_rows",
+            Policy {
+                max_rows: 1.0,
+                ..policy.clone()
+            },
+        ),
         ("prompt", {
             let prompt = Prompt::Shared;
             Policy {
@@ -228,11 +244,10 @@ fn placements(policy: &Policy) -> Vec<Placement> {
 /// Seconds of one U-Net call. User, link and workers take turns; with several lanes one computes or sends
 /// while the other waits, until something is busy all the time.
 pub fn estimate(count: &Count, speeds: &Speeds) -> Seconds {
-    let slowest = count.workers_flop.iter().copied().max().unwrap_or(0);
     let [up, down] = count.total();
     let transfer = [[up, 0], [0, down]].map(|bytes| speeds.link.seconds(bytes, 0));
     let waits = speeds.link.seconds([0, 0], count.round_trips());
-    let workers = slowest as f64 / (speeds.worker_gflops * 1e9);
+    let workers = speeds.slowest(count.workers_flop.iter().copied());
     let user = count.user_flop as f64 / (speeds.user_gflops * 1e9);
     let work = transfer[0] + transfer[1] + workers + user;
     let lane = waits + work / count.lanes.max(1) as f64;
@@ -247,11 +262,20 @@ pub fn estimate(count: &Count, speeds: &Speeds) -> Seconds {
 }
 
 impl Plan {
-    /// The placement in words, and every exchange.
+    /// The speeds and the placement in words, and every exchange.
     pub fn table(&self, speeds: &Speeds) -> String {
         let placement = self.setting.placement;
         let mb = |bytes: &[usize]| bytes.iter().sum::<usize>() as f64 / 1e6;
+        let workers = speeds.worker_gflops.iter().map(|g| format!("{g:.0}"));
         let mut lines = vec![
+            format!(
+                "for {:.1} Mbit/s up, {:.1} down, {:.1} ms; you {:.0} GFLOP/s, workers {}",
+                speeds.link.uplink_mbps,
+                speeds.link.downlink_mbps,
+                speeds.link.rtt_ms,
+                speeds.user_gflops,
+                workers.collect::<Vec<_>>().join(", ")
+            ),
             format!(
                 "self-attention by level {}, prompt {}, latents {}, wires: halo {}, attention {}",
                 name(&placement.self_attention),
@@ -269,9 +293,10 @@ impl Plan {
         lines.extend(self.count.exchanges.iter().map(|e| {
             let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
             let waits = usize::from(sum(&e.up) > 0);
-            let workers = self.count.workers_flop.len().max(1) as f64;
+            let workers = self.count.workers_flop.len();
+            let share = e.workers_flop / workers.max(1) as u64;
             let seconds = link.seconds([sum(&e.up), sum(&e.down)], waits)
-                + e.workers_flop as f64 / workers / (speeds.worker_gflops * 1e9)
+                + speeds.slowest(std::iter::repeat_n(share, workers))
                 + e.user_flop as f64 / (speeds.user_gflops * 1e9);
             format!(
                 "{:<60} {:>8.3} {:>8.3} {:>9.2} {:>9.2} {:>8.1}",

@@ -32,6 +32,9 @@ pub struct Info {
     pub device: String,
     /// Name of the GPU, or of the CPU backend.
     pub adapter: String,
+    /// What it measured of its device ([`crate::speed`]), 10^9 operations a second, for plans.
+    #[serde(default)]
+    pub gflops: Option<f64>,
     /// The models that it holds.
     pub models: Vec<ModelInfo>,
     /// What it accepts.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::Args;
 use shared::device::{self, OpenDevice};
 use shared::partition::Levels;
@@ -161,7 +162,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         .setting(arguments.scheme, pipeline.unet(), latents, tokens);
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
-            permitted(&arguments, policy, setting, pipeline.unet(), fleet)?
+            let device = &device.device;
+            let unet = pipeline.unet();
+            permitted(&arguments, policy, setting, unet, fleet, device).await?
         }
         _ => setting,
     };
@@ -262,16 +265,18 @@ fn check(arguments: &Arguments) -> Result<()> {
 }
 
 /// The setting under the policy: planned where that is possible, checked in any case. Nothing has
-/// been sent yet.
-fn permitted(
+/// been sent yet that means anything.
+async fn permitted(
     arguments: &Arguments,
     policy: &Policy,
     setting: Setting,
     unet: &UNet,
     fleet: &FleetConfig,
+    device: &Device,
 ) -> Result<Setting> {
     if setting.scheme == Scheme::Resident {
-        let speeds = arguments.compute.speeds(&arguments.speed)?;
+        let compute = &arguments.compute;
+        let speeds = compute.speeds(&arguments.speed, fleet, device).await?;
         return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
     }
     policy.check(&setting, &Ledger::foresee(unet, &setting, fleet)?)?;
