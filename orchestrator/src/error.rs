@@ -106,6 +106,22 @@ pub enum Error {
         /// What the connection said.
         reason: String,
     },
+    /// A worker took a request and does not answer it.
+    #[error("worker {worker} has been silent for {seconds} s")]
+    WorkerSilent {
+        /// Its address.
+        worker: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// A worker was lost, and the picture cannot go on without it.
+    #[error("{lost}; and going on without it is refused: {reason}")]
+    NoFailover {
+        /// What became of the worker.
+        lost: String,
+        /// What is in the way.
+        reason: String,
+    },
     /// A worker wants another token.
     #[error("worker {worker} refuses the token; set its token in the workers file")]
     WorkerToken {
@@ -162,6 +178,20 @@ impl Error {
         Self::WorkerUnreachable {
             worker: worker.to_string(),
             reason: root.to_string(),
+        }
+    }
+
+    /// The address of the worker that is lost to the picture: it is gone, it fails, or it has lost the
+    /// session. One that lies or is set up wrongly is not lost but to be looked at.
+    pub fn lost_worker(&self) -> Option<&str> {
+        match self {
+            Self::WorkerUnreachable { worker, .. } | Self::WorkerSilent { worker, .. } => {
+                Some(worker)
+            }
+            Self::WorkerRefused { worker, status, .. } if *status == 404 || *status >= 500 => {
+                Some(worker)
+            }
+            _ => None,
         }
     }
 

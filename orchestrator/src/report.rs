@@ -80,32 +80,41 @@ pub struct Worker {
     pub rows_with_halo: f64,
 }
 
+impl Worker {
+    /// The worker of an account, without anything done.
+    fn new(tally: &Tally) -> Self {
+        Self {
+            url: tally.url.clone(),
+            provider: tally.provider.clone(),
+            traffic: Traffic::default(),
+            gflop: 0.0,
+            rows: 0.0,
+            rows_with_halo: 0.0,
+        }
+    }
+}
+
 impl Report {
     /// Adds the account of one picture's session.
     pub fn add_tallies(&mut self, tallies: &[Tally]) {
-        for (i, tally) in tallies.iter().enumerate() {
+        for tally in tallies {
             let total = tally.total();
             self.user.bytes_up += total.bytes_up;
             self.user.bytes_down += total.bytes_down;
             for (kind, traffic) in &tally.kinds {
                 self.kinds.entry(*kind).or_default().add(traffic);
             }
-            if i == self.workers.len() {
-                self.workers.push(Worker {
-                    url: tally.url.clone(),
-                    provider: tally.provider.clone(),
-                    traffic: Traffic::default(),
-                    gflop: 0.0,
-                    rows: 0.0,
-                    rows_with_halo: 0.0,
-                });
-            }
-            let worker = &mut self.workers[i];
+            let known = self.workers.iter().position(|w| w.url == tally.url);
+            let place = known.unwrap_or_else(|| {
+                self.workers.push(Worker::new(tally));
+                self.workers.len() - 1
+            });
+            let worker = &mut self.workers[place];
             worker.traffic.add(&total);
             worker.gflop += tally.flop as f64 / 1e9;
             // The strips are the same for every picture of a run.
-            worker.rows = worker.rows.max(tally.rows.share());
-            worker.rows_with_halo = worker.rows_with_halo.max(tally.rows_with_halo.share());
+            worker.rows = worker.rows.max(tally.seen.rows.share());
+            worker.rows_with_halo = worker.rows_with_halo.max(tally.seen.rows_with_halo.share());
         }
     }
 

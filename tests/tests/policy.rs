@@ -222,7 +222,8 @@ async fn the_plan_command_plans() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_measured_link_is_no_faster_than_the_link() {
     let worker = RunningWorker::start("sd1", &Options::default()).await;
-    let fleet = fleet_file(&journey().file(""), &[(worker.url.as_str(), None); 2]);
+    let journey = journey();
+    let fleet = fleet_file(&journey.file(""), &[(worker.url.as_str(), None); 2]);
     let config = FleetConfig::from_file(&fleet).unwrap();
     let link = Link {
         uplink_mbps: 50.0,

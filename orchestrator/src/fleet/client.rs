@@ -203,6 +203,18 @@ impl Client {
         Err(self.nonsense(&format!("it answered {answered} to {}", self.sequence)))
     }
 
+    /// An error about a request that was not answered. Silence is not worth a second try: it has been
+    /// long enough.
+    fn lost(&self, error: &reqwest::Error) -> Error {
+        if error.is_timeout() && !error.is_connect() {
+            return Error::WorkerSilent {
+                worker: self.worker.url.to_string(),
+                seconds: SILENCE.as_secs(),
+            };
+        }
+        Error::unreachable(&self.worker.url, error)
+    }
+
     /// An error about what the worker answered.
     pub fn nonsense(&self, reason: &str) -> Error {
         Error::reply(&self.worker.url, reason)
@@ -212,7 +224,8 @@ impl Client {
     pub async fn close(self) -> Tally {
         if !self.session.is_empty() {
             let path = format!("v1/sessions/{}", self.session);
-            if let Err(error) = self.send(self.request(Method::DELETE, &path)).await {
+            let request = self.request(Method::DELETE, &path).timeout(CONNECT);
+            if let Err(error) = self.send(request).await {
                 tracing::debug!("closing a session: {error}");
             }
         }
@@ -292,8 +305,7 @@ impl Client {
     /// Sends a request and gives the answer's body, of at most `limit` bytes; anything but success
     /// is an error that names the worker.
     async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
-        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker.url, &e);
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|e| self.lost(&e))?;
         let status = response.status();
         let worker = self.worker.url.to_string();
         if status == StatusCode::UNAUTHORIZED {
@@ -317,8 +329,7 @@ impl Client {
     /// A body of at most `limit` bytes: a worker must not fill the user's memory.
     async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
         let mut body = Vec::new();
-        let unreachable = |e: reqwest::Error| Error::unreachable(&self.worker.url, &e);
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.lost(&e))? {
             if body.len() + chunk.len() > limit {
                 let reason = format!("more than {limit} bytes");
                 return Err(self.nonsense(&reason));

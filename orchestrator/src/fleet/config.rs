@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub struct FleetConfig {
     /// In the order of their strips, from the top of the picture.
     pub workers: Vec<WorkerConfig>,
+    /// Those that take the place of one that is lost.
+    pub spares: Vec<WorkerConfig>,
 }
 
 /// One worker.
@@ -40,6 +42,9 @@ struct Entry {
     token: Option<String>,
     /// An environment variable that holds the token, to keep it out of the file.
     token_env: Option<String>,
+    /// Whether it only steps in for another.
+    #[serde(default)]
+    spare: bool,
 }
 
 /// The most strips that a picture is cut into.
@@ -69,20 +74,38 @@ impl FleetConfig {
         // A TOML error is several lines with a drawing; the first says where, the last what.
         let file: File =
             toml::from_str(text).map_err(|e| e.to_string().trim().replace('\n', " "))?;
-        if !(1..=MAX_WORKERS).contains(&file.worker.len()) {
+        let mut config = Self {
+            workers: Vec::new(),
+            spares: Vec::new(),
+        };
+        for (i, entry) in file.worker.into_iter().enumerate() {
+            let list = match entry.spare {
+                true => &mut config.spares,
+                false => &mut config.workers,
+            };
+            let worker = entry.resolve();
+            list.push(worker.map_err(|reason| format!("worker {}: {reason}", i + 1))?);
+        }
+        if !(1..=MAX_WORKERS).contains(&config.workers.len()) {
             return Err(format!(
-                "{} [[worker]] entries; there must be 1 to {MAX_WORKERS}",
-                file.worker.len()
+                "{} [[worker]] entries that are no spares; there must be 1 to {MAX_WORKERS}",
+                config.workers.len()
             ));
         }
-        let workers = file.worker.into_iter().enumerate().map(|(i, entry)| {
-            entry
-                .resolve()
-                .map_err(|reason| format!("worker {}: {reason}", i + 1))
-        });
-        Ok(Self {
-            workers: workers.collect::<Result<_, _>>()?,
-        })
+        Ok(config)
+    }
+
+    /// The fleet without the worker at `url`: a spare in its place, or one fewer; none when nobody is
+    /// left.
+    pub fn without(&self, url: &str) -> Option<Self> {
+        let mut left = self.clone();
+        let place = left.workers.iter().position(|w| w.url.as_str() == url)?;
+        if left.spares.is_empty() {
+            left.workers.remove(place);
+        } else {
+            left.workers[place] = left.spares.remove(0);
+        }
+        (!left.workers.is_empty()).then_some(left)
     }
 }
 
@@ -128,12 +151,37 @@ mod tests {
         let fleet = FleetConfig::parse(&text).unwrap();
         assert_eq!(fleet.workers.len(), 4);
         assert!(fleet.workers.iter().all(|w| w.token.is_some()));
+        assert_eq!(fleet.spares.len(), 1);
+    }
+
+    #[test]
+    fn a_spare_takes_the_place_of_a_lost_worker() {
+        let entry = |name: &str, more: &str| {
+            format!("[[worker]]\nurl = \"http://{name}\"\nprovider = \"{name}\"\n{more}\n")
+        };
+        let text = entry("a", "") + &entry("s", "spare = true") + &entry("b", "");
+        let providers = |fleet: &FleetConfig| {
+            let each = fleet.workers.iter().map(|w| w.provider.clone());
+            each.collect::<Vec<_>>().join("")
+        };
+        let fleet = FleetConfig::parse(&text).unwrap();
+        assert_eq!(providers(&fleet), "ab");
+        assert!(fleet.without("http://c/").is_none());
+        let fleet = fleet.without("http://a/").unwrap();
+        assert_eq!(providers(&fleet), "sb");
+        let fleet = fleet.without("http://b/").unwrap();
+        assert_eq!(providers(&fleet), "s");
+        assert!(fleet.without("http://s/").is_none());
     }
 
     #[test]
     fn a_bad_file_names_the_worker_and_the_field() {
         for (text, part) in [
             ("", "0 [[worker]]"),
+            (
+                "[[worker]]\nurl = \"http://a\"\nprovider = \"p\"\nspare = true",
+                "0 [[worker]] entries that are no spares",
+            ),
             ("[[worker]]\nurl = \"http://a\"", "provider"),
             (
                 "[[worker]]\nurl = \"nowhere\"\nprovider = \"p\"",

@@ -60,7 +60,10 @@ impl LocalWorkers {
             stop.push(sender);
         }
         Ok(Self {
-            config: FleetConfig { workers },
+            config: FleetConfig {
+                workers,
+                spares: Vec::new(),
+            },
             _stop: stop,
         })
     }

@@ -1,8 +1,10 @@
 //! What was sent to a worker, and what it saw and did.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::Serialize;
+use shared::placement::Tile;
 
 use super::config::WorkerConfig;
 
@@ -78,10 +80,45 @@ pub struct Tally {
     pub kinds: BTreeMap<Kind, Traffic>,
     /// Work done, multiply and add counted as two.
     pub flop: u64,
-    /// Rows that it computed, over all layers.
+    /// What it was shown.
+    pub seen: Seen,
+}
+
+/// What a worker is shown of a picture.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Rows that it computes, over all layers.
     pub rows: Coverage,
-    /// Rows that it was sent, halos included, over all layers.
+    /// Rows that it is sent, halos included, over all layers.
     pub rows_with_halo: Coverage,
+    /// Parts of the queries, and of the keys and values, that it gets in secret order and turned.
+    pub tiles: [Coverage; 2],
+}
+
+impl Seen {
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        self.rows.extend(&other.rows);
+        self.rows_with_halo.extend(&other.rows_with_halo);
+        for (part, other) in self.tiles.iter_mut().zip(&other.tiles) {
+            part.extend(other);
+        }
+    }
+
+    /// Adds a strip, with one row of its neighbours on either side, of `rows` rows.
+    pub fn add_strip(&mut self, strip: &Range<usize>, rows: usize) {
+        let [start, end] = [strip.start, strip.end].map(|row| row as isize);
+        self.rows.add(start, end, rows);
+        self.rows_with_halo.add(start - 1, end + 1, rows);
+    }
+
+    /// Adds a tile of an attention.
+    pub fn add_tile(&mut self, tile: Tile) {
+        for (seen, part) in self.tiles.iter_mut().zip([tile.queries, tile.keys]) {
+            let index = part.index as isize;
+            seen.add(index, index + 1, part.of);
+        }
+    }
 }
 
 impl Tally {
@@ -92,8 +129,7 @@ impl Tally {
             provider: worker.provider.clone(),
             kinds: BTreeMap::new(),
             flop: 0,
-            rows: Coverage::default(),
-            rows_with_halo: Coverage::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -103,8 +139,7 @@ impl Tally {
             self.kinds.entry(*kind).or_default().add(traffic);
         }
         self.flop += other.flop;
-        self.rows.extend(&other.rows);
-        self.rows_with_halo.extend(&other.rows_with_halo);
+        self.seen.extend(&other.seen);
     }
 
     /// Counts one request.

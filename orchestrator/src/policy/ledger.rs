@@ -1,14 +1,14 @@
 //! What each provider sees of a picture: foreseen from the setting, or counted in a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use shared::placement::{Latents, Prompt, SelfAttention, Tile};
+use shared::placement::{Latents, Prompt, SelfAttention};
 use shared::unet::UNet;
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
-use crate::fleet::tally::{Coverage, Tally};
+use crate::fleet::tally::{Seen, Tally};
 use crate::schemes::{Scheme, Setting, ppidm, resident};
 
 /// What each provider sees. Workers of one provider are one view.
@@ -40,47 +40,53 @@ pub struct View {
     pub prompt: bool,
 }
 
-/// A worker's rows: those that it computes, and with those that it is sent.
-pub type Seen = [Coverage; 2];
+/// A share is a sum of rows over their number: equal shares may differ in the last bits.
+pub const SLACK: f64 = 1e-9;
 
 impl Ledger {
-    /// What computing by `setting` on `fleet` will show to each provider.
+    /// The largest share of the rows that a provider computes.
+    pub fn most_rows(&self) -> f64 {
+        let shares = self.providers.values().map(|view| view.rows);
+        shares.fold(0.0, f64::max)
+    }
+
+    /// What computing by `setting` on `fleet` will have shown to each provider, with what sessions in the
+    /// `past` of the same picture have.
     ///
     /// # Errors
     /// [`shared::Error::TooManyStrips`].
-    pub fn foresee(unet: &UNet, setting: &Setting, fleet: &FleetConfig) -> Result<Self> {
+    pub fn foresee(
+        unet: &UNet,
+        setting: &Setting,
+        fleet: &FleetConfig,
+        past: &[Tally],
+    ) -> Result<Self> {
         let n = fleet.workers.len();
         let seen = match setting.scheme {
             Scheme::Local => Vec::new(),
             Scheme::Ppidm => ppidm::rows_seen(unet, setting, n),
-            Scheme::Resident => resident::rows_seen(unet, setting, n)?,
+            Scheme::Resident => resident::seen(unet, setting, n)?,
         };
-        let providers = fleet.workers.iter().map(|w| w.provider.as_str());
-        Ok(Self::new(setting, providers.zip(seen)))
+        let workers = fleet.workers.iter().zip(&seen);
+        let workers = workers.map(|(w, seen)| (w.provider.as_str(), w.url.as_str(), seen));
+        Ok(Self::new(setting, workers.chain(past.iter().map(shown))))
     }
 
     /// What a run by `setting` has shown, by the workers' accounts.
     pub fn of_run(setting: &Setting, tallies: &[Tally]) -> Self {
-        let seen = tallies.iter().map(|tally| {
-            let rows = [tally.rows.clone(), tally.rows_with_halo.clone()];
-            (tally.provider.as_str(), rows)
-        });
-        Self::new(setting, seen)
+        Self::new(setting, tallies.iter().map(shown))
     }
 
-    fn new<'a>(setting: &Setting, seen: impl Iterator<Item = (&'a str, Seen)>) -> Self {
-        let seen: Vec<_> = seen.collect();
-        let mut together: BTreeMap<String, Together> = BTreeMap::new();
-        for ((provider, rows), tile) in seen.iter().zip(Tile::grid(seen.len())) {
-            let all = together.entry((*provider).to_owned()).or_default();
-            all.workers += 1;
-            for (all, rows) in all.rows.iter_mut().zip(rows) {
-                all.extend(rows);
-            }
-            for (all, part) in all.tiles.iter_mut().zip([tile.queries, tile.keys]) {
-                let index = part.index as isize;
-                all.add(index, index + 1, part.of);
-            }
+    /// `shown`: provider, address and what was seen, of each session.
+    fn new<'a>(
+        setting: &Setting,
+        shown: impl Iterator<Item = (&'a str, &'a str, &'a Seen)>,
+    ) -> Self {
+        let mut together: BTreeMap<&str, (BTreeSet<&str>, Seen)> = BTreeMap::new();
+        for (provider, worker, seen) in shown {
+            let (workers, all) = together.entry(provider).or_default();
+            workers.insert(worker);
+            all.extend(seen);
         }
         let placement = setting.placement;
         let prompt = match setting.scheme {
@@ -95,26 +101,20 @@ impl Ledger {
             Scheme::Resident => placement.latents == Latents::Shared,
         };
         let attentions = placement.self_attention.of_levels(setting.levels);
-        let done = |how| setting.scheme == Scheme::Resident && attentions.contains(&how);
-        let view = |(provider, all): (String, Together)| {
-            let [own, with_halo] = all.rows.map(|rows| rows.share());
+        let broadcast =
+            setting.scheme == Scheme::Resident && attentions.contains(&SelfAttention::Broadcast);
+        let view = |(provider, (workers, seen)): (&str, (BTreeSet<&str>, Seen))| {
+            let rows = seen.rows.share();
             let view = View {
-                workers: all.workers,
-                rows: own,
-                rows_with_halo: with_halo,
-                keys_and_values: if done(SelfAttention::Broadcast) {
-                    1.0
-                } else {
-                    own
-                },
-                tiles: match done(SelfAttention::Tiled) {
-                    true => all.tiles.map(|part| part.share()),
-                    false => [0.0; 2],
-                },
+                workers: workers.len(),
+                rows,
+                rows_with_halo: seen.rows_with_halo.share(),
+                keys_and_values: if broadcast { 1.0 } else { rows },
+                tiles: seen.tiles.map(|part| part.share()),
                 latents,
                 prompt,
             };
-            (provider, view)
+            (provider.to_owned(), view)
         };
         Self {
             providers: together.into_iter().map(view).collect(),
@@ -122,11 +122,6 @@ impl Ledger {
     }
 }
 
-/// What a provider's workers see together.
-#[derive(Default)]
-struct Together {
-    workers: usize,
-    rows: Seen,
-    /// Parts of the queries, and of the keys and values, of tiled attentions.
-    tiles: [Coverage; 2],
+fn shown(tally: &Tally) -> (&str, &str, &Seen) {
+    (&tally.provider, &tally.url, &tally.seen)
 }

@@ -14,7 +14,7 @@ use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 
 use crate::error::{Error, Result};
 use crate::schemes::{Scheme, Setting};
-use ledger::Ledger;
+use ledger::{Ledger, SLACK};
 
 /// What any one provider may see, and what may be traded for speed. `configs/policies/` has examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,8 +133,6 @@ impl Policy {
                 reason,
             })
         };
-        // A share is a sum of rows over their number: equal shares may differ in the last bit.
-        const SLACK: f64 = 1e-9;
         for (provider, view) in &ledger.providers {
             if view.rows > self.max_rows + SLACK {
                 let reason = format!(

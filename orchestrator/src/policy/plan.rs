@@ -91,7 +91,7 @@ pub fn choose(
             placement,
             ..setting
         };
-        let ledger = Ledger::foresee(unet, &setting, fleet)?;
+        let ledger = Ledger::foresee(unet, &setting, fleet, &[])?;
         policy.check(&setting, &ledger)?;
         let count = count(unet, &setting, fleet.workers.len())?;
         let seconds = estimate(&count, speeds);

@@ -3,7 +3,10 @@
 //! - `local`: [`shared::whole::Whole`], everything on the user's device;
 //! - `ppidm`: [`ppidm::Ppidm`], the paper's: layers cut into strips and sent to workers;
 //! - `resident`: [`resident::Resident`], ours: workers keep their strips for a whole step.
+//!
+//! [`failover`] goes on with any of them when a worker is lost.
 
+pub mod failover;
 pub mod ppidm;
 pub mod resident;
 
@@ -19,7 +22,7 @@ use shared::whole::Whole;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::FleetConfig;
-use crate::fleet::tally::Traffic;
+use crate::fleet::tally::{Tally, Traffic};
 use ppidm::{GroupNormMode, Ppidm};
 use resident::Resident;
 
@@ -162,11 +165,14 @@ pub trait Predictor {
 }
 
 /// What remains of a predictor.
+#[derive(Default)]
 pub struct Finished {
     /// Work that the user did, multiply and add counted as two.
     pub user_flop: u64,
     /// The workers, their sessions still open.
     pub fleet: Option<Fleet>,
+    /// Accounts of sessions that were given up when a worker was lost.
+    pub past: Vec<Tally>,
 }
 
 /// An executor that knows what it had others do.
@@ -186,7 +192,7 @@ impl Account for Whole {
     fn finish(self) -> Finished {
         Finished {
             user_flop: self.flop(),
-            fleet: None,
+            ..Finished::default()
         }
     }
 }

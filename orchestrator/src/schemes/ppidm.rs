@@ -22,9 +22,8 @@ use shared::wire::{Payload, Work};
 
 use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
-use crate::fleet::tally::{Coverage, Kind, Traffic};
+use crate::fleet::tally::{Kind, Seen, Traffic};
 use crate::fleet::{Fleet, Piece};
-use crate::policy::ledger::Seen;
 use crate::schemes::{Account, Finished, Setting};
 
 /// How the strips' statistics become a group normalisation.
@@ -67,10 +66,12 @@ impl Ppidm {
             .iter()
             .map(|s| (!s.own.is_empty()).then(|| Ok(vec![piece(s)?])).transpose())
             .collect::<Result<Vec<_>>>()?;
+        for (tally, strip) in self.fleet.tallies().zip(strips) {
+            strip.add_to(&mut tally.seen);
+        }
         let replies = self.fleet.exchange(kind, parts)?;
         for (tally, strip) in self.fleet.tallies().zip(strips) {
             tally.flop += strip.own.len() as u64 * flop;
-            strip.add_to(&mut tally.rows, &mut tally.rows_with_halo);
         }
         Ok(replies.into_iter().flatten().flatten().collect())
     }
@@ -146,6 +147,7 @@ impl Account for Ppidm {
         Finished {
             user_flop: self.whole.flop(),
             fleet: Some(self.fleet),
+            ..Finished::default()
         }
     }
 }
@@ -238,8 +240,8 @@ pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
             (survey::Kind::CrossAttention, _) => Strip::plain(second, workers),
             _ => continue,
         };
-        for (strip, [own, with_halo]) in strips.iter().zip(&mut seen) {
-            strip.add_to(own, with_halo);
+        for (strip, seen) in strips.iter().zip(&mut seen) {
+            strip.add_to(seen);
         }
     }
     seen
@@ -327,10 +329,12 @@ impl Strip {
     }
 
     /// Adds it to the rows that its worker computes, and to those that it is sent.
-    fn add_to(&self, own: &mut Coverage, with_halo: &mut Coverage) {
-        own.add(self.own.start as isize, self.own.end as isize, self.rows);
+    fn add_to(&self, seen: &mut Seen) {
+        let [start, end] = [self.own.start, self.own.end].map(|row| row as isize);
+        seen.rows.add(start, end, self.rows);
         if !self.own.is_empty() {
-            with_halo.add(self.sent.start, self.sent.end, self.of);
+            seen.rows_with_halo
+                .add(self.sent.start, self.sent.end, self.of);
         }
     }
 }

@@ -172,6 +172,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         setting,
         context,
         sampling: sampling(&arguments),
+        fleet: fleet_config,
+        policy,
         whole,
         pipeline,
         arguments,
@@ -185,7 +187,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
             spawn_blocking(move || run.weights()).await??
         };
         report.seconds.load += loading.elapsed().as_secs_f64();
-        let fleet = match &fleet_config {
+        let fleet = match &run.fleet {
             Some(config) => {
                 let connecting = Instant::now();
                 let (digest, unet) = (run.pipeline.digest(), run.pipeline.unet());
@@ -205,7 +207,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         report.user.gflop += picture.user_flop as f64 / 1e9;
         report.pictures.push(picture.path.display().to_string());
         if let Some(fleet) = picture.fleet {
-            let tallies = fleet.close().await;
+            let mut tallies = fleet.close().await;
+            tallies.extend(picture.past);
             report.ledger = Ledger::of_run(&run.setting, &tallies);
             report.add_tallies(&tallies);
         }
@@ -279,7 +282,7 @@ async fn permitted(
         let speeds = compute.speeds(&arguments.speed, fleet, device).await?;
         return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
     }
-    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet)?)?;
+    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
     Ok(setting)
 }
 

@@ -12,9 +12,13 @@ use shared::whole::{Conditioning, Whole};
 use super::Arguments;
 use crate::error::Result;
 use crate::fleet::Fleet;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::tally::Tally;
 use crate::noise::TorchRng;
 use crate::output::numbered;
 use crate::pipeline::{Pipeline, Sampling, Step, write_latents};
+use crate::policy::Policy;
+use crate::schemes::failover::Failover;
 use crate::schemes::{Finished, Predictor, Setting};
 
 /// What all pictures of a run share.
@@ -31,6 +35,10 @@ pub struct Run {
     pub sampling: Sampling,
     /// Where the U-Net is computed.
     pub setting: Setting,
+    /// The workers, if there are any.
+    pub fleet: Option<FleetConfig>,
+    /// What the run must keep to.
+    pub policy: Option<Policy>,
 }
 
 /// A picture that was written.
@@ -45,6 +53,8 @@ pub struct Done {
     pub user_flop: u64,
     /// The workers, their sessions still open.
     pub fleet: Option<Fleet>,
+    /// Accounts of sessions that were given up.
+    pub past: Vec<Tally>,
 }
 
 impl Run {
@@ -81,10 +91,13 @@ impl Run {
     ) -> Result<Done> {
         let start = Instant::now();
         let whole = Whole::new(weights, self.context.clone());
-        let unet = self.pipeline.unet();
-        let mut predictor = self.setting.predictor(unet, whole, fleet)?;
+        let mut predictor = self.predictor(whole, fleet)?;
         let latents = self.sample(index, noise, &mut *predictor)?;
-        let Finished { user_flop, fleet } = predictor.finish();
+        let Finished {
+            user_flop,
+            fleet,
+            past,
+        } = predictor.finish();
         let denoise = start.elapsed();
 
         let start = Instant::now();
@@ -101,7 +114,25 @@ impl Run {
             decode: start.elapsed(),
             user_flop,
             fleet,
+            past,
         })
+    }
+
+    /// The scheme's predictor; on workers, one that goes on without those that are lost.
+    fn predictor(&self, whole: Whole, fleet: Option<Fleet>) -> Result<Box<dyn Predictor + '_>> {
+        let unet = self.pipeline.unet();
+        let (Some(fleet), Some(config)) = (fleet, &self.fleet) else {
+            return self.setting.predictor(unet, whole, None);
+        };
+        Ok(Box::new(Failover::new(
+            unet,
+            self.setting,
+            self.policy.as_ref(),
+            self.pipeline.digest(),
+            config.clone(),
+            fleet,
+            whole,
+        )?))
     }
 
     fn sample(

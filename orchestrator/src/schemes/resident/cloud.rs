@@ -227,6 +227,20 @@ impl Cloud {
         messages
     }
 
+    /// Notes what the messages of `exchange` show to each worker, before they leave.
+    fn show(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) {
+        let rows = self.rows.rows(exchange.level);
+        let workers = self.fleet.tallies().zip(&self.strips).zip(seats);
+        for ((tally, strip), seat) in workers {
+            tally
+                .seen
+                .add_strip(&self.rows.scale(strip, exchange.level), rows);
+            if matches!(exchange.of, Of::Tiles(_)) {
+                tally.seen.add_tile(seat.tile);
+            }
+        }
+    }
+
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
@@ -406,6 +420,7 @@ impl Hub for Cloud {
         if messages.is_empty() {
             return Ok(());
         }
+        self.show(exchange, &seats);
         let named = |tensors: Tensors| {
             let tensors = tensors.into_iter();
             tensors
@@ -425,9 +440,6 @@ impl Hub for Cloud {
         for (tally, strip) in self.fleet.tallies().zip(&self.strips) {
             let own = self.rows.scale(strip, level);
             tally.flop += operation.flop * own.len() as u64 / of.max(1) as u64;
-            let [start, end] = [own.start, own.end].map(|row| row as isize);
-            tally.rows.add(start, end, of);
-            tally.rows_with_halo.add(start - 1, end + 1, of);
         }
     }
 

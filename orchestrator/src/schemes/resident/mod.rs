@@ -19,7 +19,7 @@ use shared::exchange::{Resident as Seating, Seat};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::partition::{Levels, strips};
-use shared::placement::{Prompt, Tile};
+use shared::placement::{Prompt, SelfAttention, Tile};
 use shared::unet::UNet;
 use shared::whole::Whole;
 
@@ -27,8 +27,7 @@ use crate::cost::count::Count;
 use crate::error::Result;
 use crate::fleet::Fleet;
 use crate::fleet::config::FleetConfig;
-use crate::fleet::tally::Traffic;
-use crate::policy::ledger::Seen;
+use crate::fleet::tally::{Seen, Traffic};
 use crate::schemes::{Finished, Predictor, Setting};
 use cloud::Cloud;
 use conductor::Conductor;
@@ -62,24 +61,29 @@ pub async fn open(
     Fleet::open(config, digest, &seatings, setting.lane_count()).await
 }
 
-/// The rows that each of `workers` workers computes and is sent, over all levels.
+/// What each of `workers` workers will be shown.
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
-pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Seen>> {
+pub fn seen(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Seen>> {
     let [_, rows, _] = setting.latents;
     let levels = Levels::new(rows, unet.levels());
-    let see = |strip: &Range<usize>| {
-        let [mut own, mut with_halo] = Seen::default();
+    let attentions = setting.placement.self_attention;
+    let tiled = attentions
+        .of_levels(levels.count())
+        .contains(&SelfAttention::Tiled);
+    let see = |(strip, tile): (&Range<usize>, Tile)| {
+        let mut seen = Seen::default();
         for level in 0..levels.count() {
-            let Range { start, end } = levels.scale(strip, level);
-            let [start, end] = [start, end].map(|row| row as isize);
-            own.add(start, end, levels.rows(level));
-            with_halo.add(start - 1, end + 1, levels.rows(level));
+            seen.add_strip(&levels.scale(strip, level), levels.rows(level));
         }
-        [own, with_halo]
+        if tiled {
+            seen.add_tile(tile);
+        }
+        seen
     };
-    Ok(cut_strips(&levels, workers)?.iter().map(see).collect())
+    let strips = cut_strips(&levels, workers)?;
+    Ok(strips.iter().zip(Tile::grid(workers)).map(see).collect())
 }
 
 /// Each worker's rows of the coarsest level.
@@ -202,6 +206,10 @@ impl Predictor for Resident<'_> {
             fleet
         });
         let fleet = Fleet::join(parts.collect());
-        Finished { user_flop, fleet }
+        Finished {
+            user_flop,
+            fleet,
+            ..Finished::default()
+        }
     }
 }

@@ -1,0 +1,143 @@
+//! A worker is lost in the middle of a picture: who may step in, and who may not.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tests::golden::{Golden, repository};
+use tests::journey::Journey;
+use tests::proxy::{Failure, Proxy};
+use tests::workers::RunningWorker;
+use worker::Options;
+
+const MODEL: &str = "odd";
+/// The request that the lost worker does not answer any more: in the second step of three.
+const MIDDLE: usize = 40;
+
+fn journey(scheme: &str) -> Journey {
+    let journey = Journey::golden(&Golden::load(MODEL)).with("--steps", "3");
+    journey.with("--scheme", scheme)
+}
+
+async fn worker() -> RunningWorker {
+    RunningWorker::start(MODEL, &Options::default()).await
+}
+
+/// A workers file of addresses, providers, and whether each is a spare.
+fn fleet(journey: &Journey, workers: &[(&str, &str, bool)]) -> PathBuf {
+    let entry = |(url, provider, spare): &(&str, &str, bool)| {
+        format!("[[worker]]\nurl = \"{url}\"\nprovider = \"{provider}\"\nspare = {spare}\n")
+    };
+    let path = journey.file("workers.toml");
+    std::fs::write(&path, workers.iter().map(entry).collect::<String>()).unwrap();
+    path
+}
+
+/// The private policy with another bound.
+fn policy(journey: &Journey, max_rows: f64) -> PathBuf {
+    let text = std::fs::read_to_string(repository().join("configs/policies/private.toml")).unwrap();
+    let path = journey.file("policy.toml");
+    let changed = text.replace("max_rows = 0.25", &format!("max_rows = {max_rows}"));
+    assert_ne!(text, changed);
+    std::fs::write(&path, changed).unwrap();
+    path
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    assert_eq!(message.lines().count(), 1, "{message}");
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_steps_in_and_the_picture_is_the_same() {
+    for scheme in ["resident", "ppidm"] {
+        let [first, second, spare] = [worker().await, worker().await, worker().await];
+        let journey = journey(scheme);
+        let well = fleet(
+            &journey,
+            &[(&first.url, "a", false), (&second.url, "b", false)],
+        );
+        let want = journey.clone().with("--workers", well).go().await.unwrap();
+
+        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let workers = [
+            (first.url.as_str(), "a", false),
+            (spare.url.as_str(), "c", true),
+            (lost.url.as_str(), "b", false),
+        ];
+        let config = fleet(&journey, &workers);
+        let files = journey
+            .clone()
+            .with("--workers", config)
+            .go()
+            .await
+            .unwrap();
+        assert_eq!(lost.failures(), 1);
+        assert!(files.latents() == want.latents(), "{scheme}");
+        let report = files.report();
+        let number = |value: &Value| value.as_f64().unwrap();
+        for provider in ["a", "b", "c"] {
+            // Strips of uneven rows are about half of the picture.
+            let rows = number(&report["ledger"][provider]["rows"]);
+            assert!((rows - 0.5).abs() < 0.2, "{scheme}: {provider} {rows}");
+        }
+        let of = |url: &str| {
+            let all = report["workers"].as_array().unwrap().iter();
+            all.filter(|w| w["url"] == *url)
+                .map(|w| number(&w["gflop"]))
+                .sum::<f64>()
+        };
+        let [a, b, c] = [&first.url, &lost.url, &spare.url].map(|url| of(url));
+        assert!(b > 0.0 && c > b && a > 0.0, "{scheme}: {a} {b} {c}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
+    let [first, second] = [worker().await, worker().await];
+    let journey = journey("resident");
+    for (max_rows, refusal) in [
+        (None, Some("a provider would see 100.0 % of the rows")),
+        (Some(0.6), Some("max_rows = 0.6")),
+        (Some(1.0), None),
+    ] {
+        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let config = fleet(
+            &journey,
+            &[(&first.url, "a", false), (&lost.url, "b", false)],
+        );
+        let mut run = journey.clone().with("--workers", config);
+        if let Some(max_rows) = max_rows {
+            run = run.with("--policy", policy(&journey, max_rows));
+        }
+        match (run.go().await, refusal) {
+            (Ok(files), None) => {
+                let rows = &files.report()["ledger"]["a"]["rows"];
+                assert_eq!(rows.as_f64(), Some(1.0));
+            }
+            (Err(error), Some(refusal)) => {
+                assert_names(&error, &[&lost.url, "does not answer", "refused", refusal]);
+            }
+            (Ok(_), Some(refusal)) => panic!("not refused: {refusal}"),
+            (Err(error), None) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_of_a_provider_that_has_seen_the_rest_is_refused() {
+    let [first, second, spare] = [worker().await, worker().await, worker().await];
+    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let journey = journey("resident");
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (lost.url.as_str(), "b", false),
+        (spare.url.as_str(), "a", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let run = run.with("--policy", policy(&journey, 0.6));
+    let error = run.go().await.err().expect("a refusal");
+    assert_names(&error, &["max_rows = 0.6", "provider a", "100.0 %"]);
+}
