@@ -27,7 +27,9 @@ const SCHEMES: [&str; 2] = ["ppidm", "resident"];
 fn journey(scheme: &str, workers: &[(&str, Option<&str>)]) -> Journey {
     let journey = Journey::golden(&Golden::load(MODEL)).with("--steps", "3");
     let fleet = fleet_file(journey.file("").as_path(), workers);
-    journey.with("--scheme", scheme).with("--workers", fleet)
+    // One lane, so that the number of the request that goes wrong says which it is.
+    let journey = journey.with("--scheme", scheme).with("--lanes", "false");
+    journey.with("--workers", fleet)
 }
 
 /// What a journey by the paper's scheme over a good worker and the one at `bad` ends with.
