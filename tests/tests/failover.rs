@@ -100,7 +100,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
     let journey = journey("resident");
     for (max_rows, refusal) in [
         (None, Some("a provider would see 100.0 % of the rows")),
-        (Some(0.6), Some("max_rows = 0.6")),
+        (Some(0.7), Some("max_rows = 0.7")),
         (Some(1.0), None),
     ] {
         let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
@@ -137,7 +137,7 @@ async fn a_spare_of_a_provider_that_has_seen_the_rest_is_refused() {
         (spare.url.as_str(), "a", true),
     ];
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
-    let run = run.with("--policy", policy(&journey, 0.6));
+    let run = run.with("--policy", policy(&journey, 0.7));
     let error = run.go().await.err().expect("a refusal");
-    assert_names(&error, &["max_rows = 0.6", "provider a", "100.0 %"]);
+    assert_names(&error, &["max_rows = 0.7", "provider a", "100.0 %"]);
 }
