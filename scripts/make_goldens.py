@@ -23,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 PARTS = {
     # part: (module in scripts/goldens, function that takes the output folder)
     "models": ("models", "write"),
+    "large": ("models", "write_large"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),
     "demo": ("models", "write_demo"),

@@ -75,6 +75,8 @@ CASES = {
     "odd": {"size": (52, 44), "encode": (53, 45), "steps": 9, "timesteps": (374.625, 124.875), "seed": 9},
 }
 DEMO = {"size": (128, 128), "encode": (64, 64), "steps": 20, "timesteps": (601.0, 101.0), "seed": 42}
+# Nine rows at the coarsest level, for more strips than the small cases have rows; only the picture is kept.
+LARGE = {"latents": (72, 56), "steps": 6, "timesteps": (601.0, 41.0), "seed": 11}
 GUIDANCE = 5.0
 # A prime, so that the sampled numbers fall on all rows, columns and channels.
 DEMO_ACT_STRIDE = 97
@@ -95,6 +97,16 @@ def write(out_dir: Path) -> None:
         check_sane(name, tensors)
         check_telling(name, tensors, meter.entropies)
         save(out_dir, name, tensors, describe(name, case, pipe, act_stride=1))
+
+
+def write_large(out_dir: Path) -> None:
+    """Writes the picture of the tiny model sd1 in a size that is cut into three, five or seven strips."""
+    pipe = load(out_dir / "models" / "sd1")
+    case = LARGE | {"size": tuple(side * pipe.vae_scale_factor for side in LARGE["latents"])}
+    tensors = pipe_goldens(pipe, case)
+    check_sane("large", tensors)
+    del tensors["pipe.steps"]
+    save(out_dir, "large", tensors, describe("sd1", case, pipe, act_stride=1))
 
 
 def write_demo(out_dir: Path) -> None:

@@ -5,8 +5,8 @@ use orchestrator::schemes::resident::count::first_calls;
 use orchestrator::schemes::{Scheme, Setting};
 use serde_json::Value;
 use shared::placement::Wire;
-use tests::golden::{Golden, MODELS, has_golden, repository};
-use tests::journey::{Files, Journey, lacuna};
+use tests::golden::{Golden, MODELS, golden_png, has_golden, repository};
+use tests::journey::{Files, Journey, Png, lacuna};
 use tests::reference::psnr;
 
 /// The latents' own PSNR, over the range that they have.
@@ -101,18 +101,47 @@ async fn fewer_bytes_cost_little_quality() {
     }
 }
 
+/// Any number of strips, even ones and uneven, of 72 x 56 latents, against the reference's picture.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_picture_is_the_references_on_any_number_of_strips() {
+    let golden = Golden::load("large");
+    let want = Png::read(&golden_png("large")).values();
+    let latents = golden.host("pipe.latents");
+    for (n, attention, wire, least) in [
+        (3, "paired", "f32", 60.0),
+        (5, "fused", "f32", 60.0),
+        (5, "tiled", "f32", 60.0),
+        (7, "tokens,paired", "f32", 60.0),
+        (9, "qkv", "f32", 60.0),
+        (7, "paired", "f16", 60.0),
+        (3, "paired", "delta4", 36.9),
+    ] {
+        let journey = Journey::golden(&golden).on_resident_strips(n);
+        let journey = journey
+            .with("--self-attention", attention)
+            .with("--wire", wire);
+        let files = journey.go().await.unwrap();
+        assert_eq!(files.latents().shape, latents.shape);
+        let psnr = psnr(&files.png().values(), &want, 255.0);
+        println!("{n} strips, {attention}, {wire}: {psnr:.1} dB");
+        assert!(
+            psnr >= least,
+            "{n} strips, {attention}, {wire}: {psnr:.1} dB"
+        );
+    }
+}
+
 /// What the policies' quality floors are taken from.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demo_picture_keeps_what_each_wire_promises() {
     let Some(journey) = demo() else { return };
     let journey = journey.with("--steps", "25");
     let local = journey.go().await.unwrap().png();
-    let bytes = |rgb: &[u8]| rgb.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     for wire in Wire::ALL {
         let flag = orchestrator::policy::name(&wire);
         let split = journey.clone().on_resident_strips(4).with("--wire", &flag);
         let split = split.go().await.unwrap().png();
-        let psnr = psnr(&bytes(&split.rgb), &bytes(&local.rgb), 255.0);
+        let psnr = psnr(&split.values(), &local.values(), 255.0);
         println!("{flag} {psnr:.1} dB");
         let promised = orchestrator::policy::promised_by(wire);
         assert!(
