@@ -1,0 +1,32 @@
+//! How good pictures are: against a reference, picture by picture or as a set.
+//!
+//! Of a pair of pictures:
+//! - [`psnr`]: peak signal-to-noise ratio.
+//! - [`ssim`]: structural similarity.
+//!
+//! Of two sets of pictures, by their features:
+//! - [`frechet`]: Fréchet distance, from statistics that merge.
+//! - [`kid`]: kernel distance.
+//!
+//! What they share:
+//! - [`decode`]: PNG and JPEG files.
+//! - [`resize`]: resizing as Pillow and torch do it.
+
+pub mod decode;
+pub mod frechet;
+pub mod kid;
+pub mod psnr;
+pub mod resize;
+pub mod ssim;
+
+use crate::error::{Error, Result};
+use decode::Rgb8;
+
+/// A pair of pictures has one size.
+fn same_size(a: &Rgb8, b: &Rgb8) -> Result<()> {
+    let sizes = [a, b].map(|picture| [picture.width, picture.height]);
+    if sizes[0] == sizes[1] {
+        return Ok(());
+    }
+    Err(Error::Sizes(sizes))
+}
