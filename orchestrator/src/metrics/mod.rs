@@ -3,18 +3,24 @@
 //! Of a pair of pictures:
 //! - [`psnr`]: peak signal-to-noise ratio.
 //! - [`ssim`]: structural similarity.
+//! - [`lpips`]: learned perceptual distance, by AlexNet or VGG.
 //!
 //! Of two sets of pictures, by their features:
+//! - [`inception`]: the network that FID takes features from.
 //! - [`frechet`]: Fréchet distance, from statistics that merge.
 //! - [`kid`]: kernel distance.
 //!
 //! What they share:
 //! - [`decode`]: PNG and JPEG files.
 //! - [`resize`]: resizing as Pillow and torch do it.
+//! - `network`: what the two networks are made of.
 
 pub mod decode;
 pub mod frechet;
+pub mod inception;
 pub mod kid;
+pub mod lpips;
+mod network;
 pub mod psnr;
 pub mod resize;
 pub mod ssim;
