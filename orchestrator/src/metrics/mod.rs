@@ -14,12 +14,16 @@
 //! - [`decode`]: PNG and JPEG files.
 //! - [`resize`]: resizing as Pillow and torch do it.
 //! - `network`: what the two networks are made of.
+//! - [`folder`]: which pictures there are, and which belong together.
+//! - [`measure`]: many files in bounded memory, with the bad ones named.
 
 pub mod decode;
+pub mod folder;
 pub mod frechet;
 pub mod inception;
 pub mod kid;
 pub mod lpips;
+pub mod measure;
 mod network;
 pub mod psnr;
 pub mod resize;
