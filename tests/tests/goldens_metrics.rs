@@ -1,11 +1,15 @@
 //! Metrics against scikit-image, Pillow, lpips, pytorch-fid, clean-fid and torchmetrics.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 use orchestrator::metrics::decode::Rgb8;
+use orchestrator::metrics::folder::Folder;
 use orchestrator::metrics::frechet::{FeatureStatistics, frechet_distance};
 use orchestrator::metrics::inception::{Inception, InputResize};
 use orchestrator::metrics::kid::{Subsets, kernel_distance};
 use orchestrator::metrics::lpips::{Lpips, Net};
+use orchestrator::metrics::measure::SetFeatures;
 use orchestrator::metrics::psnr::psnr;
 use orchestrator::metrics::ssim::ssim;
 use serde_json::Value;
@@ -108,14 +112,20 @@ fn resizing_is_that_of_the_packages() {
     }
 }
 
+/// The network of the goldens.
+fn inception(golden: &Value) -> Inception {
+    let shapes = &golden["inception"]["parameters"];
+    let shapes: Vec<_> = serde_json::from_value(shapes.clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_weights(folder.path(), "inception.safetensors", &shapes);
+    Inception::load(&file, &Device::flex()).unwrap()
+}
+
 #[test]
 fn inception_features_are_those_of_the_packages() {
     let golden = &golden();
     let case = &golden["inception"];
-    let shapes: Vec<_> = serde_json::from_value(case["parameters"].clone()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = write_weights(folder.path(), "inception.safetensors", &shapes);
-    let inception = Inception::load(&file, &Device::flex()).unwrap();
+    let inception = inception(golden);
     let picture = picture(size(case), "inception");
     let stride = golden["strides"]["features"].as_u64().unwrap() as usize;
     for resize in RESIZES {
@@ -127,6 +137,33 @@ fn inception_features_are_those_of_the_packages() {
         println!("{resize}: {off:.1e}");
         assert!(off < 1e-4, "{resize}: {off:e}");
     }
+}
+
+#[test]
+fn a_set_has_the_features_of_its_pictures_and_names_the_bad_one() {
+    let inception = inception(&golden());
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = ["x", "y", "z"].map(|name| picture([40, 30], name));
+    for (i, picture) in pictures.iter().enumerate() {
+        write_png(&folder.path().join(format!("{i}.png")), picture);
+    }
+    std::fs::write(folder.path().join("1x.png"), b"no picture").unwrap();
+    let paths = Folder::list(folder.path()).unwrap().paths();
+    let mut bad = Vec::new();
+    let resize = InputResize::Clean;
+    let set = SetFeatures::of(&paths, &inception, resize, true, |fault| bad.push(fault)).unwrap();
+    let want = inception.features_of(&pictures, resize).unwrap();
+    assert_eq!((set.statistics.count(), set.kept), (3, want));
+    assert_eq!(bad.len(), 1);
+    assert!(bad[0].picture.ends_with("1x.png"), "{bad:?}");
+}
+
+fn write_png(path: &Path, picture: &Rgb8) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut encoder = png::Encoder::new(file, picture.width as u32, picture.height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&picture.bytes).unwrap();
 }
 
 #[test]

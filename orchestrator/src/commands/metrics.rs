@@ -79,8 +79,9 @@ enum Metric {
 struct Summary {
     /// Pairs measured.
     pairs: usize,
-    /// Of these, pairs of equal pictures.
-    identical: usize,
+    /// Of these, pairs of equal pictures, where PSNR was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identical: Option<usize>,
     /// Mean over the pairs; infinite (null) where a pair is identical.
     #[serde(skip_serializing_if = "Option::is_none")]
     psnr: Option<f64>,
@@ -300,8 +301,9 @@ impl Summary {
             bail!("{}: {}", fault.picture, fault.reason);
         }
         self.psnr = psnr.get();
-        self.identical = psnr.count() - different.count();
-        self.psnr_of_different = different.get().filter(|_| self.identical > 0);
+        let identical = psnr.count() - different.count();
+        self.identical = psnr.get().map(|_| identical);
+        self.psnr_of_different = different.get().filter(|_| identical > 0);
         self.ssim = ssim.get();
         self.lpips = lpips.get();
         self.lpips_net = lpips.get().map(|_| arguments.lpips_net);
@@ -365,10 +367,12 @@ impl Summary {
             let columns = columns.into_iter().flatten().collect::<Vec<_>>().join(" ");
             lines.push(format!("{columns}  {}", values.name));
         }
-        lines.push(format!(
-            "pairs  {}, {} identical",
-            self.pairs, self.identical
-        ));
+        if self.pairs > 0 {
+            let identical = self
+                .identical
+                .map_or(String::new(), |n| format!(", {n} identical"));
+            lines.push(format!("pairs  {}{identical}", self.pairs));
+        }
         let different = self.psnr_of_different.map_or(String::new(), |db| {
             format!(" ({db:.4} dB over those not identical)")
         });
