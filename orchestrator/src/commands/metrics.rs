@@ -1,6 +1,7 @@
 //! `lacuna metrics`: pictures against reference pictures.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -344,10 +345,9 @@ impl Summary {
 
     /// Names a picture or pair that could not be measured, once.
     fn fail(&mut self, fault: Fault) {
-        let Fault { picture, reason } = fault;
-        if !self.failed.contains_key(&picture) {
-            eprintln!("not measured: {picture}: {reason}");
-            self.failed.insert(picture, reason);
+        if let Entry::Vacant(place) = self.failed.entry(fault.picture) {
+            eprintln!("not measured: {}: {}", place.key(), fault.reason);
+            place.insert(fault.reason);
         }
     }
 
