@@ -27,6 +27,7 @@ PARTS = {
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),
     "demo": ("models", "write_demo"),
+    "metrics": ("metrics", "write"),
 }
 ROOT = Path(__file__).resolve().parent.parent
 

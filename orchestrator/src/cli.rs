@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, cost, generate, plan, workers};
+use crate::commands::{bench, cost, generate, metrics, plan, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
 #[derive(Parser)]
@@ -16,6 +16,8 @@ pub struct Cli {
 enum Command {
     /// Makes pictures from a prompt.
     Generate(Box<generate::Arguments>),
+    /// Measures pictures against others: two files, or two folders.
+    Metrics(metrics::Arguments),
     /// Shows how the workers are.
     Workers(workers::Arguments),
     /// Says what a scheme sends and computes, from a model's config alone.
@@ -34,6 +36,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Generate(arguments) => generate::run(*arguments).await,
+            Command::Metrics(arguments) => metrics::run(arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
             Command::Cost(arguments) => cost::run(arguments).await,
             Command::Plan(arguments) => plan::run(arguments).await,

@@ -61,6 +61,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The pictures of a pair do not fit together.
+    #[error("the pictures differ in size: {}x{} and {}x{}", .0[0][0], .0[0][1], .0[1][0], .0[1][1])]
+    Sizes(
+        /// Columns and rows of each.
+        [[usize; 2]; 2],
+    ),
+    /// Sets of picture features cannot be compared.
+    #[error("comparing sets of pictures: {0}")]
+    Features(String),
     /// A result could not be written.
     #[error("cannot write {path}: {reason}")]
     Output {

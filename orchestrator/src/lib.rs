@@ -11,6 +11,9 @@
 //! - [`picture`]: the decoder's output to a PNG file.
 //! - [`pipeline`]: all of these in a row.
 //!
+//! How good it is:
+//! - [`metrics`]: pictures against reference pictures, one by one or as sets.
+//!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed; each is an executor.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
@@ -32,6 +35,7 @@ pub mod cost;
 pub mod error;
 pub mod fleet;
 pub mod memory;
+pub mod metrics;
 pub mod model_dir;
 pub mod noise;
 pub mod output;

@@ -93,6 +93,18 @@ impl TorchRng {
         (bits & ((1 << 53) - 1)) as f64 * SCALE
     }
 
+    /// A uniform number in `0..=most`, as numpy's legacy generator draws it: words of as many bits as
+    /// `most` has, until one is not too large. `most` must fit 32 bits.
+    pub(crate) fn below(&mut self, most: usize) -> usize {
+        let mask = most.checked_ilog2().map_or(0, |bits| (2 << bits) - 1);
+        loop {
+            let drawn = self.word() as usize & mask;
+            if drawn <= most {
+                return drawn;
+            }
+        }
+    }
+
     /// The next tempered 32-bit word of the twister.
     fn word(&mut self) -> u32 {
         if self.next == STATE {

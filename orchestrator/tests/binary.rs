@@ -154,7 +154,7 @@ fn help_lists_the_commands() {
     let output = lacuna(&["--help"]);
     assert!(output.status.success());
     let stdout = String::from_utf8(output.stdout).unwrap();
-    for command in ["generate", "workers", "bench"] {
+    for command in ["generate", "metrics", "workers", "bench"] {
         let listed = stdout.lines().any(|l| l.trim().starts_with(command));
         assert!(listed, "{command} is not in: {stdout}");
         let output = lacuna(&[command, "--help"]);

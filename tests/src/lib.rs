@@ -2,6 +2,7 @@
 //!
 //! - [`golden`]: numbers of the reference library, and how close is close enough.
 //! - [`reference`]: the arithmetic of the layers as plain loops in f64.
+//! - [`metric_inputs`]: pictures, features and weights that the goldens of metrics are made of.
 //! - [`model_copy`]: a tiny model with something changed.
 //! - [`journey`]: `lacuna generate` from its command line to its files.
 //! - [`workers`]: workers in this process, good and bad.
@@ -10,6 +11,7 @@
 
 pub mod golden;
 pub mod journey;
+pub mod metric_inputs;
 pub mod model_copy;
 pub mod proxy;
 pub mod reference;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cost;
 pub mod generate;
+pub mod metrics;
 pub mod plan;
 pub mod workers;
 

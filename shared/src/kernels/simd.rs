@@ -3,6 +3,7 @@
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and for the build's
 /// own target; a call takes the widest that the machine has. In the body, `FMA` says whether
 /// a fused multiply-add is one instruction (see [`mul_add`]).
+#[macro_export]
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -34,7 +35,7 @@ macro_rules! vectorised {
         }
     };
 }
-pub(crate) use vectorised;
+pub use vectorised;
 
 /// `a * b + c`, fused where that is one instruction (elsewhere a call of the C library).
 #[inline(always)]

@@ -1,0 +1,410 @@
+//! `lacuna metrics`: pictures against reference pictures.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use shared::device::{self, DeviceChoice};
+use tokio::task::spawn_blocking;
+
+use crate::metrics::folder::{Folder, Pair};
+use crate::metrics::frechet::frechet_distance;
+use crate::metrics::inception::{FEATURES, Inception, InputResize};
+use crate::metrics::kid::{Subsets, kernel_distance};
+use crate::metrics::lpips::{Lpips, Net};
+use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues, SetFeatures};
+
+/// Arguments of `lacuna metrics`.
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    /// A picture (PNG or JPEG), or a folder of them.
+    a: PathBuf,
+    /// What it is compared with. Files of two folders pair by their names without ending.
+    b: PathBuf,
+    /// What to measure [default: psnr, ssim, lpips, and fid of folders; without what lacks its weights].
+    #[arg(long, value_delimiter = ',')]
+    metrics: Vec<Metric>,
+    /// A folder with what scripts/convert_metric_weights.py wrote.
+    #[arg(long, env = "LACUNA_METRIC_WEIGHTS", default_value = "metric-weights")]
+    weights: PathBuf,
+    /// The network of LPIPS.
+    #[arg(long, default_value_t)]
+    lpips_net: Net,
+    /// Whose way of resizing pictures for FID and KID.
+    #[arg(long, default_value_t)]
+    fid_resize: InputResize,
+    /// Subsets of KID.
+    #[arg(long, default_value_t = Subsets::default().count)]
+    kid_subsets: usize,
+    /// Most pictures of a subset of KID.
+    #[arg(long, default_value_t = Subsets::default().size)]
+    kid_subset_size: usize,
+    /// Of KID's subsets: those that clean-fid draws after numpy.random.seed.
+    #[arg(long, default_value_t = Subsets::default().seed)]
+    kid_seed: u64,
+    /// Print the values of each pair, too.
+    #[arg(long)]
+    each: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// auto, cpu or wgpu: where the networks run.
+    #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
+    device: DeviceChoice,
+    /// Accept a GPU that is emulated in software (llvmpipe).
+    #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
+    allow_software: bool,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Metric {
+    /// Peak signal-to-noise ratio, in dB.
+    Psnr,
+    /// Structural similarity.
+    Ssim,
+    /// Learned perceptual distance.
+    Lpips,
+    /// Fréchet distance of Inception's features.
+    Fid,
+    /// Kernel distance of Inception's features; keeps 8 KiB a picture.
+    Kid,
+}
+
+/// What was measured.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    /// Pairs measured.
+    pairs: usize,
+    /// Of these, pairs of equal pictures, where PSNR was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identical: Option<usize>,
+    /// Mean over the pairs; infinite (null) where a pair is identical.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psnr: Option<f64>,
+    /// Mean over the pairs that are not identical.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psnr_of_different: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ssim: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lpips: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lpips_net: Option<Net>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fid: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid_std: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fid_resize: Option<InputResize>,
+    /// Pictures on each side whose features were taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pictures: Option<[usize; 2]>,
+    /// Metrics that lack their weights, and how to get them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    left_out: BTreeMap<Metric, String>,
+    /// Pictures and pairs that could not be measured, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    failed: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    each: Option<Vec<PairValues>>,
+}
+
+/// Runs the command. A bad picture among many is named and left out; the others are measured, and the
+/// run fails at its end.
+///
+/// # Errors
+/// Paths that are not two pictures or two folders of pictures, weights that cannot be read, or any picture
+/// that could not be measured.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    spawn_blocking(move || measure(&arguments)).await?
+}
+
+fn measure(arguments: &Arguments) -> anyhow::Result<()> {
+    let sets = Sets::open(&arguments.a, &arguments.b)?;
+    let mut summary = Summary::default();
+    let wanted = arguments.wanted(&sets, &mut summary)?;
+    summary.measure_pairs(&wanted.pairs(), &sets, arguments)?;
+    if let (Some(inception), Sets::Folders(a, b)) = (&wanted.inception, &sets) {
+        summary.measure_sets(inception, [a, b], &wanted, arguments)?;
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        println!("{}", summary.table());
+    }
+    match summary.failed.len() {
+        0 => Ok(()),
+        n => bail!("{n} of the pictures or pairs could not be measured; each is named above"),
+    }
+}
+
+/// What is compared.
+enum Sets {
+    Files(Pair),
+    Folders(Folder, Folder),
+}
+
+impl Sets {
+    fn open(a: &Path, b: &Path) -> anyhow::Result<Self> {
+        match (a.is_dir(), b.is_dir()) {
+            (true, true) => Ok(Self::Folders(Folder::list(a)?, Folder::list(b)?)),
+            (false, false) => Ok(Self::Files(Pair {
+                name: a.file_stem().unwrap_or_default().display().to_string(),
+                a: a.to_owned(),
+                b: b.to_owned(),
+            })),
+            _ => bail!(
+                "{} and {}: one is a folder and the other is not; give two pictures or two folders",
+                a.display(),
+                b.display()
+            ),
+        }
+    }
+}
+
+/// The metrics that will be measured, with their networks.
+#[derive(Default)]
+struct Wanted {
+    metrics: Vec<Metric>,
+    lpips: Option<Lpips>,
+    inception: Option<Inception>,
+}
+
+impl Wanted {
+    fn has(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
+    }
+
+    fn pairs(&self) -> PairMetrics<'_> {
+        PairMetrics {
+            psnr: self.has(Metric::Psnr),
+            ssim: self.has(Metric::Ssim),
+            lpips: self.lpips.as_ref(),
+        }
+    }
+}
+
+impl Arguments {
+    /// Loads what the metrics need. Where none were named, those without weights are left out.
+    fn wanted(&self, sets: &Sets, summary: &mut Summary) -> anyhow::Result<Wanted> {
+        let folders = matches!(sets, Sets::Folders(..));
+        let of_sets = [Metric::Fid, Metric::Kid];
+        let mut wanted = Wanted::default();
+        for metric in self.named_or_default(folders) {
+            if of_sets.contains(&metric) && !folders {
+                bail!("fid and kid compare sets of pictures: give two folders");
+            }
+            let Some(file) = self.weights_of(metric).filter(|file| !file.is_file()) else {
+                wanted.metrics.push(metric);
+                continue;
+            };
+            let hint = format!(
+                "there is no {}; scripts/convert_metric_weights.py makes it, see its first lines",
+                file.display()
+            );
+            ensure!(self.metrics.is_empty(), "{metric}: {hint}");
+            summary.leave_out(metric, hint);
+        }
+        if wanted.metrics.iter().any(|m| self.weights_of(*m).is_some()) {
+            let device = device::open(self.device, self.allow_software)?.device;
+            let cannot = "cannot load the network of a metric";
+            if wanted.has(Metric::Lpips) {
+                let lpips = Lpips::load(&self.lpips_file(), self.lpips_net, &device);
+                wanted.lpips = Some(lpips.context(cannot)?);
+            }
+            if of_sets.iter().any(|m| wanted.has(*m)) {
+                let inception = Inception::load(&self.inception_file(), &device);
+                wanted.inception = Some(inception.context(cannot)?);
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn named_or_default(&self, folders: bool) -> Vec<Metric> {
+        if !self.metrics.is_empty() {
+            return self.metrics.clone();
+        }
+        let mut metrics = vec![Metric::Psnr, Metric::Ssim, Metric::Lpips];
+        metrics.extend(folders.then_some(Metric::Fid));
+        metrics
+    }
+
+    fn weights_of(&self, metric: Metric) -> Option<PathBuf> {
+        match metric {
+            Metric::Psnr | Metric::Ssim => None,
+            Metric::Lpips => Some(self.lpips_file()),
+            Metric::Fid | Metric::Kid => Some(self.inception_file()),
+        }
+    }
+
+    fn lpips_file(&self) -> PathBuf {
+        let name = format!("lpips-{}.safetensors", self.lpips_net);
+        self.weights.join(name)
+    }
+
+    fn inception_file(&self) -> PathBuf {
+        self.weights.join("inception.safetensors")
+    }
+
+    fn subsets(&self) -> Subsets {
+        Subsets {
+            count: self.kid_subsets,
+            size: self.kid_subset_size,
+            seed: self.kid_seed,
+        }
+    }
+}
+
+impl Summary {
+    fn measure_pairs(
+        &mut self,
+        metrics: &PairMetrics,
+        sets: &Sets,
+        arguments: &Arguments,
+    ) -> anyhow::Result<()> {
+        if !metrics.any() {
+            return Ok(());
+        }
+        let (pairs, alone) = match sets {
+            Sets::Files(pair) => (vec![pair.clone()], Vec::new()),
+            Sets::Folders(a, b) => a.pair(b),
+        };
+        alone.into_iter().for_each(|fault| self.fail(fault));
+        let [mut psnr, mut different, mut ssim, mut lpips] = [Mean::default(); 4];
+        let mut each = Vec::new();
+        let mut only_fault = None;
+        metrics.measure(&pairs, |values| match (values, sets) {
+            (Ok(values), _) => {
+                self.pairs += 1;
+                for (mean, value) in [
+                    (&mut psnr, values.psnr),
+                    (&mut different, values.psnr.filter(|db| db.is_finite())),
+                    (&mut ssim, values.ssim),
+                    (&mut lpips, values.lpips),
+                ] {
+                    value.into_iter().for_each(|value| mean.add(value));
+                }
+                if arguments.each {
+                    each.push(values);
+                }
+            }
+            (Err(fault), Sets::Files(_)) => only_fault = Some(fault),
+            (Err(fault), Sets::Folders(..)) => self.fail(fault),
+        });
+        if let Some(fault) = only_fault {
+            bail!("{}: {}", fault.picture, fault.reason);
+        }
+        self.psnr = psnr.get();
+        let identical = psnr.count() - different.count();
+        self.identical = psnr.get().map(|_| identical);
+        self.psnr_of_different = different.get().filter(|_| identical > 0);
+        self.ssim = ssim.get();
+        self.lpips = lpips.get();
+        self.lpips_net = lpips.get().map(|_| arguments.lpips_net);
+        self.each = arguments.each.then_some(each);
+        Ok(())
+    }
+
+    fn measure_sets(
+        &mut self,
+        inception: &Inception,
+        folders: [&Folder; 2],
+        wanted: &Wanted,
+        arguments: &Arguments,
+    ) -> anyhow::Result<()> {
+        let resize = arguments.fid_resize;
+        let mut features = |folder: &Folder| {
+            let keep = wanted.has(Metric::Kid);
+            SetFeatures::of(&folder.paths(), inception, resize, keep, |f| self.fail(f))
+        };
+        let (a, b) = (features(folders[0])?, features(folders[1])?);
+        self.pictures = Some([a.statistics.count(), b.statistics.count()]);
+        self.fid_resize = Some(resize);
+        if wanted.has(Metric::Fid) {
+            match frechet_distance(&a.statistics, &b.statistics) {
+                Ok(distance) => self.fid = Some(distance),
+                Err(error) if arguments.metrics.is_empty() => {
+                    self.leave_out(Metric::Fid, error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if wanted.has(Metric::Kid) {
+            let kid = kernel_distance(&a.kept, &b.kept, FEATURES, arguments.subsets())?;
+            (self.kid, self.kid_std) = (Some(kid.mean), Some(kid.std));
+        }
+        Ok(())
+    }
+
+    /// Names a picture or pair that could not be measured, once.
+    fn fail(&mut self, fault: Fault) {
+        if let Entry::Vacant(place) = self.failed.entry(fault.picture) {
+            eprintln!("not measured: {}: {}", place.key(), fault.reason);
+            place.insert(fault.reason);
+        }
+    }
+
+    fn leave_out(&mut self, metric: Metric, reason: String) {
+        eprintln!("{metric} is left out: {reason}");
+        self.left_out.insert(metric, reason);
+    }
+
+    fn table(&self) -> String {
+        let mut lines = Vec::new();
+        for values in self.each.iter().flatten() {
+            let columns = [
+                values.psnr.map(|db| format!("{db:>9.4} dB")),
+                values.ssim.map(|ssim| format!("{ssim:>10.6}")),
+                values.lpips.map(|lpips| format!("{lpips:>10.6}")),
+            ];
+            let columns = columns.into_iter().flatten().collect::<Vec<_>>().join(" ");
+            lines.push(format!("{columns}  {}", values.name));
+        }
+        if self.pairs > 0 {
+            let identical = self
+                .identical
+                .map_or(String::new(), |n| format!(", {n} identical"));
+            lines.push(format!("pairs  {}{identical}", self.pairs));
+        }
+        let different = self.psnr_of_different.map_or(String::new(), |db| {
+            format!(" ({db:.4} dB over those not identical)")
+        });
+        let mut line = |name: &str, value: Option<String>| {
+            lines.extend(value.map(|value| format!("{name:<6} {value}")));
+        };
+        line("psnr", self.psnr.map(|db| format!("{db:.4} dB{different}")));
+        line("ssim", self.ssim.map(|ssim| format!("{ssim:.6}")));
+        if let (Some(lpips), Some(net)) = (self.lpips, self.lpips_net) {
+            line("lpips", Some(format!("{lpips:.6} ({net})")));
+        }
+        if let (Some([a, b]), Some(resize)) = (self.pictures, self.fid_resize) {
+            let of = format!("{a} and {b} pictures, resized as {resize} does");
+            line("fid", self.fid.map(|fid| format!("{fid:.4} ({of})")));
+            let kid = self.kid.zip(self.kid_std);
+            line(
+                "kid",
+                kid.map(|(kid, std)| format!("{kid:.6} +- {std:.6} ({of})")),
+            );
+        }
+        lines.join("\n")
+    }
+}
+
+impl std::fmt::Display for Metric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Psnr => "psnr",
+            Self::Ssim => "ssim",
+            Self::Lpips => "lpips",
+            Self::Fid => "fid",
+            Self::Kid => "kid",
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! How good pictures are: against a reference, picture by picture or as a set.
+//!
+//! Of a pair of pictures:
+//! - [`psnr`]: peak signal-to-noise ratio.
+//! - [`ssim`]: structural similarity.
+//! - [`lpips`]: learned perceptual distance, by AlexNet or VGG.
+//!
+//! Of two sets of pictures, by their features:
+//! - [`inception`]: the network that FID takes features from.
+//! - [`frechet`]: Fréchet distance, from statistics that merge.
+//! - [`kid`]: kernel distance.
+//!
+//! What they share:
+//! - [`decode`]: PNG and JPEG files.
+//! - [`resize`]: resizing as Pillow and torch do it.
+//! - `network`: what the two networks are made of.
+//! - [`folder`]: which pictures there are, and which belong together.
+//! - [`measure`]: many files in bounded memory, with the bad ones named.
+
+pub mod decode;
+pub mod folder;
+pub mod frechet;
+pub mod inception;
+pub mod kid;
+pub mod lpips;
+pub mod measure;
+mod network;
+pub mod psnr;
+pub mod resize;
+pub mod ssim;
+
+use crate::error::{Error, Result};
+use decode::Rgb8;
+
+/// A pair of pictures has one size.
+fn same_size(a: &Rgb8, b: &Rgb8) -> Result<()> {
+    let sizes = [a, b].map(|picture| [picture.width, picture.height]);
+    if sizes[0] == sizes[1] {
+        return Ok(());
+    }
+    Err(Error::Sizes(sizes))
+}
