@@ -101,10 +101,10 @@ impl Model {
                     let [b, t, c, _] = o.input;
                     Some(values([b, t + 2 * PROMPT_TOKENS, c, 1]))
                 }
-                // Everybody's keys and values, where workers attend.
+                // Everybody's queries, keys and values, where a worker attends alone.
                 Kind::SelfAttention => {
                     let [b, t, c, _] = o.input;
-                    Some(values([b, 2 * t, c, 1]))
+                    Some(values([b, 3 * t, c, 1]))
                 }
                 Kind::LayerNorm | Kind::Linear => None,
             })
