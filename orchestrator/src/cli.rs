@@ -24,8 +24,11 @@ enum Command {
     Cost(cost::Arguments),
     /// Chooses the fastest placement that a policy allows.
     Plan(plan::Arguments),
-    /// Times U-Net calls of random weights under several schemes.
+    /// Times pictures, or U-Net calls of random weights, under several schemes over a link.
     Bench(bench::Arguments),
+    /// A worker of `bench --separate`; ends when its standard input does.
+    #[command(hide = true)]
+    BenchWorker(bench::process::Arguments),
 }
 
 impl Cli {
@@ -41,6 +44,7 @@ impl Cli {
             Command::Cost(arguments) => cost::run(arguments).await,
             Command::Plan(arguments) => plan::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
+            Command::BenchWorker(arguments) => bench::process::run(arguments).await,
         }
     }
 }

@@ -78,6 +78,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The results could not be drawn.
+    #[error("cannot draw the plot: {0}")]
+    Plot(String),
     /// The file that lists the workers is wrong.
     #[error("workers file {path}: {reason}")]
     FleetFile {

@@ -1,9 +1,21 @@
-//! How much memory this process took.
+//! How much memory processes took.
 
 /// The most memory that this process has held at a time, in bytes: its peak resident set, as Linux counts
 /// it (`VmHWM` in proc(5)). None on other systems.
 pub fn peak() -> Option<u64> {
-    peak_of(&std::fs::read_to_string("/proc/self/status").ok()?)
+    peak_of_process(std::process::id())
+}
+
+/// The same of the process `id`.
+pub fn peak_of_process(id: u32) -> Option<u64> {
+    peak_of(&std::fs::read_to_string(format!("/proc/{id}/status")).ok()?)
+}
+
+/// Lets the peak of the process `id` count from now on, where the system can: a Linux whose proc(5) has
+/// `clear_refs`. Elsewhere it goes on counting from the start.
+pub fn forget_peak(id: u32) {
+    // Failing is no more than not being able to.
+    let _ = std::fs::write(format!("/proc/{id}/clear_refs"), "5");
 }
 
 fn peak_of(status: &str) -> Option<u64> {

@@ -47,7 +47,7 @@ pub struct ModelArguments {
 }
 
 /// How a scheme computes.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Copy, Debug, PartialEq)]
 pub struct SchemeArguments {
     /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
     #[arg(long, value_enum, default_value_t)]

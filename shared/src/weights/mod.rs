@@ -78,14 +78,29 @@ impl Weights {
     /// # Errors
     /// [`Error::WrongShape`] when a parameter has neither 1, 2 nor 4 axes.
     pub fn random(model: &impl Parameters, seed: u64, device: &Device) -> Result<Self> {
-        let mut tensors = HashMap::new();
+        Self::random_part(model, &list(model), seed, device)
+    }
+
+    /// Of those, `parameters` alone; the digest is of all.
+    ///
+    /// # Errors
+    /// As [`Self::random`].
+    pub fn random_part(
+        model: &impl Parameters,
+        parameters: &[Parameter],
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
         let mut digest = blake3::Hasher::new();
         digest.update(b"random weights");
         digest.update(&seed.to_le_bytes());
         for parameter in list(model) {
             digest.update(format!("{parameter:?}").as_bytes());
-            let host = random_parameter(&parameter, seed)?;
-            tensors.insert(parameter.name, Weight::place(host, device)?);
+        }
+        let mut tensors = HashMap::new();
+        for parameter in parameters {
+            let host = random_parameter(parameter, seed)?;
+            tensors.insert(parameter.name.clone(), Weight::place(host, device)?);
         }
         Ok(Self {
             tensors,

@@ -108,7 +108,7 @@ pub struct Arguments {
 const LOCAL_WORKERS: usize = 4;
 
 /// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
-const DEFAULT_GUIDANCE: f32 = 7.5;
+pub(super) const DEFAULT_GUIDANCE: f32 = 7.5;
 
 impl Arguments {
     fn guidance(&self) -> f32 {
@@ -256,15 +256,19 @@ fn check(arguments: &Arguments) -> Result<()> {
         }
     }
     arguments.report.as_deref().map_or(Ok(()), check_writable)?;
-    let model = &arguments.model.model;
-    if !model.is_dir() {
-        return refuse(format!(
-            "there is no model in {}; give --model a diffusers directory \
-             (this repository's own is assets/demo-model)",
-            model.display()
-        ));
+    check_model(&arguments.model)
+}
+
+/// The model must be a directory.
+pub(super) fn check_model(arguments: &ModelArguments) -> Result<()> {
+    if arguments.model.is_dir() {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Request(format!(
+        "there is no model in {}; give --model a diffusers directory \
+         (this repository's own is assets/demo-model)",
+        arguments.model.display()
+    )))
 }
 
 /// The setting under the policy: planned where that is possible, checked in any case. Nothing has
@@ -286,7 +290,10 @@ async fn permitted(
     Ok(setting)
 }
 
-async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
+/// Opens and tests the device and loads the model.
+pub(super) async fn load(
+    arguments: &ModelArguments,
+) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
     let arguments = arguments.clone();
     spawn_blocking(move || {
         let device = device::open(arguments.device, arguments.allow_software)?;
