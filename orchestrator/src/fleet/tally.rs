@@ -204,7 +204,8 @@ impl Coverage {
 
     /// The part's share of the height, 0 to 1.
     pub fn share(&self) -> f64 {
-        self.intervals.iter().map(|(s, e)| e - s).sum()
+        // The sum of nothing would be minus zero.
+        self.intervals.iter().fold(0.0, |all, (s, e)| all + e - s)
     }
 }
 
