@@ -1,5 +1,6 @@
 //! The commands of the `lacuna` binary, one file each.
 
+pub mod audit;
 pub mod bench;
 pub mod cost;
 pub mod generate;
