@@ -229,7 +229,9 @@ pub fn attack(name: &str, workers: usize, material: &Material<'_>) -> Result<Out
 
     let mut own = None;
     for step in 0..material.steps() {
-        if let Some(pictures) = rows::attack(material, step)? {
+        own = rows::attack(material, step)?;
+        if let Some(own) = &own {
+            let pictures = material.decoded(own)?;
             find(
                 "own rows",
                 &times[step],
@@ -237,7 +239,6 @@ pub fn attack(name: &str, workers: usize, material: &Material<'_>) -> Result<Out
                 None,
                 step == last,
             );
-            own = Some(pictures);
         }
     }
 
@@ -280,55 +281,56 @@ pub fn attack(name: &str, workers: usize, material: &Material<'_>) -> Result<Out
             }
         }
         if chosen {
-            best = Some(guess.pictures);
+            best = Some(guess);
         }
     }
-    if let (Some(best), Some(own)) = (&mut best, &own) {
-        for (guess, own) in best.iter_mut().zip(own) {
-            paste_rows(guess, own, &seen);
-        }
-        find(
-            "own rows and strips",
-            "both of the above",
-            Some(best),
-            None,
-            true,
-        );
+    let Some(best) = best else {
+        return Err(Error::Request("there is nothing to attack".into()));
+    };
+    // A decoder looks beyond its row: own rows come out better with a guess around them.
+    let mut pictures = best.pictures;
+    let decoded = match &own {
+        Some(_) => material.decoded(&material.with_own_rows(best.latents, own.as_ref()))?,
+        None => Vec::new(),
+    };
+    for (picture, own) in pictures.iter_mut().zip(&decoded) {
+        paste_rows(picture, own, &seen);
     }
+    find(
+        "own rows and strips",
+        "both of the above",
+        Some(&pictures),
+        None,
+        true,
+    );
 
     for step in 0..material.steps() {
-        if let Some(pictures) = tokens::attack(material, step)? {
+        let chosen = step == last;
+        let whole = |latents| material.decoded(&material.with_own_rows(latents, own.as_ref()));
+        if let Some(latents) = tokens::attack(material, step)? {
+            pictures = whole(latents)?;
             find(
                 "keys and values",
                 &times[step],
                 Some(&pictures),
                 None,
-                step == last,
+                chosen,
             );
-            best = Some(pictures);
         }
-        if let Some(pictures) = tiles::attack_by_lengths(material, step)? {
+        if let Some(guesses) = tiles::attack_by_lengths(material, step)? {
             find(
                 "lengths in tiles",
                 &times[step],
-                Some(&pictures),
+                Some(&guesses),
                 None,
-                step == last,
+                chosen,
             );
         }
         if let Some(realigned) = tiles::attack(material, step)? {
-            let attack = format!(
-                "tiles, turned back ({:.0} % of own tokens found)",
-                100.0 * realigned.found
-            );
-            find(
-                &attack,
-                &times[step],
-                Some(&realigned.pictures),
-                None,
-                step == last,
-            );
-            best = Some(realigned.pictures);
+            let found = 100.0 * realigned.found;
+            let attack = format!("tiles turned back, {found:.0} % of own tokens found");
+            pictures = whole(realigned.latents)?;
+            find(&attack, &times[step], Some(&pictures), None, chosen);
         }
     }
 
@@ -351,18 +353,16 @@ pub fn attack(name: &str, workers: usize, material: &Material<'_>) -> Result<Out
         );
     }
 
-    let recovered = held.iter().enumerate().filter_map(|(i, run)| {
-        let held = own.as_ref().and_then(|own| own.get(i)).map(|own| {
-            let mut grey = run.picture.clone();
+    let recovered = pictures.into_iter().zip(answers).enumerate();
+    let recovered = recovered.map(|(i, (guess, answers))| Recovered {
+        held: decoded.get(i).map(|own| {
+            let mut grey = own.clone();
             grey.rgb.fill(0.8);
             paste_rows(&mut grey, own, &seen);
             grey
-        });
-        Some(Recovered {
-            held,
-            guess: best.as_ref()?.get(i)?.clone(),
-            answers: *answers.get(i)?,
-        })
+        }),
+        guess,
+        answers,
     });
     let recovered = recovered.collect();
     Ok(Outcome {

@@ -59,8 +59,7 @@ pub struct Arguments {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "configs/policies/private.toml,configs/audit/latents-hidden.toml,\
-                         configs/audit/prompt-shared.toml,configs/audit/tiled.toml,configs/audit/broadcast.toml"
+        default_value = "configs/policies/private.toml,configs/audit/prompt-shared.toml,configs/audit/tiled.toml,configs/audit/broadcast.toml"
     )]
     policies: Vec<PathBuf>,
     /// Attack the paper's scheme too: true or false.
@@ -278,7 +277,7 @@ impl Audit {
                 scheme: Scheme::Ppidm,
                 ..self.base
             };
-            cases.push(("ppidm (the paper)".to_owned(), Some(paper)));
+            cases.push(("ppidm".to_owned(), Some(paper)));
         }
         Ok(cases)
     }

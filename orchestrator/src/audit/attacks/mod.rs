@@ -76,6 +76,19 @@ impl Material<'_> {
             .collect()
     }
 
+    /// `latents` `[n, C H W]` with the provider's own rows as `own` has them.
+    pub fn with_own_rows(&self, mut latents: HostTensor, own: Option<&HostTensor>) -> HostTensor {
+        let shape = self.runs.first().map(|run| &run.latents.shape[..]);
+        if let (Some(own), Some([_, _, rows, columns])) = (own, shape) {
+            let part = self.rows.start * columns..self.rows.end * columns;
+            let planes = latents.data.chunks_exact_mut(rows * columns);
+            for (to, from) in planes.zip(own.data.chunks_exact(rows * columns)) {
+                to[part.clone()].copy_from_slice(&from[part.clone()]);
+            }
+        }
+        latents
+    }
+
     /// Pictures from rows of latents, `[n, C H W]`.
     ///
     /// # Errors

@@ -7,17 +7,16 @@ use crate::audit::corpus::Run;
 use crate::audit::ridge::{Linear, column_means};
 use crate::audit::view::by_pixel;
 use crate::error::Result;
-use crate::picture::Picture;
 
-/// Decodes each held-out run's own rows as of one step; the others are the training runs' mean. None where
-/// the provider has no features of its pixels.
+/// The latents `[n, C H W]` of the held-out runs as of one step: the provider's own rows, and elsewhere the
+/// training runs' mean. None where the provider has no features of its pixels.
 ///
 /// The latents are read off by a linear map, the same for every pixel: from the noisy latents and the
 /// prediction it finds the sampler's own formula, without knowing sampler or guidance.
 ///
 /// # Errors
-/// Those of the regression and the decoder.
-pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Vec<Picture>>> {
+/// Those of the regression.
+pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<HostTensor>> {
     let pixels = material.at_step(step).into_iter().map(|v| v.pixels.clone());
     let Some(pixels) = pixels.collect::<Option<Vec<_>>>() else {
         return Ok(None);
@@ -47,6 +46,6 @@ pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Vec<Picture
         }
         guesses.extend(latents);
     }
-    let guesses = HostTensor::new([material.held_out().len(), mean.len()], guesses)?;
-    material.decoded(&guesses).map(Some)
+    let shape = [material.held_out().len(), mean.len()];
+    Ok(Some(HostTensor::new(shape, guesses)?))
 }

@@ -61,20 +61,24 @@ pub fn features(material: &Material<'_>) -> Result<Vec<Features>> {
 pub struct Guess {
     /// The pictures.
     pub pictures: Vec<Picture>,
+    /// Their latents, `[n, C H W]`.
+    pub latents: HostTensor,
     /// Mean square error of the latents.
     pub error: f64,
 }
 
 impl Features {
-    /// Ridge regression to the pictures' pixels, its penalty chosen by the latents.
+    /// Ridge regression to the latents, and with the same penalty to the pictures' pixels.
     ///
     /// # Errors
     /// Those of the products.
     pub fn pictures(&self, material: &Material<'_>) -> Result<Guess> {
-        let mix = self.gram.fit(&material.targets(|run| &run.latents.data)?)?;
+        let latents = material.targets(|run| &run.latents.data)?;
+        let mix = self.gram.fit(&latents)?;
         let pixels = mix.predict(&material.targets(|run| &run.picture.rgb)?)?;
         Ok(Guess {
             pictures: material.pictures(&pixels),
+            latents: mix.predict(&latents)?,
             error: mix.error,
         })
     }

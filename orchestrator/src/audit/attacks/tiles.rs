@@ -18,17 +18,17 @@ use crate::picture::Picture;
 
 /// What was recovered of the held-out runs.
 pub struct Realigned {
-    /// The pictures.
-    pub pictures: Vec<Picture>,
+    /// Their latents, `[n, C H W]`.
+    pub latents: HostTensor,
     /// Mean share of the provider's own tokens that were found in its tile.
     pub found: f64,
 }
 
-/// The held-out pictures from tiles of one step. The attacker's own runs have keys and values as broadcast
+/// The held-out runs from tiles of one step. The attacker's own runs have keys and values as broadcast
 /// gives them, for it may run a model as it likes. None where there are no tiles.
 ///
 /// # Errors
-/// Those of the regressions and the decoder.
+/// Those of the regressions.
 pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Realigned>> {
     let views = material.at_step(step);
     let (own, others) = views.split_at(material.train.min(views.len()));
@@ -71,7 +71,7 @@ pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Realigned>>
     }
     let guesses = HostTensor::new([tiles.len(), mean.len()], guesses)?;
     Ok(Some(Realigned {
-        pictures: material.decoded(&guesses)?,
+        latents: guesses,
         found: found / tiles.len().max(1) as f64,
     }))
 }

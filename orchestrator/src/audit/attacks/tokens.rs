@@ -6,7 +6,6 @@ use super::Material;
 use crate::audit::corpus::Run;
 use crate::audit::ridge::Linear;
 use crate::error::Result;
-use crate::picture::Picture;
 
 /// Reads each token's patch of latents off its keys and values, the same map for every token.
 pub struct Reader {
@@ -107,11 +106,11 @@ impl Reader {
     }
 }
 
-/// The held-out pictures from keys and values of one step; none where the provider does not get all.
+/// The held-out runs' latents `[n, C H W]` from keys and values of one step; none where the provider does not get all.
 ///
 /// # Errors
-/// Those of the regression and the decoder.
-pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Vec<Picture>>> {
+/// Those of the regression.
+pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<HostTensor>> {
     let keys = material.at_step(step).into_iter().map(|v| v.keys.clone());
     let Some(keys) = keys.collect::<Option<Vec<_>>>() else {
         return Ok(None);
@@ -134,8 +133,7 @@ pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<Vec<Picture
         }
         guesses.extend(latents);
     }
-    let guesses = HostTensor::new([others.len(), width], guesses)?;
-    material.decoded(&guesses).map(Some)
+    Ok(Some(HostTensor::new([others.len(), width], guesses)?))
 }
 
 #[cfg(test)]
