@@ -3,10 +3,14 @@
 use shared::host::HostTensor;
 
 use super::Material;
+use super::words::Accuracy;
 use crate::audit::prompts::QUESTIONS;
 use crate::audit::ridge::Gram;
 use crate::error::Result;
 use crate::picture::Picture;
+
+/// What is thought of one prompt, in the order of [`QUESTIONS`].
+pub type Answers = [&'static str; QUESTIONS.len()];
 
 /// The features that an attack reads: their stage, or all of them, of a step, or of all.
 pub struct Features {
@@ -87,7 +91,7 @@ impl Features {
     ///
     /// # Errors
     /// Those of the products.
-    pub fn answers(&self, material: &Material<'_>) -> Result<Vec<[&'static str; QUESTIONS.len()]>> {
+    pub fn answers(&self, material: &Material<'_>) -> Result<Vec<Answers>> {
         let mut answers = vec![[""; QUESTIONS.len()]; material.held_out().len()];
         for question in 0..QUESTIONS.len() {
             let own = material.runs[..material.train].iter();
@@ -120,36 +124,24 @@ pub fn largest(values: &[f32]) -> usize {
     best.map_or(0, |(at, _)| at)
 }
 
-/// The share of answers that are right, and of those that the training runs' most frequent answer gets
-/// right, over all questions.
-pub fn accuracy(
-    material: &Material<'_>,
-    answers: &[[&'static str; QUESTIONS.len()]],
-) -> [Vec<f64>; 2] {
+/// How many answers to each question are right, and how many the training runs' most frequent answer gets
+/// right.
+pub fn accuracy(material: &Material<'_>, answers: &[Answers]) -> Vec<Accuracy> {
     let held = material.held_out();
     let share = |right: usize| right as f64 / held.len().max(1) as f64;
-    let right = |question: usize| {
-        let pairs = held.iter().zip(answers);
-        share(
-            pairs
-                .filter(|(run, a)| run.prompt.answers[question] == a[question])
-                .count(),
-        )
-    };
-    let chance = |question: usize| {
+    let of_question = |question: usize| {
         let own = material.runs[..material.train].iter();
         let known: Vec<&str> = own.map(|run| run.prompt.answers[question]).collect();
         let most = most_frequent(&known);
-        let hits = held
-            .iter()
-            .filter(|r| Some(r.prompt.answers[question]) == most);
-        share(hits.count())
+        let truths = held.iter().map(|run| run.prompt.answers[question]);
+        let right = truths.clone().zip(answers);
+        let right = right.filter(|(truth, answer)| *truth == answer[question]);
+        Accuracy {
+            right: share(right.count()),
+            chance: share(truths.filter(|truth| Some(*truth) == most).count()),
+        }
     };
-    let questions = 0..QUESTIONS.len();
-    [
-        questions.clone().map(right).collect(),
-        questions.map(chance).collect(),
-    ]
+    (0..QUESTIONS.len()).map(of_question).collect()
 }
 
 /// The most frequent of `words`, the first by the alphabet of several.

@@ -147,7 +147,7 @@ pub struct Aligned {
 /// [`shared::Error::WrongShape`] when the tile is not of one attention.
 pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
     let [batch, _, width] = tile.own[0].dims()?;
-    let by_heads = |x: &HostTensor| Ok::<_, shared::Error>(by_token(std::slice::from_ref(x))?);
+    let by_heads = |x: &HostTensor| by_token(std::slice::from_ref(x));
     let own = [
         by_heads(&tile.own[0])?,
         by_heads(&tile.own[1])?,
