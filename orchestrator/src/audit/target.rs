@@ -38,13 +38,15 @@ impl Target<'_> {
     pub fn rows(&self, setting: &Setting) -> Result<Range<usize>> {
         let [_, rows, _] = setting.latents;
         let workers = self.fleet.workers.len();
-        let missing = || Error::Request(format!("--provider {}: there are {workers}", self.worker));
         if setting.scheme == Scheme::Ppidm {
             let strips = strips(rows, workers);
-            return strips.get(self.worker).cloned().ok_or_else(missing);
+            return strips
+                .get(self.worker)
+                .cloned()
+                .ok_or_else(|| self.missing());
         }
         let seatings = resident::seatings(self.pipeline.unet(), setting, workers)?;
-        let seating = seatings.get(self.worker).ok_or_else(missing)?;
+        let seating = seatings.get(self.worker).ok_or_else(|| self.missing())?;
         let levels = Levels::new(rows, setting.levels);
         Ok(levels.scale(&seating.strip, 0))
     }
@@ -88,13 +90,24 @@ impl Target<'_> {
         if let Some(fleet) = predictor.finish().fleet {
             self.runtime.block_on(fleet.close());
         }
-        if setting.scheme == Scheme::Ppidm {
-            return view::of_pieces(self.model, tap.take(), run.calls.len());
+        let views = if setting.scheme == Scheme::Ppidm {
+            view::of_pieces(self.model, tap.take(), run.calls.len())?
+        } else {
+            let seatings = resident::seatings(unet, setting, self.fleet.workers.len())?;
+            let seating = seatings.into_iter().nth(self.worker);
+            let seating = seating.ok_or_else(|| self.missing())?;
+            view::of_walk(unet, weights, seating, tap.take())?
+        };
+        if views.len() == run.calls.len() {
+            return Ok(views);
         }
-        let seatings = resident::seatings(unet, setting, self.fleet.workers.len())?;
-        let seating = seatings.into_iter().nth(self.worker);
-        let missing = || Error::Request(format!("--provider {}: no such worker", self.worker));
-        view::of_walk(unet, weights, seating.ok_or_else(missing)?, tap.take())
+        let reason = format!("{} of {} steps were seen", views.len(), run.calls.len());
+        Err(Error::Request(reason))
+    }
+
+    fn missing(&self) -> Error {
+        let workers = self.fleet.workers.len();
+        Error::Request(format!("--provider {}: there are {workers}", self.worker))
     }
 }
 

@@ -65,13 +65,12 @@ pub fn of_walk(
         scene: Scene::default(),
         views: Vec::new(),
         prompt: None,
+        ended: false,
     };
-    let ended = strip::run(unet, weights.clone(), seating, &mut replay);
-    match ended {
-        // A walk has no other end.
-        Err(shared::Error::Message(_)) if replay.heard.is_empty() => Ok(replay.views),
-        Err(error) => Err(error.into()),
-        Ok(()) => Ok(replay.views),
+    match strip::run(unet, weights.clone(), seating, &mut replay) {
+        // A walk has no other end than that nothing more comes.
+        Err(error) if !replay.ended => Err(error.into()),
+        _ => Ok(replay.views),
     }
 }
 
@@ -83,6 +82,8 @@ struct Replay {
     views: Vec<View>,
     /// Sent once, known for good.
     prompt: Option<HostTensor>,
+    /// Whether all that was heard has been brought.
+    ended: bool,
 }
 
 /// One step while it is walked.
@@ -99,8 +100,9 @@ struct Scene {
 
 impl Replay {
     fn next(&mut self) -> shared::Result<Incoming> {
-        let ended = || shared::Error::Message("the record ends".into());
-        self.heard.pop_front().ok_or_else(ended)
+        let next = self.heard.pop_front();
+        self.ended = next.is_none();
+        next.ok_or_else(|| shared::Error::Message("the record ends".into()))
     }
 
     /// Keeps what of a message the attacks read; `out` is what the worker handed out for it.
