@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, cost, generate, metrics, plan, workers};
+use crate::commands::{audit, bench, cost, generate, metrics, plan, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Cost(cost::Arguments),
     /// Chooses the fastest placement that a policy allows.
     Plan(plan::Arguments),
+    /// Attacks what a provider sees: what could it recover?
+    Audit(audit::Arguments),
     /// Times pictures, or U-Net calls of random weights, under several schemes over a link.
     Bench(bench::Arguments),
     /// A worker of `bench --separate`; ends when its standard input does.
@@ -43,6 +45,7 @@ impl Cli {
             Command::Workers(arguments) => workers::run(arguments).await,
             Command::Cost(arguments) => cost::run(arguments).await,
             Command::Plan(arguments) => plan::run(arguments).await,
+            Command::Audit(arguments) => audit::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
             Command::BenchWorker(arguments) => bench::process::run(arguments).await,
         }

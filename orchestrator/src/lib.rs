@@ -19,6 +19,7 @@
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
 //! - [`policy`]: what a provider may see and does see, and the fastest plan under that.
 //! - [`cost`]: what a scheme sends and computes, without running it.
+//! - [`audit`]: what a provider can make of what it sees.
 //!
 //! At the edge:
 //! - [`cli`]: the command line.
@@ -29,6 +30,7 @@
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
 
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod cost;

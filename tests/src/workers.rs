@@ -125,6 +125,28 @@ pub async fn tampering_worker<R: IntoResponse>(
     serve_routes(Router::new().fallback_service(routes).layer(layer)).await
 }
 
+/// A worker that holds the tiny model `name`, and the bodies of all pieces of work that it is sent.
+pub async fn overheard_worker(name: &str) -> (String, Arc<Mutex<Vec<Bytes>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = heard.clone();
+    let layer = from_fn(move |request: Request, next: Next| {
+        let ear = ear.clone();
+        async move {
+            let path = request.uri().path();
+            let is_run = path.ends_with("/run") || path.ends_with("/advance");
+            let (head, body) = request.into_parts();
+            let body = to_bytes(body, usize::MAX).await.unwrap();
+            if is_run {
+                ear.lock().unwrap().push(body.clone());
+            }
+            next.run(Request::from_parts(head, body.into())).await
+        }
+    });
+    let routes = service(name, &Options::default()).router();
+    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
+    (url, heard)
+}
+
 /// A body that never ends.
 pub fn endless_body() -> Body {
     let chunk = Bytes::from(vec![0u8; 1 << 16]);

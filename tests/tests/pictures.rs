@@ -355,7 +355,7 @@ async fn the_bench_and_workers_commands_run() {
     let config = model_dir("odd").join("unet/config.json");
     let bench = ["bench", "--rows", "6", "--columns", "5", "--calls", "1"];
     let bench = bench.into_iter().chain(["--device", "cpu", "--config"]);
-    let bench = bench.chain([config.to_str().unwrap(), "--local-workers", "2"]);
+    let bench = bench.chain([config.to_str().unwrap(), "--workers", "2"]);
     lacuna(bench.clone()).await.unwrap();
     lacuna(bench.clone().chain(["--link", "900,900,1", "--json"]))
         .await

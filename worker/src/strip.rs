@@ -37,6 +37,15 @@ pub trait Outside {
     /// # Errors
     /// As [`Self::wait`].
     fn exchange(&mut self, at: String, out: HashMap<String, Payload>) -> Result<Incoming>;
+
+    /// Called with each block's output: [`Executor::observe`] of the strip. A worker that serves looks
+    /// away; `lacuna audit`, which walks a strip again in its own process, keeps it.
+    ///
+    /// # Errors
+    /// Those of the device that does not give the feature map back.
+    fn observe(&mut self, _block: &str, _x: &Tensor<4>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Computes step after step over one strip until `outside` says no more.
@@ -431,6 +440,10 @@ impl<O: Outside> Executor for Strip<O> {
         let mut got = self.meet(Of::CrossAttention(layer), out)?;
         let y = self.take(&mut got, "y")?;
         self.whole.linear(&layer.to_out, &y)
+    }
+
+    fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {
+        self.outside.observe(block, x)
     }
 
     shared::whole_does_the_rest!(whole);

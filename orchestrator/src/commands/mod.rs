@@ -1,5 +1,6 @@
 //! The commands of the `lacuna` binary, one file each.
 
+pub mod audit;
 pub mod bench;
 pub mod cost;
 pub mod generate;
@@ -169,6 +170,20 @@ pub struct ComputeArguments {
 }
 
 impl ComputeArguments {
+    /// The flags' numbers.
+    ///
+    /// # Errors
+    /// As [`SpeedArguments::link`].
+    pub fn given(&self, link: &SpeedArguments, fleet: &FleetConfig) -> Result<Speeds> {
+        above_zero("--user-gflops", self.user_gflops)?;
+        above_zero("--worker-gflops", self.worker_gflops)?;
+        Ok(Speeds {
+            link: link.link()?,
+            user_gflops: self.user_gflops,
+            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
+        })
+    }
+
     /// These with the connection, or what is measured of `fleet` and `device`.
     ///
     /// # Errors
@@ -179,13 +194,7 @@ impl ComputeArguments {
         fleet: &FleetConfig,
         device: &Device,
     ) -> Result<Speeds> {
-        above_zero("--user-gflops", self.user_gflops)?;
-        above_zero("--worker-gflops", self.worker_gflops)?;
-        let mut speeds = Speeds {
-            link: link.link()?,
-            user_gflops: self.user_gflops,
-            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
-        };
+        let mut speeds = self.given(link, fleet)?;
         if self.measure {
             let measured = measure::measure(fleet).await?;
             speeds.link = measured.link;

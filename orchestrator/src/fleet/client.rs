@@ -16,6 +16,7 @@ use shared::wire::{
 use super::Part;
 use super::config::WorkerConfig;
 use super::tally::{Kind, Size, Tally};
+use super::tap::Tap;
 use crate::error::{Error, Result, one_line};
 
 /// How long to wait for a connection.
@@ -46,6 +47,8 @@ pub struct Client {
     sequence: u64,
     /// What was sent to it and what it did.
     pub tally: Tally,
+    /// Who keeps a copy of what is sent to it: an audit.
+    pub tap: Option<Tap>,
 }
 
 impl Client {
@@ -67,6 +70,7 @@ impl Client {
         Ok(Self {
             http,
             tally: Tally::new(worker),
+            tap: None,
             worker: worker.clone(),
             session: String::new(),
             sequence: 0,
@@ -133,6 +137,9 @@ impl Client {
     /// # Errors
     /// As [`Self::open`]; [`Error::WorkerReply`] when an output is not what was asked for.
     pub async fn run(&mut self, kind: Kind, part: Part) -> Result<Vec<Payload>> {
+        if let Some(tap) = &self.tap {
+            tap.keep_part(&part);
+        }
         self.sequence += 1;
         let mut wanted = Vec::with_capacity(part.len());
         let mut reply_bytes = MARGIN;
@@ -175,6 +182,9 @@ impl Client {
         tensors: HashMap<String, Payload>,
         limit: usize,
     ) -> Result<Handed> {
+        if let Some(tap) = &self.tap {
+            tap.keep_message(&at, &tensors);
+        }
         self.sequence += 1;
         let sequence = self.sequence;
         let header = AdvanceHeader { sequence, at };

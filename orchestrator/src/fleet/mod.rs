@@ -7,7 +7,8 @@
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
 //! - [`measure`]: how fast the connection and the workers are.
-//! - [`tally`]: what was sent to whom.
+//! - [`tally`]: how much was sent to whom.
+//! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
 
 pub mod client;
@@ -16,6 +17,7 @@ pub mod link;
 pub mod local;
 pub mod measure;
 pub mod tally;
+pub mod tap;
 
 use std::collections::HashMap;
 
@@ -29,6 +31,7 @@ use crate::error::{Error, Result};
 use client::{Client, Handed};
 use config::FleetConfig;
 use tally::{Kind, Tally, Traffic};
+use tap::Tap;
 
 /// One worker's part of an exchange: independent pieces of work.
 pub type Part = Vec<Piece>;
@@ -154,6 +157,15 @@ impl Fleet {
     /// Accounts of all sessions, in the order of the workers' file, lane by lane.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
+    }
+
+    /// Keeps a copy of everything that the `index`-th worker is sent from now on.
+    pub fn tap(&mut self, index: usize) -> Tap {
+        let (tap, workers) = (Tap::default(), self.len());
+        for client in self.clients.iter_mut().skip(index).step_by(workers.max(1)) {
+            client.tap = Some(tap.clone());
+        }
+        tap
     }
 
     /// `error` as one about what the `index`-th worker answered.

@@ -108,7 +108,7 @@ pub struct Arguments {
 const LOCAL_WORKERS: usize = 4;
 
 /// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
-pub(super) const DEFAULT_GUIDANCE: f32 = 7.5;
+pub const DEFAULT_GUIDANCE: f32 = 7.5;
 
 impl Arguments {
     fn guidance(&self) -> f32 {

@@ -42,23 +42,28 @@ pub async fn open(
     unet: &UNet,
     setting: &Setting,
 ) -> Result<Fleet> {
+    let seatings = seatings(unet, setting, config.workers.len())?;
+    Fleet::open(config, digest, &seatings, setting.lane_count()).await
+}
+
+/// What each of `workers` workers is told of its place when a session opens.
+///
+/// # Errors
+/// [`shared::Error::TooManyStrips`].
+pub fn seatings(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Seating>> {
     let [batch, rows, columns] = setting.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
-    let workers = config.workers.len();
     let strips = cut_strips(&levels, workers)?.into_iter();
-    let seatings: Vec<Seating> = strips
-        .zip(Tile::grid(workers))
-        .map(|(strip, tile)| Seating {
-            batch,
-            rows,
-            columns,
-            strip,
-            tokens: setting.tokens,
-            placement: setting.placement,
-            tile,
-        })
-        .collect();
-    Fleet::open(config, digest, &seatings, setting.lane_count()).await
+    let seating = |(strip, tile)| Seating {
+        batch,
+        rows,
+        columns,
+        strip,
+        tokens: setting.tokens,
+        placement: setting.placement,
+        tile,
+    };
+    Ok(strips.zip(Tile::grid(workers)).map(seating).collect())
 }
 
 /// What each of `workers` workers will be shown.

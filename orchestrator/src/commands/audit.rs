@@ -1,0 +1,393 @@
+//! `lacuna audit`: what a provider could make of what it sees.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use shared::device::{self, OpenDevice};
+use shared::placement::Placement;
+use shared::weights::{Weights, list};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use worker::Model;
+
+use super::generate::DEFAULT_GUIDANCE;
+use super::{ComputeArguments, ModelArguments, PROMPT_TOKENS, SpeedArguments};
+use crate::audit::attacks::Material;
+use crate::audit::corpus::{self, Run, Size};
+use crate::audit::outcome::{Outcome, Recovered, attack, baselines};
+use crate::audit::sheet::{Cell, Column, sheet};
+use crate::audit::table::{self, Finding};
+use crate::audit::target::Target;
+use crate::audit::view::View;
+use crate::error::{Error, Result};
+use crate::fleet::config::MAX_WORKERS;
+use crate::fleet::local::LocalWorkers;
+use crate::output::write_whole;
+use crate::picture::Picture;
+use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::policy::plan::choose;
+use crate::schemes::{Scheme, Setting};
+
+/// Arguments of `lacuna audit`.
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Pictures that the attacker trains on. Prompts are of the demo model's grammar.
+    #[arg(long, default_value_t = 400)]
+    prompts: usize,
+    /// Pictures that it is tried on.
+    #[arg(long, default_value_t = 40)]
+    held_out: usize,
+    /// Sampler steps.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Steps that are audited, from the first to the last.
+    #[arg(long, default_value_t = 4)]
+    audited_steps: usize,
+    /// Numbers of workers, each of a provider of its own.
+    #[arg(long, value_delimiter = ',', default_value = "4")]
+    workers: Vec<usize>,
+    /// The provider that attacks, from 0.
+    #[arg(long, default_value_t = 1)]
+    provider: usize,
+    /// Policies: of each, the fastest placement that it allows is attacked.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "configs/policies/private.toml,configs/audit/prompt-shared.toml,configs/audit/tiled.toml,configs/audit/broadcast.toml"
+    )]
+    policies: Vec<PathBuf>,
+    /// Attack the paper's scheme too: true or false.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    ppidm: bool,
+    #[command(flatten)]
+    speed: SpeedArguments,
+    #[command(flatten)]
+    compute: ComputeArguments,
+    /// Held-out pictures on the sheet.
+    #[arg(long, default_value_t = 5)]
+    pictures: usize,
+    /// The directory for audit.md, audit.csv, audit.json and sheet.png.
+    #[arg(long, default_value = "audit")]
+    out: PathBuf,
+}
+
+/// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.
+type Case = (String, Option<Setting>);
+
+/// Runs the command.
+///
+/// # Errors
+/// Anything from a bad argument to a file that cannot be written, in one line.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    check(&arguments)?;
+    let policies = arguments
+        .policies
+        .iter()
+        .map(|path| Policy::from_file(path));
+    let policies = policies.collect::<Result<Vec<_>>>()?;
+    std::fs::create_dir_all(&arguments.out)
+        .with_context(|| format!("cannot make {}", arguments.out.display()))?;
+
+    let opened = arguments.clone();
+    let (audit, device) = spawn_blocking(move || open(&opened)).await??;
+    let audit = Arc::new(audit);
+    let runs = {
+        let (audit, arguments) = (audit.clone(), arguments.clone());
+        Arc::new(spawn_blocking(move || audit.runs(&arguments)).await??)
+    };
+    let (mut findings, mut columns) = (Vec::new(), Vec::new());
+    for (at, workers) in arguments.workers.iter().copied().enumerate() {
+        let local = LocalWorkers::start(workers, &audit.model, &device, audit.base.latents).await?;
+        let (audit, runs) = (audit.clone(), runs.clone());
+        let (asked, policies) = (arguments.clone(), policies.clone());
+        let runtime = Handle::current();
+        let (found, more) = spawn_blocking(move || {
+            let target = Target {
+                pipeline: &audit.pipeline,
+                model: &audit.model,
+                fleet: local.config(),
+                worker: asked.provider,
+                runtime,
+            };
+            audit.of_workers(&asked, &policies, &target, &runs)
+        })
+        .await??;
+        findings.extend(found);
+        if at == 0 {
+            columns = more;
+        }
+        // What is known so far, should a later round fail.
+        write(&arguments, &findings, &columns)?;
+    }
+    println!("{}", table::text(&findings));
+    println!("{}", arguments.out.join("sheet.png").display());
+    Ok(())
+}
+
+/// What can be refused before anything is loaded.
+fn check(arguments: &Arguments) -> Result<()> {
+    let refuse = |reason: String| Err(Error::Request(reason));
+    // Of five runs one is set aside to choose penalties.
+    if arguments.prompts < 10 {
+        return refuse(format!("--prompts {}: at least 10", arguments.prompts));
+    }
+    for (flag, value) in [
+        ("--held-out", arguments.held_out),
+        ("--steps", arguments.steps),
+        ("--audited-steps", arguments.audited_steps),
+    ] {
+        if value == 0 {
+            return refuse(format!("{flag} 0: at least 1"));
+        }
+    }
+    for n in &arguments.workers {
+        if !(1..=MAX_WORKERS).contains(n) {
+            return refuse(format!("--workers {n}: from 1 to {MAX_WORKERS}"));
+        }
+        if arguments.provider >= *n {
+            return refuse(format!(
+                "--provider {}: of {n} workers the last is {}",
+                arguments.provider,
+                n - 1
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn write(arguments: &Arguments, findings: &[Finding], columns: &[Column]) -> anyhow::Result<()> {
+    let file = |name: &str| arguments.out.join(name);
+    write_whole(&file("audit.md"), table::text(findings).as_bytes())?;
+    write_whole(&file("audit.csv"), table::csv(findings).as_bytes())?;
+    write_whole(&file("audit.json"), &serde_json::to_vec_pretty(findings)?)?;
+    sheet(columns).write_png(&file("sheet.png"), &[])?;
+    Ok(())
+}
+
+/// The model, and how it samples.
+struct Audit {
+    pipeline: Pipeline,
+    weights: Weights,
+    model: Arc<Model>,
+    sampling: Sampling,
+    /// Sizes; the placement is the policies' to choose.
+    base: Setting,
+}
+
+fn open(arguments: &Arguments) -> anyhow::Result<(Audit, OpenDevice)> {
+    let ModelArguments {
+        model,
+        variant,
+        device,
+        allow_software,
+    } = &arguments.model;
+    let device = device::open(*device, *allow_software)?;
+    let pipeline = Pipeline::open(model, variant.as_deref(), &device.device)
+        .with_context(|| format!("cannot load the model {}", model.display()))?;
+    let weights = pipeline.load_unet(&list(pipeline.unet()))?;
+    let sampling = Sampling {
+        scheduler: None,
+        steps: arguments.steps,
+        guidance: pipeline.guidance_scale.unwrap_or(DEFAULT_GUIDANCE),
+        eta: 0.0,
+    };
+    let [_, _, rows, columns] = pipeline.latent_shape(None, None)?;
+    let base = Setting {
+        scheme: Scheme::Resident,
+        groupnorm: Default::default(),
+        placement: Placement::default(),
+        // Both halves of a guided step travel in one message: the worker sees the same of them.
+        lanes: false,
+        latents: [sampling.batch(), rows, columns],
+        levels: pipeline.unet().levels(),
+        tokens: PROMPT_TOKENS,
+    };
+    let audit = Audit {
+        model: Arc::new(Model::new(pipeline.unet().clone(), weights.clone())),
+        pipeline,
+        weights,
+        sampling,
+        base,
+    };
+    Ok((audit, device))
+}
+
+impl Audit {
+    /// The pictures.
+    fn runs(&self, arguments: &Arguments) -> Result<Vec<Run>> {
+        let size = Size {
+            train: arguments.prompts,
+            held_out: arguments.held_out,
+            audited: arguments.audited_steps,
+        };
+        let bar = ProgressBar::new((size.train + size.held_out) as u64);
+        let Self {
+            pipeline,
+            weights,
+            sampling,
+            base,
+            ..
+        } = self;
+        let runs = corpus::make(pipeline, weights, sampling, base, size, |i| {
+            bar.set_position(i as u64);
+        });
+        bar.finish_and_clear();
+        runs
+    }
+
+    /// The cases: each policy's placement, and the paper's scheme.
+    fn cases(
+        &self,
+        arguments: &Arguments,
+        policies: &[Policy],
+        target: &Target<'_>,
+    ) -> Result<Vec<Case>> {
+        if arguments.compute.measure {
+            let reason = "--measure: an audit plans with the numbers that are given";
+            return Err(Error::Request(reason.into()));
+        }
+        let speeds = arguments.compute.given(&arguments.speed, target.fleet)?;
+        let case = |policy: &Policy| {
+            let name = policy.file.file_stem().unwrap_or_default();
+            let name = name.to_string_lossy().into_owned();
+            match choose(
+                self.pipeline.unet(),
+                policy,
+                self.base,
+                target.fleet,
+                &speeds,
+            ) {
+                Ok(plan) => {
+                    let placement = serde_json::to_string(&plan.setting.placement);
+                    println!("{name}: {}", placement.unwrap_or_default());
+                    Ok((name, Some(plan.setting)))
+                }
+                Err(error @ Error::Policy { .. }) => {
+                    println!("{name}: {error}");
+                    Ok((name, None))
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let mut cases = policies.iter().map(case).collect::<Result<Vec<Case>>>()?;
+        if arguments.ppidm {
+            let paper = Setting {
+                scheme: Scheme::Ppidm,
+                ..self.base
+            };
+            cases.push(("ppidm".to_owned(), Some(paper)));
+        }
+        Ok(cases)
+    }
+
+    fn material<'a>(
+        &'a self,
+        arguments: &Arguments,
+        runs: &'a [Run],
+        views: &'a [Vec<View>],
+        rows: Range<usize>,
+    ) -> Material<'a> {
+        Material {
+            pipeline: &self.pipeline,
+            runs,
+            views,
+            train: arguments.prompts,
+            rows,
+        }
+    }
+
+    /// All cases with one fleet: what was found, and the columns of the sheet.
+    fn of_workers(
+        &self,
+        arguments: &Arguments,
+        policies: &[Policy],
+        target: &Target<'_>,
+        runs: &[Run],
+    ) -> Result<(Vec<Finding>, Vec<Column>)> {
+        let workers = target.fleet.workers.len();
+        let (mut findings, mean) = {
+            let rows = target.rows(&self.base)?;
+            baselines(&self.material(arguments, runs, &[], rows), workers)?
+        };
+        let mut outcomes = Vec::new();
+        for (name, setting) in self.cases(arguments, policies, target)? {
+            let Some(setting) = setting else {
+                continue;
+            };
+            let bar = ProgressBar::new(runs.len() as u64);
+            bar.set_message(name.clone());
+            let views = target.watch(&setting, &self.weights, runs, arguments.prompts, || {
+                bar.inc(1);
+            });
+            bar.finish_and_clear();
+            let views = views?;
+            let rows = target.rows(&setting)?;
+            let material = self.material(arguments, runs, &views, rows);
+            let mut outcome = attack(&name, workers, &material)?;
+            findings.append(&mut outcome.findings);
+            outcomes.push((name, outcome));
+        }
+        let held = runs.iter().skip(arguments.prompts).take(arguments.pictures);
+        let held: Vec<&Run> = held.collect();
+        Ok((findings, columns(&held, &outcomes, &mean, workers)))
+    }
+}
+
+/// The columns of the sheet: what is true, what is held, what each case gives away, and the mean.
+fn columns(
+    held: &[&Run],
+    outcomes: &[(String, Outcome)],
+    mean: &Picture,
+    workers: usize,
+) -> Vec<Column> {
+    let column = |heading: [&str; 2], cells: Vec<Cell>| Column {
+        heading: heading.map(str::to_owned),
+        cells,
+    };
+    let truth = held.iter().map(|run| Cell {
+        picture: run.picture.clone(),
+        caption: caption(&run.prompt.answers),
+    });
+    let mut columns = vec![column(["true picture", "its prompt"], truth.collect())];
+    let known = outcomes.iter().find_map(|(_, outcome)| {
+        let rows = outcome.recovered.iter().take(held.len());
+        rows.map(|r| r.held.clone()).collect::<Option<Vec<_>>>()
+    });
+    if let Some(known) = known {
+        let cells = known.into_iter().map(|picture| Cell {
+            picture,
+            caption: String::new(),
+        });
+        let heading = format!("1 of {workers} providers");
+        columns.push(column(["it computes", &heading], cells.collect()));
+    }
+    for (name, outcome) in outcomes {
+        let recovered = outcome.recovered.iter().take(held.len());
+        let cells = recovered.map(|Recovered { guess, answers, .. }| Cell {
+            picture: guess.clone(),
+            caption: caption(answers),
+        });
+        columns.push(column([name, "it recovers"], cells.collect()));
+    }
+    let cells = held.iter().map(|_| Cell {
+        picture: mean.clone(),
+        caption: String::new(),
+    });
+    columns.push(column(["mean picture", "no attack"], cells.collect()));
+    columns
+}
+
+/// The shape that a prompt names first, and the background.
+fn caption(answers: &[&str]) -> String {
+    match answers {
+        [_, colour, kind, .., background] => format!("{colour} {kind}-{background}"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,47 @@
+//! What one worker is sent, kept for `lacuna audit`.
+//!
+//! The copy is made on the user's side, of the very tensors that are put into messages. A worker has
+//! nothing of the kind: what it computes follows from what it was sent and from the model, so an audit
+//! computes it again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shared::wire::Payload;
+use worker::strip::Incoming;
+
+use super::Piece;
+
+/// A handle to what is kept; it stays good when the fleet is gone.
+#[derive(Clone, Debug, Default)]
+pub struct Tap(Arc<Mutex<Heard>>);
+
+/// Everything that a worker was sent after its session was opened, in order.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// By a walk: the exchange, and the tensors as they travel.
+    pub messages: Vec<Incoming>,
+    /// Of single layers.
+    pub pieces: Vec<Piece>,
+}
+
+impl Tap {
+    /// Takes what was kept so far.
+    pub fn take(&self) -> Heard {
+        std::mem::take(&mut self.heard())
+    }
+
+    pub(super) fn keep_message(&self, at: &str, tensors: &HashMap<String, Payload>) {
+        let message = (at.to_owned(), tensors.clone());
+        self.heard().messages.push(message);
+    }
+
+    pub(super) fn keep_part(&self, part: &[Piece]) {
+        self.heard().pieces.extend_from_slice(part);
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        // A push leaves nothing half done, so a panic elsewhere spoils nothing here.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,287 @@
+//! `lacuna audit`: what is taken for a provider's view is what its worker was sent and computed, and the
+//! command from its arguments to its files.
+
+use std::path::Path;
+
+use orchestrator::audit::view::{self, View};
+use orchestrator::fleet::config::FleetConfig;
+use orchestrator::fleet::tap::Heard;
+use orchestrator::pipeline::Pipeline;
+use orchestrator::schemes::resident::seatings;
+use orchestrator::schemes::{Scheme, Setting};
+use serde_json::Value;
+use shared::device::OpenDevice;
+use shared::exchange::Resident;
+use shared::host::HostTensor;
+use shared::partition::{Levels, Rows, cut};
+use shared::placement::{Attentions, Placement, Prompt, SelfAttention};
+use shared::weights::{Weights, list};
+use shared::whole::{Conditioning, Whole};
+use shared::wire::{AdvanceHeader, Message, RunHeader};
+use tests::golden::{model_dir, repository};
+use tests::journey::{Png, lacuna};
+use tests::workers::{RunningWorker, fleet_file, model, overheard_worker};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use worker::Options;
+
+const NAME: &str = "sd1";
+const SIDE: usize = 16;
+const TIMESTEPS: [f64; 2] = [801.0, 1.0];
+
+/// Two steps of a picture on two workers, the second of them overheard and tapped.
+struct Overheard {
+    /// The bodies that the worker was sent.
+    bodies: Vec<axum::body::Bytes>,
+    /// What the tap kept.
+    heard: Heard,
+    /// The prediction of each step by the whole model.
+    whole: Vec<HostTensor>,
+    setting: Setting,
+    seating: Resident,
+    weights: Weights,
+}
+
+fn sample(seed: u64) -> HostTensor {
+    let shape = [2, 4, SIDE, SIDE];
+    let data = orchestrator::noise::TorchRng::new(seed).randn(shape.iter().product());
+    HostTensor::new(shape, data).unwrap()
+}
+
+async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt) -> Overheard {
+    let first = RunningWorker::start(NAME, &Options::default()).await;
+    let (url, bodies) = overheard_worker(NAME).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = fleet_file(folder.path(), &[(&first.url, None), (&url, None)]);
+    let config = FleetConfig::from_file(&file).unwrap();
+    let runtime = Handle::current();
+    let overheard = spawn_blocking(move || {
+        let device = OpenDevice::cpu().device;
+        let pipeline = Pipeline::open(&model_dir(NAME), None, &device).unwrap();
+        let unet = pipeline.unet();
+        let weights = pipeline.load_unet(&list(unet)).unwrap();
+        let context = pipeline.encode("a cat", "", true).unwrap();
+        let [_, tokens, _] = context.dims();
+        let context = Conditioning {
+            context,
+            added: None,
+        };
+        let placement = Placement {
+            self_attention: Attentions::all(self_attention),
+            prompt,
+            ..Placement::default()
+        };
+        let setting = Setting {
+            scheme,
+            groupnorm: Default::default(),
+            placement,
+            lanes: false,
+            latents: [2, SIDE, SIDE],
+            levels: unet.levels(),
+            tokens,
+        };
+        let opened = setting.open(&config, pipeline.digest(), unet);
+        let mut fleet = runtime.block_on(opened).unwrap();
+        let tap = fleet.tap(1);
+        let predict = |setting: &Setting, fleet| {
+            let whole = Whole::new(weights.clone(), context.clone());
+            let mut predictor = setting.predictor(unet, whole, fleet).unwrap();
+            let steps = TIMESTEPS.iter().enumerate();
+            let steps = steps.map(|(i, t)| predictor.predict(sample(i as u64), *t).unwrap());
+            steps.collect::<Vec<_>>()
+        };
+        predict(&setting, Some(fleet));
+        let local = Setting {
+            scheme: Scheme::Local,
+            ..setting
+        };
+        Overheard {
+            bodies: std::mem::take(&mut bodies.lock().unwrap()),
+            heard: tap.take(),
+            whole: predict(&local, None),
+            seating: seatings(unet, &setting, 2).unwrap().remove(1),
+            setting,
+            weights: weights.clone(),
+        }
+    });
+    overheard.await.unwrap()
+}
+
+impl Overheard {
+    fn views(self) -> Vec<View> {
+        let model = model(NAME);
+        if self.setting.scheme == Scheme::Ppidm {
+            return view::of_pieces(&model, self.heard, TIMESTEPS.len()).unwrap();
+        }
+        view::of_walk(model.unet(), &self.weights, self.seating, self.heard).unwrap()
+    }
+
+    /// The worker's rows of `x`.
+    fn own_rows(&self, x: &HostTensor) -> HostTensor {
+        let levels = Levels::new(SIDE, self.setting.levels);
+        let rows = levels.scale(&self.seating.strip, 0);
+        cut(
+            x,
+            Rows::OfFeature,
+            &(rows.start as isize..rows.end as isize),
+        )
+        .unwrap()
+    }
+}
+
+const RESIDENT: [(SelfAttention, Prompt); 4] = [
+    (SelfAttention::Paired, Prompt::Hidden),
+    (SelfAttention::Tokens, Prompt::Shared),
+    (SelfAttention::Tiled, Prompt::Hidden),
+    (SelfAttention::Broadcast, Prompt::Hidden),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tap_keeps_just_what_a_worker_receives() {
+    for (attention, prompt) in RESIDENT {
+        let run = overhear(Scheme::Resident, attention, prompt).await;
+        assert_eq!(run.bodies.len(), run.heard.messages.len(), "{attention:?}");
+        for (body, (at, tensors)) in run.bodies.iter().zip(&run.heard.messages) {
+            let received = Message::<AdvanceHeader>::decode(body).unwrap();
+            assert_eq!(&received.header.at, at);
+            assert!(&received.tensors == tensors, "{attention:?}: {at}");
+        }
+    }
+    let run = overhear(Scheme::Ppidm, SelfAttention::Paired, Prompt::Hidden).await;
+    assert_eq!(run.bodies.len(), run.heard.pieces.len());
+    for (body, piece) in run.bodies.iter().zip(&run.heard.pieces) {
+        let received = Message::<RunHeader>::decode(body).unwrap();
+        assert!(received.header.work == std::slice::from_ref(&piece.work));
+        for (name, input) in piece.work.inputs().iter().zip(&piece.inputs) {
+            let got = &received.tensors[&format!("0.{name}")];
+            assert!(got == &input.clone().into(), "{name} of {:?}", piece.work);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
+    for (attention, prompt) in RESIDENT {
+        let run = overhear(Scheme::Resident, attention, prompt).await;
+        let expected: Vec<_> = (run.whole.iter().enumerate())
+            .map(|(i, y)| [run.own_rows(&sample(i as u64)), run.own_rows(y)])
+            .collect();
+        let views = run.views();
+        assert_eq!(views.len(), TIMESTEPS.len());
+        for (view, [x, y]) in views.iter().zip(&expected) {
+            let want = view::by_pixel(&[x, y]).unwrap().unwrap();
+            assert_begins_with(view.pixels.as_ref().unwrap(), &want);
+            assert!(view.stages.contains_key("mid_block"), "{attention:?}");
+            assert_eq!(view.keys.is_some(), attention == SelfAttention::Broadcast);
+            assert_eq!(view.tile.is_some(), attention == SelfAttention::Tiled);
+            assert_eq!(view.prompt.is_some(), prompt == Prompt::Shared);
+        }
+    }
+    let run = overhear(Scheme::Ppidm, SelfAttention::Paired, Prompt::Hidden).await;
+    let expected: Vec<_> = run.whole.iter().map(|y| run.own_rows(y)).collect();
+    for (view, y) in run.views().iter().zip(&expected) {
+        let want = view::by_pixel(&[y]).unwrap().unwrap();
+        assert_begins_with(view.pixels.as_ref().unwrap(), &want);
+        assert!(view.prompt.is_some() && view.stages.len() > 3);
+    }
+}
+
+/// The first columns of `got` are those of `want`, to rounding.
+#[track_caller]
+fn assert_begins_with(got: &HostTensor, want: &HostTensor) {
+    assert_eq!(got.shape[0], want.shape[0]);
+    let (width, columns) = (got.shape[1], want.shape[1]);
+    let pairs = got
+        .data
+        .chunks_exact(width)
+        .zip(want.data.chunks_exact(columns));
+    let differences =
+        pairs.flat_map(|(got, want)| got.iter().zip(want).map(|(a, b)| (a - b).abs()));
+    let worst = differences.fold(0.0, f32::max);
+    assert!(worst < 1e-4, "off by {worst}");
+}
+
+fn demo() -> String {
+    repository().join("assets/demo-model").display().to_string()
+}
+
+fn policy(name: &str) -> String {
+    let path = repository().join(format!("configs/{name}.toml"));
+    path.display().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_leaves_its_tables_and_its_sheet() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = [policy("policies/private"), policy("audit/tiled")].join(",");
+    let out = folder.path().display().to_string();
+    let arguments = [
+        "audit",
+        "--device",
+        "cpu",
+        "--model",
+        &demo(),
+        "--prompts",
+        "10",
+        "--held-out",
+        "2",
+        "--steps",
+        "2",
+        "--audited-steps",
+        "1",
+        "--pictures",
+        "1",
+        "--policies",
+        &policies,
+        "--out",
+        &out,
+    ];
+    lacuna(arguments).await.unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let findings: Vec<Value> = serde_json::from_str(&read("audit.json")).unwrap();
+    assert_eq!(read("audit.csv").lines().count(), 1 + findings.len());
+    let chosen = findings.iter().filter(|f| f["chosen"] == true).count();
+    assert_eq!(read("audit.md").lines().count(), 2 + chosen);
+    let has = |policy: &str, attack: &str| {
+        findings
+            .iter()
+            .any(|f| f["policy"] == policy && f["attack"].as_str().unwrap().starts_with(attack))
+    };
+    for (policy, attack) in [
+        ("none", "no attack"),
+        ("private", "own rows"),
+        ("private", "the prompt by strips"),
+        ("tiled", "tiles turned back"),
+        ("ppidm", "strips"),
+        ("ppidm", "the prompt's words"),
+    ] {
+        assert!(has(policy, attack), "no {attack} under {policy}");
+    }
+    assert!(!has("private", "the prompt's words"));
+    let own = findings.iter().find(|f| f["attack"] == "own rows").unwrap();
+    let score = &own["score"];
+    assert!(
+        score["psnr_seen"].as_f64() > score["psnr_unseen"].as_f64(),
+        "{own}"
+    );
+    // The truth, what is held, three cases and the mean.
+    let sheet = Png::read(&folder.path().join("sheet.png"));
+    assert!(sheet.width > 6 * 128 && sheet.height > 128);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_that_cannot_be_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("none").display().to_string();
+    for (flag, value, reason) in [
+        ("--prompts", "9", "--prompts 9: at least 10"),
+        ("--provider", "4", "of 4 workers the last is 3"),
+        ("--held-out", "0", "--held-out 0"),
+        ("--policies", "missing.toml", "missing.toml"),
+    ] {
+        let error = lacuna(["audit", "--model", &demo(), "--out", &out, flag, value]).await;
+        let error = error.unwrap_err();
+        assert!(error.contains(reason), "{reason:?} is not in: {error}");
+    }
+    assert!(!Path::new(&out).exists());
+}
