@@ -6,7 +6,8 @@
 //! keys and values in another, turns each head's vectors, and hands every worker some queries and some
 //! keys ([`shared::placement::Tile`]). What comes back is merged by the sums of exponentials, turned and
 //! put back. All of it is drawn anew for every attention of every step. The products between the
-//! vectors of a tile stay what they were: that is what a worker learns.
+//! vectors of a tile stay what they were, lengths among them. A worker knows its own tokens, so it finds them
+//! in its tile and solves for the turn; `lacuna audit` does. Only the order stays secret.
 
 use burn::tensor::{Device, Int, Tensor};
 use rand::seq::SliceRandom;
