@@ -171,11 +171,11 @@ enum Source {
         sampling: Sampling,
         noise: HostTensor,
         /// Goes on behind the noise.
-        rng: TorchRng,
+        rng: Box<TorchRng>,
     },
     /// From one noise towards the other, `[B, C, H, W]` each.
     Calls {
-        unet: UNet,
+        unet: Box<UNet>,
         /// Of the random weights.
         digest: String,
         device: Device,
@@ -288,7 +288,7 @@ impl Subject {
                 pipeline,
                 sampling,
                 noise,
-                rng,
+                rng: Box::new(rng),
             },
         })
     }
@@ -334,7 +334,7 @@ impl Subject {
                 added,
             },
             source: Source::Calls {
-                unet,
+                unet: Box::new(unet),
                 digest: none.digest().to_owned(),
                 device: device.clone(),
                 noises,
@@ -362,7 +362,7 @@ impl Subject {
         match &self.source {
             Source::Picture { pipeline, .. } => pipeline.load_unet(parameters),
             Source::Calls { unet, device, .. } => {
-                let part = Weights::random_part(unet, parameters, WEIGHTS_SEED, device);
+                let part = Weights::random_part(&**unet, parameters, WEIGHTS_SEED, device);
                 Ok(part?)
             }
         }
