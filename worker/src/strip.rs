@@ -372,13 +372,15 @@ impl<O: Outside> Executor for Strip<O> {
         if !self.attention().pairs() {
             return attentions_apart(self, block, x);
         }
-        let out = HashMap::from([("x", Handed::Features(host(x.clone())?))]);
+        // Kept only where it is needed: a tensor that nobody else holds is handed out without a copy.
+        let kept = (!self.resident.placement.wires.attention.is_exact()).then(|| x.clone());
+        let out = HashMap::from([("x", Handed::Features(host(x)?))]);
         let mut got = self.meet(Of::Paired(block), out)?;
         let y = self.take(&mut got, "x")?;
-        if self.resident.placement.wires.attention.is_exact() {
-            return Ok(y);
-        }
-        Ok(x + y)
+        Ok(match kept {
+            Some(x) => x + y,
+            None => y,
+        })
     }
 
     fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {

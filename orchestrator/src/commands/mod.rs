@@ -63,9 +63,9 @@ pub struct SchemeArguments {
     #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
     pub workers_prompt: Prompt,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
-    /// other waits for the link: true or false.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub lanes: bool,
+    /// other waits for the link: true or false [default: true, but for workers on loopback].
+    #[arg(long)]
+    pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
     /// convolution stay with you) or shared.
     #[arg(long, default_value = "shared", value_parser = by_name::<Latents>)]
@@ -94,7 +94,7 @@ impl SchemeArguments {
                 latents: self.workers_latents,
                 wires: self.wire,
             },
-            lanes: self.lanes,
+            lanes: self.lanes.unwrap_or(true),
             latents,
             levels: unet.levels(),
             tokens,

@@ -84,7 +84,7 @@ impl Combinations {
             self_attention: Attentions::default(),
             workers_prompt: Prompt::default(),
             workers_latents: Latents::default(),
-            lanes: true,
+            lanes: Some(true),
             wire: Wires::default(),
         };
         let case = |workers, settings| Case {
@@ -109,7 +109,7 @@ impl Combinations {
                         self_attention: Attentions::all(*how),
                         workers_prompt: self.workers_prompt,
                         workers_latents: self.workers_latents,
-                        lanes: self.lanes,
+                        lanes: Some(self.lanes),
                         wire: *wire,
                         ..plain
                     };

@@ -157,9 +157,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling(&arguments).batch(), rows, columns];
     let [_, tokens, _] = context.context.dims();
-    let setting = arguments
-        .settings
-        .setting(arguments.scheme, pipeline.unet(), latents, tokens);
+    let mut setting =
+        arguments
+            .settings
+            .setting(arguments.scheme, pipeline.unet(), latents, tokens);
+    // Nothing is waited for on loopback.
+    setting.lanes &= arguments.settings.lanes.is_some() || arguments.workers.is_some();
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
             let device = &device.device;

@@ -346,8 +346,9 @@ impl Cloud {
             }
             Of::Paired(block) => {
                 let x = self.gather(&mut handed, "x")?;
-                let mut y = self.whole.attentions(block, x.clone())?;
-                if !self.wires.attention.is_exact() {
+                let kept = (!self.wires.attention.is_exact()).then(|| x.clone());
+                let mut y = self.whole.attentions(block, x)?;
+                if let Some(x) = kept {
                     y = y - x;
                 }
                 self.scatter(exchange, "x", y)
