@@ -44,7 +44,11 @@ async fn the_part_makes_the_picture_that_the_whole_makes() {
         let journey = Journey::golden(&Golden::load(name)).with("--steps", "2");
         let elsewhere = fleet_file(&journey.file(""), &urls);
         for [scheme, attention, prompt] in settings() {
-            let journey = journey.clone().with("--scheme", scheme);
+            // Workers elsewhere would take two lanes by default, workers here one.
+            let journey = journey
+                .clone()
+                .with("--scheme", scheme)
+                .with("--lanes", "true");
             let journey = journey.with("--self-attention", attention);
             let journey = journey.with("--workers-prompt", prompt);
             let journey = journey.with("--workers-latents", prompt);
