@@ -12,6 +12,8 @@ pub struct Parameter {
     pub name: String,
     /// Shape as stored by the reference library.
     pub shape: Vec<usize>,
+    /// Whether its rows are looked up, not multiplied with.
+    pub table: bool,
 }
 
 impl Parameter {
@@ -20,6 +22,15 @@ impl Parameter {
         Self {
             name: format!("{layer}.{kind}"),
             shape: shape.into(),
+            table: false,
+        }
+    }
+
+    /// The weight of an embedding: `entries` vectors of `width` values.
+    pub fn table(layer: &str, entries: usize, width: usize) -> Self {
+        Self {
+            table: true,
+            ..Self::new(layer, "weight", [entries, width])
         }
     }
 

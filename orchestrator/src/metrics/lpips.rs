@@ -179,6 +179,7 @@ impl Parameters for Layers {
             out.push(Parameter {
                 name: channel_weights(i),
                 shape: vec![stage.channels],
+                table: false,
             });
         }
     }

@@ -51,7 +51,7 @@ impl Parameters for ClipTextLayers {
             (TOKEN_EMBEDDING, self.vocabulary),
             (POSITION_EMBEDDING, self.places),
         ] {
-            out.push(Parameter::new(name, "weight", [entries, self.width]));
+            out.push(Parameter::table(name, entries, self.width));
         }
         for layer in &self.layers {
             layer.norm1.parameters(out);

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 
 use super::Payload;
 use crate::error::{Error, Result};
-use crate::host::HostTensor;
+use crate::host::{HostTensor, transpose_each};
 use crate::placement::Wire;
 
 /// Values that share a scale: their largest is near two and a half deviations, so four bits suffice
@@ -175,26 +175,6 @@ fn from_channels(values: Vec<f32>, shape: &[usize]) -> Result<HostTensor> {
         _ => values,
     };
     HostTensor::new(shape, values)
-}
-
-/// Each `rows` x `columns` matrix of `values` transposed.
-fn transpose_each(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    let size = (rows * columns).max(1);
-    // A tile's rows and columns stay in the cache.
-    const TILE: usize = 32;
-    for (from, to) in values.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
-        for row in (0..rows).step_by(TILE) {
-            for column in (0..columns).step_by(TILE) {
-                for r in row..rows.min(row + TILE) {
-                    for c in column..columns.min(column + TILE) {
-                        to[c * rows + r] = from[r * columns + c];
-                    }
-                }
-            }
-        }
-    }
-    out
 }
 
 /// The scales of all blocks, then all codes; none when a value has no code.
