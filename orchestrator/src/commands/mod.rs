@@ -1,9 +1,15 @@
 //! The commands of the `lacuna` binary, one file each.
+//!
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), and the
+//! arguments here.
 
 pub mod bench;
 pub mod cost;
+pub mod eval;
 pub mod generate;
 pub mod metrics;
+mod networks;
+mod placed;
 pub mod plan;
 pub mod workers;
 
@@ -23,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::measure;
 use crate::policy::plan::Speeds;
-use crate::schemes::ppidm::GroupNormMode;
+use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
 
 /// Tokens that CLIP makes of any prompt.
@@ -52,6 +58,9 @@ pub struct SchemeArguments {
     /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
     #[arg(long, value_enum, default_value_t)]
     pub groupnorm: GroupNormMode,
+    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them.
+    #[arg(long, default_value_t)]
+    pub offload: Offload,
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
@@ -87,6 +96,7 @@ impl SchemeArguments {
         Setting {
             scheme,
             groupnorm: self.groupnorm,
+            offload: self.offload,
             placement: Placement {
                 self_attention: self.self_attention,
                 prompt: self.workers_prompt,
