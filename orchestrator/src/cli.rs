@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{audit, bench, cost, generate, metrics, plan, workers};
+use crate::commands::{audit, bench, cost, eval, generate, metrics, plan, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Measures pictures against others: two files, or two folders.
     Metrics(metrics::Arguments),
+    /// Makes and measures many pictures under several settings.
+    Eval(Box<eval::Arguments>),
     /// Shows how the workers are.
     Workers(workers::Arguments),
     /// Says what a scheme sends and computes, from a model's config alone.
@@ -42,6 +44,7 @@ impl Cli {
         match self.command {
             Command::Generate(arguments) => generate::run(*arguments).await,
             Command::Metrics(arguments) => metrics::run(arguments).await,
+            Command::Eval(arguments) => eval::run(*arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
             Command::Cost(arguments) => cost::run(arguments).await,
             Command::Plan(arguments) => plan::run(arguments).await,

@@ -13,6 +13,7 @@
 //!
 //! How good it is:
 //! - [`metrics`]: pictures against reference pictures, one by one or as sets.
+//! - [`evaluation`]: many prompts under several settings.
 //!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed; each is an executor.
@@ -35,6 +36,7 @@ pub mod cli;
 pub mod commands;
 pub mod cost;
 pub mod error;
+pub mod evaluation;
 pub mod fleet;
 pub mod memory;
 pub mod metrics;

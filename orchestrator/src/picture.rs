@@ -58,25 +58,38 @@ impl Picture {
     /// # Errors
     /// [`Error::Output`].
     pub fn write_png(&self, path: &Path, text: &[(&str, String)]) -> Result<()> {
-        let mut bytes = Vec::new();
-        self.encode(&mut bytes, text).map_err(|e| Error::Output {
+        let size = [self.width, self.height];
+        let bytes = encode_png(size, png::ColorType::Rgb, &self.to_rgb8(), text);
+        let bytes = bytes.map_err(|e| Error::Output {
             path: path.to_owned(),
             reason: e.to_string(),
         })?;
         write_whole(path, &bytes)
     }
+}
 
-    fn encode(&self, out: &mut Vec<u8>, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
-        let mut encoder = png::Encoder::new(out, self.width as u32, self.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        for (keyword, text) in text {
-            encoder.add_itxt_chunk((*keyword).to_owned(), text.clone())?;
-        }
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.to_rgb8())?;
-        writer.finish()
+/// A PNG file of `width` x `height` pixels of 8 bits a channel, with `text` as international text chunks
+/// (keyword, text).
+///
+/// # Errors
+/// The encoder's, when the bytes are not as many as the pixels need.
+pub fn encode_png(
+    [width, height]: [usize; 2],
+    color: png::ColorType,
+    samples: &[u8],
+    text: &[(&str, String)],
+) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
+    encoder.set_color(color);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (keyword, text) in text {
+        encoder.add_itxt_chunk((*keyword).to_owned(), text.clone())?;
     }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(samples)?;
+    writer.finish()?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

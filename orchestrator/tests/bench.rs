@@ -79,6 +79,7 @@ fn assert_bytes_as_counted(report: &Value, config: &Path) {
         let setting = Setting {
             scheme: Scheme::from_str(row["scheme"].as_str().unwrap(), false).unwrap(),
             groupnorm: GroupNormMode::Exact,
+            offload: Default::default(),
             placement: Placement {
                 wires: Wires::all(serde_json::from_value(wire.into()).unwrap()),
                 ..Placement::default()

@@ -74,6 +74,7 @@ async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt)
         let setting = Setting {
             scheme,
             groupnorm: Default::default(),
+            offload: Default::default(),
             placement,
             lanes: false,
             latents: [2, SIDE, SIDE],

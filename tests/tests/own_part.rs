@@ -73,6 +73,7 @@ fn user_parameters(unet: &UNet, [scheme, attention, prompt]: [&str; 3]) -> Vec<P
     let setting = Setting {
         scheme: <Scheme as clap::ValueEnum>::from_str(scheme, false).unwrap(),
         groupnorm: Default::default(),
+        offload: Default::default(),
         placement: serde_json::from_value(json!({
             "self_attention": attention,
             "prompt": prompt,

@@ -231,6 +231,7 @@ async fn the_bytes_are_those_that_were_promised() {
                 _ => Scheme::Resident,
             },
             groupnorm: Default::default(),
+            offload: Default::default(),
             placement: serde_json::from_value(serde_json::json!({
                 "self_attention": [attention],
                 "prompt": prompt,

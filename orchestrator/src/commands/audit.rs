@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::generate::DEFAULT_GUIDANCE;
+use super::placed::DEFAULT_GUIDANCE;
 use super::{ComputeArguments, ModelArguments, PROMPT_TOKENS, SpeedArguments};
 use crate::audit::attacks::Material;
 use crate::audit::corpus::{self, Run, Size};
@@ -202,6 +202,7 @@ fn open(arguments: &Arguments) -> anyhow::Result<(Audit, OpenDevice)> {
     let base = Setting {
         scheme: Scheme::Resident,
         groupnorm: Default::default(),
+        offload: Default::default(),
         placement: Placement::default(),
         // Both halves of a guided step travel in one message: the worker sees the same of them.
         lanes: false,

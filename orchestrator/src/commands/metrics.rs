@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::bail;
+use clap::Args;
 use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use tokio::task::spawn_blocking;
 
+use super::networks::{Metric, MetricArguments, Wanted};
 use crate::metrics::folder::{Folder, Pair};
 use crate::metrics::frechet::frechet_distance;
 use crate::metrics::inception::{FEATURES, Inception, InputResize};
-use crate::metrics::kid::{Subsets, kernel_distance};
-use crate::metrics::lpips::{Lpips, Net};
+use crate::metrics::kid::kernel_distance;
+use crate::metrics::lpips::Net;
 use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues, SetFeatures};
 
 /// Arguments of `lacuna metrics`.
@@ -24,27 +25,8 @@ pub struct Arguments {
     a: PathBuf,
     /// What it is compared with. Files of two folders pair by their names without ending.
     b: PathBuf,
-    /// What to measure [default: psnr, ssim, lpips, and fid of folders; without what lacks its weights].
-    #[arg(long, value_delimiter = ',')]
-    metrics: Vec<Metric>,
-    /// A folder with what scripts/convert_metric_weights.py wrote.
-    #[arg(long, env = "LACUNA_METRIC_WEIGHTS", default_value = "metric-weights")]
-    weights: PathBuf,
-    /// The network of LPIPS.
-    #[arg(long, default_value_t)]
-    lpips_net: Net,
-    /// Whose way of resizing pictures for FID and KID.
-    #[arg(long, default_value_t)]
-    fid_resize: InputResize,
-    /// Subsets of KID.
-    #[arg(long, default_value_t = Subsets::default().count)]
-    kid_subsets: usize,
-    /// Most pictures of a subset of KID.
-    #[arg(long, default_value_t = Subsets::default().size)]
-    kid_subset_size: usize,
-    /// Of KID's subsets: those that clean-fid draws after numpy.random.seed.
-    #[arg(long, default_value_t = Subsets::default().seed)]
-    kid_seed: u64,
+    #[command(flatten)]
+    metrics: MetricArguments,
     /// Print the values of each pair, too.
     #[arg(long)]
     each: bool,
@@ -57,22 +39,6 @@ pub struct Arguments {
     /// Accept a GPU that is emulated in software (llvmpipe).
     #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
     allow_software: bool,
-}
-
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Metric {
-    /// Peak signal-to-noise ratio, in dB.
-    Psnr,
-    /// Structural similarity.
-    Ssim,
-    /// Learned perceptual distance.
-    Lpips,
-    /// Fréchet distance of Inception's features.
-    Fid,
-    /// Kernel distance of Inception's features; keeps 8 KiB a picture.
-    Kid,
 }
 
 /// What was measured.
@@ -129,7 +95,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let sets = Sets::open(&arguments.a, &arguments.b)?;
     let mut summary = Summary::default();
-    let wanted = arguments.wanted(&sets, &mut summary)?;
+    let folders = matches!(sets, Sets::Folders(..));
+    let open = || Ok(device::open(arguments.device, arguments.allow_software)?.device);
+    let wanted = arguments.metrics.load(folders, open, |metric, hint| {
+        summary.leave_out(metric, hint)
+    })?;
     summary.measure_pairs(&wanted.pairs(), &sets, arguments)?;
     if let (Some(inception), Sets::Folders(a, b)) = (&wanted.inception, &sets) {
         summary.measure_sets(inception, [a, b], &wanted, arguments)?;
@@ -165,99 +135,6 @@ impl Sets {
                 a.display(),
                 b.display()
             ),
-        }
-    }
-}
-
-/// The metrics that will be measured, with their networks.
-#[derive(Default)]
-struct Wanted {
-    metrics: Vec<Metric>,
-    lpips: Option<Lpips>,
-    inception: Option<Inception>,
-}
-
-impl Wanted {
-    fn has(&self, metric: Metric) -> bool {
-        self.metrics.contains(&metric)
-    }
-
-    fn pairs(&self) -> PairMetrics<'_> {
-        PairMetrics {
-            psnr: self.has(Metric::Psnr),
-            ssim: self.has(Metric::Ssim),
-            lpips: self.lpips.as_ref(),
-        }
-    }
-}
-
-impl Arguments {
-    /// Loads what the metrics need. Where none were named, those without weights are left out.
-    fn wanted(&self, sets: &Sets, summary: &mut Summary) -> anyhow::Result<Wanted> {
-        let folders = matches!(sets, Sets::Folders(..));
-        let of_sets = [Metric::Fid, Metric::Kid];
-        let mut wanted = Wanted::default();
-        for metric in self.named_or_default(folders) {
-            if of_sets.contains(&metric) && !folders {
-                bail!("fid and kid compare sets of pictures: give two folders");
-            }
-            let Some(file) = self.weights_of(metric).filter(|file| !file.is_file()) else {
-                wanted.metrics.push(metric);
-                continue;
-            };
-            let hint = format!(
-                "there is no {}; scripts/convert_metric_weights.py makes it, see its first lines",
-                file.display()
-            );
-            ensure!(self.metrics.is_empty(), "{metric}: {hint}");
-            summary.leave_out(metric, hint);
-        }
-        if wanted.metrics.iter().any(|m| self.weights_of(*m).is_some()) {
-            let device = device::open(self.device, self.allow_software)?.device;
-            let cannot = "cannot load the network of a metric";
-            if wanted.has(Metric::Lpips) {
-                let lpips = Lpips::load(&self.lpips_file(), self.lpips_net, &device);
-                wanted.lpips = Some(lpips.context(cannot)?);
-            }
-            if of_sets.iter().any(|m| wanted.has(*m)) {
-                let inception = Inception::load(&self.inception_file(), &device);
-                wanted.inception = Some(inception.context(cannot)?);
-            }
-        }
-        Ok(wanted)
-    }
-
-    fn named_or_default(&self, folders: bool) -> Vec<Metric> {
-        if !self.metrics.is_empty() {
-            return self.metrics.clone();
-        }
-        let mut metrics = vec![Metric::Psnr, Metric::Ssim, Metric::Lpips];
-        metrics.extend(folders.then_some(Metric::Fid));
-        metrics
-    }
-
-    fn weights_of(&self, metric: Metric) -> Option<PathBuf> {
-        match metric {
-            Metric::Psnr | Metric::Ssim => None,
-            Metric::Lpips => Some(self.lpips_file()),
-            Metric::Fid | Metric::Kid => Some(self.inception_file()),
-        }
-    }
-
-    fn lpips_file(&self) -> PathBuf {
-        let name = format!("lpips-{}.safetensors", self.lpips_net);
-        self.weights.join(name)
-    }
-
-    fn inception_file(&self) -> PathBuf {
-        self.weights.join("inception.safetensors")
-    }
-
-    fn subsets(&self) -> Subsets {
-        Subsets {
-            count: self.kid_subsets,
-            size: self.kid_subset_size,
-            seed: self.kid_seed,
         }
     }
 }
@@ -307,7 +184,7 @@ impl Summary {
         self.psnr_of_different = different.get().filter(|_| identical > 0);
         self.ssim = ssim.get();
         self.lpips = lpips.get();
-        self.lpips_net = lpips.get().map(|_| arguments.lpips_net);
+        self.lpips_net = lpips.get().map(|_| arguments.metrics.lpips_net);
         self.each = arguments.each.then_some(each);
         Ok(())
     }
@@ -319,7 +196,7 @@ impl Summary {
         wanted: &Wanted,
         arguments: &Arguments,
     ) -> anyhow::Result<()> {
-        let resize = arguments.fid_resize;
+        let resize = arguments.metrics.fid_resize;
         let mut features = |folder: &Folder| {
             let keep = wanted.has(Metric::Kid);
             SetFeatures::of(&folder.paths(), inception, resize, keep, |f| self.fail(f))
@@ -330,14 +207,14 @@ impl Summary {
         if wanted.has(Metric::Fid) {
             match frechet_distance(&a.statistics, &b.statistics) {
                 Ok(distance) => self.fid = Some(distance),
-                Err(error) if arguments.metrics.is_empty() => {
+                Err(error) if arguments.metrics.metrics.is_empty() => {
                     self.leave_out(Metric::Fid, error.to_string());
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         if wanted.has(Metric::Kid) {
-            let kid = kernel_distance(&a.kept, &b.kept, FEATURES, arguments.subsets())?;
+            let kid = kernel_distance(&a.kept, &b.kept, FEATURES, arguments.metrics.subsets())?;
             (self.kid, self.kid_std) = (Some(kid.mean), Some(kid.std));
         }
         Ok(())
@@ -394,17 +271,5 @@ impl Summary {
             );
         }
         lines.join("\n")
-    }
-}
-
-impl std::fmt::Display for Metric {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Psnr => "psnr",
-            Self::Ssim => "ssim",
-            Self::Lpips => "lpips",
-            Self::Fid => "fid",
-            Self::Kid => "kid",
-        })
     }
 }

@@ -1,10 +1,16 @@
 //! The commands of the `lacuna` binary, one file each.
+//!
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), and the
+//! arguments here.
 
 pub mod audit;
 pub mod bench;
 pub mod cost;
+pub mod eval;
 pub mod generate;
 pub mod metrics;
+mod networks;
+mod placed;
 pub mod plan;
 pub mod workers;
 
@@ -24,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::measure;
 use crate::policy::plan::Speeds;
-use crate::schemes::ppidm::GroupNormMode;
+use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
 
 /// Tokens that CLIP makes of any prompt.
@@ -53,6 +59,9 @@ pub struct SchemeArguments {
     /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
     #[arg(long, value_enum, default_value_t)]
     pub groupnorm: GroupNormMode,
+    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them.
+    #[arg(long, default_value_t)]
+    pub offload: Offload,
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
@@ -77,7 +86,13 @@ pub struct SchemeArguments {
 }
 
 impl SchemeArguments {
-    /// `scheme` with these settings.
+    /// Whether the halves of a step go side by side: where nothing else was said, when workers are
+    /// `linked`. On loopback nothing is waited for.
+    pub fn lanes(&self, linked: bool) -> bool {
+        self.lanes.unwrap_or(linked)
+    }
+
+    /// `scheme` with these settings, its workers behind a link.
     pub fn setting(
         &self,
         scheme: Scheme,
@@ -88,13 +103,14 @@ impl SchemeArguments {
         Setting {
             scheme,
             groupnorm: self.groupnorm,
+            offload: self.offload,
             placement: Placement {
                 self_attention: self.self_attention,
                 prompt: self.workers_prompt,
                 latents: self.workers_latents,
                 wires: self.wire,
             },
-            lanes: self.lanes.unwrap_or(true),
+            lanes: self.lanes(true),
             latents,
             levels: unet.levels(),
             tokens,

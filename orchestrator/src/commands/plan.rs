@@ -77,6 +77,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let setting = Setting {
         scheme: Scheme::Resident,
         groupnorm: Default::default(),
+        offload: Default::default(),
         placement: Placement::default(),
         lanes: true,
         latents: arguments.size.latents()?,

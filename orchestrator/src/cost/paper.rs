@@ -128,6 +128,7 @@ fn setting() -> Setting {
     Setting {
         scheme: Scheme::Ppidm,
         groupnorm: GroupNormMode::Exact,
+        offload: Default::default(),
         placement: Placement::default(),
         latents: [1, 64, 64],
         lanes: false,

@@ -40,6 +40,34 @@ impl FeatureStatistics {
         self.count
     }
 
+    /// Those of `count` vectors with `mean` `[D]` and the sums of products `m2` `[D, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Features`] when the sizes do not fit, or a value is not finite.
+    pub fn from_parts(count: usize, mean: Vec<f64>, m2: &[f64]) -> Result<Self> {
+        let dim = mean.len();
+        if m2.len() != dim * dim {
+            let reason = format!("{} products of vectors of {dim} values", m2.len());
+            return Err(Error::Features(reason));
+        }
+        if mean.iter().chain(m2).any(|x| !x.is_finite()) {
+            return Err(Error::Features("a value is not finite".into()));
+        }
+        let m2 = Mat::from_fn(dim, dim, |i, j| m2[j * dim + i]);
+        Ok(Self { count, mean, m2 })
+    }
+
+    /// The mean, `[D]`.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The sums of products of deviations, `[D, D]`.
+    pub fn m2(&self) -> Vec<f64> {
+        let columns = (0..self.mean.len()).map(|j| self.m2.col_as_slice(j));
+        columns.flatten().copied().collect()
+    }
+
     /// Adds vectors, one after the other in `features`.
     ///
     /// # Errors

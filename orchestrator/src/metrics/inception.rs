@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::host::HostTensor;
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::weights::{Checkpoint, Weights};
@@ -22,7 +22,7 @@ pub const FEATURES: usize = 2048;
 pub const SIZE: usize = 299;
 
 /// Whose way of making a picture the network's input; FIDs compare only within one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InputResize {
     /// clean-fid's: antialiased bicubic in f32, clipped.

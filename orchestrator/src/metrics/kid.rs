@@ -1,14 +1,14 @@
 //! Kernel distance between two sets of features (Binkowski et al. 2018, KID).
 
 use faer::Mat;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::frechet::product;
 use crate::error::{Error, Result};
 use crate::noise::TorchRng;
 
 /// How many subsets are drawn, and how large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subsets {
     /// Number of subsets.
     pub count: usize,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::host::HostTensor;
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::weights::{Checkpoint, Weights};
@@ -22,7 +22,7 @@ const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
 const EPS: f64 = 1e-10;
 
 /// Which network judges.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Net {
     /// AlexNet, the default of the package `lpips`.

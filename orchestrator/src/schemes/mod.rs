@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::{Tally, Traffic};
-use ppidm::{GroupNormMode, Ppidm};
+use ppidm::{GroupNormMode, Offload, Ppidm};
 use resident::Resident;
 
 /// The schemes by the names that `--scheme` takes.
@@ -61,6 +61,8 @@ pub struct Setting {
     pub scheme: Scheme,
     /// How `ppidm` normalises.
     pub groupnorm: GroupNormMode,
+    /// What `ppidm` has workers compute.
+    pub offload: Offload,
     /// Who does what under `resident`.
     pub placement: Placement,
     /// Whether the entries of a batch go through `resident` side by side, each as a lane of its own: one
@@ -137,7 +139,7 @@ impl Setting {
             (Some(fleet), Scheme::Resident) => Box::new(Resident::new(unet, self, fleet, whole)?),
             (Some(fleet), _) => Box::new(Placed {
                 unet,
-                executor: Ppidm::new(whole, fleet, self.groupnorm),
+                executor: Ppidm::new(whole, fleet, self.groupnorm, self.offload),
                 device,
             }),
             (None, _) => Box::new(Placed {

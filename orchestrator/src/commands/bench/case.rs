@@ -6,7 +6,7 @@ use shared::unet::UNet;
 
 use crate::commands::{SchemeArguments, by_name, parse_wires};
 use crate::policy::name;
-use crate::schemes::ppidm::GroupNormMode;
+use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
 
 /// Lists, of which every combination is a row; those that make no difference to a scheme are left out.
@@ -81,6 +81,7 @@ impl Combinations {
     fn of(&self, scheme: Scheme) -> Vec<Case> {
         let plain = SchemeArguments {
             groupnorm: GroupNormMode::default(),
+            offload: Offload::default(),
             self_attention: Attentions::default(),
             workers_prompt: Prompt::default(),
             workers_latents: Latents::default(),

@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::case::Case;
-use crate::commands::generate::{self, DEFAULT_GUIDANCE};
+use crate::commands::placed::{self, DEFAULT_GUIDANCE};
 use crate::commands::{ModelArguments, PROMPT_TOKENS};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
@@ -112,7 +112,7 @@ impl SubjectArguments {
             }
         }
         match &self.unet.model {
-            Some(model) => generate::check_model(&self.unet.with_model(model.clone())),
+            Some(model) => placed::check_model(&self.unet.with_model(model.clone())),
             None => Ok(()),
         }
     }
@@ -234,7 +234,7 @@ impl Subject {
         let (mut subject, device) = match &arguments.unet.model {
             Some(model) => {
                 let model = arguments.unet.with_model(model.clone());
-                let (pipeline, device) = generate::load(&model).await?;
+                let (pipeline, device) = placed::load(&model).await?;
                 let arguments = arguments.clone();
                 let subject = spawn_blocking(move || Self::picture(&arguments, pipeline, rng));
                 (subject.await??, device)

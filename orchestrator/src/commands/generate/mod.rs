@@ -7,22 +7,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use clap::Args;
-use shared::device::{self, OpenDevice};
-use shared::partition::Levels;
-use shared::selftest;
 use shared::unet::UNet;
-use shared::weights::{Weights, list};
-use shared::whole::Conditioning;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
+use super::placed::{DEFAULT_GUIDANCE, Placed, check_model, load, load_whole, start_workers};
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
-use crate::fleet::local::LocalWorkers;
 use crate::memory;
 use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
@@ -104,12 +98,6 @@ pub struct Arguments {
     report: Option<PathBuf>,
 }
 
-/// Workers that are started here when nothing else is said.
-const LOCAL_WORKERS: usize = 4;
-
-/// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
-pub const DEFAULT_GUIDANCE: f32 = 7.5;
-
 impl Arguments {
     fn guidance(&self) -> f32 {
         self.guidance.unwrap_or(DEFAULT_GUIDANCE)
@@ -143,26 +131,31 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let context = encode(&arguments, &pipeline, &mut report).await?;
     let whole = match &fleet_config {
         Some(_) => None,
-        None => Some(load_whole(&pipeline, &mut report).await?),
+        None => {
+            let loading = Instant::now();
+            let weights = load_whole(&pipeline).await?;
+            report.seconds.load += loading.elapsed().as_secs_f64();
+            Some(weights)
+        }
     };
+    let [_, _, rows, columns] = noises.shape;
+    let latents = [sampling(&arguments).batch(), rows, columns];
     let local = match &whole {
         Some(weights) if arguments.scheme.needs_workers() => {
-            let model = Model::new(pipeline.unet().clone(), weights.clone());
-            Some(start_workers(&arguments, model, &device, &noises).await?)
+            let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
+            let (scheme, n) = (arguments.scheme, arguments.local_workers);
+            Some(start_workers(scheme, n, &model, &device, latents).await?)
         }
         _ => None,
     };
     let fleet_config = fleet_config.or(local.as_ref().map(|l| l.config().clone()));
 
-    let [_, _, rows, columns] = noises.shape;
-    let latents = [sampling(&arguments).batch(), rows, columns];
-    let [_, tokens, _] = context.context.dims();
+    let [_, tokens, _] = context.dims();
     let mut setting =
         arguments
             .settings
             .setting(arguments.scheme, pipeline.unet(), latents, tokens);
-    // Nothing is waited for on loopback.
-    setting.lanes &= arguments.settings.lanes.is_some() || arguments.workers.is_some();
+    setting.lanes = arguments.settings.lanes(arguments.workers.is_some());
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
             let device = &device.device;
@@ -172,13 +165,15 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         _ => setting,
     };
     let run = Arc::new(Run {
-        setting,
         context,
-        sampling: sampling(&arguments),
-        fleet: fleet_config,
-        policy,
-        whole,
-        pipeline,
+        placed: Placed {
+            setting,
+            sampling: sampling(&arguments),
+            fleet: fleet_config,
+            policy,
+            whole,
+            pipeline,
+        },
         arguments,
     });
     let count = run.arguments.count;
@@ -187,19 +182,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         let loading = Instant::now();
         let weights = {
             let run = run.clone();
-            spawn_blocking(move || run.weights()).await??
+            spawn_blocking(move || run.placed.weights()).await??
         };
         report.seconds.load += loading.elapsed().as_secs_f64();
-        let fleet = match &run.fleet {
-            Some(config) => {
-                let connecting = Instant::now();
-                let (digest, unet) = (run.pipeline.digest(), run.pipeline.unet());
-                let fleet = run.setting.open(config, digest, unet).await?;
-                report.seconds.connect += connecting.elapsed().as_secs_f64();
-                Some(fleet)
-            }
-            None => None,
-        };
+        let connecting = Instant::now();
+        let fleet = run.placed.open().await?;
+        report.seconds.connect += connecting.elapsed().as_secs_f64();
         let noise = noises.get(index);
         let picture = {
             let run = run.clone();
@@ -212,7 +200,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         if let Some(fleet) = picture.fleet {
             let mut tallies = fleet.close().await;
             tallies.extend(picture.past);
-            report.ledger = Ledger::of_run(&run.setting, &tallies);
+            report.ledger = Ledger::of_run(&run.placed.setting, &tallies);
             report.add_tallies(&tallies);
         }
         println!(
@@ -262,18 +250,6 @@ fn check(arguments: &Arguments) -> Result<()> {
     check_model(&arguments.model)
 }
 
-/// The model must be a directory.
-pub(super) fn check_model(arguments: &ModelArguments) -> Result<()> {
-    if arguments.model.is_dir() {
-        return Ok(());
-    }
-    Err(Error::Request(format!(
-        "there is no model in {}; give --model a diffusers directory \
-         (this repository's own is assets/demo-model)",
-        arguments.model.display()
-    )))
-}
-
 /// The setting under the policy: planned where that is possible, checked in any case. Nothing has
 /// been sent yet that means anything.
 async fn permitted(
@@ -293,58 +269,11 @@ async fn permitted(
     Ok(setting)
 }
 
-/// Opens and tests the device and loads the model.
-pub(super) async fn load(
-    arguments: &ModelArguments,
-) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
-    let arguments = arguments.clone();
-    spawn_blocking(move || {
-        let device = device::open(arguments.device, arguments.allow_software)?;
-        // Not inside the macro: that evaluates nothing unless the line is logged.
-        let report = selftest::run(&device.device)?;
-        tracing::debug!("self-test: {report}");
-        let pipeline = Pipeline::open(
-            &arguments.model,
-            arguments.variant.as_deref(),
-            &device.device,
-        )
-        .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
-        Ok((Arc::new(pipeline), device))
-    })
-    .await?
-}
-
-/// Loads the whole U-Net, for where it is computed in this process.
-async fn load_whole(pipeline: &Arc<Pipeline>, report: &mut Report) -> anyhow::Result<Weights> {
-    let start = Instant::now();
-    let pipeline = pipeline.clone();
-    let weights = spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??;
-    report.seconds.load += start.elapsed().as_secs_f64();
-    Ok(weights)
-}
-
-/// Starts workers in this process; its own part of the U-Net shares their weights.
-async fn start_workers(
-    arguments: &Arguments,
-    model: Model,
-    device: &OpenDevice,
-    noises: &Noises,
-) -> Result<LocalWorkers> {
-    let [_, _, rows, columns] = noises.shape;
-    let latents = [sampling(arguments).batch(), rows, columns];
-    let most = match arguments.scheme {
-        Scheme::Resident => Levels::new(rows, model.unet().levels()).coarsest(),
-        Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
-    };
-    let n = arguments.local_workers.unwrap_or(LOCAL_WORKERS.min(most));
-    LocalWorkers::start(n, &Arc::new(model), device, latents).await
-}
-
 async fn encode(
     arguments: &Arguments,
     pipeline: &Arc<Pipeline>,
     report: &mut Report,
-) -> anyhow::Result<Conditioning> {
+) -> anyhow::Result<Tensor<3>> {
     let start = Instant::now();
     let (arguments, pipeline) = (arguments.clone(), pipeline.clone());
     let guided = sampling(&arguments).guided();
@@ -353,10 +282,7 @@ async fn encode(
     });
     let context = context.await??;
     report.seconds.text = start.elapsed().as_secs_f64();
-    Ok(Conditioning {
-        context,
-        added: None,
-    })
+    Ok(context)
 }
 
 fn sampling(arguments: &Arguments) -> Sampling {

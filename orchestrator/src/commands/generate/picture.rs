@@ -1,44 +1,31 @@
 //! Making one picture of a run.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::host::HostTensor;
 use shared::weights::Weights;
-use shared::whole::{Conditioning, Whole};
 
 use super::Arguments;
+use crate::commands::placed::{Placed, draw_noise};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::Tally;
 use crate::noise::TorchRng;
 use crate::output::numbered;
-use crate::pipeline::{Pipeline, Sampling, Step, write_latents};
-use crate::policy::Policy;
-use crate::schemes::failover::Failover;
-use crate::schemes::{Finished, Predictor, Setting};
+use crate::pipeline::{Step, write_latents};
+use crate::schemes::Finished;
 
 /// What all pictures of a run share.
 pub struct Run {
     /// What was asked for.
     pub arguments: Arguments,
-    /// The model.
-    pub pipeline: Arc<Pipeline>,
-    /// The whole U-Net's weights, where it is computed in this process.
-    pub whole: Option<Weights>,
+    /// The model, and where it is computed.
+    pub placed: Placed,
     /// What the prompt became.
-    pub context: Conditioning,
-    /// How the sampler goes.
-    pub sampling: Sampling,
-    /// Where the U-Net is computed.
-    pub setting: Setting,
-    /// The workers, if there are any.
-    pub fleet: Option<FleetConfig>,
-    /// What the run must keep to.
-    pub policy: Option<Policy>,
+    pub context: Tensor<3>,
 }
 
 /// A picture that was written.
@@ -63,20 +50,6 @@ impl Run {
         self.arguments.seed.wrapping_add(index as u64)
     }
 
-    /// The weights of the user's part of the U-Net.
-    ///
-    /// # Errors
-    /// As [`Pipeline::load_unet`].
-    pub fn weights(&self) -> Result<Weights> {
-        match &self.whole {
-            Some(weights) => Ok(weights.clone()),
-            None => {
-                let parameters = self.setting.user_parameters(self.pipeline.unet())?;
-                self.pipeline.load_unet(&parameters)
-            }
-        }
-    }
-
     /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
     /// decoded.
     ///
@@ -90,14 +63,12 @@ impl Run {
         fleet: Option<Fleet>,
     ) -> Result<Done> {
         let start = Instant::now();
-        let whole = Whole::new(weights, self.context.clone());
-        let mut predictor = self.predictor(whole, fleet)?;
-        let latents = self.sample(index, noise, &mut *predictor)?;
+        let (latents, finished) = self.denoise(index, noise, weights, fleet)?;
         let Finished {
             user_flop,
             fleet,
             past,
-        } = predictor.finish();
+        } = finished;
         let denoise = start.elapsed();
 
         let start = Instant::now();
@@ -105,7 +76,7 @@ impl Run {
         if let Some(path) = &self.arguments.save_latents {
             write_latents(&numbered(path, index, count), &latents)?;
         }
-        let picture = self.pipeline.decode(latents)?;
+        let picture = self.placed.pipeline.decode(latents)?;
         let path = numbered(&self.arguments.out, index, count);
         picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
         Ok(Done {
@@ -118,37 +89,19 @@ impl Run {
         })
     }
 
-    /// The scheme's predictor; on workers, one that goes on without those that are lost.
-    fn predictor(&self, whole: Whole, fleet: Option<Fleet>) -> Result<Box<dyn Predictor + '_>> {
-        let unet = self.pipeline.unet();
-        let (Some(fleet), Some(config)) = (fleet, &self.fleet) else {
-            return self.setting.predictor(unet, whole, None);
-        };
-        Ok(Box::new(Failover::new(
-            unet,
-            self.setting,
-            self.policy.as_ref(),
-            self.pipeline.digest(),
-            config.clone(),
-            fleet,
-            whole,
-        )?))
-    }
-
-    fn sample(
+    fn denoise(
         &self,
         index: usize,
         noise: Option<HostTensor>,
-        predictor: &mut dyn Predictor,
-    ) -> Result<HostTensor> {
+        weights: Weights,
+        fleet: Option<Fleet>,
+    ) -> Result<(HostTensor, Finished)> {
         let mut rng = TorchRng::new(self.seed(index));
         let noise = match noise {
             Some(noise) => noise,
             None => {
-                let shape = self
-                    .pipeline
-                    .latent_shape(self.arguments.width, self.arguments.height)?;
-                HostTensor::new(shape, rng.randn(shape.iter().product()))?
+                let (width, height) = (self.arguments.width, self.arguments.height);
+                draw_noise(&mut rng, self.placed.pipeline.latent_shape(width, height)?)?
             }
         };
         let bar = progress_bar();
@@ -162,12 +115,12 @@ impl Run {
             bar.set_position(step.done as u64);
             bar.set_message(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
         };
-        let sampling = &self.sampling;
-        let latents = self
-            .pipeline
-            .sample(predictor, sampling, noise, &mut rng, &mut show);
+        let context = self.context.clone();
+        let denoised = self
+            .placed
+            .denoise(context, noise, &mut rng, (weights, fleet), &mut show);
         bar.finish_and_clear();
-        latents
+        denoised
     }
 
     /// The picture's parameters, for the PNG.
@@ -189,7 +142,7 @@ impl Run {
             ("scheduler", scheduler),
             ("scheme", a.scheme.to_string()),
             ("size", format!("{width}x{height}")),
-            ("model", self.pipeline.digest().to_owned()),
+            ("model", self.placed.pipeline.digest().to_owned()),
         ]
     }
 }

@@ -2,11 +2,16 @@
 //! strips along the height, sent, computed and merged.
 //!
 //! Every 3x3 convolution but `conv_in` (which sees the noisy latents), the products of every
-//! cross-attention and the statistics of every group normalisation are the workers'. Everything
-//! else, self-attention included, is the user's.
+//! cross-attention and the statistics of every group normalisation are the workers', or some of these
+//! kinds. Everything else, self-attention included, is the user's.
+//!
+//! [`count`] says what is sent, without sending.
 
-use std::collections::{HashMap, HashSet};
+mod count;
+
+use std::collections::HashSet;
 use std::ops::Range;
+use std::str::FromStr;
 
 use burn::tensor::Tensor;
 use shared::executor::Executor;
@@ -15,16 +20,17 @@ use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::ops;
 use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
-use shared::survey::{self, Operation, survey};
-use shared::unet::{CONV_IN, Layer, TimeEmbedding, UNet};
+use shared::survey::{self, survey};
+use shared::unet::{CONV_IN, TimeEmbedding, UNet};
 use shared::whole::Whole;
 use shared::wire::{Payload, Work};
 
-use crate::cost::count::{Count, Counted};
 use crate::error::{Error, Result};
 use crate::fleet::tally::{Kind, Seen, Traffic};
 use crate::fleet::{Fleet, Piece};
 use crate::schemes::{Account, Finished, Setting};
+
+pub use count::{count, rows_seen};
 
 /// How the strips' statistics become a group normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,17 +44,85 @@ pub enum GroupNormMode {
     Averaged,
 }
 
+/// Which kinds of layers are the workers' (Table V of the paper switches them singly).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offload {
+    /// 3x3 convolutions but for `conv_in`.
+    pub conv: bool,
+    /// The products of cross-attentions.
+    pub attention: bool,
+    /// The statistics of group normalisations.
+    pub norm: bool,
+}
+
+impl Default for Offload {
+    /// All of them, as in the paper.
+    fn default() -> Self {
+        Self {
+            conv: true,
+            attention: true,
+            norm: true,
+        }
+    }
+}
+
+impl FromStr for Offload {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let mut offload = Self {
+            conv: false,
+            attention: false,
+            norm: false,
+        };
+        for kind in text.split(',') {
+            match kind.trim() {
+                "conv" => offload.conv = true,
+                "attention" => offload.attention = true,
+                "norm" => offload.norm = true,
+                other => return Err(format!("{other:?} is none of conv, attention and norm")),
+            }
+        }
+        Ok(offload)
+    }
+}
+
+impl std::fmt::Display for Offload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let named = [
+            (self.conv, "conv"),
+            (self.attention, "attention"),
+            (self.norm, "norm"),
+        ];
+        let names = named.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
+        f.write_str(&names.collect::<Vec<_>>().join(","))
+    }
+}
+
+impl Offload {
+    /// Whether a convolution is the workers'. `conv_in` never is: it sees the noisy latents.
+    fn has_conv(self, layer: &str, kernel: usize) -> bool {
+        self.conv && kernel > 1 && layer != CONV_IN
+    }
+}
+
 /// Executes a U-Net layer by layer over a fleet of workers.
 pub struct Ppidm {
     whole: Whole,
     fleet: Fleet,
     mode: GroupNormMode,
+    offload: Offload,
 }
 
 impl Ppidm {
     /// The user's side `whole` and the workers.
-    pub fn new(whole: Whole, fleet: Fleet, mode: GroupNormMode) -> Self {
-        Self { whole, fleet, mode }
+    pub fn new(whole: Whole, fleet: Fleet, mode: GroupNormMode, offload: Offload) -> Self {
+        Self {
+            whole,
+            fleet,
+            mode,
+            offload,
+        }
     }
 
     /// Gives every worker with rows in `strips` the piece of work that `piece` makes of them; the
@@ -152,11 +226,6 @@ impl Account for Ppidm {
     }
 }
 
-/// Whether a convolution is the workers': every 3x3 one but the one that sees the noisy latents.
-fn is_offloaded(layer: &str, kernel: usize) -> bool {
-    kernel > 1 && layer != CONV_IN
-}
-
 /// Tensor prefixes of the layers whose parameters the user needs: all but the workers' convolutions.
 /// Of a group normalisation workers give the statistics, of a cross-attention the products.
 ///
@@ -165,122 +234,10 @@ fn is_offloaded(layer: &str, kernel: usize) -> bool {
 pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
     let operations = survey(unet, setting.latents, setting.tokens)?.into_iter();
     let own = operations.filter(|operation| match operation.kind {
-        survey::Kind::Conv { kernel } => !is_offloaded(&operation.layer, kernel),
+        survey::Kind::Conv { kernel } => !setting.offload.has_conv(&operation.layer, kernel),
         _ => true,
     });
     Ok(own.map(|operation| operation.layer).collect())
-}
-
-/// What one U-Net call sends to `workers` workers; none leaves everything to the user.
-pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
-    let mut count = Count::new(workers);
-    let named = unet.layers().map(|layer| (layer.name().to_owned(), layer));
-    let layers: HashMap<String, Layer<'_>> = named.collect();
-    // Shapes alone cannot fail.
-    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    // In the middle of a picture the prompt's keys and values are there.
-    for operation in operations.into_iter().filter(|o| !o.makes_prompt_keys()) {
-        let layer = layers.get(&operation.layer).copied();
-        let offloaded = match (operation.kind, layer) {
-            (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => {
-                is_offloaded(&conv.name, kernel)
-                    .then(|| (Kind::Conv, conv_bytes(conv, &operation, workers)))
-            }
-            (survey::Kind::CrossAttention, _) => {
-                let bytes = attention_bytes(&operation, setting.tokens, workers);
-                Some((Kind::Attention, bytes))
-            }
-            (survey::Kind::GroupNorm, Some(Layer::Norm(norm))) => {
-                Some((Kind::GroupNorm, norm_bytes(norm, &operation, workers)))
-            }
-            _ => None,
-        };
-        match offloaded {
-            Some((kind, strips)) if workers > 0 => {
-                for (flop, (share, ..)) in count.workers_flop.iter_mut().zip(&strips) {
-                    *flop += (operation.flop as f64 * share).round() as u64;
-                }
-                count.exchanges.push(Counted {
-                    label: operation.layer,
-                    kind,
-                    up: strips.iter().map(|(_, up, _)| *up).collect(),
-                    down: strips.iter().map(|(.., down)| *down).collect(),
-                    workers_flop: operation.flop,
-                    user_flop: 0,
-                });
-            }
-            _ => {
-                count.user_flop += operation.flop;
-                if let Some(exchange) = count.exchanges.last_mut() {
-                    exchange.user_flop += operation.flop;
-                }
-            }
-        }
-    }
-    count
-}
-
-/// The rows that each of `workers` workers computes and is sent, over all layers.
-pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
-    let mut seen: Vec<Seen> = (0..workers).map(|_| Seen::default()).collect();
-    let convs = unet.layers().filter_map(|layer| match layer {
-        Layer::Conv(conv) => Some((conv.name.clone(), conv)),
-        _ => None,
-    });
-    let convs: HashMap<String, &Conv2d> = convs.collect();
-    // Shapes alone cannot fail.
-    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    for operation in operations {
-        let [_, second, third, _] = operation.input;
-        let strips = match (operation.kind, convs.get(&operation.layer)) {
-            (survey::Kind::Conv { kernel }, Some(conv)) if is_offloaded(&conv.name, kernel) => {
-                Strip::convolved(conv, third, workers)
-            }
-            (survey::Kind::GroupNorm, _) => Strip::plain(third, workers),
-            (survey::Kind::CrossAttention, _) => Strip::plain(second, workers),
-            _ => continue,
-        };
-        for (strip, seen) in strips.iter().zip(&mut seen) {
-            strip.add_to(seen);
-        }
-    }
-    seen
-}
-
-/// Of each worker: its share of a layer, bytes to it and from it.
-type Strips = Vec<(f64, usize, usize)>;
-
-/// The strips of `rows` rows, each with what `bytes` says of it; a worker without rows gets nothing.
-fn of_strips(rows: usize, n: usize, bytes: impl Fn(&Range<usize>) -> [usize; 2]) -> Strips {
-    let strip = |own: Range<usize>| {
-        let [up, down] = if own.is_empty() { [0, 0] } else { bytes(&own) };
-        (own.len() as f64 / rows as f64, up, down)
-    };
-    strips(rows, n).into_iter().map(strip).collect()
-}
-
-fn conv_bytes(layer: &Conv2d, operation: &Operation, n: usize) -> Strips {
-    let ([b, c, _, w], [_, c_out, h_out, w_out]) = (operation.input, operation.output);
-    of_strips(h_out, n, |own| {
-        let sent = rows_with_halo(layer, own).len();
-        [b * c * sent * w, b * c_out * own.len() * w_out].map(|n| n * size_of::<f32>())
-    })
-}
-
-fn attention_bytes(operation: &Operation, tokens: usize, n: usize) -> Strips {
-    let [b, t, c, _] = operation.input;
-    of_strips(t, n, |own| {
-        let q = b * own.len() * c;
-        [q + 2 * b * tokens * c, q].map(|n| n * size_of::<f32>())
-    })
-}
-
-fn norm_bytes(layer: &GroupNorm, operation: &Operation, n: usize) -> Strips {
-    let [b, c, h, w] = operation.input;
-    of_strips(h, n, |own| {
-        let moments = 2 * b * layer.groups * size_of::<f64>();
-        [b * c * own.len() * w * size_of::<f32>(), moments]
-    })
 }
 
 /// The tensors that the workers made of `layer`.
@@ -346,7 +303,7 @@ impl Executor for Ppidm {
     type Error = Error;
 
     fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
-        if !is_offloaded(&layer.name, layer.kernel) {
+        if !self.offload.has_conv(&layer.name, layer.kernel) {
             return Ok(self.whole.conv(layer, x)?);
         }
         let [b, _, h, w] = x.dims();
@@ -370,14 +327,23 @@ impl Executor for Ppidm {
     }
 
     fn group_norm(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if !self.offload.norm {
+            return Ok(self.whole.group_norm(layer, x)?);
+        }
         self.normalise(layer, x, false)
     }
 
     fn group_norm_silu(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
+        if !self.offload.norm {
+            return Ok(self.whole.group_norm_silu(layer, x)?);
+        }
         self.normalise(layer, x, true)
     }
 
     fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        if !self.offload.attention {
+            return Ok(self.whole.cross_attention(layer, x)?);
+        }
         let [q, k, v] = self.whole.project(layer, x, true)?;
         let [b, t, c] = q.dims();
         let flop = b as u64 * layer.products_flop(1, k.dims()[1]);
@@ -418,4 +384,18 @@ impl Executor for Ppidm {
     }
 
     shared::whole_does_the_rest!(whole);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_they_are_written_and_others_named() {
+        let some: Offload = "norm,conv".parse().unwrap();
+        assert_eq!(some.to_string(), "conv,norm");
+        assert_eq!(Offload::default().to_string(), "conv,attention,norm");
+        let error = "conv,self-attention".parse::<Offload>().unwrap_err();
+        assert!(error.contains("\"self-attention\""), "{error}");
+    }
 }

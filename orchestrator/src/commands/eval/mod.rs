@@ -1,0 +1,349 @@
+//! `lacuna eval`: many prompts under several settings, from the same noise, against the uncut model.
+
+mod arm;
+mod experiments;
+mod making;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use super::networks::{Metric, MetricArguments, Wanted};
+use super::placed::{DEFAULT_GUIDANCE, check_model, load, load_whole};
+use super::{ModelArguments, parse_size};
+use crate::error::{Error, Result};
+use crate::evaluation::html;
+use crate::evaluation::prompts::{self, Prompts};
+use crate::evaluation::shard::Shard;
+use crate::evaluation::store::{Record, Store};
+use crate::evaluation::summary::{Results, Summary, Texts, rows_csv};
+use crate::fleet::config::FleetConfig;
+use crate::output::write_whole;
+use crate::pipeline::{Pipeline, Sampling};
+use crate::schedulers::SchedulerKind;
+use arm::ArmSetting;
+use experiments::Experiment;
+use making::Maker;
+use run::Run;
+
+/// Arguments of `lacuna eval`.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Command {
+    /// Makes one result of the shards of a run. Their pictures need not be there.
+    Merge {
+        /// The shards' directories.
+        #[arg(required = true)]
+        shards: Vec<PathBuf>,
+        /// Where to write the results.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// Arguments of a run.
+#[derive(Args, Clone, Debug)]
+struct RunArguments {
+    /// Prompts: lines of text, a .csv file with a column of captions, or COCO's captions as .json
+    /// [default of an experiment: configs/prompts/demo.txt].
+    #[arg(long)]
+    prompts: Option<PathBuf>,
+    /// The column of a .csv file.
+    #[arg(long, default_value = "caption")]
+    caption_column: String,
+    /// Take only so many prompts, from the first.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// What to compare: schemes with options of generate, or workers, steps and size:
+    /// ppidm,resident,resident:wire=f16;workers=2
+    #[arg(long, conflicts_with = "experiment")]
+    schemes: Option<String>,
+    /// What to compare: what one of the paper's tables does.
+    #[arg(long)]
+    experiment: Option<Experiment>,
+    #[command(flatten)]
+    model: ModelArguments,
+    /// What not to see.
+    #[arg(long, default_value = "")]
+    negative_prompt: String,
+    /// Sampler steps.
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
+    /// generation_config.json, else 7.5].
+    #[arg(long)]
+    guidance: Option<f32>,
+    /// Of the first prompt's noise; the next ones count on.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Columns x rows of the pictures [default: the model's own].
+    #[arg(long, value_parser = parse_size)]
+    size: Option<[usize; 2]>,
+    /// Another scheduler than the model's own.
+    #[arg(long)]
+    scheduler: Option<SchedulerKind>,
+    /// A TOML file that lists the workers (see configs/fleet.example.toml).
+    #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
+    workers: Option<PathBuf>,
+    /// Without --workers: so many workers are started here, on loopback ports [default: 4, or as many
+    /// as there are rows for].
+    #[arg(long)]
+    local_workers: Option<usize>,
+    /// A folder of pictures to compare with, named as this command names its own (INDEX-SEED.png), in
+    /// place of the uncut model's.
+    #[arg(long)]
+    reference: Option<PathBuf>,
+    /// A folder of real pictures of any names that FID and KID compare with.
+    #[arg(long)]
+    fid_reference: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricArguments,
+    /// i/n: make only the i-th of n parts of the prompts, from 0; `lacuna eval merge` joins them.
+    #[arg(long, default_value_t)]
+    shard: Shard,
+    /// The directory of the run. A run that was ended goes on there.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Prompts of an experiment, where none are given.
+const DEMO_PROMPTS: &str = "configs/prompts/demo.txt";
+
+/// Runs the command. A picture that cannot be made is named and left out; the others are made, and the run
+/// fails at its end.
+///
+/// # Errors
+/// What is off in the arguments and files, by name; a worker that is lost; any picture that is missing.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Some(Command::Merge { shards, out }) => {
+            spawn_blocking(move || merge(&shards, &out)).await?
+        }
+        None => evaluate(arguments.run).await,
+    }
+}
+
+fn merge(shards: &[PathBuf], out: &Path) -> anyhow::Result<()> {
+    if out.join("run.json").exists() {
+        bail!(
+            "--out {}: there is a run in it; give another",
+            out.display()
+        );
+    }
+    let results = Results::merge(shards)?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    finish(&results, out, 0)
+}
+
+async fn evaluate(arguments: RunArguments) -> anyhow::Result<()> {
+    let Some(out) = arguments.out.clone() else {
+        bail!("--out is missing: the directory of the run");
+    };
+    check_model(&arguments.model)?;
+    let prompts = arguments.prompts()?;
+    for (flag, dir) in [
+        ("--reference", &arguments.reference),
+        ("--fid-reference", &arguments.fid_reference),
+    ] {
+        if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+            bail!("{flag} {}: there is no such folder", dir.display());
+        }
+    }
+    let (pipeline, device) = load(&arguments.model).await?;
+    let size = arguments.size_of(&pipeline)?;
+    let arms = arguments.arms(size)?;
+    let mut left_out = Vec::new();
+    let open = || Ok(device.device.clone());
+    let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
+    let wanted = arguments.metrics.load(true, open, leave_out)?;
+    left_out
+        .iter()
+        .for_each(|hint| eprintln!("left out: {hint}"));
+    let sampling = arguments.sampling(&pipeline)?;
+    let record = arguments.record(&pipeline, &prompts, &arms, &sampling, size, &wanted)?;
+
+    let fleet = arguments.workers.as_deref().map(FleetConfig::from_file);
+    let fleet = fleet.transpose()?;
+    let remote = fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
+    let whole = match remote && arguments.reference.is_some() {
+        true => None,
+        false => Some(load_whole(&pipeline).await?),
+    };
+    let runtime = Handle::current();
+    spawn_blocking(move || {
+        let [_, tokens, _] = pipeline.encode("", "", false)?.dims();
+        let maker = Maker {
+            pipeline,
+            device,
+            whole,
+            fleet,
+            local_workers: arguments.local_workers,
+            sampling,
+            size,
+            negative_prompt: arguments.negative_prompt.clone(),
+            tokens,
+            runtime,
+        };
+        arms.iter().try_for_each(|arm| maker.check(arm))?;
+        let run = Run {
+            maker,
+            arms,
+            prompts,
+            wanted,
+            resize: arguments.metrics.fid_resize,
+            store: Store::resume(&out, record)?,
+        };
+        let unread = run.go()?;
+        finish(&Results::of(Store::read(&out)?), &out, unread)
+    })
+    .await?
+}
+
+/// Writes the results to `out`, and says in the end whether anything is missing.
+fn finish(results: &Results, out: &Path, unread: usize) -> anyhow::Result<()> {
+    let summary = Summary::of(results)?;
+    let table = Texts::of(&summary, &results.record).markdown();
+    let files = [
+        ("rows.csv", rows_csv(results)?),
+        ("rows.json", serde_json::to_vec_pretty(&results.rows)?),
+        ("summary.json", serde_json::to_vec_pretty(&summary)?),
+        ("summary.md", table.clone().into_bytes()),
+        ("report.html", html::page(results, &summary)?.into_bytes()),
+    ];
+    for (name, bytes) in files {
+        write_whole(&out.join(name), &bytes)?;
+    }
+    print!("{table}");
+    println!("{}", out.join("report.html").display());
+    match summary.failed.len() + unread {
+        0 => Ok(()),
+        n => bail!("{n} of the pictures could not be made or measured; each is named above"),
+    }
+}
+
+impl RunArguments {
+    fn prompts(&self) -> Result<Prompts> {
+        let path = match (&self.prompts, self.experiment) {
+            (Some(path), _) => path.as_path(),
+            (None, Some(_)) => Path::new(DEMO_PROMPTS),
+            (None, None) => {
+                let reason = "--prompts is missing: a file of prompts";
+                return Err(Error::Request(reason.into()));
+            }
+        };
+        let mut prompts = prompts::read(path, &self.caption_column)?;
+        prompts.truncate(self.limit.unwrap_or(prompts.len()));
+        if prompts.is_empty() {
+            return Err(Error::Request("--limit 0: at least one prompt".into()));
+        }
+        Ok(prompts)
+    }
+
+    fn arms(&self, size: [usize; 2]) -> Result<Vec<ArmSetting>> {
+        match (&self.schemes, self.experiment) {
+            (_, Some(experiment)) => experiment.arms(size),
+            (Some(list), None) => ArmSetting::parse_list(list),
+            (None, None) => Err(Error::Request(
+                "--schemes is missing: what to compare, such as ppidm,resident; or --experiment"
+                    .into(),
+            )),
+        }
+    }
+
+    fn size_of(&self, pipeline: &Pipeline) -> Result<[usize; 2]> {
+        let [width, height] = match self.size {
+            Some([width, height]) => [Some(width), Some(height)],
+            None => [None; 2],
+        };
+        let [_, _, rows, columns] = pipeline.latent_shape(width, height)?;
+        let pixels = pipeline.pixels_per_latent();
+        Ok([columns * pixels, rows * pixels])
+    }
+
+    fn sampling(&self, pipeline: &Pipeline) -> Result<Sampling> {
+        let guidance = self.guidance.or(pipeline.guidance_scale);
+        let guidance = guidance.unwrap_or(DEFAULT_GUIDANCE);
+        if !guidance.is_finite() {
+            let reason = format!("--guidance {guidance}: it must be a number");
+            return Err(Error::Request(reason));
+        }
+        Ok(Sampling {
+            scheduler: self.scheduler,
+            steps: self.steps,
+            guidance,
+            eta: 0.0,
+        })
+    }
+
+    fn record(
+        &self,
+        pipeline: &Pipeline,
+        prompts: &Prompts,
+        arms: &[ArmSetting],
+        sampling: &Sampling,
+        size: [usize; 2],
+        wanted: &Wanted,
+    ) -> Result<Record> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let given = self.reference.is_some();
+        let metrics = wanted.metrics.iter().map(|metric| {
+            let weights = self.metrics.weights_of(*metric);
+            Ok((
+                metric.to_string(),
+                weights.as_deref().map_or(Ok(String::new()), digest_of)?,
+            ))
+        });
+        Ok(Record {
+            experiment: self.experiment.map(|experiment| experiment.to_string()),
+            model: pipeline.digest().to_owned(),
+            model_name: self.model.model.display().to_string(),
+            prompts: prompts.len(),
+            prompts_digest: digest(prompts),
+            seed: self.seed,
+            steps: self.steps,
+            guidance: sampling.guidance,
+            negative_prompt: self.negative_prompt.clone(),
+            scheduler: self.scheduler.map(|scheduler| scheduler.to_string()),
+            size,
+            arms: arms.iter().map(|arm| arm.record(given)).collect(),
+            reference: path(&self.reference),
+            fid_reference: path(&self.fid_reference),
+            metrics: metrics.collect::<Result<BTreeMap<_, _>>>()?,
+            lpips_net: wanted.lpips.as_ref().map(|_| self.metrics.lpips_net),
+            fid_resize: wanted.inception.as_ref().map(|_| self.metrics.fid_resize),
+            kid: wanted.has(Metric::Kid).then(|| self.metrics.subsets()),
+            shard: self.shard,
+        })
+    }
+}
+
+fn digest(prompts: &Prompts) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for prompt in prompts {
+        let text = prompt.as_deref().unwrap_or_default();
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn digest_of(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::Input {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}

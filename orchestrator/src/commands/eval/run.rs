@@ -1,0 +1,240 @@
+//! A run: every prompt of the shard under every arm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::arm::ArmSetting;
+use super::making::{Failure, Maker, Place};
+use crate::commands::networks::{Metric, Wanted};
+use crate::error::Result;
+use crate::evaluation::features;
+use crate::evaluation::prompts::Prompts;
+use crate::evaluation::store::{Arm, Log, Outcome, REAL, Row, Store, Values};
+use crate::metrics::folder::{Folder, Pair};
+use crate::metrics::inception::InputResize;
+use crate::metrics::measure::SetFeatures;
+
+/// A run.
+pub struct Run {
+    /// Makes the pictures.
+    pub maker: Maker,
+    /// What is compared, as in the store's record.
+    pub arms: Vec<ArmSetting>,
+    /// All prompts, of all shards.
+    pub prompts: Prompts,
+    /// What is measured.
+    pub wanted: Wanted,
+    /// How pictures are resized for features.
+    pub resize: InputResize,
+    /// What is there already.
+    pub store: Store,
+}
+
+/// Why there is no picture of a prompt, by the folder that it should be in and the prompt.
+type Missing = BTreeMap<(String, usize), String>;
+
+impl Run {
+    /// Makes and measures what is not there yet. Gives the number of real pictures that cannot be read.
+    ///
+    /// # Errors
+    /// What would stop every further picture; those of the files.
+    pub fn go(&self) -> anyhow::Result<usize> {
+        let range = self.store.record.shard.of_prompts(self.prompts.len());
+        let references = self.references();
+        let sets = references.len() + self.arms.len();
+        let bar = progress_bar((sets * range.len()) as u64);
+        let mut missing = Missing::new();
+        for reference in &references {
+            self.make(reference, &bar, &mut missing)
+                .with_context(|| format!("the run stopped at {}", reference.name))?;
+        }
+        let mut log = self.store.log()?;
+        for (arm, record) in self.arms.iter().zip(&self.store.record.arms) {
+            self.make(arm, &bar, &mut missing)
+                .with_context(|| format!("the run stopped at {}", arm.name))?;
+            self.measure(record, &missing, &bar, &mut log)?;
+        }
+        bar.finish_and_clear();
+        self.take_features()
+    }
+
+    /// The uncut runs that the arms are compared with, each once.
+    fn references(&self) -> Vec<ArmSetting> {
+        if self.store.record.reference.is_some() {
+            return Vec::new();
+        }
+        let mut seen = BTreeSet::new();
+        let references = self.arms.iter().map(ArmSetting::reference);
+        references
+            .filter(|arm| seen.insert(arm.name.clone()))
+            .collect()
+    }
+
+    /// Makes the pictures of an arm that are not there.
+    fn make(&self, arm: &ArmSetting, bar: &ProgressBar, missing: &mut Missing) -> Result<()> {
+        let folder = arm.folder();
+        bar.set_message(arm.name.clone());
+        let mut place: Option<Place> = None;
+        for index in self.store.record.shard.of_prompts(self.prompts.len()) {
+            let path = self.store.picture(&folder, index);
+            let failed = match &self.prompts[index] {
+                _ if path.is_file() => {
+                    // What was there says nothing about the time that is left.
+                    bar.set_length(bar.length().unwrap_or(1).saturating_sub(1));
+                    continue;
+                }
+                Err(reason) => Some(reason.clone()),
+                Ok(prompt) => {
+                    let place = match &mut place {
+                        Some(place) => place,
+                        none => {
+                            make_folder(&path)?;
+                            none.insert(self.maker.place(arm)?)
+                        }
+                    };
+                    let seed = self.store.record.seed_of(index);
+                    match place.picture(prompt, seed, &path) {
+                        Ok(()) => None,
+                        Err(Failure::OfPicture(error)) => Some(error.to_string()),
+                        Err(Failure::OfRun(error)) => return Err(error),
+                    }
+                }
+            };
+            if let Some(reason) = failed {
+                bar.suspend(|| eprintln!("{}, prompt {index}: {reason}", arm.name));
+                missing.insert((folder.clone(), index), reason);
+            }
+            bar.inc(1);
+        }
+        Ok(())
+    }
+
+    /// Appends the rows of an arm that are not there.
+    fn measure(
+        &self,
+        arm: &Arm,
+        missing: &Missing,
+        bar: &ProgressBar,
+        log: &mut Log,
+    ) -> Result<()> {
+        for index in self.store.record.shard.of_prompts(self.prompts.len()) {
+            if self.store.has(&arm.name, index) {
+                continue;
+            }
+            let reason = |folder: &str| missing.get(&(folder.to_owned(), index)).cloned();
+            let outcome = match (reason(&arm.reference), reason(&arm.folder)) {
+                (Some(reason), _) => Outcome::Failed {
+                    failed: format!("the reference: {reason}"),
+                },
+                (None, Some(failed)) => Outcome::Failed { failed },
+                (None, None) => self.compare(arm, index),
+            };
+            if let Outcome::Failed { failed } = &outcome {
+                bar.suspend(|| eprintln!("{}, prompt {index}: {failed}", arm.name));
+            }
+            let prompt = &self.prompts[index];
+            log.append(&Row {
+                arm: arm.name.clone(),
+                index,
+                seed: self.store.record.seed_of(index),
+                prompt: prompt.clone().unwrap_or_default(),
+                outcome,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn compare(&self, arm: &Arm, index: usize) -> Outcome {
+        let [a, b] = [&arm.folder, &arm.reference].map(|folder| self.store.picture(folder, index));
+        let identical = same_bytes(&a, &b);
+        let pair = Pair {
+            name: arm.name.clone(),
+            a,
+            b,
+        };
+        let mut outcome = Outcome::Measured(Values {
+            identical,
+            ..Values::default()
+        });
+        self.wanted.pairs().measure(&[pair], |measured| {
+            outcome = match measured {
+                Ok(values) => Outcome::Measured(Values {
+                    identical: values.psnr.map_or(identical, f64::is_infinite),
+                    psnr: values.psnr.filter(|db| db.is_finite()),
+                    ssim: values.ssim,
+                    lpips: values.lpips,
+                }),
+                Err(fault) => Outcome::Failed {
+                    failed: format!("{}: {}", fault.picture, fault.reason),
+                },
+            };
+        });
+        outcome
+    }
+
+    /// Takes the features of every set that are not there. Gives the number of real pictures that cannot
+    /// be read.
+    fn take_features(&self) -> anyhow::Result<usize> {
+        let Some(inception) = &self.wanted.inception else {
+            return Ok(0);
+        };
+        let record = &self.store.record;
+        let of_arm = |arm: &Arm| [arm.folder.clone(), record.feature_reference(arm).to_owned()];
+        let sets: BTreeSet<String> = record.arms.iter().flat_map(of_arm).collect();
+        let mut unread = 0;
+        for set in sets {
+            let paths = match &record.fid_reference {
+                Some(dir) if set == REAL => Folder::list(Path::new(dir))?.paths(),
+                _ => self.pictures(&set),
+            };
+            let file = self.store.features(&set);
+            let there = file.is_file() && features::load(&file)?.statistics.count() == paths.len();
+            if there {
+                continue;
+            }
+            make_folder(&file)?;
+            let keep = self.wanted.has(Metric::Kid);
+            let taken = SetFeatures::of(&paths, inception, self.resize, keep, |fault| {
+                unread += 1;
+                eprintln!("not measured: {}: {}", fault.picture, fault.reason);
+            });
+            features::save(&file, &taken?)?;
+        }
+        Ok(unread)
+    }
+
+    /// The pictures of a set that there are.
+    fn pictures(&self, folder: &str) -> Vec<PathBuf> {
+        let range = self.store.record.shard.of_prompts(self.prompts.len());
+        let paths = range.map(|index| self.store.picture(folder, index));
+        paths.filter(|path| path.is_file()).collect()
+    }
+}
+
+fn same_bytes(a: &Path, b: &Path) -> bool {
+    matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+fn make_folder(file: &Path) -> Result<()> {
+    let Some(folder) = file.parent() else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(folder).map_err(|e| crate::Error::Output {
+        path: folder.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+fn progress_bar(pictures: u64) -> ProgressBar {
+    let bar = ProgressBar::new(pictures);
+    // The template is a constant; a mistake in it only costs the style.
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} pictures, {eta} left, {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar
+}

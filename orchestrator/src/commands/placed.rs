@@ -1,0 +1,193 @@
+//! A model whose U-Net has its place: what makes pictures, one after the other.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use burn::tensor::Tensor;
+use shared::device::{self, OpenDevice};
+use shared::host::HostTensor;
+use shared::partition::Levels;
+use shared::selftest;
+use shared::weights::{Weights, list};
+use shared::whole::{Conditioning, Whole};
+use tokio::task::spawn_blocking;
+use worker::Model;
+
+use super::ModelArguments;
+use crate::error::{Error, Result};
+use crate::fleet::Fleet;
+use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::local::LocalWorkers;
+use crate::noise::TorchRng;
+use crate::pipeline::{Pipeline, Sampling, Step};
+use crate::policy::Policy;
+use crate::schemes::failover::Failover;
+use crate::schemes::{Finished, Predictor, Scheme, Setting};
+
+/// Workers that are started here when nothing else is said.
+const LOCAL_WORKERS: usize = 4;
+
+/// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
+pub const DEFAULT_GUIDANCE: f32 = 7.5;
+
+/// What all pictures of one placement share.
+pub struct Placed {
+    /// The model.
+    pub pipeline: Arc<Pipeline>,
+    /// The whole U-Net's weights, where it is computed in this process.
+    pub whole: Option<Weights>,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Where the U-Net is computed.
+    pub setting: Setting,
+    /// The workers, if there are any.
+    pub fleet: Option<FleetConfig>,
+    /// What the run must keep to.
+    pub policy: Option<Policy>,
+}
+
+impl Placed {
+    /// The weights of the user's part of the U-Net.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_unet`].
+    pub fn weights(&self) -> Result<Weights> {
+        match &self.whole {
+            Some(weights) => Ok(weights.clone()),
+            None => {
+                let parameters = self.setting.user_parameters(self.pipeline.unet())?;
+                self.pipeline.load_unet(&parameters)
+            }
+        }
+    }
+
+    /// Opens the sessions of one picture; none without workers.
+    ///
+    /// # Errors
+    /// As [`Setting::open`].
+    pub async fn open(&self) -> Result<Option<Fleet>> {
+        let Some(config) = &self.fleet else {
+            return Ok(None);
+        };
+        let (digest, unet) = (self.pipeline.digest(), self.pipeline.unet());
+        Ok(Some(self.setting.open(config, digest, unet).await?))
+    }
+
+    /// The latents of one picture, from `noise` or, without, from what `rng` draws; blocks for as long as
+    /// it takes. `context` is of [`Pipeline::encode`], `weights` of [`Self::weights`], `fleet` of
+    /// [`Self::open`]; `watch` is called after every step.
+    ///
+    /// # Errors
+    /// Those of the scheme and the sampler.
+    pub fn denoise(
+        &self,
+        context: Tensor<3>,
+        noise: HostTensor,
+        rng: &mut TorchRng,
+        (weights, fleet): (Weights, Option<Fleet>),
+        watch: &mut dyn FnMut(Step),
+    ) -> Result<(HostTensor, Finished)> {
+        let conditioning = Conditioning {
+            context,
+            added: None,
+        };
+        let mut predictor = self.predictor(Whole::new(weights, conditioning), fleet)?;
+        let sampling = &self.sampling;
+        let latents = self
+            .pipeline
+            .sample(&mut *predictor, sampling, noise, rng, watch)?;
+        Ok((latents, predictor.finish()))
+    }
+
+    /// The scheme's predictor; on workers, one that goes on without those that are lost.
+    fn predictor(&self, whole: Whole, fleet: Option<Fleet>) -> Result<Box<dyn Predictor + '_>> {
+        let unet = self.pipeline.unet();
+        let (Some(fleet), Some(config)) = (fleet, &self.fleet) else {
+            return self.setting.predictor(unet, whole, None);
+        };
+        Ok(Box::new(Failover::new(
+            unet,
+            self.setting,
+            self.policy.as_ref(),
+            self.pipeline.digest(),
+            config.clone(),
+            fleet,
+            whole,
+        )?))
+    }
+}
+
+/// Noise `[1, C, H, W]` of `shape`, as torch draws it.
+///
+/// # Errors
+/// None: the shape has as many numbers as are drawn.
+pub fn draw_noise(rng: &mut TorchRng, shape: [usize; 4]) -> Result<HostTensor> {
+    Ok(HostTensor::new(shape, rng.randn(shape.iter().product()))?)
+}
+
+/// The model must be a directory.
+///
+/// # Errors
+/// [`Error::Request`], saying what to do.
+pub fn check_model(arguments: &ModelArguments) -> Result<()> {
+    if arguments.model.is_dir() {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "there is no model in {}; give --model a diffusers directory \
+         (this repository's own is assets/demo-model)",
+        arguments.model.display()
+    )))
+}
+
+/// Opens the device and the model.
+///
+/// # Errors
+/// Those of the device, its self-test and the model's files.
+pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
+    let arguments = arguments.clone();
+    spawn_blocking(move || {
+        let device = device::open(arguments.device, arguments.allow_software)?;
+        // Not inside the macro: that evaluates nothing unless the line is logged.
+        let report = selftest::run(&device.device)?;
+        tracing::debug!("self-test: {report}");
+        let pipeline = Pipeline::open(
+            &arguments.model,
+            arguments.variant.as_deref(),
+            &device.device,
+        )
+        .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
+        Ok((Arc::new(pipeline), device))
+    })
+    .await?
+}
+
+/// Loads the whole U-Net, for where it is computed in this process.
+///
+/// # Errors
+/// As [`Pipeline::load_unet`].
+pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
+    let pipeline = pipeline.clone();
+    Ok(spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??)
+}
+
+/// Starts `n` workers in this process, or as many as is usual and there are rows for, for `latents` of
+/// `[batch, rows, columns]`.
+///
+/// # Errors
+/// As [`LocalWorkers::start`].
+pub async fn start_workers(
+    scheme: Scheme,
+    n: Option<usize>,
+    model: &Arc<Model>,
+    device: &OpenDevice,
+    latents: [usize; 3],
+) -> Result<LocalWorkers> {
+    let [_, rows, _] = latents;
+    let most = match scheme {
+        Scheme::Resident => Levels::new(rows, model.unet().levels()).coarsest(),
+        Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
+    };
+    let n = n.unwrap_or(LOCAL_WORKERS.min(most));
+    LocalWorkers::start(n, model, device, latents).await
+}

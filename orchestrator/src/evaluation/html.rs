@@ -1,0 +1,287 @@
+//! The report: one HTML file that needs no other.
+
+use std::path::Path;
+
+use super::plots::DotPlot;
+use super::store::{Record, Row, Values};
+use super::summary::{Results, Summary, Texts};
+use crate::error::{Error, Result};
+use crate::metrics::decode::Rgb8;
+use crate::picture::encode_png;
+
+/// Prompts whose pictures are shown: the file stays small enough to be opened.
+const SHOWN: usize = 6;
+
+/// How much brighter a difference map is than the difference.
+const AMPLIFIED: u16 = 8;
+
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1100px;\
+padding:0 1rem;color:#1c2733}h1,h2,h3{line-height:1.2}table{border-collapse:collapse;margin:1rem 0}\
+td,th{border-bottom:1px solid #d5dde5;padding:.3rem .7rem;text-align:left;vertical-align:top}\
+.wide{overflow-x:auto}.wide img{width:128px;image-rendering:pixelated;display:block;margin:2px 0}\
+.wide th{max-width:128px;overflow-wrap:anywhere;font-weight:600;font-size:12px}\
+.note{color:#54616e}svg{max-width:100%;height:auto;font-size:12px}svg .axis{stroke:#d5dde5}\
+svg circle{fill:#2467b3;fill-opacity:.45}svg .mean{stroke:#b3392f;stroke-width:2}svg .tick{fill:#54616e}";
+
+/// The report of a run.
+///
+/// # Errors
+/// Those of encoding difference maps; a picture that is not there is left out.
+pub fn page(results: &Results, summary: &Summary) -> Result<String> {
+    let record = &results.record;
+    let title = match &record.experiment {
+        Some(experiment) => format!("Lacuna: the paper's {experiment}"),
+        None => "Lacuna: pictures of several settings".into(),
+    };
+    let title = escape(&title);
+    let body = [
+        format!("<h1>{title}</h1>"),
+        about(record),
+        format!("<h2>Means</h2>{}", table(&Texts::of(summary, record))),
+        notes(record, summary),
+        format!("<h2>Each picture</h2>{}", plots(results)),
+        format!("<h2>Pictures</h2>{}", grid(results)?),
+        failures(summary),
+    ];
+    Ok(format!(
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>\
+         <meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>\n{}\n\
+         </body></html>\n",
+        body.join("\n")
+    ))
+}
+
+/// Text for between tags and in attributes.
+pub(super) fn escape(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, c| {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+        out
+    })
+}
+
+fn about(record: &Record) -> String {
+    let [width, height] = record.size;
+    let against = match &record.reference {
+        Some(dir) => format!("the pictures in {dir}"),
+        None => "the uncut model's pictures from the same noise".into(),
+    };
+    let sets = record.fid_reference.as_ref();
+    let sets = sets.map_or(String::new(), |dir| {
+        format!(" FID and KID compare with the pictures in {dir}.")
+    });
+    let scheduler = record.scheduler.as_deref().unwrap_or("the model's own");
+    let text = format!(
+        "Made with the model {} (U-Net {}): {} prompts, {width}x{height}, {} steps, guidance {}, scheduler \
+         {scheduler}, seeds from {}, where a setting does not say otherwise. Compared with {against}.{sets}",
+        record.model_name,
+        record.model.get(..12).unwrap_or(&record.model),
+        record.prompts,
+        record.steps,
+        record.guidance,
+        record.seed,
+    );
+    format!("<p>{}</p>", escape(&text))
+}
+
+fn table(texts: &Texts) -> String {
+    let line = |cells: &[String], tag: &str| {
+        let cells = cells
+            .iter()
+            .map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+        format!("<tr>{}</tr>", cells.collect::<String>())
+    };
+    let rows = texts.rows.iter().map(|row| line(row, "td"));
+    format!(
+        "<table>{}{}</table>",
+        line(&texts.header, "th"),
+        rows.collect::<String>()
+    )
+}
+
+fn notes(record: &Record, summary: &Summary) -> String {
+    let mut notes = vec![
+        "PSNR is the mean over the pictures that are not identical to the reference.".to_owned(),
+    ];
+    if record.experiment.is_some() {
+        let model = &record.model_name;
+        notes.push(format!(
+            "Ours are made with {model}, the paper's with Stable Diffusion 1.5: only tendencies compare."
+        ));
+    }
+    let without = summary.arms.iter().filter_map(|arm| {
+        let reason = arm.no_distance.as_ref()?;
+        Some(format!("{}: {reason}.", arm.name))
+    });
+    notes.extend(without);
+    format!("<p class='note'>{}</p>", escape(&notes.join(" ")))
+}
+
+fn plots(results: &Results) -> String {
+    let of = |title, value: fn(&Values) -> Option<f64>| {
+        let rows = results.record.arms.iter().map(|arm| {
+            let measured = || results.of_arm(arm).filter_map(|row| row.outcome.measured());
+            let identical = measured().filter(|values| values.identical).count();
+            let note = match identical {
+                0 => String::new(),
+                n => format!("{n} identical"),
+            };
+            let values = measured().filter(|values| !values.identical);
+            (arm.name.as_str(), values.filter_map(value).collect(), note)
+        });
+        let plot = DotPlot {
+            title,
+            rows: rows.collect(),
+        };
+        match plot.svg() {
+            svg if svg.is_empty() => svg,
+            svg => format!("<h3>{}</h3>{svg}", escape(title)),
+        }
+    };
+    let plots = [
+        of("PSNR in dB", |v| v.psnr),
+        of("SSIM", |v| v.ssim),
+        of("LPIPS", |v| v.lpips),
+    ]
+    .concat();
+    match plots.is_empty() {
+        true => "<p>No picture differs from its reference.</p>".into(),
+        false => format!("{plots}<p class='note'>A dot for each picture, a line at the mean.</p>"),
+    }
+}
+
+/// The first prompts' pictures under every arm, each beside its reference with what differs.
+fn grid(results: &Results) -> Result<String> {
+    let mut out = format!(
+        "<p class='note'>The first {SHOWN} prompts: the reference, the setting's picture, and where they \
+         differ ({AMPLIFIED} times as bright).</p>"
+    );
+    let prompts = results.record.prompts.min(SHOWN);
+    for index in 0..prompts {
+        let rows = results.rows.iter().filter(|row| row.index == index);
+        let rows: Vec<&Row> = rows.collect();
+        let Some(first) = rows.first() else {
+            continue;
+        };
+        let cells = rows
+            .iter()
+            .map(|row| cell(results, row))
+            .collect::<Result<Vec<_>>>()?;
+        let heads = rows
+            .iter()
+            .map(|row| format!("<th>{}</th>", escape(&row.arm)));
+        out += &format!(
+            "<h3>{}. {}</h3><div class='wide'><table><tr>{}</tr><tr>{}</tr></table></div>",
+            index + 1,
+            escape(&first.prompt),
+            heads.collect::<String>(),
+            cells.concat()
+        );
+    }
+    Ok(out)
+}
+
+fn cell(results: &Results, row: &Row) -> Result<String> {
+    let arm = results.record.arms.iter().find(|arm| arm.name == row.arm);
+    let pictures = arm.and_then(|arm| {
+        let reference = results.picture(&arm.reference, row.index)?;
+        Some([reference, results.picture(&arm.folder, row.index)?])
+    });
+    let Some([reference, own]) = pictures else {
+        return Ok("<td>not here</td>".into());
+    };
+    let map = match row.outcome.measured() {
+        Some(values) if values.identical => "identical".into(),
+        Some(values) => {
+            let psnr = values
+                .psnr
+                .map_or(String::new(), |db| format!("{db:.2} dB"));
+            image(&difference_map(&reference, &own)?) + &psnr
+        }
+        None => "not measured".into(),
+    };
+    let file = |path: &Path| {
+        let bytes = std::fs::read(path);
+        bytes.map_or_else(|_| "not here".into(), |bytes| image(&bytes))
+    };
+    Ok(format!("<td>{}{}{map}</td>", file(&reference), file(&own)))
+}
+
+/// A PNG of the largest difference of each pixel's three bytes, amplified.
+fn difference_map(a: &Path, b: &Path) -> Result<Vec<u8>> {
+    let (a, b) = (Rgb8::read(a)?, Rgb8::read(b)?);
+    let pairs = a
+        .bytes
+        .as_chunks::<3>()
+        .0
+        .iter()
+        .zip(b.bytes.as_chunks::<3>().0);
+    let grey = pairs.map(|(a, b)| {
+        let largest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max();
+        (u16::from(largest.unwrap_or(0)) * AMPLIFIED).min(255) as u8
+    });
+    let grey: Vec<u8> = grey.collect();
+    encode_png([a.width, a.height], png::ColorType::Grayscale, &grey, &[])
+        .map_err(|e| Error::Request(format!("no difference map: {e}")))
+}
+
+fn image(png: &[u8]) -> String {
+    format!("<img alt='' src='data:image/png;base64,{}'>", base64(png))
+}
+
+/// Base64 (RFC 4648) with padding.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let [a, b, c] = [0, 1, 2].map(|i| u32::from(*group.get(i).unwrap_or(&0)));
+        let word = a << 16 | b << 8 | c;
+        for digit in 0..4 {
+            let value = word >> (18 - 6 * digit) & 63;
+            out.push(match digit <= group.len() {
+                true => char::from(DIGITS[value as usize]),
+                false => '=',
+            });
+        }
+    }
+    out
+}
+
+fn failures(summary: &Summary) -> String {
+    if summary.failed.is_empty() {
+        return String::new();
+    }
+    let items = summary.failed.iter().map(|failed| {
+        let text = format!("{}, prompt {}: {}", failed.arm, failed.index, failed.reason);
+        format!("<li>{}</li>", escape(&text))
+    });
+    format!("<h2>Missing</h2><ul>{}</ul>", items.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let vectors = [
+            "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy",
+        ];
+        for (n, want) in vectors.iter().enumerate() {
+            assert_eq!(base64(&b"foobar"[..n]), *want);
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_text_and_never_a_tag() {
+        let escaped = escape("<script>alert('&\"')</script>");
+        assert!(!escaped.contains(['<', '>', '"', '\'']), "{escaped}");
+        assert!(escaped.contains("&amp;&quot;"));
+    }
+}

@@ -1,0 +1,20 @@
+//! Many prompts under several settings, measured against the uncut model: what `lacuna eval` keeps and
+//! shows.
+//!
+//! - [`prompts`]: prompt files of three kinds.
+//! - [`shard`]: which prompts are one machine's.
+//! - [`store`]: a run's directory, which can be killed at any moment.
+//! - [`features`]: what FID and KID need of each set, in files that merge.
+//! - [`summary`]: rows and means, as CSV, JSON and Markdown.
+//! - [`paper`]: the tables that the paper prints.
+//! - [`html`]: the report that needs no other file.
+//! - `plots`: its plots.
+
+pub mod features;
+pub mod html;
+pub mod paper;
+mod plots;
+pub mod prompts;
+pub mod shard;
+pub mod store;
+pub mod summary;

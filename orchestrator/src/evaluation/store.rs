@@ -1,0 +1,467 @@
+//! A run's directory. It can be killed at any moment: pictures are written whole, rows are appended, and
+//! everything else is made of these.
+//!
+//!     run.json          what the run is
+//!     rows.jsonl        a row for each picture, as they come
+//!     pictures/ARM/     INDEX-SEED.png
+//!     features/         of each set of pictures, for FID and KID
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::shard::Shard;
+use crate::error::{Error, Result};
+use crate::metrics::inception::InputResize;
+use crate::metrics::kid::Subsets;
+use crate::metrics::lpips::Net;
+use crate::output::write_whole;
+
+/// What a run is: another run's results do not belong with its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The paper's experiment, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<String>,
+    /// Digest of the U-Net's weights.
+    pub model: String,
+    /// The model's directory, as it was given.
+    pub model_name: String,
+    /// How many prompts there are, in all shards.
+    pub prompts: usize,
+    /// Digest of the prompts.
+    pub prompts_digest: String,
+    /// Of the first prompt; the next ones count on.
+    pub seed: u64,
+    /// Sampler steps, where an arm does not say.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f32,
+    /// What not to see.
+    pub negative_prompt: String,
+    /// The sampler; the model's own if none is named.
+    pub scheduler: Option<String>,
+    /// Columns and rows of the pictures, where an arm does not say.
+    pub size: [usize; 2],
+    /// What is compared.
+    pub arms: Vec<Arm>,
+    /// Pictures to compare with in place of the uncut model's.
+    pub reference: Option<String>,
+    /// The set to compare sets with in place of the reference.
+    pub fid_reference: Option<String>,
+    /// Each metric with a digest of its weights, where it has any.
+    pub metrics: BTreeMap<String, String>,
+    /// The network of LPIPS, where that is measured.
+    pub lpips_net: Option<Net>,
+    /// Whose way of resizing pictures, where sets are measured.
+    pub fid_resize: Option<InputResize>,
+    /// The draw of KID, where that is measured.
+    pub kid: Option<Subsets>,
+    /// Which prompts are here.
+    pub shard: Shard,
+}
+
+/// One setting that is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arm {
+    /// As it was given.
+    pub name: String,
+    /// The folder of its pictures.
+    pub folder: String,
+    /// The folder of what they are compared with.
+    pub reference: String,
+    /// The paper's row that it stands beside, in an experiment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paper: Option<String>,
+}
+
+/// One picture of an arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// [`Arm::name`].
+    pub arm: String,
+    /// Which prompt, from 0.
+    pub index: usize,
+    /// Of the noise.
+    pub seed: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// What was measured.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What became of a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// There is none.
+    Failed {
+        /// Why.
+        failed: String,
+    },
+    /// It was measured.
+    Measured(Values),
+}
+
+/// What was measured of a picture; what was not wanted is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Values {
+    /// Whether no byte differs from the reference.
+    pub identical: bool,
+    /// In dB; absent for identical pictures, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psnr: Option<f64>,
+    /// 1 for equal pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssim: Option<f64>,
+    /// 0 for equal pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lpips: Option<f64>,
+}
+
+impl Outcome {
+    /// What was measured, if it was.
+    pub fn measured(&self) -> Option<&Values> {
+        match self {
+            Self::Measured(values) => Some(values),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+impl Record {
+    /// What differs from `other`, shards apart: the name, and both values.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let fields = |record: &Self| match serde_json::to_value(record) {
+            Ok(Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let (a, b) = (fields(self), fields(other));
+        let keys = a.keys().chain(b.keys());
+        let mut others = keys.filter(|key| *key != "shard" && *key != "model_name");
+        let key = others.find(|key| a.get(*key) != b.get(*key))?;
+        let text = |map: &serde_json::Map<String, Value>| {
+            map.get(key).map_or("nothing".into(), Value::to_string)
+        };
+        Some(format!("{key}: {} there, {} here", text(&b), text(&a)))
+    }
+
+    /// The set of features that an arm's is compared with.
+    pub fn feature_reference<'a>(&self, arm: &'a Arm) -> &'a str {
+        match self.fid_reference {
+            Some(_) => REAL,
+            None => &arm.reference,
+        }
+    }
+
+    /// Of a prompt.
+    pub fn seed_of(&self, index: usize) -> u64 {
+        self.seed.wrapping_add(index as u64)
+    }
+}
+
+/// [`Arm::reference`] where the reference was given, not made.
+pub const GIVEN: &str = "given";
+
+/// The set that sets are compared with, where it is not the reference.
+pub const REAL: &str = "real";
+
+/// A run's directory.
+pub struct Store {
+    dir: PathBuf,
+    /// What the run is.
+    pub record: Record,
+    /// By arm and prompt.
+    rows: HashMap<(String, usize), Row>,
+}
+
+impl Store {
+    /// Goes on with the run in `dir`, or begins it there. Rows that say why a picture is missing, and a row
+    /// that was cut off, are dropped: they will be tried again.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the directory holds another run, naming what differs, or other files; as
+    /// [`Self::read`] and [`write_whole`].
+    pub fn resume(dir: &Path, record: Record) -> Result<Self> {
+        let refuse = |reason: String| {
+            let reason = format!("--out {}: {reason}; give another", dir.display());
+            Err(Error::Request(reason))
+        };
+        std::fs::create_dir_all(dir).map_err(|e| output_error(dir, e))?;
+        if !dir.join("run.json").exists() {
+            let mut entries = std::fs::read_dir(dir).map_err(|e| output_error(dir, e))?;
+            // A first write that was killed leaves a part of run.json.
+            let other = entries.find_map(|entry| {
+                let name = entry.ok()?.file_name().to_string_lossy().into_owned();
+                (!name.starts_with("run.json")).then_some(name)
+            });
+            if let Some(name) = other {
+                return refuse(format!("there are other files in it ({name})"));
+            }
+            write_whole(
+                &dir.join("run.json"),
+                &serde_json::to_vec_pretty(&record).map_err(json)?,
+            )?;
+        }
+        let mut store = Self::read(dir)?;
+        if let Some(difference) = record.difference(&store.record) {
+            return refuse(format!("it holds a run of other settings ({difference})"));
+        }
+        if store.record.shard != record.shard {
+            let (there, here) = (store.record.shard, record.shard);
+            return refuse(format!("it holds the shard {there}, not {here}"));
+        }
+        store
+            .rows
+            .retain(|_, row| matches!(row.outcome, Outcome::Measured(_)));
+        let mut lines = Vec::new();
+        for row in store.rows() {
+            serde_json::to_writer(&mut lines, row).map_err(json)?;
+            lines.push(b'\n');
+        }
+        write_whole(&store.log_path(), &lines)?;
+        Ok(store)
+    }
+
+    /// Reads the run in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is none, or a file of it is damaged.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("run.json");
+        let bytes = std::fs::read(&path).map_err(|e| input_error(&path, e))?;
+        let record = serde_json::from_slice(&bytes).map_err(|e| input_error(&path, e))?;
+        let mut store = Self {
+            dir: dir.to_owned(),
+            record,
+            rows: HashMap::new(),
+        };
+        let path = store.log_path();
+        let log = match std::fs::read(&path) {
+            Ok(log) => log,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(input_error(&path, e)),
+        };
+        // What follows the last line end was cut off.
+        let whole = log.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+        for (i, line) in log[..whole].split(|byte| *byte == b'\n').enumerate() {
+            if line.is_empty() {
+                continue;
+            }
+            let row: Row = serde_json::from_slice(line)
+                .map_err(|e| input_error(&path, format!("line {}: {e}", i + 1)))?;
+            store.insert(row);
+        }
+        Ok(store)
+    }
+
+    /// Where a picture lies.
+    pub fn picture(&self, folder: &str, index: usize) -> PathBuf {
+        let name = picture_name(index, self.record.seed_of(index));
+        match &self.record.reference {
+            Some(dir) if folder == GIVEN => Path::new(dir).join(name),
+            _ => self.dir.join("pictures").join(folder).join(name),
+        }
+    }
+
+    /// Where the features of a set lie.
+    pub fn features(&self, set: &str) -> PathBuf {
+        let name = format!("{set}.safetensors");
+        self.dir.join("features").join(name)
+    }
+
+    /// A file of the run.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Whether there is a row of this picture.
+    pub fn has(&self, arm: &str, index: usize) -> bool {
+        self.rows.contains_key(&(arm.to_owned(), index))
+    }
+
+    /// All rows, arm by arm and in the order of the prompts.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        let prompts = self.record.shard.of_prompts(self.record.prompts);
+        let arms = self.record.arms.iter();
+        let keys = arms.flat_map(move |arm| prompts.clone().map(move |i| (arm.name.clone(), i)));
+        keys.filter_map(|key| self.rows.get(&key))
+    }
+
+    /// A writer of further rows.
+    ///
+    /// # Errors
+    /// [`Error::Output`].
+    pub fn log(&self) -> Result<Log> {
+        let path = self.log_path();
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = file.map_err(|e| output_error(&path, e))?;
+        Ok(Log { path, file })
+    }
+
+    fn insert(&mut self, row: Row) {
+        self.rows.insert((row.arm.clone(), row.index), row);
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("rows.jsonl")
+    }
+}
+
+/// The growing file of rows.
+pub struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// [`Error::Output`].
+    pub fn append(&mut self, row: &Row) -> Result<()> {
+        let mut line = serde_json::to_vec(row).map_err(json)?;
+        line.push(b'\n');
+        let written = self.file.write_all(&line);
+        written.map_err(|e| output_error(&self.path, e))
+    }
+}
+
+/// The file name of a picture.
+pub fn picture_name(index: usize, seed: u64) -> String {
+    format!("{index:05}-{seed}.png")
+}
+
+fn json(e: serde_json::Error) -> Error {
+    Error::Request(format!("a result is no JSON: {e}"))
+}
+
+fn input_error(path: &Path, reason: impl ToString) -> Error {
+    Error::Input {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+fn output_error(path: &Path, reason: impl ToString) -> Error {
+    Error::Output {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A run of three prompts under two arms.
+    pub fn record() -> Record {
+        let arm = |name: &str| Arm {
+            name: name.into(),
+            folder: name.replace(':', "-"),
+            reference: "local".into(),
+            paper: None,
+        };
+        Record {
+            experiment: None,
+            model: "abc".into(),
+            model_name: "demo".into(),
+            prompts: 3,
+            prompts_digest: "def".into(),
+            seed: 40,
+            steps: 2,
+            guidance: 2.0,
+            negative_prompt: String::new(),
+            scheduler: None,
+            size: [16, 16],
+            arms: vec![arm("ppidm"), arm("resident:wire=f16")],
+            reference: None,
+            fid_reference: None,
+            metrics: BTreeMap::new(),
+            lpips_net: None,
+            fid_resize: None,
+            kid: None,
+            shard: Shard::default(),
+        }
+    }
+
+    /// A row that was measured.
+    pub fn row(arm: &str, index: usize, psnr: Option<f64>) -> Row {
+        Row {
+            arm: arm.into(),
+            index,
+            seed: 40 + index as u64,
+            prompt: format!("prompt {index}"),
+            outcome: Outcome::Measured(Values {
+                identical: psnr.is_none(),
+                psnr,
+                ssim: Some(0.9),
+                lpips: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_after_its_last_whole_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::resume(dir.path(), record()).unwrap();
+        let mut log = store.log().unwrap();
+        log.append(&row("resident:wire=f16", 1, Some(1.0 / 3.0)))
+            .unwrap();
+        log.append(&row("ppidm", 2, None)).unwrap();
+        let mut failed = row("ppidm", 0, None);
+        failed.outcome = Outcome::Failed {
+            failed: "no UTF-8".into(),
+        };
+        log.append(&failed).unwrap();
+        log.file.write_all(b"{\"arm\": \"ppidm\", \"ind").unwrap();
+        assert_eq!(Store::read(dir.path()).unwrap().rows().count(), 3);
+
+        let store = Store::resume(dir.path(), record()).unwrap();
+        let rows: Vec<&Row> = store.rows().collect();
+        assert_eq!(*rows[0], row("ppidm", 2, None));
+        assert_eq!(*rows[1], row("resident:wire=f16", 1, Some(1.0 / 3.0)));
+        assert_eq!(rows.len(), 2, "the failure is tried again");
+        store.log().unwrap().append(&row("ppidm", 1, None)).unwrap();
+        assert_eq!(Store::read(dir.path()).unwrap().rows().count(), 3);
+    }
+
+    #[test]
+    fn another_runs_directory_is_refused_with_what_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        Store::resume(dir.path(), record()).unwrap();
+        let mut other = record();
+        other.steps = 7;
+        let error = Store::resume(dir.path(), other).err().unwrap().to_string();
+        assert!(error.contains("steps: 2 there, 7 here"), "{error}");
+        let mut other = record();
+        other.shard = Shard { index: 1, of: 2 };
+        let error = Store::resume(dir.path(), other).err().unwrap().to_string();
+        assert!(error.contains("0/1, not 1/2"), "{error}");
+
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        let error = Store::resume(dir.path(), record())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("thesis.tex"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_row_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        Store::resume(dir.path(), record()).unwrap();
+        std::fs::write(dir.path().join("rows.jsonl"), "{}\n{}\n").unwrap();
+        let error = Store::read(dir.path()).err().unwrap().to_string();
+        assert!(
+            error.contains("rows.jsonl") && error.contains("line 1"),
+            "{error}"
+        );
+    }
+}
