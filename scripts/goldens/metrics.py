@@ -16,6 +16,7 @@ import numpy as np
 import pytorch_fid.fid_score
 import pytorch_fid.inception
 import torch
+import transformers
 from cleanfid import fid as clean_fid
 from cleanfid.resize import build_resizer
 from PIL import Image
@@ -24,10 +25,13 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convert_metric_weights import fold_inception, fold_lpips  # noqa: E402
+from train_demo_features import Features  # noqa: E402
 
 PAIRS = [(64, 64), (61, 47), (300, 200)]  # columns, rows
 RESIZED = [(70, 45), (640, 411)]
 LPIPS_PAIRS = [(64, 64), (97, 83)]
+CLIP_SIZES = [(128, 128), (91, 60), (40, 57)]
+CLIP_PROMPTS = ["a small red circle", "two blue squares, far apart", ""]
 STRIDES = {"resized": 4001, "features": 16}
 
 
@@ -145,6 +149,44 @@ def lpips_golden(net: str) -> dict:
     return {"parameters": list(shapes.items()), "pairs": distances}
 
 
+def clip_golden(models: Path) -> dict:
+    """CLIP scores of a small CLIP, with the tokenizer of one of the golden models."""
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(models / "sd1" / "tokenizer")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tokens = {"vocab_size": len(tokenizer), **ends}
+    config = transformers.CLIPConfig(
+        text_config={**tokens, "hidden_size": 32, "intermediate_size": 48, **sizes},
+        vision_config={"hidden_size": 48, "intermediate_size": 64, "image_size": 56, "patch_size": 14, **sizes},
+        projection_dim=12,
+    )
+    model = transformers.CLIPModel(config).eval()
+    shapes = {name: list(t.shape) for name, t in model.state_dict().items() if t.dim() > 0}
+    model.load_state_dict(weights(shapes), strict=False)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    cases = []
+    for size in CLIP_SIZES:
+        for prompt in CLIP_PROMPTS:
+            pixels = images(picture(*size, "clip"), return_tensors="pt")
+            words = tokenizer([prompt], return_tensors="pt", padding="max_length", truncation=True)
+            found = model(pixel_values=pixels["pixel_values"], **words)
+            cosine = (found.image_embeds.double() * found.text_embeds.double()).sum().item()
+            cases.append({"size": size, "prompt": prompt, "score": max(100 * cosine, 0)})
+    assert sum(case["score"] > 0 for case in cases) >= 3, cases
+    return {"config": config.to_dict(), "parameters": list(shapes.items()), "cases": cases}
+
+
+def demo_golden() -> dict:
+    """The demo features of one picture."""
+    network = Features().eval()
+    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    network.load_state_dict(weights(shapes))
+    pixels = torch.from_numpy(picture(*RESIZED[0], "demo").transpose(2, 0, 1)[None].copy()).float()
+    sized = torch.nn.functional.interpolate(pixels, (128, 128), mode="bilinear", antialias=True)
+    features = network(sized / 127.5 - 1)[0].double().tolist()
+    return {"size": RESIZED[0], "parameters": list(shapes.items()), "features": features}
+
+
 def pair_golden() -> list:
     out = []
     for size in PAIRS:
@@ -194,6 +236,8 @@ def write(out_dir: Path) -> None:
         "resized": resize_golden(),
         "inception": inception_golden(),
         "lpips": {net: lpips_golden(net) for net in ("alex", "vgg")},
+        "clip": clip_golden(out_dir / "models"),
+        "demo": demo_golden(),
     }
     (out_dir / "metrics.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
     y, x = np.mgrid[:40, :50]

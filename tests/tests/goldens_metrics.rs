@@ -3,17 +3,19 @@
 use std::path::Path;
 
 use burn::tensor::Device;
+use orchestrator::metrics::clip_score::ClipScore;
 use orchestrator::metrics::decode::Rgb8;
+use orchestrator::metrics::demo::DemoFeatures;
 use orchestrator::metrics::folder::Folder;
 use orchestrator::metrics::frechet::{FeatureStatistics, frechet_distance};
-use orchestrator::metrics::inception::{Inception, InputResize};
+use orchestrator::metrics::inception::{Inception, InputResize, Prepared};
 use orchestrator::metrics::kid::{Subsets, kernel_distance};
 use orchestrator::metrics::lpips::{Lpips, Net};
-use orchestrator::metrics::measure::SetFeatures;
 use orchestrator::metrics::psnr::psnr;
+use orchestrator::metrics::sets::{FeatureNetwork, SetFeatures};
 use orchestrator::metrics::ssim::ssim;
 use serde_json::Value;
-use tests::golden::repository;
+use tests::golden::{model_dir, repository};
 use tests::metric_inputs::{features, picture, write_weights};
 
 const RESIZES: [InputResize; 3] = [
@@ -150,12 +152,55 @@ fn a_set_has_the_features_of_its_pictures_and_names_the_bad_one() {
     std::fs::write(folder.path().join("1x.png"), b"no picture").unwrap();
     let paths = Folder::list(folder.path()).unwrap().paths();
     let mut bad = Vec::new();
-    let resize = InputResize::Clean;
-    let set = SetFeatures::of(&paths, &inception, resize, true, |fault| bad.push(fault)).unwrap();
-    let want = inception.features_of(&pictures, resize).unwrap();
+    let network = Prepared {
+        inception: &inception,
+        resize: InputResize::Clean,
+    };
+    let set = SetFeatures::of(&paths, &network, true, |fault| bad.push(fault)).unwrap();
+    let want = inception.features_of(&pictures, network.resize).unwrap();
     assert_eq!((set.statistics.count(), set.kept), (3, want));
     assert_eq!(bad.len(), 1);
     assert!(bad[0].picture.ends_with("1x.png"), "{bad:?}");
+}
+
+#[test]
+fn demo_features_are_those_of_the_network_that_was_trained() {
+    let case = &golden()["demo"];
+    let shapes: Vec<_> = serde_json::from_value(case["parameters"].clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_weights(folder.path(), "demo.safetensors", &shapes);
+    let network = DemoFeatures::load(&file, &Device::flex()).unwrap();
+    let input = network.prepare(&picture(size(case), "demo"));
+    let features = network.features(&[input]).unwrap();
+    assert_eq!(features.len(), network.len());
+    let off = difference(&features, &numbers(&case["features"]));
+    assert!(off < 1e-4, "{off:e}");
+}
+
+#[test]
+fn clip_scores_are_those_of_transformers() {
+    let case = &golden()["clip"];
+    let shapes: Vec<_> = serde_json::from_value(case["parameters"].clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    write_weights(dir, "model.safetensors", &shapes);
+    std::fs::write(dir.join("config.json"), case["config"].to_string()).unwrap();
+    for file in std::fs::read_dir(model_dir("sd1").join("tokenizer")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.join(file.file_name())).unwrap();
+    }
+    let clip = ClipScore::load(dir, &Device::flex()).unwrap();
+    for case in case["cases"].as_array().unwrap() {
+        let prompt = case["prompt"].as_str().unwrap();
+        let got = clip.score(&picture(size(case), "clip"), prompt).unwrap();
+        let want = case["score"].as_f64().unwrap();
+        println!(
+            "{:?} {prompt:?}: {got:.4}, {:.1e} off",
+            size(case),
+            got - want
+        );
+        assert!((got - want).abs() < 1e-3, "{prompt:?}: {got} for {want}");
+    }
 }
 
 fn write_png(path: &Path, picture: &Rgb8) {

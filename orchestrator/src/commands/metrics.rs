@@ -10,13 +10,14 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use tokio::task::spawn_blocking;
 
-use super::networks::{Metric, MetricArguments, Wanted};
+use super::networks::{Given, Metric, MetricArguments, Wanted};
 use crate::metrics::folder::{Folder, Pair};
 use crate::metrics::frechet::frechet_distance;
-use crate::metrics::inception::{FEATURES, Inception, InputResize};
+use crate::metrics::inception::{FEATURES, InputResize};
 use crate::metrics::kid::kernel_distance;
 use crate::metrics::lpips::Net;
-use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues, SetFeatures};
+use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues};
+use crate::metrics::sets::{Network, SetFeatures};
 
 /// Arguments of `lacuna metrics`.
 #[derive(Args, Clone, Debug)]
@@ -67,6 +68,9 @@ struct Summary {
     kid: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kid_std: Option<f64>,
+    /// Fréchet distance of the demo features. It is not FID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    demo: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fid_resize: Option<InputResize>,
     /// Pictures on each side whose features were taken.
@@ -95,14 +99,19 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let sets = Sets::open(&arguments.a, &arguments.b)?;
     let mut summary = Summary::default();
-    let folders = matches!(sets, Sets::Folders(..));
+    let given = match sets {
+        Sets::Files(_) => Given::Pair,
+        Sets::Folders(..) => Given::Sets,
+    };
     let open = || Ok(device::open(arguments.device, arguments.allow_software)?.device);
-    let wanted = arguments.metrics.load(folders, open, |metric, hint| {
-        summary.leave_out(metric, hint)
-    })?;
+    let wanted = arguments
+        .metrics
+        .load(given, open, |metric, hint| summary.leave_out(metric, hint))?;
     summary.measure_pairs(&wanted.pairs(), &sets, arguments)?;
-    if let (Some(inception), Sets::Folders(a, b)) = (&wanted.inception, &sets) {
-        summary.measure_sets(inception, [a, b], &wanted, arguments)?;
+    if let Sets::Folders(a, b) = &sets {
+        for network in Network::ALL {
+            summary.measure_sets(network, [a, b], &wanted, arguments)?;
+        }
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
@@ -191,29 +200,37 @@ impl Summary {
 
     fn measure_sets(
         &mut self,
-        inception: &Inception,
+        network: Network,
         folders: [&Folder; 2],
         wanted: &Wanted,
         arguments: &Arguments,
     ) -> anyhow::Result<()> {
-        let resize = arguments.metrics.fid_resize;
+        let Some(features) = wanted.network(network) else {
+            return Ok(());
+        };
         let mut features = |folder: &Folder| {
-            let keep = wanted.has(Metric::Kid);
-            SetFeatures::of(&folder.paths(), inception, resize, keep, |f| self.fail(f))
+            let keep = wanted.keeps(network);
+            SetFeatures::of(&folder.paths(), &*features, keep, |f| self.fail(f))
         };
         let (a, b) = (features(folders[0])?, features(folders[1])?);
         self.pictures = Some([a.statistics.count(), b.statistics.count()]);
-        self.fid_resize = Some(resize);
-        if wanted.has(Metric::Fid) {
+        let (metric, place) = match network {
+            Network::Inception => {
+                self.fid_resize = Some(wanted.resize);
+                (Metric::Fid, &mut self.fid)
+            }
+            Network::Demo => (Metric::Demo, &mut self.demo),
+        };
+        if wanted.has(metric) {
             match frechet_distance(&a.statistics, &b.statistics) {
-                Ok(distance) => self.fid = Some(distance),
+                Ok(distance) => *place = Some(distance),
                 Err(error) if arguments.metrics.metrics.is_empty() => {
-                    self.leave_out(Metric::Fid, error.to_string());
+                    self.leave_out(metric, error.to_string());
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        if wanted.has(Metric::Kid) {
+        if wanted.keeps(network) {
             let kid = kernel_distance(&a.kept, &b.kept, FEATURES, arguments.metrics.subsets())?;
             (self.kid, self.kid_std) = (Some(kid.mean), Some(kid.std));
         }
@@ -270,6 +287,11 @@ impl Summary {
                 kid.map(|(kid, std)| format!("{kid:.6} +- {std:.6} ({of})")),
             );
         }
+        line(
+            "demo",
+            self.demo
+                .map(|demo| format!("{demo:.4} (of the demo features: this is not FID)")),
+        );
         lines.join("\n")
     }
 }

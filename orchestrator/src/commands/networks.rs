@@ -7,20 +7,30 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::inception::{Inception, InputResize};
+use crate::metrics::clip_score::ClipScore;
+use crate::metrics::demo::DemoFeatures;
+use crate::metrics::inception::{Inception, InputResize, Prepared};
 use crate::metrics::kid::Subsets;
 use crate::metrics::lpips::{Lpips, Net};
 use crate::metrics::measure::PairMetrics;
+use crate::metrics::sets::{FeatureNetwork, Network};
 
 /// What to measure, and how.
 #[derive(Args, Clone, Debug)]
 pub struct MetricArguments {
-    /// What to measure [default: psnr, ssim, lpips, and fid of sets; without what lacks its weights].
+    /// What to measure [default: psnr, ssim, lpips; fid of sets; clip where there are prompts; demo where
+    /// there is its network. Without what lacks its weights].
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<Metric>,
     /// A folder with what scripts/convert_metric_weights.py wrote.
     #[arg(long, env = "LACUNA_METRIC_WEIGHTS", default_value = "metric-weights")]
     pub weights: PathBuf,
+    /// A whole CLIP in the layout of transformers, for clip [default: the folder clip of --weights].
+    #[arg(long)]
+    pub clip: Option<PathBuf>,
+    /// The network of demo: what scripts/train_demo_features.py wrote.
+    #[arg(long)]
+    pub demo_features: Option<PathBuf>,
     /// The network of LPIPS.
     #[arg(long, default_value_t)]
     pub lpips_net: Net,
@@ -48,17 +58,41 @@ pub enum Metric {
     Ssim,
     /// Learned perceptual distance.
     Lpips,
+    /// How well a picture fits its prompt, 0 to 100.
+    Clip,
     /// Fréchet distance of Inception's features.
     Fid,
     /// Kernel distance of Inception's features; keeps 8 KiB a picture.
     Kid,
+    /// Fréchet distance of the demo features. It is not FID.
+    Demo,
 }
 
 impl Metric {
     /// Whether it compares sets of pictures, not pairs.
     pub fn of_sets(self) -> bool {
-        matches!(self, Self::Fid | Self::Kid)
+        self.network().is_some()
     }
+
+    /// Whose features it is of, where it is of sets.
+    pub fn network(self) -> Option<Network> {
+        match self {
+            Self::Psnr | Self::Ssim | Self::Lpips | Self::Clip => None,
+            Self::Fid | Self::Kid => Some(Network::Inception),
+            Self::Demo => Some(Network::Demo),
+        }
+    }
+}
+
+/// What there is to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// Two pictures.
+    Pair,
+    /// Two sets of pictures.
+    Sets,
+    /// Two sets of pictures, and the prompts of the first.
+    PromptedSets,
 }
 
 /// The metrics that will be measured, with their networks.
@@ -68,14 +102,37 @@ pub struct Wanted {
     pub metrics: Vec<Metric>,
     /// For [`Metric::Lpips`].
     pub lpips: Option<Lpips>,
-    /// For the metrics of sets.
+    /// For [`Metric::Clip`].
+    pub clip: Option<ClipScore>,
+    /// For [`Metric::Fid`] and [`Metric::Kid`].
     pub inception: Option<Inception>,
+    /// For [`Metric::Demo`].
+    pub demo: Option<DemoFeatures>,
+    /// Whose way of making pictures Inception's input.
+    pub resize: InputResize,
 }
 
 impl Wanted {
     /// Whether `metric` is one of them.
     pub fn has(&self, metric: Metric) -> bool {
         self.metrics.contains(&metric)
+    }
+
+    /// The network, where any metric needs it.
+    pub fn network(&self, network: Network) -> Option<Box<dyn FeatureNetwork + '_>> {
+        let resize = self.resize;
+        match network {
+            Network::Inception => {
+                let inception = self.inception.as_ref()?;
+                Some(Box::new(Prepared { inception, resize }))
+            }
+            Network::Demo => Some(Box::new(self.demo.clone()?)),
+        }
+    }
+
+    /// Whether features are kept one by one.
+    pub fn keeps(&self, network: Network) -> bool {
+        network == Network::Inception && self.has(Metric::Kid)
     }
 
     /// Those of pairs.
@@ -89,30 +146,40 @@ impl Wanted {
 }
 
 impl MetricArguments {
-    /// Loads what the metrics need, those of sets only for `sets`, to the device that `open` gives if there
-    /// is any. Where none were named, those without weights are handed to `leave_out` with the reason.
+    /// Loads what the metrics of what is `given` need to the device that `open` gives, if any needs one.
+    /// Where none were named, those without weights are handed to `leave_out` with the reason.
     ///
     /// # Errors
-    /// A metric that was named and lacks its weights or sets; those of the weights' files.
+    /// A metric that was named and lacks its weights, sets or prompts; those of the weights' files.
     pub fn load(
         &self,
-        sets: bool,
+        given: Given,
         open: impl FnOnce() -> anyhow::Result<Device>,
         mut leave_out: impl FnMut(Metric, String),
     ) -> anyhow::Result<Wanted> {
-        let mut wanted = Wanted::default();
-        for metric in self.named_or_default(sets) {
-            if metric.of_sets() && !sets {
-                bail!("fid and kid compare sets of pictures: give two folders");
+        let mut wanted = Wanted {
+            resize: self.fid_resize,
+            ..Wanted::default()
+        };
+        for metric in self.named_or_default(given) {
+            if metric.of_sets() && given == Given::Pair {
+                bail!("{metric} compares sets of pictures: give two folders");
             }
-            let Some(file) = self.weights_of(metric).filter(|file| !file.is_file()) else {
+            if metric == Metric::Clip && given != Given::PromptedSets {
+                bail!("clip needs the pictures' prompts: lacuna eval has them");
+            }
+            let Some(file) = self.weights_of(metric).filter(|file| !file.exists()) else {
                 wanted.metrics.push(metric);
                 continue;
             };
-            let hint = format!(
-                "there is no {}; scripts/convert_metric_weights.py makes it, see its first lines",
-                file.display()
-            );
+            let file = file.display();
+            let hint = match metric {
+                Metric::Demo => format!("there is no {file}; --demo-features names the network"),
+                Metric::Clip => format!("there is no {file}; --clip names a CLIP's directory"),
+                _ => format!(
+                    "there is no {file}; scripts/convert_metric_weights.py makes it, see its first lines"
+                ),
+            };
             ensure!(self.metrics.is_empty(), "{metric}: {hint}");
             leave_out(metric, hint);
         }
@@ -123,7 +190,18 @@ impl MetricArguments {
                 let lpips = Lpips::load(&self.lpips_file(), self.lpips_net, &device);
                 wanted.lpips = Some(lpips.context(cannot)?);
             }
-            if wanted.metrics.iter().any(|m| m.of_sets()) {
+            if wanted.has(Metric::Clip) {
+                let clip = ClipScore::load(&self.clip_dir(), &device);
+                wanted.clip = Some(clip.context(cannot)?);
+            }
+            if let Some(file) = self
+                .demo_features
+                .as_ref()
+                .filter(|_| wanted.has(Metric::Demo))
+            {
+                wanted.demo = Some(DemoFeatures::load(file, &device).context(cannot)?);
+            }
+            if wanted.has(Metric::Fid) || wanted.has(Metric::Kid) {
                 let inception = Inception::load(&self.inception_file(), &device);
                 wanted.inception = Some(inception.context(cannot)?);
             }
@@ -131,22 +209,40 @@ impl MetricArguments {
         Ok(wanted)
     }
 
-    fn named_or_default(&self, sets: bool) -> Vec<Metric> {
+    fn named_or_default(&self, given: Given) -> Vec<Metric> {
         if !self.metrics.is_empty() {
             return self.metrics.clone();
         }
         let mut metrics = vec![Metric::Psnr, Metric::Ssim, Metric::Lpips];
-        metrics.extend(sets.then_some(Metric::Fid));
+        if given == Given::PromptedSets {
+            metrics.push(Metric::Clip);
+        }
+        if given != Given::Pair {
+            metrics.push(Metric::Fid);
+            metrics.extend(self.demo_features.as_ref().map(|_| Metric::Demo));
+        }
         metrics
     }
 
-    /// The file that a metric needs.
+    /// The file (clip: directory) that a metric needs.
     pub fn weights_of(&self, metric: Metric) -> Option<PathBuf> {
         match metric {
             Metric::Psnr | Metric::Ssim => None,
             Metric::Lpips => Some(self.lpips_file()),
+            Metric::Clip => Some(self.clip_dir()),
             Metric::Fid | Metric::Kid => Some(self.inception_file()),
+            Metric::Demo => Some(
+                self.demo_features
+                    .clone()
+                    .unwrap_or_else(|| "features".into()),
+            ),
         }
+    }
+
+    fn clip_dir(&self) -> PathBuf {
+        self.clip
+            .clone()
+            .unwrap_or_else(|| self.weights.join("clip"))
     }
 
     fn lpips_file(&self) -> PathBuf {
@@ -174,8 +270,10 @@ impl std::fmt::Display for Metric {
             Self::Psnr => "psnr",
             Self::Ssim => "ssim",
             Self::Lpips => "lpips",
+            Self::Clip => "clip",
             Self::Fid => "fid",
             Self::Kid => "kid",
+            Self::Demo => "demo",
         })
     }
 }

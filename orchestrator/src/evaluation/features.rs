@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::metrics::frechet::FeatureStatistics;
-use crate::metrics::measure::SetFeatures;
+use crate::metrics::sets::SetFeatures;
 use crate::output::write_whole;
 
 /// Writes `set` as the tensors `mean` `[D]` and `m2` `[D, D]` in f64 and `kept` `[N, D]` in f32, with the

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::plots::DotPlot;
+use super::results::Results;
 use super::store::{Record, Row, Values};
-use super::summary::{Results, Summary, Texts};
+use super::summary::Summary;
+use super::table::Texts;
 use crate::error::{Error, Result};
 use crate::metrics::decode::Rgb8;
 use crate::picture::encode_png;
@@ -148,6 +150,7 @@ fn plots(results: &Results) -> String {
         of("PSNR in dB", |v| v.psnr),
         of("SSIM", |v| v.ssim),
         of("LPIPS", |v| v.lpips),
+        of("CLIP score", |v| v.clip),
     ]
     .concat();
     match plots.is_empty() {

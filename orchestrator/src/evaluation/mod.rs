@@ -5,7 +5,8 @@
 //! - [`shard`]: which prompts are one machine's.
 //! - [`store`]: a run's directory, which can be killed at any moment.
 //! - [`features`]: what FID and KID need of each set, in files that merge.
-//! - [`summary`]: rows and means, as CSV, JSON and Markdown.
+//! - [`results`]: the rows of a run, or of its shards together; [`summary`]: their means; [`table`]: both as
+//!   CSV and Markdown.
 //! - [`paper`]: the tables that the paper prints.
 //! - [`html`]: the report that needs no other file.
 //! - `plots`: its plots.
@@ -15,6 +16,8 @@ pub mod html;
 pub mod paper;
 mod plots;
 pub mod prompts;
+pub mod results;
 pub mod shard;
 pub mod store;
 pub mod summary;
+pub mod table;

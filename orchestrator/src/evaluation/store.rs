@@ -4,7 +4,7 @@
 //!     run.json          what the run is
 //!     rows.jsonl        a row for each picture, as they come
 //!     pictures/ARM/     INDEX-SEED.png
-//!     features/         of each set of pictures, for FID and KID
+//!     features/NETWORK/ of each set of pictures, for FID, KID and their like
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
@@ -122,6 +122,9 @@ pub struct Values {
     /// 0 for equal pictures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips: Option<f64>,
+    /// 0 to 100; of the setting's own picture and the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
 }
 
 impl Outcome {
@@ -269,10 +272,10 @@ impl Store {
         }
     }
 
-    /// Where the features of a set lie.
-    pub fn features(&self, set: &str) -> PathBuf {
+    /// Where a network's features of a set lie.
+    pub fn features(&self, network: &str, set: &str) -> PathBuf {
         let name = format!("{set}.safetensors");
-        self.dir.join("features").join(name)
+        self.dir.join("features").join(network).join(name)
     }
 
     /// A file of the run.
@@ -401,9 +404,25 @@ pub(super) mod tests {
                 identical: psnr.is_none(),
                 psnr,
                 ssim: Some(0.9),
-                lpips: None,
+                ..Values::default()
             }),
         }
+    }
+
+    /// A directory with a run of these rows.
+    pub fn write(dir: &Path, record: Record, rows: &[Row]) {
+        let store = Store::resume(dir, record).unwrap();
+        let mut log = store.log().unwrap();
+        rows.iter().for_each(|row| log.append(row).unwrap());
+    }
+
+    /// Three rows of each arm; the second picture is the reference's.
+    pub fn rows() -> Vec<Row> {
+        let of = |arm: &'static str| {
+            move |index| row(arm, index, (index != 1).then_some(30.0 + index as f64))
+        };
+        let [a, b] = ["ppidm", "resident:wire=f16"].map(|arm| (0..3).map(of(arm)));
+        a.chain(b).collect()
     }
 
     #[test]

@@ -14,6 +14,7 @@ use shared::weights::{Checkpoint, Weights};
 use super::decode::Rgb8;
 use super::network::{Convolution, flatten_kernels, max_pool, mean_pool};
 use super::resize::{Filter, resize};
+use super::sets::FeatureNetwork;
 use crate::error::Result;
 
 /// Values of a feature vector.
@@ -86,27 +87,44 @@ impl Inception {
         Ok(Self { layers, weights })
     }
 
-    /// Feature vectors `[B, 2048]`, one after the other, of `B` inputs that
-    /// [`InputResize::prepare`] made.
+    /// Feature vectors `[B, 2048]` of pictures of any size.
     ///
     /// # Errors
-    /// [`shared::Error::WrongShape`] for inputs of another size, [`shared::Error::Device`] when the
-    /// device fails.
-    pub fn features(&self, inputs: &[Vec<f32>]) -> Result<Vec<f32>> {
-        let input = HostTensor::new([inputs.len(), 3, SIZE, SIZE], inputs.concat())?;
-        let x = input.into_device::<4>(self.weights.device())?;
-        let x = self.layers.forward(&self.weights, x)?;
-        let features = x.mean_dim(3).mean_dim(2);
-        Ok(HostTensor::from_device(features)?.data)
+    /// As [`FeatureNetwork::features`].
+    pub fn features_of(&self, pictures: &[Rgb8], resize: InputResize) -> Result<Vec<f32>> {
+        let network = Prepared {
+            inception: self,
+            resize,
+        };
+        let inputs: Vec<_> = pictures.par_iter().map(|p| network.prepare(p)).collect();
+        network.features(&inputs)
+    }
+}
+
+/// The network with a way of making pictures its input.
+#[derive(Clone, Copy)]
+pub struct Prepared<'a> {
+    /// The network.
+    pub inception: &'a Inception,
+    /// Whose way.
+    pub resize: InputResize,
+}
+
+impl FeatureNetwork for Prepared<'_> {
+    fn len(&self) -> usize {
+        FEATURES
     }
 
-    /// [`Self::features`] of pictures of any size.
-    ///
-    /// # Errors
-    /// As [`Self::features`].
-    pub fn features_of(&self, pictures: &[Rgb8], resize: InputResize) -> Result<Vec<f32>> {
-        let inputs: Vec<_> = pictures.par_iter().map(|p| resize.prepare(p)).collect();
-        self.features(&inputs)
+    fn prepare(&self, picture: &Rgb8) -> Vec<f32> {
+        self.resize.prepare(picture)
+    }
+
+    fn features(&self, inputs: &[Vec<f32>]) -> Result<Vec<f32>> {
+        let Inception { layers, weights } = self.inception;
+        let input = HostTensor::new([inputs.len(), 3, SIZE, SIZE], inputs.concat())?;
+        let x = input.into_device::<4>(weights.device())?;
+        let features = layers.forward(weights, x)?.mean_dim(3).mean_dim(2);
+        Ok(HostTensor::from_device(features)?.data)
     }
 }
 

@@ -1,15 +1,13 @@
 //! Many pictures, some at a time: memory does not grow with their number, and a bad one is named and
 //! left out.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::decode::Rgb8;
 use super::folder::Pair;
-use super::frechet::FeatureStatistics;
-use super::inception::{FEATURES, Inception, InputResize};
 use super::lpips::Lpips;
 use super::psnr::psnr;
 use super::ssim::ssim;
@@ -17,8 +15,6 @@ use crate::error::{Error, Result};
 
 /// Pairs that are in memory at once, for each core.
 const PAIRS: usize = 2;
-/// Pictures of one call of the feature network.
-const BATCH: usize = 16;
 
 /// A picture or pair that could not be measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,50 +121,8 @@ impl Mean {
     }
 }
 
-/// What a set of pictures is for FID and KID.
-pub struct SetFeatures {
-    /// For the Fréchet distance.
-    pub statistics: FeatureStatistics,
-    /// `[N, 2048]` where they were to be kept, for the kernel distance: 8 KiB a picture.
-    pub kept: Vec<f32>,
-}
-
-impl SetFeatures {
-    /// Features of the pictures in `paths`, kept one by one if `keep`; what is wrong with any goes to
-    /// `bad`.
-    ///
-    /// # Errors
-    /// Those of the network, none of a picture.
-    pub fn of(
-        paths: &[PathBuf],
-        inception: &Inception,
-        resize: InputResize,
-        keep: bool,
-        mut bad: impl FnMut(Fault),
-    ) -> Result<Self> {
-        let mut set = Self {
-            statistics: FeatureStatistics::new(FEATURES),
-            kept: Vec::new(),
-        };
-        for paths in paths.chunks(BATCH) {
-            let prepare = |path: &PathBuf| Ok(resize.prepare(&read(path)?));
-            let read: Vec<_> = paths.par_iter().map(prepare).collect();
-            let inputs = read.into_iter().filter_map(|r| r.map_err(&mut bad).ok());
-            let inputs: Vec<Vec<f32>> = inputs.collect();
-            if inputs.is_empty() {
-                continue;
-            }
-            let features = inception.features(&inputs)?;
-            set.statistics.add(&features)?;
-            if keep {
-                set.kept.extend(features);
-            }
-        }
-        Ok(set)
-    }
-}
-
-fn read(path: &Path) -> Result<Rgb8, Fault> {
+/// Reads a picture, or says what is wrong with it.
+pub(super) fn read(path: &Path) -> Result<Rgb8, Fault> {
     Rgb8::read(path).map_err(|e| match e {
         Error::Input { reason, .. } => fault(&path.display().to_string(), reason),
         other => fault(&path.display().to_string(), other),

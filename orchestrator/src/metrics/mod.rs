@@ -5,8 +5,12 @@
 //! - [`ssim`]: structural similarity.
 //! - [`lpips`]: learned perceptual distance, by AlexNet or VGG.
 //!
+//! Of a picture and its prompt:
+//! - [`clip_score`]: how well they fit, by CLIP.
+//!
 //! Of two sets of pictures, by their features:
-//! - [`inception`]: the network that FID takes features from.
+//! - [`inception`]: the network that FID takes features from; [`demo`]: one for the demo model's pictures.
+//! - [`sets`]: the features of many pictures.
 //! - [`frechet`]: Fréchet distance, from statistics that merge.
 //! - [`kid`]: kernel distance.
 //!
@@ -17,7 +21,9 @@
 //! - [`folder`]: which pictures there are, and which belong together.
 //! - [`measure`]: many files in bounded memory, with the bad ones named.
 
+pub mod clip_score;
 pub mod decode;
+pub mod demo;
 pub mod folder;
 pub mod frechet;
 pub mod inception;
@@ -27,6 +33,7 @@ pub mod measure;
 mod network;
 pub mod psnr;
 pub mod resize;
+pub mod sets;
 pub mod ssim;
 
 use crate::error::{Error, Result};

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use burn::tensor::activation::{gelu, sigmoid};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
+use shared::layers::{LayerNorm, Parameter, Parameters};
 use shared::ops;
 use shared::weights::{Checkpoint, Stored, Weights};
 
-use super::clip_config::{Activation, ClipTextConfig};
+use super::clip_config::ClipTextConfig;
+use super::encoder::EncoderLayer;
 use crate::error::{Error, Result};
 
 const TOKEN_EMBEDDING: &str = "embeddings.token_embedding";
@@ -23,19 +23,8 @@ pub struct ClipTextLayers {
     pub(super) places: usize,
     /// `D`.
     pub(super) width: usize,
-    pub(super) activation: Activation,
     pub(super) layers: Vec<EncoderLayer>,
     pub(super) final_norm: LayerNorm,
-}
-
-/// Self-attention and feed-forward, each normalised before and added to its input.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct EncoderLayer {
-    pub norm1: LayerNorm,
-    pub attention: Attention,
-    pub norm2: LayerNorm,
-    pub up: Linear,
-    pub down: Linear,
 }
 
 impl ClipTextLayers {
@@ -54,11 +43,7 @@ impl Parameters for ClipTextLayers {
             out.push(Parameter::table(name, entries, self.width));
         }
         for layer in &self.layers {
-            layer.norm1.parameters(out);
-            layer.attention.parameters(out);
-            layer.norm2.parameters(out);
-            layer.up.parameters(out);
-            layer.down.parameters(out);
+            layer.parameters(out);
         }
         self.final_norm.parameters(out);
     }
@@ -82,9 +67,15 @@ impl ClipTextEncoder {
         let mut checkpoint = Checkpoint::open(dir, "model", variant)?;
         checkpoint.adapt(|name, _| {
             let name = name.strip_prefix("text_model.").unwrap_or(name);
-            // A buffer that only counts, and the projection of models that embed text for search.
-            let unused = ["embeddings.position_ids", "text_projection.weight"];
-            (!unused.contains(&name)).then(|| name.to_owned())
+            // A buffer that only counts, and what a whole CLIP has besides the text model.
+            let unused = [
+                "embeddings.position_ids",
+                "text_projection.weight",
+                "visual_projection.weight",
+                "logit_scale",
+            ];
+            let unused = unused.contains(&name) || name.starts_with("vision_model.");
+            (!unused).then(|| name.to_owned())
         });
         Ok(Stored::new(layers, checkpoint)?)
     }
@@ -108,6 +99,11 @@ impl ClipTextEncoder {
         })
     }
 
+    /// Its layers.
+    pub fn layers(&self) -> &ClipTextLayers {
+        &self.layers
+    }
+
     /// Embeddings `[B, T, D]` of `B` prompts of `T` tokens each: the hidden state after the last
     /// layer but `clip_skip`, through the final normalisation.
     ///
@@ -123,7 +119,7 @@ impl ClipTextEncoder {
         };
         let mut x = self.embed(prompts)?;
         for layer in &self.layers.layers[..wanted] {
-            x = self.apply(layer, x)?;
+            x = layer.forward(&self.weights, x, true)?;
         }
         Ok(ops::layer_norm(&self.weights, &self.layers.final_norm, x)?)
     }
@@ -156,25 +152,6 @@ impl ClipTextEncoder {
         let tokens = embedding(self.weights.matrix(&weight(TOKEN_EMBEDDING))?, ids);
         let positions = self.weights.matrix(&weight(POSITION_EMBEDDING))?;
         Ok(tokens + positions.narrow(0, 0, t).unsqueeze::<3>())
-    }
-
-    fn apply(&self, layer: &EncoderLayer, x: Tensor<3>) -> Result<Tensor<3>> {
-        let weights = &self.weights;
-        let h = ops::layer_norm(weights, &layer.norm1, x.clone())?;
-        let attention = &layer.attention;
-        let q = ops::linear(weights, &attention.to_q, h.clone())?;
-        let k = ops::linear(weights, &attention.to_k, h.clone())?;
-        let v = ops::linear(weights, &attention.to_v, h)?;
-        let h = ops::attention(q, k, v, attention.heads, true);
-        let x = x + ops::linear(weights, &attention.to_out, h)?;
-
-        let h = ops::layer_norm(weights, &layer.norm2, x.clone())?;
-        let h = ops::linear(weights, &layer.up, h)?;
-        let h = match self.layers.activation {
-            Activation::QuickGelu => h.clone() * sigmoid(h * 1.702),
-            Activation::Gelu => gelu(h),
-        };
-        Ok(x + ops::linear(weights, &layer.down, h)?)
     }
 }
 

@@ -1,34 +1,101 @@
-//! `text_encoder/config.json` to layers.
+//! `config.json` of CLIP's text model, alone or within a whole CLIP, and of its vision model, to layers.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use shared::config::ConfigReader;
-use shared::layers::{Attention, LayerNorm, Linear};
+use shared::layers::LayerNorm;
 
-use super::clip::{ClipTextLayers, EncoderLayer};
+use super::clip::ClipTextLayers;
+use super::encoder::{Activation, EncoderLayer};
 use crate::error::Result;
 
-/// What of `text_encoder/config.json` changes the arithmetic.
+/// What the configs of both models say of their transformer layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Width `D` of a token.
+    pub hidden_size: usize,
+    /// Width within a feed-forward.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Heads of each attention; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Of the feed-forwards.
+    pub activation: Activation,
+    /// Added to the variance in every normalisation.
+    pub layer_norm_eps: f64,
+}
+
+/// Sizes where a config is silent: `hidden_size`, `intermediate_size`, `num_attention_heads`.
+const TEXT_DEFAULTS: [usize; 3] = [512, 2048, 8];
+const VISION_DEFAULTS: [usize; 3] = [768, 3072, 12];
+
+impl EncoderConfig {
+    /// Takes the keys.
+    fn take(keys: &mut ConfigReader, [width, inner, heads]: [usize; 3]) -> Result<Self> {
+        let name: String = keys.or("hidden_act", "quick_gelu".into())?;
+        let activation = match name.as_str() {
+            "quick_gelu" => Activation::QuickGelu,
+            "gelu" => Activation::Gelu,
+            _ => {
+                let hint = "only quick_gelu and gelu are";
+                return Err(keys.unsupported("hidden_act", &json!(name), hint).into());
+            }
+        };
+        let config = Self {
+            hidden_size: keys.or("hidden_size", width)?,
+            intermediate_size: keys.or("intermediate_size", inner)?,
+            num_hidden_layers: keys.or("num_hidden_layers", 12)?,
+            num_attention_heads: keys.or("num_attention_heads", heads)?,
+            activation,
+            layer_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
+        };
+        let heads = config.num_attention_heads;
+        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
+            let hint = "it must divide hidden_size";
+            let error = keys.unsupported("num_attention_heads", &json!(heads), hint);
+            return Err(error.into());
+        }
+        for key in ["is_decoder", "is_encoder_decoder", "add_cross_attention"] {
+            keys.only(key, &[json!(false)])?;
+        }
+        keys.only("chunk_size_feed_forward", &[json!(0)])?;
+        keys.only("pruned_heads", &[json!({})])?;
+        keys.only("cross_attention_hidden_size", &[])?;
+        keys.ignore(&WITHOUT_EFFECT);
+        Ok(config)
+    }
+
+    /// A normalisation over a token's values.
+    pub fn norm(&self, name: impl Into<String>) -> LayerNorm {
+        LayerNorm {
+            name: name.into(),
+            width: self.hidden_size,
+            eps: self.layer_norm_eps,
+        }
+    }
+}
+
+/// What of the text model's config changes the arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipTextConfig {
     vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
     max_position_embeddings: usize,
-    activation: Activation,
-    layer_norm_eps: f64,
+    encoder: EncoderConfig,
 }
 
-/// The non-linearity of a feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(1.702 x)`.
-    QuickGelu,
-    /// By the error function.
-    Gelu,
+/// What of the vision model's config changes the arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipVisionConfig {
+    /// Rows (and columns) of the picture.
+    pub image_size: usize,
+    /// Rows (and columns) of a patch; divides `image_size`.
+    pub patch_size: usize,
+    /// Width of the space that text and pictures share.
+    pub projection_dim: usize,
+    /// Of the layers.
+    pub encoder: EncoderConfig,
 }
 
 /// Keys of the reference's base class, and of training and generation, that this model never reads.
@@ -134,78 +201,56 @@ impl ClipTextConfig {
     }
 
     fn read_text(mut keys: ConfigReader) -> Result<Self> {
-        let name: String = keys.or("hidden_act", "quick_gelu".into())?;
-        let activation = match name.as_str() {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            _ => {
-                let hint = "only quick_gelu and gelu are";
-                return Err(keys.unsupported("hidden_act", &json!(name), hint).into());
-            }
-        };
         let config = Self {
             vocab_size: keys.or("vocab_size", 49408)?,
-            hidden_size: keys.or("hidden_size", 512)?,
-            intermediate_size: keys.or("intermediate_size", 2048)?,
-            num_hidden_layers: keys.or("num_hidden_layers", 12)?,
-            num_attention_heads: keys.or("num_attention_heads", 8)?,
             max_position_embeddings: keys.or("max_position_embeddings", 77)?,
-            activation,
-            layer_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
+            encoder: EncoderConfig::take(&mut keys, TEXT_DEFAULTS)?,
         };
-        let heads = config.num_attention_heads;
-        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
-            let hint = "it must divide hidden_size";
-            return Err(keys
-                .unsupported("num_attention_heads", &json!(heads), hint)
-                .into());
-        }
-        for key in ["is_decoder", "is_encoder_decoder", "add_cross_attention"] {
-            keys.only(key, &[json!(false)])?;
-        }
-        keys.only("chunk_size_feed_forward", &[json!(0)])?;
-        keys.only("pruned_heads", &[json!({})])?;
-        keys.only("cross_attention_hidden_size", &[])?;
-        keys.ignore(&WITHOUT_EFFECT);
         keys.finish()?;
         Ok(config)
     }
 
     /// The layers that the config describes.
     pub fn build(&self) -> ClipTextLayers {
-        let width = self.hidden_size;
-        let norm = |name: String| LayerNorm {
-            name,
-            width,
-            eps: self.layer_norm_eps,
-        };
-        let layers = (0..self.num_hidden_layers).map(|i| {
-            let name = format!("encoder.layers.{i}");
-            let project =
-                |kind: &str| Linear::new(format!("{name}.self_attn.{kind}"), width, width);
-            EncoderLayer {
-                norm1: norm(format!("{name}.layer_norm1")),
-                attention: Attention {
-                    name: format!("{name}.self_attn"),
-                    heads: self.num_attention_heads,
-                    to_q: project("q_proj"),
-                    to_k: project("k_proj"),
-                    to_v: project("v_proj"),
-                    to_out: project("out_proj"),
-                },
-                norm2: norm(format!("{name}.layer_norm2")),
-                up: Linear::new(format!("{name}.mlp.fc1"), width, self.intermediate_size),
-                down: Linear::new(format!("{name}.mlp.fc2"), self.intermediate_size, width),
-            }
-        });
         ClipTextLayers {
             vocabulary: self.vocab_size,
             places: self.max_position_embeddings,
-            width,
-            activation: self.activation,
-            layers: layers.collect(),
-            final_norm: norm("final_layer_norm".into()),
+            width: self.encoder.hidden_size,
+            layers: EncoderLayer::stack(&self.encoder),
+            final_norm: self.encoder.norm("final_layer_norm"),
         }
+    }
+}
+
+impl ClipVisionConfig {
+    /// Reads the vision model's part of a whole CLIP's `config.json`.
+    ///
+    /// # Errors
+    /// Any error of [`ConfigReader`]; each names the key.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let mut whole = ConfigReader::from_file(path)?;
+        whole.only("model_type", &[json!("clip")])?;
+        let projection_dim = whole.or("projection_dim", 512)?;
+        let nested: Map<String, Value> = whole.required("vision_config")?;
+        let over: Option<Map<String, Value>> = whole.optional("vision_config_dict")?;
+        let inner = nested.into_iter().chain(over.unwrap_or_default()).collect();
+        let source = format!("{}: vision_config", path.display());
+        let mut keys = ConfigReader::new(source, Value::Object(inner))?;
+        keys.only("model_type", &[json!("clip_vision_model")])?;
+        keys.only("num_channels", &[json!(3)])?;
+        let config = Self {
+            image_size: keys.or("image_size", 224)?,
+            patch_size: keys.or("patch_size", 32)?,
+            projection_dim,
+            encoder: EncoderConfig::take(&mut keys, VISION_DEFAULTS)?,
+        };
+        if config.patch_size == 0 || !config.image_size.is_multiple_of(config.patch_size) {
+            let hint = "it must divide image_size";
+            let error = keys.unsupported("patch_size", &json!(config.patch_size), hint);
+            return Err(error.into());
+        }
+        keys.finish()?;
+        Ok(config)
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod clip;
 mod clip_config;
+mod encoder;
 mod tokenizer;
 mod tokenizer_files;
 
 pub use clip::{ClipTextEncoder, ClipTextLayers};
-pub use clip_config::{Activation, ClipTextConfig};
+pub use clip_config::{ClipTextConfig, ClipVisionConfig, EncoderConfig};
+pub use encoder::{Activation, EncoderLayer};
 pub use tokenizer::ClipTokenizer;

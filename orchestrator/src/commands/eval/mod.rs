@@ -10,18 +10,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use shared::weights::Checkpoint;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::networks::{Metric, MetricArguments, Wanted};
+use super::networks::{Given, Metric, MetricArguments, Wanted};
 use super::placed::{DEFAULT_GUIDANCE, check_model, load, load_whole};
 use super::{ModelArguments, parse_size};
 use crate::error::{Error, Result};
 use crate::evaluation::html;
 use crate::evaluation::prompts::{self, Prompts};
+use crate::evaluation::results::Results;
 use crate::evaluation::shard::Shard;
 use crate::evaluation::store::{Record, Store};
-use crate::evaluation::summary::{Results, Summary, Texts, rows_csv};
+use crate::evaluation::summary::Summary;
+use crate::evaluation::table::{Texts, rows_csv};
 use crate::fleet::config::FleetConfig;
 use crate::output::write_whole;
 use crate::pipeline::{Pipeline, Sampling};
@@ -148,7 +151,7 @@ fn merge(shards: &[PathBuf], out: &Path) -> anyhow::Result<()> {
     finish(&results, out, 0)
 }
 
-async fn evaluate(arguments: RunArguments) -> anyhow::Result<()> {
+async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
     let Some(out) = arguments.out.clone() else {
         bail!("--out is missing: the directory of the run");
     };
@@ -166,9 +169,16 @@ async fn evaluate(arguments: RunArguments) -> anyhow::Result<()> {
     let size = arguments.size_of(&pipeline)?;
     let arms = arguments.arms(size)?;
     let mut left_out = Vec::new();
+    // A model may bring a network for its own pictures.
+    let beside = arguments.model.model.join("features.safetensors");
+    if arguments.metrics.demo_features.is_none() && beside.is_file() {
+        arguments.metrics.demo_features = Some(beside);
+    }
     let open = || Ok(device.device.clone());
     let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
-    let wanted = arguments.metrics.load(true, open, leave_out)?;
+    let wanted = arguments
+        .metrics
+        .load(Given::PromptedSets, open, leave_out)?;
     left_out
         .iter()
         .for_each(|hint| eprintln!("left out: {hint}"));
@@ -203,7 +213,6 @@ async fn evaluate(arguments: RunArguments) -> anyhow::Result<()> {
             arms,
             prompts,
             wanted,
-            resize: arguments.metrics.fid_resize,
             store: Store::resume(&out, record)?,
         };
         let unread = run.go()?;
@@ -340,10 +349,10 @@ fn digest(prompts: &Prompts) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// Of a file, or of the weights in a directory.
 fn digest_of(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| Error::Input {
-        path: path.to_owned(),
-        reason: e.to_string(),
-    })?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
+    if path.is_dir() {
+        return Ok(Checkpoint::open(path, "model", None)?.digest()?.to_owned());
+    }
+    Ok(Checkpoint::open_file(path)?.digest()?.to_owned())
 }

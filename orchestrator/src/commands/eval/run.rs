@@ -8,14 +8,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::arm::ArmSetting;
 use super::making::{Failure, Maker, Place};
-use crate::commands::networks::{Metric, Wanted};
+use crate::commands::networks::Wanted;
 use crate::error::Result;
 use crate::evaluation::features;
 use crate::evaluation::prompts::Prompts;
 use crate::evaluation::store::{Arm, Log, Outcome, REAL, Row, Store, Values};
+use crate::metrics::decode::Rgb8;
 use crate::metrics::folder::{Folder, Pair};
-use crate::metrics::inception::InputResize;
-use crate::metrics::measure::SetFeatures;
+use crate::metrics::sets::{Network, SetFeatures};
 
 /// A run.
 pub struct Run {
@@ -27,8 +27,6 @@ pub struct Run {
     pub prompts: Prompts,
     /// What is measured.
     pub wanted: Wanted,
-    /// How pictures are resized for features.
-    pub resize: InputResize,
     /// What is there already.
     pub store: Store,
 }
@@ -124,18 +122,18 @@ impl Run {
             if self.store.has(&arm.name, index) {
                 continue;
             }
+            let prompt = &self.prompts[index];
             let reason = |folder: &str| missing.get(&(folder.to_owned(), index)).cloned();
             let outcome = match (reason(&arm.reference), reason(&arm.folder)) {
                 (Some(reason), _) => Outcome::Failed {
                     failed: format!("the reference: {reason}"),
                 },
                 (None, Some(failed)) => Outcome::Failed { failed },
-                (None, None) => self.compare(arm, index),
+                (None, None) => self.compare(arm, index, prompt.as_deref().unwrap_or_default()),
             };
             if let Outcome::Failed { failed } = &outcome {
                 bar.suspend(|| eprintln!("{}, prompt {index}: {failed}", arm.name));
             }
-            let prompt = &self.prompts[index];
             log.append(&Row {
                 arm: arm.name.clone(),
                 index,
@@ -147,9 +145,20 @@ impl Run {
         Ok(())
     }
 
-    fn compare(&self, arm: &Arm, index: usize) -> Outcome {
+    fn compare(&self, arm: &Arm, index: usize, prompt: &str) -> Outcome {
         let [a, b] = [&arm.folder, &arm.reference].map(|folder| self.store.picture(folder, index));
         let identical = same_bytes(&a, &b);
+        let clip = match self.wanted.clip.as_ref() {
+            Some(clip) => match Rgb8::read(&a).and_then(|own| clip.score(&own, prompt)) {
+                Ok(score) => Some(score),
+                Err(error) => {
+                    return Outcome::Failed {
+                        failed: error.to_string(),
+                    };
+                }
+            },
+            None => None,
+        };
         let pair = Pair {
             name: arm.name.clone(),
             a,
@@ -157,6 +166,7 @@ impl Run {
         };
         let mut outcome = Outcome::Measured(Values {
             identical,
+            clip,
             ..Values::default()
         });
         self.wanted.pairs().measure(&[pair], |measured| {
@@ -166,6 +176,7 @@ impl Run {
                     psnr: values.psnr.filter(|db| db.is_finite()),
                     ssim: values.ssim,
                     lpips: values.lpips,
+                    clip,
                 }),
                 Err(fault) => Outcome::Failed {
                     failed: format!("{}: {}", fault.picture, fault.reason),
@@ -178,30 +189,31 @@ impl Run {
     /// Takes the features of every set that are not there. Gives the number of real pictures that cannot
     /// be read.
     fn take_features(&self) -> anyhow::Result<usize> {
-        let Some(inception) = &self.wanted.inception else {
-            return Ok(0);
-        };
         let record = &self.store.record;
         let of_arm = |arm: &Arm| [arm.folder.clone(), record.feature_reference(arm).to_owned()];
         let sets: BTreeSet<String> = record.arms.iter().flat_map(of_arm).collect();
         let mut unread = 0;
-        for set in sets {
-            let paths = match &record.fid_reference {
-                Some(dir) if set == REAL => Folder::list(Path::new(dir))?.paths(),
-                _ => self.pictures(&set),
-            };
-            let file = self.store.features(&set);
-            let there = file.is_file() && features::load(&file)?.statistics.count() == paths.len();
-            if there {
+        for network in Network::ALL {
+            let Some(features) = self.wanted.network(network) else {
                 continue;
+            };
+            for set in &sets {
+                let paths = match &record.fid_reference {
+                    Some(dir) if set == REAL => Folder::list(Path::new(dir))?.paths(),
+                    _ => self.pictures(set),
+                };
+                let file = self.store.features(network.name(), set);
+                if file.is_file() && features::load(&file)?.statistics.count() == paths.len() {
+                    continue;
+                }
+                make_folder(&file)?;
+                let keep = self.wanted.keeps(network);
+                let taken = SetFeatures::of(&paths, &*features, keep, |fault| {
+                    unread += 1;
+                    eprintln!("not measured: {}: {}", fault.picture, fault.reason);
+                });
+                features::save(&file, &taken?)?;
             }
-            make_folder(&file)?;
-            let keep = self.wanted.has(Metric::Kid);
-            let taken = SetFeatures::of(&paths, inception, self.resize, keep, |fault| {
-                unread += 1;
-                eprintln!("not measured: {}: {}", fault.picture, fault.reason);
-            });
-            features::save(&file, &taken?)?;
         }
         Ok(unread)
     }

@@ -1,0 +1,90 @@
+//! The transformer layers that CLIP's text and vision models have in common.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::{gelu, sigmoid};
+use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
+use shared::ops;
+use shared::weights::Weights;
+
+use super::clip_config::EncoderConfig;
+use crate::error::Result;
+
+/// The non-linearity of a feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
+    /// By the error function.
+    Gelu,
+}
+
+/// Self-attention and feed-forward, each normalised before and added to its input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderLayer {
+    norm1: LayerNorm,
+    attention: Attention,
+    norm2: LayerNorm,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl EncoderLayer {
+    /// The layers `encoder.layers.0`, `encoder.layers.1` and so on of a model.
+    pub fn stack(config: &EncoderConfig) -> Vec<Self> {
+        let layers = (0..config.num_hidden_layers).map(|i| {
+            let name = format!("encoder.layers.{i}");
+            let (width, inner) = (config.hidden_size, config.intermediate_size);
+            let project =
+                |kind: &str| Linear::new(format!("{name}.self_attn.{kind}"), width, width);
+            Self {
+                norm1: config.norm(format!("{name}.layer_norm1")),
+                attention: Attention {
+                    name: format!("{name}.self_attn"),
+                    heads: config.num_attention_heads,
+                    to_q: project("q_proj"),
+                    to_k: project("k_proj"),
+                    to_v: project("v_proj"),
+                    to_out: project("out_proj"),
+                },
+                norm2: config.norm(format!("{name}.layer_norm2")),
+                up: Linear::new(format!("{name}.mlp.fc1"), width, inner),
+                down: Linear::new(format!("{name}.mlp.fc2"), inner, width),
+                activation: config.activation,
+            }
+        });
+        layers.collect()
+    }
+
+    /// `[B, T, D]` to the same; `causal` hides later tokens from earlier ones.
+    ///
+    /// # Errors
+    /// [`shared::Error::MissingTensor`] where `weights` are of another model.
+    pub fn forward(&self, weights: &Weights, x: Tensor<3>, causal: bool) -> Result<Tensor<3>> {
+        let h = ops::layer_norm(weights, &self.norm1, x.clone())?;
+        let attention = &self.attention;
+        let q = ops::linear(weights, &attention.to_q, h.clone())?;
+        let k = ops::linear(weights, &attention.to_k, h.clone())?;
+        let v = ops::linear(weights, &attention.to_v, h)?;
+        let h = ops::attention(q, k, v, attention.heads, causal);
+        let x = x + ops::linear(weights, &attention.to_out, h)?;
+
+        let h = ops::layer_norm(weights, &self.norm2, x.clone())?;
+        let h = ops::linear(weights, &self.up, h)?;
+        let h = match self.activation {
+            Activation::QuickGelu => h.clone() * sigmoid(h * 1.702),
+            Activation::Gelu => gelu(h),
+        };
+        Ok(x + ops::linear(weights, &self.down, h)?)
+    }
+}
+
+impl Parameters for EncoderLayer {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        self.norm1.parameters(out);
+        self.attention.parameters(out);
+        self.norm2.parameters(out);
+        self.up.parameters(out);
+        self.down.parameters(out);
+    }
+}
