@@ -57,13 +57,7 @@ impl EncoderConfig {
             let error = keys.unsupported("num_attention_heads", &json!(heads), hint);
             return Err(error.into());
         }
-        for key in ["is_decoder", "is_encoder_decoder", "add_cross_attention"] {
-            keys.only(key, &[json!(false)])?;
-        }
-        keys.only("chunk_size_feed_forward", &[json!(0)])?;
-        keys.only("pruned_heads", &[json!({})])?;
-        keys.only("cross_attention_hidden_size", &[])?;
-        keys.ignore(&WITHOUT_EFFECT);
+        take_generic(keys)?;
         Ok(config)
     }
 
@@ -75,6 +69,18 @@ impl EncoderConfig {
             eps: self.layer_norm_eps,
         }
     }
+}
+
+/// Takes the keys of the reference's base class, of which some must be as by default.
+fn take_generic(keys: &mut ConfigReader) -> Result<()> {
+    for key in ["is_decoder", "is_encoder_decoder", "add_cross_attention"] {
+        keys.only(key, &[json!(false)])?;
+    }
+    keys.only("chunk_size_feed_forward", &[json!(0)])?;
+    keys.only("pruned_heads", &[json!({})])?;
+    keys.only("cross_attention_hidden_size", &[])?;
+    keys.ignore(&WITHOUT_EFFECT);
+    Ok(())
 }
 
 /// What of the text model's config changes the arithmetic.
@@ -190,7 +196,7 @@ impl ClipTextConfig {
             return Self::read_text(keys);
         }
         keys.only("model_type", &[json!("clip")])?;
-        keys.ignore(&WITHOUT_EFFECT);
+        take_generic(&mut keys)?;
         keys.finish()?;
         let mut inner = nested.unwrap_or_default();
         inner.extend(over.unwrap_or_default());
