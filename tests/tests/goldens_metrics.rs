@@ -199,7 +199,10 @@ fn clip_scores_are_those_of_transformers() {
             size(case),
             got - want
         );
-        assert!((got - want).abs() <= 1e-4 * want, "{prompt:?}: {got} for {want}");
+        assert!(
+            (got - want).abs() <= 1e-4 * want,
+            "{prompt:?}: {got} for {want}"
+        );
     }
 }
 
