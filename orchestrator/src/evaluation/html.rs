@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::plots::DotPlot;
+use super::record::{Record, Row, Values};
 use super::results::Results;
-use super::store::{Record, Row, Values};
 use super::summary::Summary;
 use super::table::Texts;
 use crate::error::{Error, Result};

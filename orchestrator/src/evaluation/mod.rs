@@ -3,7 +3,7 @@
 //!
 //! - [`prompts`]: prompt files of three kinds.
 //! - [`shard`]: which prompts are one machine's.
-//! - [`store`]: a run's directory, which can be killed at any moment.
+//! - [`record`]: what a run is, and what it finds; [`store`]: its directory, which can be killed at any moment.
 //! - [`features`]: what FID and KID need of each set, in files that merge.
 //! - [`results`]: the rows of a run, or of its shards together; [`summary`]: their means; [`table`]: both as
 //!   CSV and Markdown.
@@ -16,6 +16,7 @@ pub mod html;
 pub mod paper;
 mod plots;
 pub mod prompts;
+pub mod record;
 pub mod results;
 pub mod shard;
 pub mod store;

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::features;
+use super::record::{Arm, REAL, Record, Row};
 use super::shard::Shard;
-use super::store::{Arm, REAL, Record, Row, Store};
+use super::store::Store;
 use crate::error::{Error, Result};
 use crate::metrics::sets::{Network, SetFeatures};
 

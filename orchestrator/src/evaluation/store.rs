@@ -6,173 +6,14 @@
 //!     pictures/ARM/     INDEX-SEED.png
 //!     features/NETWORK/ of each set of pictures, for FID, KID and their like
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use super::shard::Shard;
+use super::record::{GIVEN, Outcome, Record, Row};
 use crate::error::{Error, Result};
-use crate::metrics::inception::InputResize;
-use crate::metrics::kid::Subsets;
-use crate::metrics::lpips::Net;
 use crate::output::write_whole;
-
-/// What a run is: another run's results do not belong with its own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// The paper's experiment, if it is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub experiment: Option<String>,
-    /// Digest of the U-Net's weights.
-    pub model: String,
-    /// The model's directory, as it was given.
-    pub model_name: String,
-    /// How many prompts there are, in all shards.
-    pub prompts: usize,
-    /// Digest of the prompts.
-    pub prompts_digest: String,
-    /// Of the first prompt; the next ones count on.
-    pub seed: u64,
-    /// Sampler steps, where an arm does not say.
-    pub steps: usize,
-    /// Guidance scale.
-    pub guidance: f32,
-    /// What not to see.
-    pub negative_prompt: String,
-    /// The sampler; the model's own if none is named.
-    pub scheduler: Option<String>,
-    /// Columns and rows of the pictures, where an arm does not say.
-    pub size: [usize; 2],
-    /// What is compared.
-    pub arms: Vec<Arm>,
-    /// Pictures to compare with in place of the uncut model's.
-    pub reference: Option<String>,
-    /// The set to compare sets with in place of the reference.
-    pub fid_reference: Option<String>,
-    /// Each metric with a digest of its weights, where it has any.
-    pub metrics: BTreeMap<String, String>,
-    /// The network of LPIPS, where that is measured.
-    pub lpips_net: Option<Net>,
-    /// Whose way of resizing pictures, where sets are measured.
-    pub fid_resize: Option<InputResize>,
-    /// The draw of KID, where that is measured.
-    pub kid: Option<Subsets>,
-    /// Which prompts are here.
-    pub shard: Shard,
-}
-
-/// One setting that is compared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arm {
-    /// As it was given.
-    pub name: String,
-    /// The folder of its pictures.
-    pub folder: String,
-    /// The folder of what they are compared with.
-    pub reference: String,
-    /// The paper's row that it stands beside, in an experiment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub paper: Option<String>,
-}
-
-/// One picture of an arm.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// [`Arm::name`].
-    pub arm: String,
-    /// Which prompt, from 0.
-    pub index: usize,
-    /// Of the noise.
-    pub seed: u64,
-    /// The prompt.
-    pub prompt: String,
-    /// What was measured.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-}
-
-/// What became of a picture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Outcome {
-    /// There is none.
-    Failed {
-        /// Why.
-        failed: String,
-    },
-    /// It was measured.
-    Measured(Values),
-}
-
-/// What was measured of a picture; what was not wanted is absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Values {
-    /// Whether no byte differs from the reference.
-    pub identical: bool,
-    /// In dB; absent for identical pictures, too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub psnr: Option<f64>,
-    /// 1 for equal pictures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ssim: Option<f64>,
-    /// 0 for equal pictures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lpips: Option<f64>,
-    /// 0 to 100; of the setting's own picture and the prompt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip: Option<f64>,
-}
-
-impl Outcome {
-    /// What was measured, if it was.
-    pub fn measured(&self) -> Option<&Values> {
-        match self {
-            Self::Measured(values) => Some(values),
-            Self::Failed { .. } => None,
-        }
-    }
-}
-
-impl Record {
-    /// What differs from `other`, shards apart: the name, and both values.
-    pub fn difference(&self, other: &Self) -> Option<String> {
-        let fields = |record: &Self| match serde_json::to_value(record) {
-            Ok(Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
-        };
-        let (a, b) = (fields(self), fields(other));
-        let keys = a.keys().chain(b.keys());
-        let mut others = keys.filter(|key| *key != "shard" && *key != "model_name");
-        let key = others.find(|key| a.get(*key) != b.get(*key))?;
-        let text = |map: &serde_json::Map<String, Value>| {
-            map.get(key).map_or("nothing".into(), Value::to_string)
-        };
-        Some(format!("{key}: {} there, {} here", text(&b), text(&a)))
-    }
-
-    /// The set of features that an arm's is compared with.
-    pub fn feature_reference<'a>(&self, arm: &'a Arm) -> &'a str {
-        match self.fid_reference {
-            Some(_) => REAL,
-            None => &arm.reference,
-        }
-    }
-
-    /// Of a prompt.
-    pub fn seed_of(&self, index: usize) -> u64 {
-        self.seed.wrapping_add(index as u64)
-    }
-}
-
-/// [`Arm::reference`] where the reference was given, not made.
-pub const GIVEN: &str = "given";
-
-/// The set that sets are compared with, where it is not the reference.
-pub const REAL: &str = "real";
 
 /// A run's directory.
 pub struct Store {
@@ -360,6 +201,10 @@ fn output_error(path: &Path, reason: impl ToString) -> Error {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::record::{Arm, Values};
+    use super::super::shard::Shard;
     use super::*;
 
     /// A run of three prompts under two arms.

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use super::record::{Arm, Outcome, Record};
 use super::results::Results;
-use super::store::{Arm, Outcome, Record};
 use crate::error::Result;
 use crate::metrics::frechet::frechet_distance;
 use crate::metrics::inception::FEATURES;

@@ -1,8 +1,8 @@
 //! A run's rows and means as CSV and Markdown.
 
 use super::paper::{self, COLUMNS};
+use super::record::{Outcome, Record};
 use super::results::Results;
-use super::store::{Outcome, Record};
 use super::summary::Summary;
 use crate::error::{Error, Result};
 

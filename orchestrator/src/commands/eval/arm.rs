@@ -4,7 +4,7 @@ use clap::Parser;
 
 use crate::commands::{SchemeArguments, parse_size};
 use crate::error::{Error, Result};
-use crate::evaluation::store::{self, GIVEN};
+use crate::evaluation::record::{self, GIVEN};
 use crate::schemes::Scheme;
 
 /// A scheme with options, such as `resident:wire=f16;workers=2`.
@@ -127,8 +127,8 @@ impl ArmSetting {
     }
 
     /// What the run's record says of it.
-    pub fn record(&self, given: bool) -> store::Arm {
-        store::Arm {
+    pub fn record(&self, given: bool) -> record::Arm {
+        record::Arm {
             name: self.name.clone(),
             folder: self.folder(),
             reference: match given {
