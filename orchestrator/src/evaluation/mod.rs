@@ -9,10 +9,11 @@
 //!   CSV and Markdown.
 //! - [`paper`]: the tables that the paper prints.
 //! - [`html`]: the report that needs no other file.
-//! - `plots`: its plots.
+//! - `plots`: its plots; `markup`: text and bytes inside it.
 
 pub mod features;
 pub mod html;
+mod markup;
 pub mod paper;
 mod plots;
 pub mod prompts;

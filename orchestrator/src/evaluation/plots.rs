@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::html::escape;
+use super::markup::escape;
 
 /// Rows of dots, one row for each arm.
 pub struct DotPlot<'a> {

@@ -4,71 +4,45 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use shared::config::ConfigReader;
-use shared::layers::LayerNorm;
 
 use super::clip::ClipTextLayers;
-use super::encoder::{Activation, EncoderLayer};
+use super::encoder::{Activation, EncoderConfig, EncoderLayer};
 use crate::error::Result;
-
-/// What the configs of both models say of their transformer layers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EncoderConfig {
-    /// Width `D` of a token.
-    pub hidden_size: usize,
-    /// Width within a feed-forward.
-    pub intermediate_size: usize,
-    /// Number of layers.
-    pub num_hidden_layers: usize,
-    /// Heads of each attention; divides `hidden_size`.
-    pub num_attention_heads: usize,
-    /// Of the feed-forwards.
-    pub activation: Activation,
-    /// Added to the variance in every normalisation.
-    pub layer_norm_eps: f64,
-}
 
 /// Sizes where a config is silent: `hidden_size`, `intermediate_size`, `num_attention_heads`.
 const TEXT_DEFAULTS: [usize; 3] = [512, 2048, 8];
 const VISION_DEFAULTS: [usize; 3] = [768, 3072, 12];
 
-impl EncoderConfig {
-    /// Takes the keys.
-    fn take(keys: &mut ConfigReader, [width, inner, heads]: [usize; 3]) -> Result<Self> {
-        let name: String = keys.or("hidden_act", "quick_gelu".into())?;
-        let activation = match name.as_str() {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            _ => {
-                let hint = "only quick_gelu and gelu are";
-                return Err(keys.unsupported("hidden_act", &json!(name), hint).into());
-            }
-        };
-        let config = Self {
-            hidden_size: keys.or("hidden_size", width)?,
-            intermediate_size: keys.or("intermediate_size", inner)?,
-            num_hidden_layers: keys.or("num_hidden_layers", 12)?,
-            num_attention_heads: keys.or("num_attention_heads", heads)?,
-            activation,
-            layer_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
-        };
-        let heads = config.num_attention_heads;
-        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
-            let hint = "it must divide hidden_size";
-            let error = keys.unsupported("num_attention_heads", &json!(heads), hint);
-            return Err(error.into());
+/// Takes the keys of the transformer layers.
+fn take_encoder(
+    keys: &mut ConfigReader,
+    [width, inner, heads]: [usize; 3],
+) -> Result<EncoderConfig> {
+    let name: String = keys.or("hidden_act", "quick_gelu".into())?;
+    let activation = match name.as_str() {
+        "quick_gelu" => Activation::QuickGelu,
+        "gelu" => Activation::Gelu,
+        _ => {
+            let hint = "only quick_gelu and gelu are";
+            return Err(keys.unsupported("hidden_act", &json!(name), hint).into());
         }
-        take_generic(keys)?;
-        Ok(config)
+    };
+    let config = EncoderConfig {
+        hidden_size: keys.or("hidden_size", width)?,
+        intermediate_size: keys.or("intermediate_size", inner)?,
+        num_hidden_layers: keys.or("num_hidden_layers", 12)?,
+        num_attention_heads: keys.or("num_attention_heads", heads)?,
+        activation,
+        layer_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
+    };
+    let heads = config.num_attention_heads;
+    if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
+        let hint = "it must divide hidden_size";
+        let error = keys.unsupported("num_attention_heads", &json!(heads), hint);
+        return Err(error.into());
     }
-
-    /// A normalisation over a token's values.
-    pub fn norm(&self, name: impl Into<String>) -> LayerNorm {
-        LayerNorm {
-            name: name.into(),
-            width: self.hidden_size,
-            eps: self.layer_norm_eps,
-        }
-    }
+    take_generic(keys)?;
+    Ok(config)
 }
 
 /// Takes the keys of the reference's base class, of which some must be as by default.
@@ -210,7 +184,7 @@ impl ClipTextConfig {
         let config = Self {
             vocab_size: keys.or("vocab_size", 49408)?,
             max_position_embeddings: keys.or("max_position_embeddings", 77)?,
-            encoder: EncoderConfig::take(&mut keys, TEXT_DEFAULTS)?,
+            encoder: take_encoder(&mut keys, TEXT_DEFAULTS)?,
         };
         keys.finish()?;
         Ok(config)
@@ -248,7 +222,7 @@ impl ClipVisionConfig {
             image_size: keys.or("image_size", 224)?,
             patch_size: keys.or("patch_size", 32)?,
             projection_dim,
-            encoder: EncoderConfig::take(&mut keys, VISION_DEFAULTS)?,
+            encoder: take_encoder(&mut keys, VISION_DEFAULTS)?,
         };
         if config.patch_size == 0 || !config.image_size.is_multiple_of(config.patch_size) {
             let hint = "it must divide image_size";

@@ -6,7 +6,6 @@ use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
 use shared::ops;
 use shared::weights::Weights;
 
-use super::clip_config::EncoderConfig;
 use crate::error::Result;
 
 /// The non-linearity of a feed-forward.
@@ -16,6 +15,34 @@ pub enum Activation {
     QuickGelu,
     /// By the error function.
     Gelu,
+}
+
+/// What the configs of both models say of their transformer layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Width `D` of a token.
+    pub hidden_size: usize,
+    /// Width within a feed-forward.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Heads of each attention; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Of the feed-forwards.
+    pub activation: Activation,
+    /// Added to the variance in every normalisation.
+    pub layer_norm_eps: f64,
+}
+
+impl EncoderConfig {
+    /// A normalisation over a token's values.
+    pub fn norm(&self, name: impl Into<String>) -> LayerNorm {
+        LayerNorm {
+            name: name.into(),
+            width: self.hidden_size,
+            eps: self.layer_norm_eps,
+        }
+    }
 }
 
 /// Self-attention and feed-forward, each normalised before and added to its input.

@@ -7,6 +7,6 @@ mod tokenizer;
 mod tokenizer_files;
 
 pub use clip::{ClipTextEncoder, ClipTextLayers};
-pub use clip_config::{ClipTextConfig, ClipVisionConfig, EncoderConfig};
-pub use encoder::{Activation, EncoderLayer};
+pub use clip_config::{ClipTextConfig, ClipVisionConfig};
+pub use encoder::{Activation, EncoderConfig, EncoderLayer};
 pub use tokenizer::ClipTokenizer;
