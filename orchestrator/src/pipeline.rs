@@ -173,6 +173,11 @@ impl Pipeline {
         Ok([1, self.unet().in_channels, rows, columns])
     }
 
+    /// Tokens `T` of every prompt.
+    pub fn tokens(&self) -> usize {
+        self.tokenizer.length()
+    }
+
     /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`. The
     /// text encoder is loaded for it.
     ///

@@ -201,6 +201,12 @@ async fn shards_merge_to_what_one_run_gives() {
         let off = (merged / whole - 1.0).abs();
         assert!(off < 1e-9, "{pointer}: {merged} for {whole}");
     }
+    let features = runs.path("shard-0/features/inception/reference.safetensors");
+    let aside = runs.path("aside");
+    std::fs::rename(&features, &aside).unwrap();
+    let error = merge(&["shard-0", "shard-1"], "none").await.unwrap_err();
+    assert_names(&error, &["0/2 is not finished", "reference.safetensors"]);
+    std::fs::rename(&aside, &features).unwrap();
     let error = merge(&["shard-1"], "half").await.unwrap_err();
     assert_names(&error, &["0/2 is missing"]);
     let error = merge(&["shard-0", "shard-1"], "whole").await.unwrap_err();
@@ -272,6 +278,11 @@ async fn bad_input_is_named() {
             "resident:workers=9",
             vec![],
             vec!["resident:workers=9", "4 rows"],
+        ),
+        (
+            "resident",
+            vec!["--limit", "1", "--local-workers", "3"],
+            vec!["arms", "\"workers\":2", "\"workers\":3"],
         ),
         (
             "resident:size=101x101",

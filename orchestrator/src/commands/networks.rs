@@ -168,6 +168,9 @@ impl MetricArguments {
             if metric == Metric::Clip && given != Given::PromptedSets {
                 bail!("clip needs the pictures' prompts: lacuna eval has them");
             }
+            if metric == Metric::Demo && self.demo_features.is_none() {
+                bail!("demo needs --demo-features: what scripts/train_demo_features.py wrote");
+            }
             let Some(file) = self.weights_of(metric).filter(|file| !file.exists()) else {
                 wanted.metrics.push(metric);
                 continue;
@@ -231,11 +234,7 @@ impl MetricArguments {
             Metric::Lpips => Some(self.lpips_file()),
             Metric::Clip => Some(self.clip_dir()),
             Metric::Fid | Metric::Kid => Some(self.inception_file()),
-            Metric::Demo => Some(
-                self.demo_features
-                    .clone()
-                    .unwrap_or_else(|| "features".into()),
-            ),
+            Metric::Demo => self.demo_features.clone(),
         }
     }
 

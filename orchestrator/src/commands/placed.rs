@@ -8,16 +8,16 @@ use shared::device::{self, OpenDevice};
 use shared::host::HostTensor;
 use shared::partition::Levels;
 use shared::selftest;
+use shared::unet::UNet;
 use shared::weights::{Weights, list};
 use shared::whole::{Conditioning, Whole};
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
-use worker::Model;
 
 use super::ModelArguments;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
-use crate::fleet::local::LocalWorkers;
 use crate::noise::TorchRng;
 use crate::pipeline::{Pipeline, Sampling, Step};
 use crate::policy::Policy;
@@ -74,11 +74,11 @@ impl Placed {
     }
 
     /// The latents of one picture, from `noise` or, without, from what `rng` draws; blocks for as long as
-    /// it takes. `context` is of [`Pipeline::encode`], `weights` of [`Self::weights`], `fleet` of
+    /// it takes, on a thread of the async runtime. `context` is of [`Pipeline::encode`], `weights` of [`Self::weights`], `fleet` of
     /// [`Self::open`]; `watch` is called after every step.
     ///
     /// # Errors
-    /// Those of the scheme and the sampler.
+    /// Those of the scheme and the sampler; the sessions are closed then.
     pub fn denoise(
         &self,
         context: Tensor<3>,
@@ -95,8 +95,18 @@ impl Placed {
         let sampling = &self.sampling;
         let latents = self
             .pipeline
-            .sample(&mut *predictor, sampling, noise, rng, watch)?;
-        Ok((latents, predictor.finish()))
+            .sample(&mut *predictor, sampling, noise, rng, watch);
+        let finished = predictor.finish();
+        match latents {
+            Ok(latents) => Ok((latents, finished)),
+            Err(error) => {
+                // Workers keep only so many sessions.
+                if let Some(fleet) = finished.fleet {
+                    Handle::current().block_on(fleet.close());
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The scheme's predictor; on workers, one that goes on without those that are lost.
@@ -171,23 +181,16 @@ pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
     Ok(spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??)
 }
 
-/// Starts `n` workers in this process, or as many as is usual and there are rows for, for `latents` of
-/// `[batch, rows, columns]`.
-///
-/// # Errors
-/// As [`LocalWorkers::start`].
-pub async fn start_workers(
-    scheme: Scheme,
-    n: Option<usize>,
-    model: &Arc<Model>,
-    device: &OpenDevice,
-    latents: [usize; 3],
-) -> Result<LocalWorkers> {
-    let [_, rows, _] = latents;
-    let most = match scheme {
-        Scheme::Resident => Levels::new(rows, model.unet().levels()).coarsest(),
+/// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows`
+/// have rows for.
+pub fn default_workers(scheme: Scheme, unet: &UNet, rows: usize) -> usize {
+    LOCAL_WORKERS.min(most_workers(scheme, unet, rows))
+}
+
+/// The largest number of workers that can share latents of `rows`.
+pub fn most_workers(scheme: Scheme, unet: &UNet, rows: usize) -> usize {
+    match scheme {
+        Scheme::Resident => Levels::new(rows, unet.levels()).coarsest(),
         Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
-    };
-    let n = n.unwrap_or(LOCAL_WORKERS.min(most));
-    LocalWorkers::start(n, model, device, latents).await
+    }
 }

@@ -1,14 +1,15 @@
 //! The report: one HTML file that needs no other.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::markup::{base64, escape};
+use super::paper;
 use super::plots::DotPlot;
 use super::record::{Record, Row, Values};
 use super::results::Results;
 use super::summary::Summary;
 use super::table::Texts;
-use crate::error::{Error, Result};
 use crate::metrics::decode::Rgb8;
 use crate::picture::encode_png;
 
@@ -26,14 +27,14 @@ td,th{border-bottom:1px solid #d5dde5;padding:.3rem .7rem;text-align:left;vertic
 .note{color:#54616e}svg{max-width:100%;height:auto;font-size:12px}svg .axis{stroke:#d5dde5}\
 svg circle{fill:#2467b3;fill-opacity:.45}svg .mean{stroke:#b3392f;stroke-width:2}svg .tick{fill:#54616e}";
 
-/// The report of a run.
-///
-/// # Errors
-/// Those of encoding difference maps; a picture that is not there is left out.
-pub fn page(results: &Results, summary: &Summary) -> Result<String> {
+/// Most dots of one setting in a plot.
+const DOTS: usize = 400;
+
+/// The report of a run. A picture that cannot be shown is said to be so in its place.
+pub fn page(results: &Results, summary: &Summary) -> String {
     let record = &results.record;
-    let title = match &record.experiment {
-        Some(experiment) => format!("Lacuna: the paper's {experiment}"),
+    let title = match record.experiment.as_deref().and_then(paper::table) {
+        Some(table) => format!("Lacuna beside the paper's {}", table.title),
         None => "Lacuna: pictures of several settings".into(),
     };
     let title = escape(&title);
@@ -43,15 +44,15 @@ pub fn page(results: &Results, summary: &Summary) -> Result<String> {
         format!("<h2>Means</h2>{}", table(&Texts::of(summary, record))),
         notes(record, summary),
         format!("<h2>Each picture</h2>{}", plots(results)),
-        format!("<h2>Pictures</h2>{}", grid(results)?),
+        format!("<h2>Pictures</h2>{}", grid(results)),
         failures(summary),
     ];
-    Ok(format!(
+    format!(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>\
          <meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>\n{}\n\
          </body></html>\n",
         body.join("\n")
-    ))
+    )
 }
 
 fn about(record: &Record) -> String {
@@ -120,12 +121,14 @@ fn plots(results: &Results) -> String {
                 0 => String::new(),
                 n => format!("{n} identical"),
             };
-            let values = measured().filter(|values| !values.identical);
-            (arm.name.as_str(), values.filter_map(value).collect(), note)
+            let different = measured().filter(|values| !values.identical);
+            let values = different.filter_map(value).collect();
+            (arm.name.as_str(), values, note)
         });
         let plot = DotPlot {
             title,
             rows: rows.collect(),
+            most: DOTS,
         };
         match plot.svg() {
             svg if svg.is_empty() => svg,
@@ -141,83 +144,89 @@ fn plots(results: &Results) -> String {
     .concat();
     match plots.is_empty() {
         true => "<p>No picture differs from its reference.</p>".into(),
-        false => format!("{plots}<p class='note'>A dot for each picture, a line at the mean.</p>"),
+        false => format!(
+            "{plots}<p class='note'>A dot for each picture (of more than {DOTS}, for so many of them, evenly \
+             taken), a line at the mean of all.</p>"
+        ),
     }
 }
 
-/// The first prompts' pictures under every arm, each beside its reference with what differs.
-fn grid(results: &Results) -> Result<String> {
+/// The first prompts' pictures under every arm, below what each is compared with.
+fn grid(results: &Results) -> String {
     let mut out = format!(
-        "<p class='note'>The first {SHOWN} prompts: the reference, the setting's picture, and where they \
-         differ ({AMPLIFIED} times as bright).</p>"
+        "<p class='note'>The first {SHOWN} prompts: what a setting is compared with (where it is another than \
+         at its left), its picture, and where they differ ({AMPLIFIED} times as bright).</p>"
     );
-    let prompts = results.record.prompts.min(SHOWN);
-    for index in 0..prompts {
-        let rows = results.rows.iter().filter(|row| row.index == index);
-        let rows: Vec<&Row> = rows.collect();
-        let Some(first) = rows.first() else {
-            continue;
-        };
-        let cells = rows
+    let indices: BTreeSet<usize> = results.rows.iter().map(|row| row.index).collect();
+    for index in indices.into_iter().take(SHOWN) {
+        let rows: Vec<&Row> = results
+            .rows
             .iter()
-            .map(|row| cell(results, row))
-            .collect::<Result<Vec<_>>>()?;
-        let heads = rows
-            .iter()
-            .map(|row| format!("<th>{}</th>", escape(&row.arm)));
+            .filter(|row| row.index == index)
+            .collect();
+        let mut shown = None;
+        let (mut heads, mut cells) = (String::new(), String::new());
+        for row in &rows {
+            let arm = results.record.arms.iter().find(|arm| arm.name == row.arm);
+            let Some(arm) = arm else {
+                continue;
+            };
+            let reference = results.picture(&arm.reference, index);
+            if shown != Some(&arm.reference) {
+                shown = Some(&arm.reference);
+                heads += &format!("<th>{}</th>", escape(&arm.reference));
+                cells += &format!("<td>{}</td>", file(reference.as_deref()));
+            }
+            let own = results.picture(&arm.folder, index);
+            let map = difference(row, reference.as_deref(), own.as_deref());
+            heads += &format!("<th>{}</th>", escape(&row.arm));
+            cells += &format!("<td>{}{map}</td>", file(own.as_deref()));
+        }
+        let prompt = rows.first().map_or("", |row| row.prompt.as_str());
         out += &format!(
-            "<h3>{}. {}</h3><div class='wide'><table><tr>{}</tr><tr>{}</tr></table></div>",
+            "<h3>{}. {}</h3><div class='wide'><table><tr>{heads}</tr><tr>{cells}</tr></table></div>",
             index + 1,
-            escape(&first.prompt),
-            heads.collect::<String>(),
-            cells.concat()
+            escape(prompt),
         );
     }
-    Ok(out)
+    out
 }
 
-fn cell(results: &Results, row: &Row) -> Result<String> {
-    let arm = results.record.arms.iter().find(|arm| arm.name == row.arm);
-    let pictures = arm.and_then(|arm| {
-        let reference = results.picture(&arm.reference, row.index)?;
-        Some([reference, results.picture(&arm.folder, row.index)?])
-    });
-    let Some([reference, own]) = pictures else {
-        return Ok("<td>not here</td>".into());
-    };
-    let map = match row.outcome.measured() {
-        Some(values) if values.identical => "identical".into(),
-        Some(values) => {
-            let psnr = values
-                .psnr
-                .map_or(String::new(), |db| format!("{db:.2} dB"));
-            image(&difference_map(&reference, &own)?) + &psnr
-        }
-        None => "not measured".into(),
-    };
-    let file = |path: &Path| {
-        let bytes = std::fs::read(path);
-        bytes.map_or_else(|_| "not here".into(), |bytes| image(&bytes))
-    };
-    Ok(format!("<td>{}{}{map}</td>", file(&reference), file(&own)))
+/// A picture, or that it is not here: shards may be merged without their pictures.
+fn file(path: Option<&Path>) -> String {
+    let bytes = path.and_then(|path| std::fs::read(path).ok());
+    bytes.map_or_else(|| "not here".into(), |bytes| image(&bytes))
 }
 
-/// A PNG of the largest difference of each pixel's three bytes, amplified.
-fn difference_map(a: &Path, b: &Path) -> Result<Vec<u8>> {
-    let (a, b) = (Rgb8::read(a)?, Rgb8::read(b)?);
-    let pairs = a
-        .bytes
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .zip(b.bytes.as_chunks::<3>().0);
+/// What is to be said of how a picture differs, with a map where one can be made.
+fn difference(row: &Row, reference: Option<&Path>, own: Option<&Path>) -> String {
+    let Some(values) = row.outcome.measured() else {
+        return "not measured".into();
+    };
+    if values.identical {
+        return "identical".into();
+    }
+    let psnr = values.psnr.map(|db| format!("{db:.2} dB"));
+    let map = reference.zip(own).and_then(|(a, b)| difference_map(a, b));
+    map.map_or_else(String::new, |png| image(&png)) + &psnr.unwrap_or_default()
+}
+
+/// A PNG of the largest difference of each pixel's three bytes, amplified; none of pictures that cannot be
+/// read or differ in size.
+fn difference_map(a: &Path, b: &Path) -> Option<Vec<u8>> {
+    let (a, b) = (Rgb8::read(a).ok()?, Rgb8::read(b).ok()?);
+    let size = [a.width, a.height];
+    if size != [b.width, b.height] {
+        return None;
+    }
+    let pixels = a.bytes.as_chunks::<3>().0;
+    let pairs = pixels.iter().zip(b.bytes.as_chunks::<3>().0);
     let grey = pairs.map(|(a, b)| {
         let largest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max();
         (u16::from(largest.unwrap_or(0)) * AMPLIFIED).min(255) as u8
     });
     let grey: Vec<u8> = grey.collect();
-    encode_png([a.width, a.height], png::ColorType::Grayscale, &grey, &[])
-        .map_err(|e| Error::Request(format!("no difference map: {e}")))
+    encode_png(size, png::ColorType::Grayscale, &grey, &[]).ok()
 }
 
 fn image(png: &[u8]) -> String {

@@ -10,6 +10,8 @@ pub struct DotPlot<'a> {
     pub title: &'a str,
     /// Each arm's name, its values, and what is to be said of it at the right.
     pub rows: Vec<(&'a str, Vec<f64>, String)>,
+    /// Of more values in a row, so many have a dot.
+    pub most: usize,
 }
 
 /// In pixels.
@@ -55,7 +57,10 @@ impl DotPlot<'_> {
             add(format_args!(
                 "<line class='axis' x1='{LABELS}' y1='{y}' x2='{end}' y2='{y}'/>"
             ));
-            for value in values {
+            for value in values
+                .iter()
+                .step_by(values.len().div_ceil(self.most.max(1)).max(1))
+            {
                 let x = x(*value);
                 add(format_args!("<circle cx='{x:.1}' cy='{y}' r='4'/>"));
             }
@@ -91,7 +96,13 @@ mod tests {
             ("a<b", vec![10.0, 20.0], String::new()),
             ("c", Vec::new(), "3 identical".into()),
         ];
-        let svg = DotPlot { title: "t", rows }.svg();
+        let plot = |most| DotPlot {
+            title: "t",
+            rows: rows.clone(),
+            most,
+        };
+        assert_eq!(plot(1).svg().matches("<circle").count(), 1);
+        let svg = plot(9).svg();
         assert_eq!(svg.matches("<circle").count(), 2);
         assert_eq!(svg.matches("class='mean'").count(), 1);
         assert!(svg.contains("a&lt;b") && svg.contains("3 identical"));
@@ -102,6 +113,7 @@ mod tests {
     #[test]
     fn no_value_is_no_plot() {
         let rows = vec![("a", Vec::new(), String::new())];
-        assert_eq!(DotPlot { title: "t", rows }.svg(), "");
+        let (title, most) = ("t", 9);
+        assert_eq!(DotPlot { title, rows, most }.svg(), "");
     }
 }

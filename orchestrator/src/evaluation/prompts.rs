@@ -34,7 +34,8 @@ pub fn read(path: &Path, column: &str) -> Result<Prompts> {
     Ok(prompts)
 }
 
-fn of_lines(bytes: &[u8]) -> Prompts {
+/// One prompt a line, where empty lines do not count.
+pub fn of_lines(bytes: &[u8]) -> Prompts {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
     let full = lines.filter(|(_, line)| !line.trim_ascii().is_empty());

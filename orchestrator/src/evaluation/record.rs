@@ -1,6 +1,6 @@
 //! What a run is, and what it finds: the types of its files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,6 +9,7 @@ use super::shard::Shard;
 use crate::metrics::inception::InputResize;
 use crate::metrics::kid::Subsets;
 use crate::metrics::lpips::Net;
+use crate::metrics::sets::Network;
 
 /// What a run is: another run's results do not belong with its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,8 @@ pub struct Record {
     pub arms: Vec<Arm>,
     /// Pictures to compare with in place of the uncut model's.
     pub reference: Option<String>,
+    /// Digest of the names and sizes of the pictures that were given, of either kind.
+    pub given: Option<String>,
     /// The set to compare sets with in place of the reference.
     pub fid_reference: Option<String>,
     /// Each metric with a digest of its weights, where it has any.
@@ -63,6 +66,8 @@ pub struct Arm {
     pub folder: String,
     /// The folder of what they are compared with.
     pub reference: String,
+    /// How many workers there are, if any.
+    pub workers: Option<usize>,
     /// The paper's row that it stands beside, in an experiment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paper: Option<String>,
@@ -141,6 +146,23 @@ impl Record {
             map.get(key).map_or("nothing".into(), Value::to_string)
         };
         Some(format!("{key}: {} there, {} here", text(&b), text(&a)))
+    }
+
+    /// Whose features sets are compared by.
+    pub fn networks(&self) -> impl Iterator<Item = Network> {
+        let of = |network| match network {
+            Network::Inception => ["fid", "kid"].as_slice(),
+            Network::Demo => ["demo"].as_slice(),
+        };
+        let wanted =
+            move |network: &Network| of(*network).iter().any(|m| self.metrics.contains_key(*m));
+        Network::ALL.into_iter().filter(wanted)
+    }
+
+    /// The sets that features are taken of.
+    pub fn feature_sets(&self) -> BTreeSet<String> {
+        let of_arm = |arm: &Arm| [arm.folder.clone(), self.feature_reference(arm).to_owned()];
+        self.arms.iter().flat_map(of_arm).collect()
     }
 
     /// The set of features that an arm's is compared with.

@@ -72,6 +72,11 @@ impl Results {
                     format!("the shard {index}/{of} is not finished: {got} of {want} rows"),
                 );
             }
+            if let Some(file) = store.missing_features() {
+                let file = file.display();
+                let reason = format!("the shard {index}/{of} is not finished: there is no {file}");
+                return refuse(dir, reason);
+            }
         }
         if stores.len() != of {
             let missing = stores.len();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The `index`-th of `of` parts of a run, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Shard {
     /// Below `of`.
     pub index: usize,
@@ -38,6 +39,20 @@ impl FromStr for Shard {
             Some((index, of)) if index < of => Ok(Self { index, of }),
             _ => Err(format!("{text:?} is no i/n with i from 0 to n - 1")),
         }
+    }
+}
+
+impl TryFrom<String> for Shard {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Shard> for String {
+    fn from(shard: Shard) -> Self {
+        shard.to_string()
     }
 }
 

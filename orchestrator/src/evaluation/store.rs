@@ -7,7 +7,7 @@
 //!     features/NETWORK/ of each set of pictures, for FID, KID and their like
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,8 @@ use crate::output::write_whole;
 /// A run's directory.
 pub struct Store {
     dir: PathBuf,
+    /// Held by the process that makes the run.
+    lock: Option<File>,
     /// What the run is.
     pub record: Record,
     /// By arm and prompt.
@@ -42,7 +44,7 @@ impl Store {
             // A first write that was killed leaves a part of run.json.
             let other = entries.find_map(|entry| {
                 let name = entry.ok()?.file_name().to_string_lossy().into_owned();
-                (!name.starts_with("run.json")).then_some(name)
+                (!name.starts_with("run.")).then_some(name)
             });
             if let Some(name) = other {
                 return refuse(format!("there are other files in it ({name})"));
@@ -52,7 +54,17 @@ impl Store {
                 &serde_json::to_vec_pretty(&record).map_err(json)?,
             )?;
         }
+        let path = dir.join("run.lock");
+        let lock = File::create(&path).map_err(|e| output_error(&path, e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return refuse("another process is making the run in it".into());
+            }
+            Err(TryLockError::Error(e)) => return Err(output_error(&path, e)),
+        }
         let mut store = Self::read(dir)?;
+        store.lock = Some(lock);
         if let Some(difference) = record.difference(&store.record) {
             return refuse(format!("it holds a run of other settings ({difference})"));
         }
@@ -63,12 +75,15 @@ impl Store {
         store
             .rows
             .retain(|_, row| matches!(row.outcome, Outcome::Measured(_)));
-        let mut lines = Vec::new();
-        for row in store.rows() {
-            serde_json::to_writer(&mut lines, row).map_err(json)?;
-            lines.push(b'\n');
-        }
-        write_whole(&store.log_path(), &lines)?;
+        // As they were written: to read and write a number again may change its last digit.
+        let mut kept = Vec::new();
+        store.each_line(|line, row| {
+            if matches!(row.outcome, Outcome::Measured(_)) {
+                kept.extend_from_slice(line);
+                kept.push(b'\n');
+            }
+        })?;
+        write_whole(&store.log_path(), &kept)?;
         Ok(store)
     }
 
@@ -82,10 +97,21 @@ impl Store {
         let record = serde_json::from_slice(&bytes).map_err(|e| input_error(&path, e))?;
         let mut store = Self {
             dir: dir.to_owned(),
+            lock: None,
             record,
             rows: HashMap::new(),
         };
-        let path = store.log_path();
+        let mut rows = HashMap::new();
+        store.each_line(|_, row| {
+            rows.insert((row.arm.clone(), row.index), row);
+        })?;
+        store.rows = rows;
+        Ok(store)
+    }
+
+    /// Hands the lines of the growing file to `take`, each with what it says.
+    fn each_line(&self, mut take: impl FnMut(&[u8], Row)) -> Result<()> {
+        let path = self.log_path();
         let log = match std::fs::read(&path) {
             Ok(log) => log,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -99,9 +125,9 @@ impl Store {
             }
             let row: Row = serde_json::from_slice(line)
                 .map_err(|e| input_error(&path, format!("line {}: {e}", i + 1)))?;
-            store.insert(row);
+            take(line, row);
         }
-        Ok(store)
+        Ok(())
     }
 
     /// Where a picture lies.
@@ -119,9 +145,14 @@ impl Store {
         self.dir.join("features").join(network).join(name)
     }
 
-    /// A file of the run.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    /// A set whose features are wanted and not there.
+    pub fn missing_features(&self) -> Option<PathBuf> {
+        let networks = self.record.networks();
+        let sets = self.record.feature_sets();
+        let files = networks
+            .flat_map(|network| sets.iter().map(move |set| (network, set)))
+            .map(|(network, set)| self.features(network.name(), set));
+        files.into_iter().find(|file| !file.is_file())
     }
 
     /// Whether there is a row of this picture.
@@ -146,10 +177,6 @@ impl Store {
         let file = OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(|e| output_error(&path, e))?;
         Ok(Log { path, file })
-    }
-
-    fn insert(&mut self, row: Row) {
-        self.rows.insert((row.arm.clone(), row.index), row);
     }
 
     fn log_path(&self) -> PathBuf {
@@ -213,6 +240,7 @@ pub(super) mod tests {
             name: name.into(),
             folder: name.replace(':', "-"),
             reference: "local".into(),
+            workers: Some(2),
             paper: None,
         };
         Record {
@@ -229,6 +257,7 @@ pub(super) mod tests {
             size: [16, 16],
             arms: vec![arm("ppidm"), arm("resident:wire=f16")],
             reference: None,
+            given: None,
             fid_reference: None,
             metrics: BTreeMap::new(),
             lpips_net: None,
@@ -293,6 +322,27 @@ pub(super) mod tests {
         assert_eq!(rows.len(), 2, "the failure is tried again");
         store.log().unwrap().append(&row("ppidm", 1, None)).unwrap();
         assert_eq!(Store::read(dir.path()).unwrap().rows().count(), 3);
+    }
+
+    #[test]
+    fn a_run_has_one_maker_and_keeps_its_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::resume(dir.path(), record()).unwrap();
+        let error = Store::resume(dir.path(), record()).err().unwrap();
+        assert!(error.to_string().contains("another process"), "{error}");
+        let mut log = store.log().unwrap();
+        // Numbers of 17 digits, of which a careless reader loses some.
+        let psnr = |i: usize| Some((i as f64 + 0.1).sqrt() * 31.7);
+        for i in 0..3 {
+            log.append(&row("ppidm", i, psnr(i))).unwrap();
+        }
+        drop(store);
+        let before = std::fs::read(dir.path().join("rows.jsonl")).unwrap();
+        for _ in 0..3 {
+            Store::resume(dir.path(), record()).unwrap();
+        }
+        let after = std::fs::read(dir.path().join("rows.jsonl")).unwrap();
+        assert_eq!(after, before);
     }
 
     #[test]

@@ -135,6 +135,7 @@ impl ArmSetting {
                 true => GIVEN.to_owned(),
                 false => self.reference().folder(),
             },
+            workers: self.options.workers,
             paper: self.paper.map(str::to_owned),
         }
     }

@@ -4,20 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shared::device::OpenDevice;
-use shared::partition::Levels;
 use shared::weights::Weights;
 use tokio::runtime::Handle;
 use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{Placed, draw_noise, start_workers};
+use crate::commands::placed::{Placed, default_workers, draw_noise, most_workers};
 use crate::error::{Error, Result};
+use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
-use crate::schemes::Scheme;
 
 /// What all arms share.
 pub struct Maker {
@@ -47,6 +46,8 @@ pub struct Maker {
 pub struct Place<'a> {
     maker: &'a Maker,
     placed: Placed,
+    /// Of the user's part of the U-Net.
+    weights: Weights,
     /// `[1, C, H, W]`.
     shape: [usize; 4],
     /// Workers that live as long as this.
@@ -68,37 +69,42 @@ impl Maker {
         self.pipeline.latent_shape(Some(width), Some(height))
     }
 
-    /// Finds out before hours of work that an arm cannot be.
+    /// Settles how many workers an arm has, and finds out before hours of work that it cannot be.
     ///
     /// # Errors
     /// [`Error::Request`], naming the arm.
-    pub fn check(&self, arm: &ArmSetting) -> Result<()> {
-        let refuse = |reason: String| Error::Request(format!("{}: {reason}", arm.name));
+    pub fn settle(&self, arm: &mut ArmSetting) -> Result<()> {
+        let name = arm.name.clone();
+        let refuse = |reason: String| Error::Request(format!("{name}: {reason}"));
         let [_, _, rows, _] = self.shape(arm).map_err(|e| refuse(e.to_string()))?;
         if arm.options.steps.unwrap_or(self.sampling.steps) == 0 {
             return Err(refuse("it takes at least one step".into()));
         }
-        let given = self.fleet.as_ref().map(|fleet| fleet.workers.len());
-        let Some(n) = arm.options.workers.or(given).or(self.local_workers) else {
+        if !arm.scheme.needs_workers() {
             return Ok(());
-        };
+        }
+        let unet = self.pipeline.unet();
+        let given = self.fleet.as_ref().map(|fleet| fleet.workers.len());
+        let n = arm.options.workers.or(given).or(self.local_workers);
+        let n = n.unwrap_or_else(|| default_workers(arm.scheme, unet, rows));
         let most = given.unwrap_or(MAX_WORKERS);
         if n == 0 || n > most {
             return Err(refuse(format!("{n} workers, from 1 to {most} can be had")));
         }
-        let coarsest = Levels::new(rows, self.pipeline.unet().levels()).coarsest();
-        if arm.scheme == Scheme::Resident && n > coarsest {
+        let strips = most_workers(arm.scheme, unet, rows);
+        if n > strips {
             return Err(refuse(format!(
-                "{n} workers, and {coarsest} rows at the coarsest level of the U-Net: at most one a row"
+                "{n} workers, and {strips} rows at the coarsest level of the U-Net: at most one a row"
             )));
         }
+        arm.options.workers = Some(n);
         Ok(())
     }
 
     /// Gets an arm ready: starts its workers, where none were given.
     ///
     /// # Errors
-    /// Those of starting workers.
+    /// Those of starting workers, and of loading the user's part of the U-Net.
     pub fn place(&self, arm: &ArmSetting) -> Result<Place<'_>> {
         let shape = self.shape(arm)?;
         let sampling = Sampling {
@@ -120,8 +126,8 @@ impl Maker {
             }
             (None, Some(weights)) => {
                 let model = Arc::new(Model::new(unet.clone(), weights.clone()));
-                let n = arm.options.workers.or(self.local_workers);
-                let start = start_workers(arm.scheme, n, &model, &self.device, latents);
+                let n = arm.options.workers.unwrap_or(1);
+                let start = LocalWorkers::start(n, &model, &self.device, latents);
                 let started = workers.insert(self.runtime.block_on(start)?);
                 Some(started.config().clone())
             }
@@ -133,16 +139,18 @@ impl Maker {
         let settings = &arm.options.settings;
         let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
         setting.lanes = settings.lanes(self.fleet.is_some());
+        let placed = Placed {
+            setting,
+            whole: self.whole.clone(),
+            pipeline: self.pipeline.clone(),
+            policy: None,
+            sampling,
+            fleet,
+        };
         Ok(Place {
             maker: self,
-            placed: Placed {
-                setting,
-                whole: self.whole.clone(),
-                pipeline: self.pipeline.clone(),
-                policy: None,
-                sampling,
-                fleet,
-            },
+            weights: placed.weights()?,
+            placed,
             shape,
             _workers: workers,
         })
@@ -154,42 +162,63 @@ impl Place<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub fn picture(&self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
+    pub fn picture(&mut self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
         let picture = self.make(prompt, seed)?;
         let text = [("prompt", prompt.to_owned()), ("seed", seed.to_string())];
         picture.write_png(path, &text).map_err(Failure::OfRun)
     }
 
-    fn make(&self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
-        let pipeline = &self.placed.pipeline;
+    fn make(&mut self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
         let guided = self.placed.sampling.guided();
-        let context = pipeline.encode(prompt, &self.maker.negative_prompt, guided)?;
+        let negative = &self.maker.negative_prompt;
+        let context = self.placed.pipeline.encode(prompt, negative, guided)?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
-        let weights = self.placed.weights().map_err(Failure::OfRun)?;
-        let open = self.maker.runtime.block_on(self.placed.open());
-        let open = open.map_err(Failure::OfRun)?;
-        let (latents, finished) =
-            self.placed
-                .denoise(context, noise, &mut rng, (weights, open), &mut |_| {})?;
+        let fleet = self.open().map_err(Failure::OfRun)?;
+        let own = (self.weights.clone(), fleet);
+        let denoised = self
+            .placed
+            .denoise(context, noise, &mut rng, own, &mut |_| {});
+        let (latents, finished) = denoised?;
         if let Some(fleet) = finished.fleet {
             self.maker.runtime.block_on(fleet.close());
         }
-        Ok(pipeline.decode(latents)?)
+        Ok(self.placed.pipeline.decode(latents)?)
+    }
+
+    /// Opens the sessions of one picture, with a spare in the place of a worker that is lost.
+    fn open(&mut self) -> Result<Option<Fleet>> {
+        loop {
+            let error = match self.maker.runtime.block_on(self.placed.open()) {
+                Ok(fleet) => return Ok(fleet),
+                Err(error) => error,
+            };
+            let fleet = self.placed.fleet.as_ref();
+            let left = fleet.zip(error.lost_worker());
+            let left = left.and_then(|(fleet, url)| {
+                // Fewer workers would be another setting.
+                let left = fleet.without(url)?;
+                (left.workers.len() == fleet.workers.len()).then_some(left)
+            });
+            let Some(left) = left else {
+                return Err(error);
+            };
+            tracing::warn!("{error}; went on with a spare");
+            self.placed.fleet = Some(left);
+        }
     }
 }
 
 impl From<Error> for Failure {
+    /// What the prompt or its values bring about is the picture's own; what is left would meet the next one,
+    /// too, and is better mended before it is tried again.
     fn from(error: Error) -> Self {
         match error {
-            Error::WorkerUnreachable { .. }
-            | Error::WorkerSilent { .. }
-            | Error::NoFailover { .. }
-            | Error::WorkerToken { .. }
-            | Error::WorkerModel { .. }
-            | Error::WorkerRefused { .. }
-            | Error::WorkerReply { .. } => Self::OfRun(error),
-            _ => Self::OfPicture(error),
+            Error::Prompt(_)
+            | Error::Tokens(_)
+            | Error::Shared(shared::Error::NotFinite { .. } | shared::Error::TooLarge { .. })
+            | Error::WorkerRefused { status: 422, .. } => Self::OfPicture(error),
+            _ => Self::OfRun(error),
         }
     }
 }

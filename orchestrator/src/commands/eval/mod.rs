@@ -27,6 +27,7 @@ use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
 use crate::fleet::config::FleetConfig;
+use crate::metrics::folder::Folder;
 use crate::output::write_whole;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::schedulers::SchedulerKind;
@@ -123,8 +124,8 @@ struct RunArguments {
     out: Option<PathBuf>,
 }
 
-/// Prompts of an experiment, where none are given.
-const DEMO_PROMPTS: &str = "configs/prompts/demo.txt";
+/// Prompts of an experiment, where none are given: lines of text.
+const DEMO_PROMPTS: &[u8] = include_bytes!("../../../../configs/prompts/demo.txt");
 
 /// Runs the command. A picture that cannot be made is named and left out; the others are made, and the run
 /// fails at its end.
@@ -168,7 +169,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
     }
     let (pipeline, device) = load(&arguments.model).await?;
     let size = arguments.size_of(&pipeline)?;
-    let arms = arguments.arms(size)?;
+    let mut arms = arguments.arms(size)?;
     let mut left_out = Vec::new();
     // A model may bring a network for its own pictures.
     let beside = arguments.model.model.join("features.safetensors");
@@ -184,37 +185,33 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         .iter()
         .for_each(|hint| eprintln!("left out: {hint}"));
     let sampling = arguments.sampling(&pipeline)?;
-    let record = arguments.record(&pipeline, &prompts, &arms, &sampling, size, &wanted)?;
-
     let fleet = arguments.workers.as_deref().map(FleetConfig::from_file);
-    let fleet = fleet.transpose()?;
-    let remote = fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
-    let whole = match remote && arguments.reference.is_some() {
-        true => None,
-        false => Some(load_whole(&pipeline).await?),
+    let mut maker = Maker {
+        device,
+        whole: None,
+        fleet: fleet.transpose()?,
+        local_workers: arguments.local_workers,
+        sampling,
+        size,
+        negative_prompt: arguments.negative_prompt.clone(),
+        tokens: pipeline.tokens(),
+        runtime: Handle::current(),
+        pipeline,
     };
-    let runtime = Handle::current();
+    arms.iter_mut().try_for_each(|arm| maker.settle(arm))?;
+    let record = arguments.record(&maker, &prompts, &arms, &wanted)?;
+    let store = Store::resume(&out, record)?;
+    let remote = maker.fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
+    if !remote || arguments.reference.is_none() {
+        maker.whole = Some(load_whole(&maker.pipeline).await?);
+    }
     spawn_blocking(move || {
-        let [_, tokens, _] = pipeline.encode("", "", false)?.dims();
-        let maker = Maker {
-            pipeline,
-            device,
-            whole,
-            fleet,
-            local_workers: arguments.local_workers,
-            sampling,
-            size,
-            negative_prompt: arguments.negative_prompt.clone(),
-            tokens,
-            runtime,
-        };
-        arms.iter().try_for_each(|arm| maker.check(arm))?;
         let run = Run {
             maker,
             arms,
             prompts,
             wanted,
-            store: Store::resume(&out, record)?,
+            store,
         };
         let unread = run.go()?;
         finish(&Results::of(Store::read(&out)?), &out, unread)
@@ -231,7 +228,7 @@ fn finish(results: &Results, out: &Path, unread: usize) -> anyhow::Result<()> {
         ("rows.json", serde_json::to_vec_pretty(&results.rows)?),
         ("summary.json", serde_json::to_vec_pretty(&summary)?),
         ("summary.md", table.clone().into_bytes()),
-        ("report.html", html::page(results, &summary)?.into_bytes()),
+        ("report.html", html::page(results, &summary).into_bytes()),
     ];
     for (name, bytes) in files {
         write_whole(&out.join(name), &bytes)?;
@@ -240,21 +237,23 @@ fn finish(results: &Results, out: &Path, unread: usize) -> anyhow::Result<()> {
     println!("{}", out.join("report.html").display());
     match summary.failed.len() + unread {
         0 => Ok(()),
-        n => bail!("{n} of the pictures could not be made or measured; each is named above"),
+        n => bail!(
+            "{n} of the pictures could not be made or measured; each is named in {}",
+            out.join("summary.json").display()
+        ),
     }
 }
 
 impl RunArguments {
     fn prompts(&self) -> Result<Prompts> {
-        let path = match (&self.prompts, self.experiment) {
-            (Some(path), _) => path.as_path(),
-            (None, Some(_)) => Path::new(DEMO_PROMPTS),
+        let mut prompts = match (&self.prompts, self.experiment) {
+            (Some(path), _) => prompts::read(path, &self.caption_column)?,
+            (None, Some(_)) => prompts::of_lines(DEMO_PROMPTS),
             (None, None) => {
                 let reason = "--prompts is missing: a file of prompts";
                 return Err(Error::Request(reason.into()));
             }
         };
-        let mut prompts = prompts::read(path, &self.caption_column)?;
         prompts.truncate(self.limit.unwrap_or(prompts.len()));
         if prompts.is_empty() {
             return Err(Error::Request("--limit 0: at least one prompt".into()));
@@ -300,11 +299,9 @@ impl RunArguments {
 
     fn record(
         &self,
-        pipeline: &Pipeline,
+        maker: &Maker,
         prompts: &Prompts,
         arms: &[ArmSetting],
-        sampling: &Sampling,
-        size: [usize; 2],
         wanted: &Wanted,
     ) -> Result<Record> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
@@ -318,18 +315,19 @@ impl RunArguments {
         });
         Ok(Record {
             experiment: self.experiment.map(|experiment| experiment.to_string()),
-            model: pipeline.digest().to_owned(),
+            model: maker.pipeline.digest().to_owned(),
             model_name: self.model.model.display().to_string(),
             prompts: prompts.len(),
             prompts_digest: digest(prompts),
             seed: self.seed,
             steps: self.steps,
-            guidance: sampling.guidance,
+            guidance: maker.sampling.guidance,
             negative_prompt: self.negative_prompt.clone(),
             scheduler: self.scheduler.map(|scheduler| scheduler.to_string()),
-            size,
+            size: maker.size,
             arms: arms.iter().map(|arm| arm.record(given)).collect(),
             reference: path(&self.reference),
+            given: digest_of_given(&[&self.reference, &self.fid_reference])?,
             fid_reference: path(&self.fid_reference),
             metrics: metrics.collect::<Result<BTreeMap<_, _>>>()?,
             lpips_net: wanted.lpips.as_ref().map(|_| self.metrics.lpips_net),
@@ -348,6 +346,26 @@ fn digest(prompts: &Prompts) -> String {
         hasher.update(text.as_bytes());
     }
     hasher.finalize().to_hex().to_string()
+}
+
+/// Of the names and sizes of the pictures in folders; none of no folder.
+fn digest_of_given(folders: &[&Option<PathBuf>]) -> Result<Option<String>> {
+    if folders.iter().all(|folder| folder.is_none()) {
+        return Ok(None);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for folder in folders {
+        let Some(folder) = folder else {
+            hasher.update(b"none");
+            continue;
+        };
+        for path in Folder::list(folder)?.paths() {
+            let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            hasher.update(&size.to_le_bytes());
+        }
+    }
+    Ok(Some(hasher.finalize().to_hex().to_string()))
 }
 
 /// Of a file, or of the weights in a directory.

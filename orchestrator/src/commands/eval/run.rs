@@ -43,8 +43,9 @@ impl Run {
     pub fn go(&self) -> anyhow::Result<usize> {
         let range = self.store.record.shard.of_prompts(self.prompts.len());
         let references = self.references();
-        let sets = references.len() + self.arms.len();
-        let bar = progress_bar((sets * range.len()) as u64);
+        // Pictures, then rows.
+        let works = references.len() + 2 * self.arms.len();
+        let bar = progress_bar((works * range.len()) as u64);
         let mut missing = Missing::new();
         for reference in &references {
             self.make(reference, &bar, &mut missing)
@@ -56,8 +57,10 @@ impl Run {
                 .with_context(|| format!("the run stopped at {}", arm.name))?;
             self.measure(record, &missing, &bar, &mut log)?;
         }
+        bar.set_message("features of sets");
+        let unread = self.take_features(&bar);
         bar.finish_and_clear();
-        self.take_features()
+        unread
     }
 
     /// The uncut runs that the arms are compared with, each once.
@@ -81,8 +84,7 @@ impl Run {
             let path = self.store.picture(&folder, index);
             let failed = match &self.prompts[index] {
                 _ if path.is_file() => {
-                    // What was there says nothing about the time that is left.
-                    bar.set_length(bar.length().unwrap_or(1).saturating_sub(1));
+                    pass_over(bar);
                     continue;
                 }
                 Err(reason) => Some(reason.clone()),
@@ -121,6 +123,7 @@ impl Run {
     ) -> Result<()> {
         for index in self.store.record.shard.of_prompts(self.prompts.len()) {
             if self.store.has(&arm.name, index) {
+                pass_over(bar);
                 continue;
             }
             let prompt = &self.prompts[index];
@@ -142,6 +145,7 @@ impl Run {
                 prompt: prompt.clone().unwrap_or_default(),
                 outcome,
             })?;
+            bar.inc(1);
         }
         Ok(())
     }
@@ -189,10 +193,9 @@ impl Run {
 
     /// Takes the features of every set that are not there. Gives the number of real pictures that cannot
     /// be read.
-    fn take_features(&self) -> anyhow::Result<usize> {
+    fn take_features(&self, bar: &ProgressBar) -> anyhow::Result<usize> {
         let record = &self.store.record;
-        let of_arm = |arm: &Arm| [arm.folder.clone(), record.feature_reference(arm).to_owned()];
-        let sets: BTreeSet<String> = record.arms.iter().flat_map(of_arm).collect();
+        let sets = record.feature_sets();
         let mut unread = 0;
         for network in Network::ALL {
             let Some(features) = self.wanted.network(network) else {
@@ -211,7 +214,7 @@ impl Run {
                 let keep = self.wanted.keeps(network);
                 let taken = SetFeatures::of(&paths, &*features, keep, |fault| {
                     unread += 1;
-                    eprintln!("not measured: {}: {}", fault.picture, fault.reason);
+                    bar.suspend(|| eprintln!("not measured: {}: {}", fault.picture, fault.reason));
                 });
                 features::save(&file, &taken?)?;
             }
@@ -241,12 +244,15 @@ fn make_folder(file: &Path) -> Result<()> {
     })
 }
 
-fn progress_bar(pictures: u64) -> ProgressBar {
-    let bar = ProgressBar::new(pictures);
+/// What was there before says nothing about the time that is left.
+fn pass_over(bar: &ProgressBar) {
+    bar.set_length(bar.length().unwrap_or(1).saturating_sub(1));
+}
+
+fn progress_bar(works: u64) -> ProgressBar {
+    let bar = ProgressBar::new(works);
     // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} pictures, {eta} left, {msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left, {msg}") {
         bar.set_style(style);
     }
     bar

@@ -13,10 +13,11 @@ use shared::unet::UNet;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::placed::{DEFAULT_GUIDANCE, Placed, check_model, load, load_whole, start_workers};
+use super::placed::{DEFAULT_GUIDANCE, Placed, check_model, default_workers, load, load_whole};
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::local::LocalWorkers;
 use crate::memory;
 use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
@@ -143,8 +144,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let local = match &whole {
         Some(weights) if arguments.scheme.needs_workers() => {
             let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
-            let (scheme, n) = (arguments.scheme, arguments.local_workers);
-            Some(start_workers(scheme, n, &model, &device, latents).await?)
+            let most = default_workers(arguments.scheme, pipeline.unet(), rows);
+            let n = arguments.local_workers.unwrap_or(most);
+            Some(LocalWorkers::start(n, &model, &device, latents).await?)
         }
         _ => None,
     };
