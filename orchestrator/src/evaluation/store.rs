@@ -315,6 +315,7 @@ pub(super) mod tests {
         log.file.write_all(b"{\"arm\": \"ppidm\", \"ind").unwrap();
         assert_eq!(Store::read(dir.path()).unwrap().rows().count(), 3);
 
+        drop(store);
         let store = Store::resume(dir.path(), record()).unwrap();
         let rows: Vec<&Row> = store.rows().collect();
         assert_eq!(*rows[0], row("ppidm", 2, None));

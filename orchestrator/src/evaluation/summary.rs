@@ -149,6 +149,8 @@ impl ArmSummary {
     /// The value of a metric, as in the table; a dash where there is none.
     pub(super) fn cell(&self, metric: &str) -> String {
         let number = |value: Option<f64>, digits: usize| {
+            // The distance of equal sets may fall short of zero by its last digits.
+            let value = value.map(|x| if x.abs() < 1e-6 { 0.0 } else { x });
             value.map_or("-".into(), |value| format!("{value:.digits$}"))
         };
         match metric {
