@@ -1,10 +1,12 @@
 //! A run's directory. It can be killed at any moment: pictures are written whole, rows are appended, and
 //! everything else is made of these.
 //!
-//!     run.json          what the run is
-//!     rows.jsonl        a row for each picture, as they come
-//!     pictures/ARM/     INDEX-SEED.png
-//!     features/NETWORK/ of each set of pictures, for FID, KID and their like
+//! ```text
+//! run.json          what the run is
+//! rows.jsonl        a row for each picture, as they come
+//! pictures/ARM/     INDEX-SEED.png
+//! features/NETWORK/ of each set of pictures, for FID, KID and their like
+//! ```
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
