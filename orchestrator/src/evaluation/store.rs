@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! run.json          what the run is
+//! run.lock          held by the process that makes the run
 //! rows.jsonl        a row for each picture, as they come
 //! pictures/ARM/     INDEX-SEED.png
 //! features/NETWORK/ of each set of pictures, for FID, KID and their like
