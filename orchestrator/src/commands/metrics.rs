@@ -10,13 +10,14 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use tokio::task::spawn_blocking;
 
-use super::networks::{Given, Metric, MetricArguments, Wanted};
+use super::networks::{Given, MetricArguments, Wanted};
 use crate::metrics::folder::{Folder, Pair};
 use crate::metrics::frechet::frechet_distance;
 use crate::metrics::inception::{FEATURES, InputResize};
 use crate::metrics::kid::kernel_distance;
 use crate::metrics::lpips::Net;
 use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues};
+use crate::metrics::metric::Metric;
 use crate::metrics::sets::{Network, SetFeatures};
 
 /// Arguments of `lacuna metrics`.

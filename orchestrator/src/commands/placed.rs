@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use burn::tensor::Tensor;
+use clap::Args;
 use shared::device::{self, OpenDevice};
 use shared::host::HostTensor;
 use shared::partition::Levels;
@@ -21,6 +22,7 @@ use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::noise::TorchRng;
 use crate::pipeline::{Pipeline, Sampling, Step};
 use crate::policy::Policy;
+use crate::schedulers::SchedulerKind;
 use crate::schemes::failover::Failover;
 use crate::schemes::{Finished, Predictor, Scheme, Setting};
 
@@ -29,6 +31,54 @@ const LOCAL_WORKERS: usize = 4;
 
 /// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
 pub const DEFAULT_GUIDANCE: f32 = 7.5;
+
+/// How pictures are sampled.
+#[derive(Args, Clone, Debug)]
+pub struct SamplingArguments {
+    /// What not to see.
+    #[arg(long, default_value = "")]
+    pub negative_prompt: String,
+    /// Sampler steps.
+    #[arg(long, default_value_t = 50)]
+    pub steps: usize,
+    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
+    /// generation_config.json, else 7.5].
+    #[arg(long)]
+    pub guidance: Option<f32>,
+    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Another scheduler than the model's own.
+    #[arg(long)]
+    pub scheduler: Option<SchedulerKind>,
+}
+
+impl SamplingArguments {
+    /// What can be refused before anything is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a guidance that is no number.
+    pub fn check(&self) -> Result<()> {
+        match self.guidance {
+            Some(guidance) if !guidance.is_finite() => {
+                let reason = format!("--guidance {guidance}: it must be a number");
+                Err(Error::Request(reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How a model's sampler goes that recommends the guidance scale `recommended`; `eta` is DDIM's.
+    pub fn settle(&self, recommended: Option<f32>, eta: f32) -> Sampling {
+        let guidance = self.guidance.or(recommended);
+        Sampling {
+            scheduler: self.scheduler,
+            steps: self.steps,
+            guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
+            eta,
+        }
+    }
+}
 
 /// What all pictures of one placement share.
 pub struct Placed {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 
@@ -71,7 +72,7 @@ fn of_csv(bytes: &[u8], column: &str) -> Result<Prompts, String> {
 /// What is read of COCO's `captions_*.json`.
 #[derive(Deserialize)]
 struct Coco {
-    annotations: Vec<Annotation>,
+    annotations: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -84,12 +85,18 @@ fn of_coco(bytes: &[u8]) -> Result<Prompts, String> {
     let coco: Coco = serde_json::from_slice(bytes)
         .map_err(|e| format!("it is not COCO's captions (a list \"annotations\"): {e}"))?;
     let mut seen = HashSet::new();
-    let first = coco.annotations.into_iter();
-    let first = first.filter(|annotation| seen.insert(annotation.image_id));
-    Ok(first
-        .map(|annotation| match annotation.caption.trim() {
-            "" => Err(format!("image {} has no caption", annotation.image_id)),
-            caption => Ok(caption.to_owned()),
+    let each = coco.annotations.into_iter().enumerate();
+    Ok(each
+        .filter_map(|(i, annotation)| {
+            let annotation = match Annotation::deserialize(annotation) {
+                Ok(annotation) => annotation,
+                Err(e) => return Some(Err(format!("annotation {}: {e}", i + 1))),
+            };
+            let image = annotation.image_id;
+            seen.insert(image).then(|| match annotation.caption.trim() {
+                "" => Err(format!("image {image} has no caption")),
+                caption => Ok(caption.to_owned()),
+            })
         })
         .collect())
 }
@@ -130,6 +137,16 @@ mod tests {
         assert_eq!(csv[1], Err("row 2 has no caption".into()));
         assert_eq!(csv[2], Err("row 3 has no caption".into()));
         assert_eq!(csv[3], Ok("four".into()));
+        let coco = br#"{"annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 2},
+            {"image_id": 3, "caption": ""}, {"image_id": 4, "caption": "four"}]}"#;
+        let coco = read_file("a.json", coco).unwrap();
+        let reason = coco[1].clone().unwrap_err();
+        assert!(
+            reason.contains("annotation 2") && reason.contains("caption"),
+            "{reason}"
+        );
+        assert_eq!(coco[2], Err("image 3 has no caption".into()));
+        assert_eq!(coco[3], Ok("four".into()));
     }
 
     #[test]

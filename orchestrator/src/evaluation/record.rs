@@ -9,6 +9,7 @@ use super::shard::Shard;
 use crate::metrics::inception::InputResize;
 use crate::metrics::kid::Subsets;
 use crate::metrics::lpips::Net;
+use crate::metrics::metric::Metric;
 use crate::metrics::sets::Network;
 
 /// What a run is: another run's results do not belong with its own.
@@ -46,7 +47,7 @@ pub struct Record {
     /// The set to compare sets with in place of the reference.
     pub fid_reference: Option<String>,
     /// Each metric with a digest of its weights, where it has any.
-    pub metrics: BTreeMap<String, String>,
+    pub metrics: BTreeMap<Metric, String>,
     /// The network of LPIPS, where that is measured.
     pub lpips_net: Option<Net>,
     /// Whose way of resizing pictures, where sets are measured.
@@ -149,14 +150,15 @@ impl Record {
     }
 
     /// Whose features sets are compared by.
-    pub fn networks(&self) -> impl Iterator<Item = Network> {
-        let of = |network| match network {
-            Network::Inception => ["fid", "kid"].as_slice(),
-            Network::Demo => ["demo"].as_slice(),
-        };
-        let wanted =
-            move |network: &Network| of(*network).iter().any(|m| self.metrics.contains_key(*m));
-        Network::ALL.into_iter().filter(wanted)
+    pub fn networks(&self) -> impl Iterator<Item = Network> + use<> {
+        let metrics = self.metrics.keys();
+        let wanted = Network::ALL.map(|network| {
+            let of_it = metrics
+                .clone()
+                .any(|metric| metric.network() == Some(network));
+            of_it.then_some(network)
+        });
+        wanted.into_iter().flatten()
     }
 
     /// The sets that features are taken of.

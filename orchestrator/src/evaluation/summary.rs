@@ -9,6 +9,7 @@ use crate::metrics::frechet::frechet_distance;
 use crate::metrics::inception::FEATURES;
 use crate::metrics::kid::{KernelDistance, kernel_distance};
 use crate::metrics::measure::Mean;
+use crate::metrics::metric::Metric;
 use crate::metrics::sets::{Network, SetFeatures};
 
 /// What was measured, in short.
@@ -134,7 +135,7 @@ impl ArmSummary {
         match network {
             Network::Demo => self.demo = Some(frechet()?),
             Network::Inception => {
-                if record.metrics.contains_key("fid") {
+                if record.metrics.contains_key(&Metric::Fid) {
                     self.fid = Some(frechet()?);
                 }
                 if let Some(subsets) = record.kid {
@@ -147,24 +148,26 @@ impl ArmSummary {
     }
 
     /// The value of a metric, as in the table; a dash where there is none.
-    pub(super) fn cell(&self, metric: &str) -> String {
+    pub(super) fn cell(&self, metric: Metric) -> String {
         let number = |value: Option<f64>, digits: usize| {
             // The distance of equal sets may fall short of zero by its last digits.
             let value = value.map(|x| if x.abs() < 1e-6 { 0.0 } else { x });
             value.map_or("-".into(), |value| format!("{value:.digits$}"))
         };
         match metric {
-            "psnr" if self.pictures > 0 && self.identical == self.pictures => "identical".into(),
-            "psnr" if self.identical > 0 => {
+            Metric::Psnr if self.pictures > 0 && self.identical == self.pictures => {
+                "identical".into()
+            }
+            Metric::Psnr if self.identical > 0 => {
                 format!("{} ({} identical)", number(self.psnr, 2), self.identical)
             }
-            "psnr" => number(self.psnr, 2),
-            "ssim" => number(self.ssim, 4),
-            "lpips" => number(self.lpips, 4),
-            "clip" => number(self.clip, 2),
-            "fid" => number(self.fid, 3),
-            "demo" => number(self.demo, 4),
-            _ => self.kid.map_or("-".into(), |kid| {
+            Metric::Psnr => number(self.psnr, 2),
+            Metric::Ssim => number(self.ssim, 4),
+            Metric::Lpips => number(self.lpips, 4),
+            Metric::Clip => number(self.clip, 2),
+            Metric::Fid => number(self.fid, 3),
+            Metric::Demo => number(self.demo, 4),
+            Metric::Kid => self.kid.map_or("-".into(), |kid| {
                 format!("{:.5} +- {:.5}", kid.mean, kid.std)
             }),
         }

@@ -5,6 +5,7 @@ use super::record::{Outcome, Record};
 use super::results::Results;
 use super::summary::Summary;
 use crate::error::{Error, Result};
+use crate::metrics::metric::Metric;
 
 /// A table of texts.
 pub struct Texts {
@@ -15,14 +16,14 @@ pub struct Texts {
 }
 
 /// The metrics that have a column, in the paper's order.
-const METRICS: [(&str, &str); 7] = [
-    ("psnr", "PSNR"),
-    ("ssim", "SSIM"),
-    ("lpips", "LPIPS"),
-    ("fid", "FID"),
-    ("kid", "KID"),
-    ("clip", "CLIP score"),
-    ("demo", "demo features' distance (not FID)"),
+const METRICS: [(Metric, &str); 7] = [
+    (Metric::Psnr, "PSNR"),
+    (Metric::Ssim, "SSIM"),
+    (Metric::Lpips, "LPIPS"),
+    (Metric::Fid, "FID"),
+    (Metric::Kid, "KID"),
+    (Metric::Clip, "CLIP score"),
+    (Metric::Demo, "demo features' distance (not FID)"),
 ];
 
 impl Texts {
@@ -30,12 +31,12 @@ impl Texts {
     pub fn of(summary: &Summary, record: &Record) -> Self {
         let metrics = METRICS
             .iter()
-            .filter(|(metric, _)| record.metrics.contains_key(*metric));
+            .filter(|(metric, _)| record.metrics.contains_key(metric));
         let mut header = vec!["setting".to_owned(), "pictures".into()];
         header.extend(metrics.clone().map(|(_, title)| (*title).to_owned()));
         let own = summary.arms.iter().map(|arm| {
             let mut row = vec![arm.name.clone(), arm.pictures.to_string()];
-            row.extend(metrics.clone().map(|(metric, _)| arm.cell(metric)));
+            row.extend(metrics.clone().map(|(metric, _)| arm.cell(*metric)));
             row
         });
         let mut rows: Vec<Vec<String>> = own.collect();
@@ -100,7 +101,7 @@ pub fn rows_csv(results: &Results) -> Result<Vec<u8>> {
         "failed",
     ];
     writer.write_record(header).map_err(|e| failed(&e))?;
-    let wanted = results.record.metrics.contains_key("psnr");
+    let wanted = results.record.metrics.contains_key(&Metric::Psnr);
     let text = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
     for row in &results.rows {
         let measured = match &row.outcome {
@@ -136,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut record = record();
         record.experiment = Some("table-6".into());
-        record.metrics.insert("psnr".into(), String::new());
+        record.metrics.insert(Metric::Psnr, String::new());
         record.arms[0].paper = Some("40".into());
         write(dir.path(), record, &rows());
         let results = Results::of(Store::read(dir.path()).unwrap());

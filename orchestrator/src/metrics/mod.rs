@@ -19,6 +19,7 @@
 //! - [`resize`]: resizing as Pillow and torch do it.
 //! - `network`: what the two networks are made of.
 //! - [`folder`]: which pictures there are, and which belong together.
+//! - [`metric`]: the metrics by name.
 //! - [`measure`]: many files in bounded memory, with the bad ones named.
 
 pub mod clip_score;
@@ -30,6 +31,7 @@ pub mod inception;
 pub mod kid;
 pub mod lpips;
 pub mod measure;
+pub mod metric;
 mod network;
 pub mod psnr;
 pub mod resize;

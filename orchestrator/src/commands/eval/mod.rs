@@ -14,8 +14,8 @@ use shared::weights::Checkpoint;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::networks::{Given, Metric, MetricArguments, Wanted};
-use super::placed::{DEFAULT_GUIDANCE, check_model, load, load_whole};
+use super::networks::{Given, MetricArguments, Wanted};
+use super::placed::{SamplingArguments, check_model, load, load_whole};
 use super::{ModelArguments, parse_size};
 use crate::error::{Error, Result};
 use crate::evaluation::html;
@@ -28,9 +28,9 @@ use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
 use crate::fleet::config::FleetConfig;
 use crate::metrics::folder::Folder;
+use crate::metrics::metric::Metric;
 use crate::output::write_whole;
-use crate::pipeline::{Pipeline, Sampling};
-use crate::schedulers::SchedulerKind;
+use crate::pipeline::Pipeline;
 use arm::ArmSetting;
 use experiments::Experiment;
 use making::Maker;
@@ -81,25 +81,11 @@ struct RunArguments {
     experiment: Option<Experiment>,
     #[command(flatten)]
     model: ModelArguments,
-    /// What not to see.
-    #[arg(long, default_value = "")]
-    negative_prompt: String,
-    /// Sampler steps.
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
-    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
-    /// generation_config.json, else 7.5].
-    #[arg(long)]
-    guidance: Option<f32>,
-    /// Of the first prompt's noise; the next ones count on.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Columns x rows of the pictures [default: the model's own].
     #[arg(long, value_parser = parse_size)]
     size: Option<[usize; 2]>,
-    /// Another scheduler than the model's own.
-    #[arg(long)]
-    scheduler: Option<SchedulerKind>,
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
     workers: Option<PathBuf>,
@@ -158,6 +144,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         bail!("--out is missing: the directory of the run");
     };
     check_model(&arguments.model)?;
+    arguments.sampling.check()?;
     let prompts = arguments.prompts()?;
     for (flag, dir) in [
         ("--reference", &arguments.reference),
@@ -184,7 +171,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
     left_out
         .iter()
         .for_each(|hint| eprintln!("left out: {hint}"));
-    let sampling = arguments.sampling(&pipeline)?;
+    let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
     let fleet = arguments.workers.as_deref().map(FleetConfig::from_file);
     let mut maker = Maker {
         device,
@@ -193,7 +180,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         local_workers: arguments.local_workers,
         sampling,
         size,
-        negative_prompt: arguments.negative_prompt.clone(),
+        negative_prompt: arguments.sampling.negative_prompt.clone(),
         tokens: pipeline.tokens(),
         runtime: Handle::current(),
         pipeline,
@@ -282,21 +269,6 @@ impl RunArguments {
         Ok([columns * pixels, rows * pixels])
     }
 
-    fn sampling(&self, pipeline: &Pipeline) -> Result<Sampling> {
-        let guidance = self.guidance.or(pipeline.guidance_scale);
-        let guidance = guidance.unwrap_or(DEFAULT_GUIDANCE);
-        if !guidance.is_finite() {
-            let reason = format!("--guidance {guidance}: it must be a number");
-            return Err(Error::Request(reason));
-        }
-        Ok(Sampling {
-            scheduler: self.scheduler,
-            steps: self.steps,
-            guidance,
-            eta: 0.0,
-        })
-    }
-
     fn record(
         &self,
         maker: &Maker,
@@ -309,7 +281,7 @@ impl RunArguments {
         let metrics = wanted.metrics.iter().map(|metric| {
             let weights = self.metrics.weights_of(*metric);
             Ok((
-                metric.to_string(),
+                *metric,
                 weights.as_deref().map_or(Ok(String::new()), digest_of)?,
             ))
         });
@@ -319,11 +291,14 @@ impl RunArguments {
             model_name: self.model.model.display().to_string(),
             prompts: prompts.len(),
             prompts_digest: digest(prompts),
-            seed: self.seed,
-            steps: self.steps,
+            seed: self.sampling.seed,
+            steps: self.sampling.steps,
             guidance: maker.sampling.guidance,
-            negative_prompt: self.negative_prompt.clone(),
-            scheduler: self.scheduler.map(|scheduler| scheduler.to_string()),
+            negative_prompt: self.sampling.negative_prompt.clone(),
+            scheduler: self
+                .sampling
+                .scheduler
+                .map(|scheduler| scheduler.to_string()),
             size: maker.size,
             arms: arms.iter().map(|arm| arm.record(given)).collect(),
             reference: path(&self.reference),

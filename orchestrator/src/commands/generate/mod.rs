@@ -13,7 +13,7 @@ use shared::unet::UNet;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::placed::{DEFAULT_GUIDANCE, Placed, check_model, default_workers, load, load_whole};
+use super::placed::{Placed, SamplingArguments, check_model, default_workers, load, load_whole};
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
@@ -25,7 +25,6 @@ use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
 use crate::policy::plan::choose;
 use crate::report::Report;
-use crate::schedulers::SchedulerKind;
 use crate::schemes::{Scheme, Setting};
 use noises::Noises;
 use picture::Run;
@@ -35,21 +34,10 @@ use picture::Run;
 pub struct Arguments {
     /// What to see.
     prompt: String,
-    /// What not to see.
-    #[arg(long, default_value = "")]
-    negative_prompt: String,
     #[command(flatten)]
     model: ModelArguments,
-    /// Sampler steps.
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
-    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
-    /// generation_config.json, else 7.5].
-    #[arg(long)]
-    guidance: Option<f32>,
-    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Columns of the picture [default: the model's own].
     #[arg(long)]
     width: Option<usize>,
@@ -59,9 +47,6 @@ pub struct Arguments {
     /// Number of pictures.
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Another scheduler than the model's own.
-    #[arg(long)]
-    scheduler: Option<SchedulerKind>,
     /// DDIM's amount of fresh noise, 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     eta: f32,
@@ -99,17 +84,11 @@ pub struct Arguments {
     report: Option<PathBuf>,
 }
 
-impl Arguments {
-    fn guidance(&self) -> f32 {
-        self.guidance.unwrap_or(DEFAULT_GUIDANCE)
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
 /// Anything from a bad argument to a dead worker, in one line; no picture is written then.
-pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     check(&arguments)?;
     let policy = arguments.policy.as_deref().map(Policy::from_file);
@@ -119,7 +98,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         _ => None,
     };
     let (pipeline, device) = load(&arguments.model).await?;
-    arguments.guidance = arguments.guidance.or(pipeline.guidance_scale);
+    let sampling = arguments
+        .sampling
+        .settle(pipeline.guidance_scale, arguments.eta);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
@@ -129,7 +110,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     report.seconds.load = start.elapsed().as_secs_f64();
 
     let noises = Noises::prepare(&arguments, &pipeline)?;
-    let context = encode(&arguments, &pipeline, &mut report).await?;
+    let context = encode(&arguments, &sampling, &pipeline, &mut report).await?;
     let whole = match &fleet_config {
         Some(_) => None,
         None => {
@@ -140,7 +121,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         }
     };
     let [_, _, rows, columns] = noises.shape;
-    let latents = [sampling(&arguments).batch(), rows, columns];
+    let latents = [sampling.batch(), rows, columns];
     let local = match &whole {
         Some(weights) if arguments.scheme.needs_workers() => {
             let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
@@ -170,7 +151,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         context,
         placed: Placed {
             setting,
-            sampling: sampling(&arguments),
+            sampling,
             fleet: fleet_config,
             policy,
             whole,
@@ -209,7 +190,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
             "{} ({:.1} s for {} steps, seed {})",
             picture.path.display(),
             picture.denoise.as_secs_f64(),
-            run.arguments.steps,
+            run.arguments.sampling.steps,
             run.seed(index),
         );
     }
@@ -236,12 +217,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     {
         return refuse(format!("--local-workers {n}: from 1 to {MAX_WORKERS}"));
     }
-    if !arguments.guidance().is_finite() {
-        return refuse(format!(
-            "--guidance {}: it must be a number",
-            arguments.guidance()
-        ));
-    }
+    arguments.sampling.check()?;
     for index in 0..arguments.count {
         check_writable(&numbered(&arguments.out, index, arguments.count))?;
         if let Some(path) = &arguments.save_latents {
@@ -273,25 +249,18 @@ async fn permitted(
 
 async fn encode(
     arguments: &Arguments,
+    sampling: &Sampling,
     pipeline: &Arc<Pipeline>,
     report: &mut Report,
 ) -> anyhow::Result<Tensor<3>> {
     let start = Instant::now();
     let (arguments, pipeline) = (arguments.clone(), pipeline.clone());
-    let guided = sampling(&arguments).guided();
+    let guided = sampling.guided();
     let context = spawn_blocking(move || {
-        pipeline.encode(&arguments.prompt, &arguments.negative_prompt, guided)
+        let negative = &arguments.sampling.negative_prompt;
+        pipeline.encode(&arguments.prompt, negative, guided)
     });
     let context = context.await??;
     report.seconds.text = start.elapsed().as_secs_f64();
     Ok(context)
-}
-
-fn sampling(arguments: &Arguments) -> Sampling {
-    Sampling {
-        scheduler: arguments.scheduler,
-        steps: arguments.steps,
-        guidance: arguments.guidance(),
-        eta: arguments.eta,
-    }
 }

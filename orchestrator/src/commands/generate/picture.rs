@@ -47,7 +47,7 @@ pub struct Done {
 impl Run {
     /// Of the `index`-th picture.
     pub fn seed(&self, index: usize) -> u64 {
-        self.arguments.seed.wrapping_add(index as u64)
+        self.arguments.sampling.seed.wrapping_add(index as u64)
     }
 
     /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
@@ -126,7 +126,8 @@ impl Run {
     /// The picture's parameters, for the PNG.
     fn text(&self, index: usize, width: usize, height: usize) -> Vec<(&'static str, String)> {
         let a = &self.arguments;
-        let scheduler = a
+        let sampling = &a.sampling;
+        let scheduler = sampling
             .scheduler
             .map_or("the model's own".to_owned(), |s| s.to_string());
         vec![
@@ -135,10 +136,10 @@ impl Run {
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
             ),
             ("prompt", a.prompt.clone()),
-            ("negative_prompt", a.negative_prompt.clone()),
+            ("negative_prompt", sampling.negative_prompt.clone()),
             ("seed", self.seed(index).to_string()),
-            ("steps", a.steps.to_string()),
-            ("guidance", a.guidance().to_string()),
+            ("steps", sampling.steps.to_string()),
+            ("guidance", self.placed.sampling.guidance.to_string()),
             ("scheduler", scheduler),
             ("scheme", a.scheme.to_string()),
             ("size", format!("{width}x{height}")),
