@@ -82,7 +82,7 @@ pub enum Error {
     #[error("cannot draw the plot: {0}")]
     Plot(String),
     /// The file that lists the workers is wrong.
-    #[error("workers file {path}: {reason}")]
+    #[error("fleet file {path}: {reason}")]
     FleetFile {
         /// The file.
         path: PathBuf,
@@ -135,7 +135,7 @@ pub enum Error {
         reason: String,
     },
     /// A worker wants another token.
-    #[error("worker {worker} refuses the token; set its token in the workers file")]
+    #[error("worker {worker} refuses the token; set its token in the fleet file")]
     WorkerToken {
         /// Its address.
         worker: String,

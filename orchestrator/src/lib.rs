@@ -27,9 +27,14 @@
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
 //! - [`memory`]: how much memory this process took.
-//! - [`output`]: files that are written whole or not at all.
+//! - [`output`]: files that are written whole or not at all, and lines for the user.
+//! - [`progress`]: how far a long work is.
+//! - [`limits`]: how large what is asked for may be.
+//! - [`logging`]: what is logged, and what never is.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
+// They end the program where nobody listens: see output::console.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod audit;
 pub mod cli;
@@ -38,6 +43,8 @@ pub mod cost;
 pub mod error;
 pub mod evaluation;
 pub mod fleet;
+pub mod limits;
+pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod model_dir;
@@ -46,6 +53,7 @@ pub mod output;
 pub mod picture;
 pub mod pipeline;
 pub mod policy;
+pub mod progress;
 pub mod report;
 pub mod schedulers;
 pub mod schemes;

@@ -6,6 +6,16 @@ pub fn peak() -> Option<u64> {
     peak_of_process(std::process::id())
 }
 
+/// The memory of this machine, in bytes, or what its control group leaves of it, as Linux says. None on other
+/// systems.
+pub fn in_all() -> Option<u64> {
+    let machine = kibibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
+    // "max" is no number, and no limit.
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse().ok());
+    Some(limit.unwrap_or(machine).min(machine))
+}
+
 /// The same of the process `id`.
 pub fn peak_of_process(id: u32) -> Option<u64> {
     peak_of(&std::fs::read_to_string(format!("/proc/{id}/status")).ok()?)
@@ -19,7 +29,12 @@ pub fn forget_peak(id: u32) {
 }
 
 fn peak_of(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    kibibytes(status, "VmHWM:")
+}
+
+/// The line of `text` that begins with `name`, in bytes.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes << 10)
 }

@@ -11,6 +11,7 @@ use shared::weights::{Checkpoint, Stored, Weights};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
+use crate::limits;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
@@ -158,18 +159,23 @@ impl Pipeline {
     /// [`Error::Request`] when no latents make such a picture.
     pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
         let pixels = self.pixels_per_latent();
-        let own = self.sample_size.map(|size| size.map(|side| side * pixels));
+        let own = self
+            .sample_size
+            .map(|size| size.map(|side| side.saturating_mul(pixels)));
         let latents = |name: &str, size: Option<usize>| match size {
-            Some(size) if size > 0 && size.is_multiple_of(pixels) => Ok(size / pixels),
-            Some(size) => Err(Error::Request(format!(
-                "--{name} {size}: it must be a multiple of {pixels} with this model"
-            ))),
-            None => Err(Error::Request(format!(
-                "the model names no size; give --{name}"
-            ))),
+            Some(size) => {
+                limits::check_side(&format!("--{name}"), size, pixels)?;
+                Ok(size / pixels)
+            }
+            None => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
         };
         let rows = latents("height", height.or(own.map(|[rows, _]| rows)))?;
         let columns = latents("width", width.or(own.map(|[_, columns]| columns)))?;
+        limits::check_latents("--size", [1, rows, columns])?;
+        let vae = self.vae.layers();
+        limits::check_memory("--size", vae.least_memory(rows * columns * pixels * pixels))?;
         Ok([1, self.unet().in_channels, rows, columns])
     }
 

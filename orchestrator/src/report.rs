@@ -16,6 +16,8 @@ pub struct Report {
     pub scheme: String,
     /// Digest of the U-Net's weights.
     pub model: String,
+    /// Of the first picture; the next ones count on.
+    pub seed: u64,
     /// Files written.
     pub pictures: Vec<String>,
     /// Seconds by phase.

@@ -1,5 +1,6 @@
 //! `lacuna-worker`: serves a U-Net's layers to an orchestrator.
 
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,12 +69,16 @@ async fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| "info,cubecl=warn,wgpu=warn".into()),
         )
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
+        // A standard error that is full is no reason to end.
+        .log_internal_errors(false)
         .init();
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Where nobody can be told, nobody is.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -82,7 +87,8 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.self_test {
         let (device, report) = open_device(&arguments)?;
-        println!("{} {}: {report}", device.kind, device.adapter);
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{} {}: {report}", device.kind, device.adapter)?;
         return Ok(());
     }
     let stop = shutdown_signal().context("cannot listen for signals")?;

@@ -9,13 +9,17 @@ use shared::unet::UNet;
 use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
 use crate::cost::count::{Count, count};
 use crate::cost::{Link, OfKind, by_kind, paper};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::tally::Kind;
+use crate::output::console::print;
 use crate::schemes::Scheme;
 
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna cost --model sdxl --workers 4 --wire f16
+  lacuna cost --paper-tables")]
 pub struct Arguments {
     #[command(flatten)]
     size: SizeArguments,
@@ -69,19 +73,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let summary = summarise(&unet, &arguments)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        print(serde_json::to_string_pretty(&summary)?)?;
     } else {
-        println!("{}", summary.table());
+        print(summary.table())?;
     }
     Ok(())
 }
 
-fn summarise(unet: &UNet, arguments: &Arguments) -> Result<Summary> {
+fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let workers = arguments.workers;
     if !(1..=MAX_WORKERS).contains(&workers) {
         let reason = format!("--workers {workers}: from 1 to {MAX_WORKERS}");
-        return Err(Error::Request(reason));
+        return Err(Error::Request(reason).into());
     }
+    arguments.settings.check(arguments.scheme, None)?;
     let link = arguments.speed.link()?;
     let latents = arguments.size.latents()?;
     let setting = arguments
@@ -154,9 +159,9 @@ impl Summary {
 fn print_paper(unet: &UNet, json: bool) -> anyhow::Result<()> {
     let cells = paper::cells(unet)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&cells)?);
+        print(serde_json::to_string_pretty(&cells)?)?;
     } else {
-        print!("{}", paper::table(&cells));
+        print(paper::table(&cells).trim_end())?;
     }
     Ok(())
 }

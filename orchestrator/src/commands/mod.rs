@@ -1,8 +1,9 @@
 //! The commands of the `lacuna` binary, one file each.
 //!
-//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), and the
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `arguments`, and the
 //! arguments here.
 
+mod arguments;
 pub mod audit;
 pub mod bench;
 pub mod cost;
@@ -14,12 +15,13 @@ mod placed;
 pub mod plan;
 pub mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use serde::de::DeserializeOwned;
+use shared::config::ConfigReader;
 use shared::device::DeviceChoice;
 use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
 use shared::speed;
@@ -29,18 +31,28 @@ use crate::cost::Link;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::measure;
+use crate::limits;
 use crate::policy::plan::Speeds;
 use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
+use crate::vae::VaeConfig;
+use arguments::PictureSize;
 
 /// Tokens that CLIP makes of any prompt.
 pub const PROMPT_TOKENS: usize = 77;
 
 /// Which model, and where the user's part of it runs.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct ModelArguments {
     /// A diffusers model directory.
-    #[arg(long, env = "LACUNA_MODEL", default_value = "assets/demo-model")]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        env = "LACUNA_MODEL",
+        default_value = "assets/demo-model"
+    )]
     pub model: PathBuf,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
@@ -55,37 +67,85 @@ pub struct ModelArguments {
 
 /// How a scheme computes.
 #[derive(Args, Clone, Copy, Debug, PartialEq)]
+#[command(next_help_heading = "Scheme")]
 pub struct SchemeArguments {
-    /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
-    #[arg(long, value_enum, default_value_t)]
-    pub groupnorm: GroupNormMode,
-    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them.
-    #[arg(long, default_value_t)]
-    pub offload: Offload,
+    /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality
+    /// [default: exact].
+    #[arg(long, value_enum)]
+    pub groupnorm: Option<GroupNormMode>,
+    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them [default: all].
+    #[arg(long)]
+    pub offload: Option<Offload>,
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away).
-    #[arg(long, default_value = "paired", value_parser = parse_attentions)]
-    pub self_attention: Attentions,
-    /// resident: whether workers may know the prompt: hidden or shared.
-    #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
-    pub workers_prompt: Prompt,
+    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default: paired].
+    #[arg(long, value_parser = parse_attentions)]
+    pub self_attention: Option<Attentions>,
+    /// resident: whether workers may know the prompt: hidden or shared [default: hidden].
+    #[arg(long, value_parser = by_name::<Prompt>)]
+    pub workers_prompt: Option<Prompt>,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
     /// other waits for the link: true or false [default: true, but for workers on loopback].
     #[arg(long)]
     pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
-    /// convolution stay with you) or shared.
-    #[arg(long, default_value = "shared", value_parser = by_name::<Latents>)]
-    pub workers_latents: Latents,
+    /// convolution stay with you) or shared [default: shared].
+    #[arg(long, value_parser = by_name::<Latents>)]
+    pub workers_latents: Option<Latents>,
     /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
-    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4.
-    #[arg(long, default_value = "f32", value_parser = parse_wires)]
-    pub wire: Wires,
+    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4
+    /// [default: f32].
+    #[arg(long, value_parser = parse_wires)]
+    pub wire: Option<Wires>,
 }
 
 impl SchemeArguments {
+    /// The flags that are given of a placement, which a policy chooses.
+    fn of_placement(&self) -> impl Iterator<Item = &'static str> {
+        let flags = [
+            ("--self-attention", self.self_attention.is_some()),
+            ("--workers-prompt", self.workers_prompt.is_some()),
+            ("--workers-latents", self.workers_latents.is_some()),
+            ("--wire", self.wire.is_some()),
+        ];
+        flags
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| flag)
+    }
+
+    /// No flag is dropped without a word: each must be of `scheme`, and none what a policy chooses, where one is
+    /// given.
+    ///
+    /// # Errors
+    /// [`Error::Request`], naming the flag.
+    pub fn check(&self, scheme: Scheme, policy: Option<&Path>) -> Result<()> {
+        let of_ppidm = [
+            ("--groupnorm", self.groupnorm.is_some()),
+            ("--offload", self.offload.is_some()),
+        ];
+        let of_ppidm = of_ppidm.into_iter().filter(|(_, given)| *given);
+        let of_resident = self.of_placement().chain(self.lanes.map(|_| "--lanes"));
+        let each = of_ppidm
+            .map(|(flag, _)| (flag, Scheme::Ppidm))
+            .chain(of_resident.map(|flag| (flag, Scheme::Resident)));
+        for (flag, of) in each {
+            if of != scheme {
+                let reason =
+                    format!("{flag}: it is of the scheme {of}, this is {scheme}; leave it out");
+                return Err(Error::Request(reason));
+            }
+        }
+        match (self.of_placement().next(), policy) {
+            (Some(flag), Some(policy)) => Err(Error::Request(format!(
+                "{flag}: the policy {} chooses that; leave out {flag} or --policy",
+                policy.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the halves of a step go side by side: where nothing else was said, when workers are
     /// `linked`. On loopback nothing is waited for.
     pub fn lanes(&self, linked: bool) -> bool {
@@ -102,13 +162,13 @@ impl SchemeArguments {
     ) -> Setting {
         Setting {
             scheme,
-            groupnorm: self.groupnorm,
-            offload: self.offload,
+            groupnorm: self.groupnorm.unwrap_or_default(),
+            offload: self.offload.unwrap_or_default(),
             placement: Placement {
-                self_attention: self.self_attention,
-                prompt: self.workers_prompt,
-                latents: self.workers_latents,
-                wires: self.wire,
+                self_attention: self.self_attention.unwrap_or_default(),
+                prompt: self.workers_prompt.unwrap_or_default(),
+                latents: self.workers_latents.unwrap_or_default(),
+                wires: self.wire.unwrap_or_default(),
             },
             lanes: self.lanes(true),
             latents,
@@ -138,6 +198,7 @@ fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
 
 /// How fast the connection and the machines are, for a plan.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct SpeedArguments {
     /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
     #[arg(long, default_value_t = 81.14)]
@@ -172,6 +233,7 @@ impl SpeedArguments {
 
 /// How fast the machines compute, for a plan.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct ComputeArguments {
     /// Your own machine, in 10^9 operations a second.
     #[arg(long, default_value_t = 200.0)]
@@ -235,57 +297,120 @@ fn above_zero(flag: &str, value: f64) -> Result<()> {
 
 /// A picture's size from the model's config alone.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct SizeArguments {
-    /// A diffusers model directory; only unet/config.json is read.
-    #[arg(long, env = "LACUNA_MODEL", default_value = "configs/models/sd15")]
+    /// sd15, sdxl, or a diffusers model directory, of which unet/config.json and vae/config.json are read.
+    #[arg(short, long, env = "LACUNA_MODEL", default_value = "sd15")]
     pub model: PathBuf,
-    /// Columns x rows of the picture, in pixels.
-    #[arg(long, default_value = "512x512", value_parser = parse_size)]
-    pub size: [usize; 2],
-    /// Pixels of the picture for each row of the latents.
-    #[arg(long, default_value_t = 8)]
-    pub pixels_per_latent: usize,
+    /// Columns and rows of the picture.
+    #[command(flatten)]
+    pub size: PictureSize,
+    /// Pixels of the picture for each row of the latents [default: what the model's VAE makes of one, 8 where it
+    /// has none].
+    #[arg(long)]
+    pub pixels_per_latent: Option<usize>,
     /// Batch entries of one call; guidance takes two.
     #[arg(long, default_value_t = 1)]
     pub batch: usize,
 }
 
+/// Configs of U-Nets that this program knows by name: what `configs/models` has.
+const KNOWN_MODELS: [(&str, &str); 2] = [
+    (
+        "sd15",
+        include_str!("../../../configs/models/sd15/unet/config.json"),
+    ),
+    (
+        "sdxl",
+        include_str!("../../../configs/models/sdxl/unet/config.json"),
+    ),
+];
+
+/// Pixels for each row of latents of every Stable Diffusion.
+const PIXELS_PER_LATENT: usize = 8;
+
+/// The config of a U-Net: of a known name, else of the file that `path` makes of it.
+///
+/// # Errors
+/// Those of the config.
+fn unet_config(
+    name: &Path,
+    path: impl FnOnce() -> PathBuf,
+) -> std::result::Result<UNetConfig, shared::Error> {
+    match KNOWN_MODELS
+        .iter()
+        .find(|(known, _)| name == Path::new(known))
+    {
+        Some((known, text)) => {
+            let value = serde_json::from_str(text).map_err(|cause| shared::Error::Json {
+                path: known.into(),
+                cause,
+            })?;
+            UNetConfig::read(ConfigReader::new(*known, value)?)
+        }
+        None => UNetConfig::from_file(&path()),
+    }
+}
+
 impl SizeArguments {
+    fn config(&self) -> anyhow::Result<UNetConfig> {
+        let config = unet_config(&self.model, || self.model.join("unet/config.json"));
+        config.context("cannot read the U-Net's config (--model takes sd15, sdxl or a directory)")
+    }
+
     /// The U-Net's layers.
     ///
     /// # Errors
     /// Those of the config file.
     pub fn unet(&self) -> anyhow::Result<UNet> {
-        let config = UNetConfig::from_file(&self.model.join("unet/config.json"));
-        Ok(config.context("cannot read the U-Net's config")?.build())
+        Ok(self.config()?.build())
+    }
+
+    fn pixels(&self) -> Result<usize> {
+        if let Some(pixels) = self.pixels_per_latent {
+            limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
+            return Ok(pixels);
+        }
+        let file = self.model.join("vae/config.json");
+        match file.is_file() {
+            true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
+            false => Ok(PIXELS_PER_LATENT),
+        }
     }
 
     /// Batch, rows and columns of the latents.
     ///
     /// # Errors
     /// [`Error::Request`] when no latents have that size.
-    pub fn latents(&self) -> Result<[usize; 3]> {
-        let refuse = |reason: String| Err(Error::Request(reason));
-        let pixels = self.pixels_per_latent;
-        let [width, height] = self.size;
-        for (name, size) in [("width", width), ("height", height)] {
-            if size == 0 || pixels == 0 || !size.is_multiple_of(pixels) {
-                return refuse(format!(
-                    "--size: a {name} of {size} is no multiple of {pixels}"
-                ));
+    pub fn latents(&self) -> anyhow::Result<[usize; 3]> {
+        let pixels = self.pixels()?;
+        let [width, height] = self.size.sides();
+        let own = self.config()?.sample_size;
+        let side = |flag: &str, given: Option<usize>, own: Option<usize>| match (given, own) {
+            (Some(side), _) => {
+                limits::check_side(flag, side, pixels)?;
+                Ok(side / pixels)
             }
-        }
-        if self.batch == 0 {
-            return refuse("--batch 0: at least one".into());
-        }
-        Ok([self.batch, height / pixels, width / pixels])
+            (None, Some(own)) => Ok(own),
+            (None, None) => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
+        };
+        let rows = side("--height", height, own.map(|[rows, _]| rows))?;
+        let columns = side("--width", width, own.map(|[_, columns]| columns))?;
+        limits::check("--batch", self.batch, limits::COUNT)?;
+        let latents = [self.batch, rows, columns];
+        limits::check_latents("--batch and --size", latents)?;
+        Ok(latents)
     }
 }
 
 fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
-    let sides = text.split_once('x').and_then(|(width, height)| {
-        Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
-    });
+    let sides = text
+        .split_once(['x', 'X', '\u{d7}'])
+        .and_then(|(width, height)| {
+            Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
+        });
     sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
 }
 

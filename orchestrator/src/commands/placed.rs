@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use super::ModelArguments;
+use super::arguments::parse_seed;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
@@ -34,20 +35,22 @@ pub const DEFAULT_GUIDANCE: f32 = 7.5;
 
 /// How pictures are sampled.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingArguments {
     /// What not to see.
-    #[arg(long, default_value = "")]
+    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
     pub negative_prompt: String,
     /// Sampler steps.
     #[arg(long, default_value_t = 50)]
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
     /// generation_config.json, else 7.5].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
-    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator.
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator, for negative
+    /// seeds too [default: generate draws one and prints it; eval takes 42].
+    #[arg(short, long, allow_negative_numbers = true, value_parser = parse_seed)]
+    pub seed: Option<u64>,
     /// Another scheduler than the model's own.
     #[arg(long)]
     pub scheduler: Option<SchedulerKind>,

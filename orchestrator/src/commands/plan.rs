@@ -7,9 +7,11 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use shared::placement::Placement;
 
+use super::arguments::FleetArguments;
 use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
 use crate::error::{Error, Result};
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::config::FleetConfig;
+use crate::output::console::{Console, print};
 use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
 use crate::policy::plan::{Plan, Relaxed, Seconds, Speeds, choose, relax};
@@ -17,18 +19,17 @@ use crate::schemes::{Scheme, Setting};
 
 /// Arguments of `lacuna plan`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna plan --policy private --workers 4
+  lacuna plan --fleet fleet.toml --measure --model MODEL --size 512x768")]
 pub struct Arguments {
-    /// What any one provider may see (see configs/policies).
-    #[arg(long, default_value = "configs/policies/private.toml")]
+    /// What any one provider may see: private, fast, paper, or a TOML file (see configs/policies).
+    #[arg(long, value_name = "NAME|FILE", default_value = "private")]
     policy: PathBuf,
     #[command(flatten)]
     size: SizeArguments,
-    /// A TOML file that lists the workers (see configs/fleet.example.toml).
-    #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "providers")]
-    workers: Option<PathBuf>,
-    /// Without --workers: so many providers with one worker each.
-    #[arg(long, default_value_t = 4)]
-    providers: usize,
+    #[command(flatten)]
+    workers: FleetArguments,
     #[command(flatten)]
     speed: SpeedArguments,
     #[command(flatten)]
@@ -62,10 +63,10 @@ struct Summary<'a> {
 /// # Errors
 /// A file that cannot be read, or a policy that no placement keeps; the rule is named.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let policy = Policy::from_file(&arguments.policy)?;
+    let policy = Policy::open(&arguments.policy)?;
     let fleet = fleet(&arguments)?;
-    if arguments.compute.measure && arguments.workers.is_none() {
-        let reason = "--measure: there is nothing to measure without --workers";
+    if arguments.compute.measure && arguments.workers.file().is_none() {
+        let reason = "--measure: there is nothing to measure without --fleet";
         return Err(Error::Request(reason.into()).into());
     }
     let device = device::open(arguments.device, arguments.allow_software)?;
@@ -88,19 +89,19 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let without = relax(&unet, &policy, setting, &fleet, &speeds)?;
     if arguments.json {
         let summary = summary(&plan, &speeds, &without);
-        println!("{}", serde_json::to_string_pretty(&summary)?);
-        return Ok(());
+        return Ok(print(serde_json::to_string_pretty(&summary)?)?);
     }
-    println!("{}", plan.table(&speeds));
+    let console = Console::default();
+    console.line(plan.table(&speeds));
     let seconds = plan.seconds.total();
     for relaxed in without {
         let less = seconds - relaxed.seconds;
-        println!(
+        console.line(format_args!(
             "without the rule {}: {:.2} s, {less:.2} s less",
             relaxed.rule, relaxed.seconds
-        );
+        ));
     }
-    Ok(())
+    Ok(console.finish()?)
 }
 
 fn summary<'a>(plan: &'a Plan, speeds: &'a Speeds, without: &'a [Relaxed]) -> Summary<'a> {
@@ -118,14 +119,9 @@ fn summary<'a>(plan: &'a Plan, speeds: &'a Speeds, without: &'a [Relaxed]) -> Su
 }
 
 fn fleet(arguments: &Arguments) -> Result<FleetConfig> {
-    if let Some(path) = &arguments.workers {
-        return FleetConfig::from_file(path);
+    match arguments.workers.file() {
+        Some(_) => arguments.workers.read(),
+        // Each at a provider of its own.
+        None => FleetConfig::imagined(arguments.workers.number().unwrap_or(4)),
     }
-    let n = arguments.providers;
-    if !(1..=MAX_WORKERS).contains(&n) {
-        return Err(Error::Request(format!(
-            "--providers {n}: from 1 to {MAX_WORKERS}"
-        )));
-    }
-    FleetConfig::imagined(n)
 }

@@ -1,20 +1,21 @@
 //! `lacuna workers`: how the workers are.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 use clap::Args;
 use futures::future::join_all;
 
+use super::arguments::FleetArguments;
 use crate::fleet::client::{Client, short};
-use crate::fleet::config::{FleetConfig, WorkerConfig};
+use crate::fleet::config::WorkerConfig;
+use crate::output::console::Console;
 
 /// Arguments of `lacuna workers`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna workers --fleet fleet.toml")]
 pub struct Arguments {
-    /// A TOML file that lists the workers (see configs/fleet.example.toml).
-    #[arg(long, env = "LACUNA_WORKERS")]
-    workers: PathBuf,
+    #[command(flatten)]
+    fleet: FleetArguments,
 }
 
 /// Runs the command.
@@ -22,23 +23,25 @@ pub struct Arguments {
 /// # Errors
 /// A bad file, or a worker that is not well (after the table of all).
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = FleetConfig::from_file(&arguments.workers)?;
+    let config = arguments.fleet.read()?;
     let states = join_all(config.workers.iter().map(state)).await;
-    println!(
+    let console = Console::default();
+    console.line(format_args!(
         "{:<12} {:<34} {:<7} {:<7} {:<28} {:<14} {:>10}",
         "provider", "url", "health", "device", "adapter", "model", "round trip"
-    );
+    ));
     let mut unwell = 0;
     for (worker, state) in config.workers.iter().zip(states) {
         let place = format!("{:<12} {:<34}", worker.provider, worker.url.as_str());
         match state {
-            Ok(line) => println!("{place} {line}"),
+            Ok(line) => console.line(format_args!("{place} {line}")),
             Err(error) => {
                 unwell += 1;
-                println!("{place} {error}");
+                console.line(format_args!("{place} {error}"));
             }
         }
     }
+    console.finish()?;
     if unwell > 0 {
         bail!(
             "{unwell} of {} workers cannot be used",

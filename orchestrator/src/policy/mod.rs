@@ -38,6 +38,29 @@ pub struct Policy {
     pub quality: Quality,
 }
 
+/// Policies that this program knows by name: those of `configs/policies`, and those that `lacuna audit` shows the harm
+/// of.
+pub const KNOWN: [(&str, &str); 6] = [
+    (
+        "private",
+        include_str!("../../../configs/policies/private.toml"),
+    ),
+    ("fast", include_str!("../../../configs/policies/fast.toml")),
+    (
+        "paper",
+        include_str!("../../../configs/policies/paper.toml"),
+    ),
+    (
+        "prompt-shared",
+        include_str!("../../../configs/audit/prompt-shared.toml"),
+    ),
+    ("tiled", include_str!("../../../configs/audit/tiled.toml")),
+    (
+        "broadcast",
+        include_str!("../../../configs/audit/broadcast.toml"),
+    ),
+];
+
 /// How near the picture must come to the uncut one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,18 +115,40 @@ fn used_wires(setting: &Setting) -> Vec<Wire> {
 }
 
 impl Policy {
+    /// The policy of a name that this program knows ([`KNOWN`]), else the file. A file of such a name is `./name`.
+    ///
+    /// # Errors
+    /// [`Error::PolicyFile`], saying which rule is off.
+    pub fn open(name: &Path) -> Result<Self> {
+        match KNOWN.iter().find(|(known, _)| name == Path::new(known)) {
+            Some((_, text)) => Self::parse(name, text),
+            None => Self::from_file(name),
+        }
+    }
+
     /// Reads the file.
     ///
     /// # Errors
     /// [`Error::PolicyFile`], saying which rule is off.
     pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::PolicyFile {
+            path: path.to_owned(),
+            reason: match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("{e}; private, fast and paper are known by name")
+                }
+                _ => e.to_string(),
+            },
+        })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self> {
         let wrong = |reason: String| Error::PolicyFile {
             path: path.to_owned(),
             reason,
         };
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let policy: Self =
-            toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().replace('\n', " ")))?;
+        let policy: Self = toml::from_str(text).map_err(|e| wrong(e.to_string().trim().into()))?;
         if !(policy.max_rows > 0.0 && policy.max_rows <= 1.0) {
             return Err(wrong(format!(
                 "max_rows = {}: above 0, at most 1",

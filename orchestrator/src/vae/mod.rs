@@ -52,6 +52,13 @@ impl VaeLayers {
         1 << self.decoder.doublings()
     }
 
+    /// Bytes that decoding a picture of so many pixels takes at least: the last convolution's input, and what that
+    /// was made of.
+    pub fn least_memory(&self, pixels: usize) -> usize {
+        let each = 2 * size_of::<f32>() * self.decoder.finest_channels();
+        pixels.saturating_mul(each)
+    }
+
     /// The parameters that [`Vae::decode`] takes.
     pub fn of_decoding(&self) -> Vec<Parameter> {
         let mut out = Vec::new();

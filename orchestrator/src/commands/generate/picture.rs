@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use indicatif::{ProgressBar, ProgressStyle};
 use shared::host::HostTensor;
 use shared::weights::Weights;
 
@@ -16,6 +15,7 @@ use crate::fleet::tally::Tally;
 use crate::noise::TorchRng;
 use crate::output::numbered;
 use crate::pipeline::{Step, write_latents};
+use crate::progress::Progress;
 use crate::schemes::Finished;
 
 /// What all pictures of a run share.
@@ -47,7 +47,8 @@ pub struct Done {
 impl Run {
     /// Of the `index`-th picture.
     pub fn seed(&self, index: usize) -> u64 {
-        self.arguments.sampling.seed.wrapping_add(index as u64)
+        let first = self.arguments.sampling.seed.unwrap_or_default();
+        first.wrapping_add(index as u64)
     }
 
     /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
@@ -100,32 +101,31 @@ impl Run {
         let noise = match noise {
             Some(noise) => noise,
             None => {
-                let (width, height) = (self.arguments.width, self.arguments.height);
+                let [width, height] = self.arguments.size.sides();
                 draw_noise(&mut rng, self.placed.pipeline.latent_shape(width, height)?)?
             }
         };
-        let bar = progress_bar();
+        let bar = Progress::new("step", self.placed.sampling.steps);
         let mut show = |step: Step| {
             let megabytes = |bytes: u64| bytes as f64 / 1e6;
             let bytes = step.traffic.map_or(String::new(), |t| {
                 let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
                 format!(", {up:.1} MB up, {down:.1} MB down")
             });
-            bar.set_length(step.of as u64);
-            bar.set_position(step.done as u64);
-            bar.set_message(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+            bar.about(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+            bar.reach(step.done, step.of);
         };
         let context = self.context.clone();
-        let denoised = self
-            .placed
-            .denoise(context, noise, &mut rng, (weights, fleet), &mut show);
-        bar.finish_and_clear();
-        denoised
+        self.placed
+            .denoise(context, noise, &mut rng, (weights, fleet), &mut show)
     }
 
-    /// The picture's parameters, for the PNG.
+    /// The picture's parameters, for the PNG; none where they are not wanted.
     fn text(&self, index: usize, width: usize, height: usize) -> Vec<(&'static str, String)> {
         let a = &self.arguments;
+        if a.no_metadata {
+            return Vec::new();
+        }
         let sampling = &a.sampling;
         let scheduler = sampling
             .scheduler
@@ -135,7 +135,7 @@ impl Run {
                 "Software",
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
             ),
-            ("prompt", a.prompt.clone()),
+            ("prompt", a.prompt().to_owned()),
             ("negative_prompt", sampling.negative_prompt.clone()),
             ("seed", self.seed(index).to_string()),
             ("steps", sampling.steps.to_string()),
@@ -146,13 +146,4 @@ impl Run {
             ("model", self.placed.pipeline.digest().to_owned()),
         ]
     }
-}
-
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
