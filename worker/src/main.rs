@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use shared::device::{self, DeviceChoice, OpenDevice};
+use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::{selftest, speed};
 use tokio::net::TcpListener;
 use worker::{Model, Options, Service, serve, serve_while_loading};
@@ -35,6 +35,9 @@ struct Arguments {
     /// auto, cpu or wgpu.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     device: DeviceChoice,
+    /// Number type of the weights and of what is computed: f32 or f16. f16 halves the memory and is for GPUs.
+    #[arg(long, env = "LACUNA_PRECISION", default_value_t)]
+    precision: Precision,
     /// Accept a GPU that is emulated in software (llvmpipe).
     #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
     allow_software: bool,
@@ -83,6 +86,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.self_test {
         let (device, report) = open_device(&arguments)?;
         println!("{} {}: {report}", device.kind, device.adapter);
+        print!("{}", report.table());
         return Ok(());
     }
     let stop = shutdown_signal().context("cannot listen for signals")?;
@@ -104,10 +108,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Opens the device and holds it against the CPU.
-fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
+fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, selftest::Report)> {
     let device = device::open(arguments.device, arguments.allow_software)?;
     tracing::info!(device = device.kind, adapter = device.adapter, "device");
-    let report = selftest::run(&device.device)?;
+    anyhow::ensure!(
+        arguments.precision == Precision::F32 || device.kind != "cpu",
+        "--precision {} needs a GPU; the CPU computes in f32",
+        arguments.precision
+    );
+    let report = selftest::run(&device, arguments.precision)?;
     Ok((device, report))
 }
 
@@ -115,14 +124,15 @@ fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
 fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     let (device, report) = open_device(&arguments)?;
     tracing::info!("self-test: {report}");
-    let gflops = speed::gflops(&device.device)?;
+    let target = (&device.device, arguments.precision);
+    let gflops = speed::gflops(target)?;
     tracing::info!("{gflops:.0} GFLOP/s");
 
     // clap has seen to it that there is a model unless only the self-test is wanted.
     let model = arguments.model.context("no --model")?;
     let nested = model.join("unet");
     let dir = if nested.is_dir() { nested } else { model };
-    let model = Model::load(&dir, arguments.variant.as_deref(), &device.device)
+    let model = Model::load(&dir, arguments.variant.as_deref(), target)
         .with_context(|| format!("cannot load the U-Net in {}", dir.display()))?;
     tracing::info!(
         parameters = model.parameters(),

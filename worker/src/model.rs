@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use shared::device::Target;
 use shared::error::Error;
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
@@ -12,7 +13,7 @@ use shared::weights::{Checkpoint, Weights, list};
 use shared::wire::{Payload, Work};
 use shared::{Result, ops};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 /// Tokens that CLIP makes of any prompt; sizes the largest cross-attention request.
 const PROMPT_TOKENS: usize = 77;
@@ -56,10 +57,10 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`] and [`Weights::load`].
-    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+    pub fn load(dir: &Path, variant: Option<&str>, target: impl Into<Target>) -> Result<Self> {
         let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
         let checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
-        let weights = Weights::load(&unet, &checkpoint, device)?;
+        let weights = Weights::load(&unet, &checkpoint, target)?;
         Ok(Self::new(unet, weights))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use burn::tensor::Tensor;
 use clap::Args;
-use shared::device::{self, OpenDevice};
+use shared::device::{self, OpenDevice, Precision};
 use shared::host::HostTensor;
 use shared::partition::Levels;
 use shared::selftest;
@@ -209,7 +209,7 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
     spawn_blocking(move || {
         let device = device::open(arguments.device, arguments.allow_software)?;
         // Not inside the macro: that evaluates nothing unless the line is logged.
-        let report = selftest::run(&device.device)?;
+        let report = selftest::run(&device, Precision::F32)?;
         tracing::debug!("self-test: {report}");
         let pipeline = Pipeline::open(
             &arguments.model,
