@@ -98,7 +98,7 @@ pub enum Error {
         reason: String,
     },
     /// The policy forbids what was asked for.
-    #[error("the policy {policy} forbids it by its rule {rule}: {reason}")]
+    #[error("the policy {policy} forbids it by its rule {rule}: {reason}{advice}")]
     Policy {
         /// The policy's file.
         policy: PathBuf,
@@ -106,6 +106,8 @@ pub enum Error {
         rule: String,
         /// What would break it.
         reason: String,
+        /// What is possible instead; empty, or it goes on behind the reason.
+        advice: String,
     },
     /// A worker in this process did not start.
     #[error("cannot start a worker on this machine: {0}")]
@@ -133,6 +135,15 @@ pub enum Error {
         lost: String,
         /// What is in the way.
         reason: String,
+    },
+    /// A token would be sent so that everybody on the way can read it.
+    #[error(
+        "worker {worker} is reached by plain HTTP: its token, and what it sees of the picture, could be read by \
+         everybody on the way; put TLS in front of it and give its https address, or say --insecure"
+    )]
+    PlainToken {
+        /// Its address.
+        worker: String,
     },
     /// A worker wants another token.
     #[error("worker {worker} refuses the token; set its token in the workers file")]

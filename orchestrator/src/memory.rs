@@ -1,4 +1,6 @@
-//! How much memory processes took.
+//! How much memory processes took, and how much there is.
+
+use sysinfo::System;
 
 /// The most memory that this process has held at a time, in bytes: its peak resident set, as Linux counts
 /// it (`VmHWM` in proc(5)). None on other systems.
@@ -18,6 +20,16 @@ pub fn forget_peak(id: u32) {
     let _ = std::fs::write(format!("/proc/{id}/clear_refs"), "5");
 }
 
+/// Bytes that are free for this process: of the machine, and of the group that a container gives it, where
+/// there is one. None where the system does not say.
+pub fn available() -> Option<u64> {
+    let mut system = System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map(|limits| limits.free_memory);
+    let free = system.available_memory().min(group.unwrap_or(u64::MAX));
+    (free > 0).then_some(free)
+}
+
 fn peak_of(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
@@ -35,6 +47,12 @@ mod tests {
         for none in ["", "VmPeak:\t 9000 kB\n", "VmHWM:\t much kB\n"] {
             assert_eq!(peak_of(none), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn there_is_memory_left() {
+        let free = available().unwrap();
+        assert!(free > 1 << 20, "{free}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::fleet::tally::Traffic;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
 use crate::vae::{Vae, VaeLayers};
@@ -192,6 +192,26 @@ impl Pipeline {
         ClipTextEncoder::load_stored(&self.text_encoder, &self.device)?.encode(&prompts, 0)
     }
 
+    /// U-Net calls of a picture.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings.
+    pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.scheduler(sampling)?.timesteps().len())
+    }
+
+    fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
+        let kind = sampling
+            .scheduler
+            .map_or_else(|| self.scheduler.kind(), Ok)?;
+        Ok(schedulers::build(
+            kind,
+            &self.scheduler,
+            sampling.steps,
+            sampling.eta,
+        )?)
+    }
+
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
     /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
     /// `rng`.
@@ -206,10 +226,7 @@ impl Pipeline {
         rng: &mut TorchRng,
         watch: &mut dyn FnMut(Step),
     ) -> Result<HostTensor> {
-        let kind = sampling
-            .scheduler
-            .map_or_else(|| self.scheduler.kind(), Ok)?;
-        let mut scheduler = schedulers::build(kind, &self.scheduler, sampling.steps, sampling.eta)?;
+        let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
         let mut latents = noise.data;
