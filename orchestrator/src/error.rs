@@ -109,6 +109,21 @@ pub enum Error {
         /// What is possible instead; empty, or it goes on behind the reason.
         advice: String,
     },
+    /// More memory is needed than there is.
+    #[error(
+        "{what} takes about {:.1} GB of memory, {:.1} GB are free; free some, or have workers compute (`lacuna plan` \
+         compares)",
+        *.needed as f64 / 1e9,
+        *.free as f64 / 1e9
+    )]
+    Memory {
+        /// What needs it.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes that there are.
+        free: u64,
+    },
     /// A worker in this process did not start.
     #[error("cannot start a worker on this machine: {0}")]
     LocalWorker(String),

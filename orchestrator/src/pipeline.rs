@@ -4,13 +4,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
+use shared::device::is_cpu;
 use shared::host::HostTensor;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Stored, Weights, list};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
+use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
@@ -144,6 +146,20 @@ impl Pipeline {
     /// As [`Weights::load_part`].
     pub fn load_unet(&self, parameters: &[Parameter]) -> Result<Weights> {
         Ok(self.unet.load_part(parameters, &self.device)?)
+    }
+
+    /// Checks that the whole U-Net's weights, in f32 as they are held, fit in what memory is free. Of a GPU's
+    /// memory nothing is known here.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn check_room_for_unet(&self) -> Result<()> {
+        if !is_cpu(&self.device) {
+            return Ok(());
+        }
+        let values: usize = list(self.unet()).iter().map(Parameter::values).sum();
+        let bytes = (values * size_of::<f32>()) as u64;
+        memory::check_room("the U-Net", bytes, memory::available())
     }
 
     /// Rows (and columns) of the picture for each row of the latents.

@@ -219,3 +219,67 @@ fn what_is_off_is_named() {
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
 }
+
+/// The system refuses to connect to the broadcast address, so that nothing is ever sent there. Still, it is no
+/// loopback address.
+#[test]
+fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let fleet = folder.path().join("fleet.toml");
+    let worker = |i: usize| {
+        format!(
+            "[[worker]]\nurl = \"http://255.255.255.255:{}/\"\nprovider = \"p{i}\"\n",
+            7700 + i
+        )
+    };
+    std::fs::write(&fleet, (0..4).map(worker).collect::<String>()).unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/models/sd2");
+    let generate = |more: &[&str]| {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        run.args([
+            "generate",
+            "a red circle",
+            "--device",
+            "cpu",
+            "--steps",
+            "3",
+        ]);
+        run.arg("--model").arg(&model).arg("--workers").arg(&fleet);
+        run.arg("--out")
+            .arg(folder.path().join("pic.png"))
+            .args(more);
+        run.env_remove("RUST_LOG").output().unwrap()
+    };
+    let output = generate(&[]);
+    let (said, stderr) = (text(&output), String::from_utf8(output.stderr).unwrap());
+    assert!(!output.status.success());
+    assert!(stderr.contains("does not answer"), "{stderr}");
+    // The plan chooses the wire where nobody does; f32 would be twice the bytes.
+    for part in [
+        "resident, features as f16 (60 dB at least",
+        "policy private",
+        "providers p0, p1, p2, p3 will each see at most",
+        "not the prompt",
+        "\nlocal ",
+        "\nresident, f16 ",
+        "fastest: ",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    // What is sent in plain, and to whom, is said too; not where the user knows.
+    assert!(stderr.contains("plain HTTP"), "{stderr}");
+    let knows = generate(&["--insecure"]);
+    assert!(
+        !String::from_utf8(knows.stderr)
+            .unwrap()
+            .contains("plain HTTP")
+    );
+    let weaker = text(&generate(&["--policy", "fast", "--wire", "delta4"]));
+    for part in [
+        "features as delta4 (40 dB at least",
+        "weaker than the policy private, as asked for: max_rows = 1; prompt = shared",
+    ] {
+        assert!(weaker.contains(part), "{part:?} is not in: {weaker}");
+    }
+    assert!(!folder.path().join("pic.png").exists());
+}

@@ -13,7 +13,7 @@ use crate::memory;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::foretold::foretell;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::choose;
+use crate::policy::plan::{Asked, choose};
 use crate::policy::ways::{Question, best, table, ways};
 use crate::policy::{Policy, name, promised_psnr};
 use crate::schemes::{Scheme, Setting};
@@ -85,10 +85,15 @@ impl Before<'_> {
         for line in foretell(&ledger, policy, &Policy::private()?) {
             println!("{line}");
         }
+        // A row for each scheme, and of wires those of this run.
+        let asked = Asked {
+            wires: Some(setting.placement.wires),
+            ..self.arguments.settings.asked()
+        };
         let mut ways = ways(&Question {
             unet,
             policy,
-            asked: &self.arguments.settings.asked(),
+            asked: &asked,
             base: *setting,
             fleet,
             speeds,
