@@ -8,6 +8,7 @@ use orchestrator::fleet::link::EmulatedLink;
 use orchestrator::fleet::measure::measure;
 use orchestrator::policy::Policy;
 use serde_json::Value;
+use shared::placement::SelfAttention;
 use tests::golden::{Golden, repository};
 use tests::journey::{Journey, lacuna};
 use tests::workers::{RunningWorker, dead_url, fleet_file, fleet_file_of};
@@ -51,6 +52,10 @@ fn the_policies_that_come_along_are_valid() {
         assert_eq!(read.file, policy(name));
         // By its name it is the same, wherever the program runs.
         let named = Policy::open(name.as_ref()).unwrap();
+        // What gives the picture away is nobody's to have by a name.
+        let gives_away = [SelfAttention::Tiled, SelfAttention::Broadcast];
+        let allowed = |how: &SelfAttention| named.self_attention.contains(how);
+        assert!(!gives_away.iter().any(allowed), "{name}");
         assert_eq!(named.file.to_str(), Some(name));
         assert_eq!(
             Policy {

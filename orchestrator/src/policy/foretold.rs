@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(lines[0].starts_with("providers p0, p1, p2, p3 will each see at most 25.0 %"));
         let lines = foretell(&ledger, &policy("fast"), &private);
-        for rule in ["max_rows = 1", "prompt = shared", "tiled, broadcast"] {
+        for rule in ["max_rows = 1", "prompt = shared"] {
             assert!(lines[1].contains(rule), "{lines:?}");
         }
         assert!(foretell(&Ledger::default(), &private, &private).is_empty());
