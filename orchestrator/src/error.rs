@@ -98,7 +98,7 @@ pub enum Error {
         reason: String,
     },
     /// The policy forbids what was asked for.
-    #[error("the policy {policy} forbids it by its rule {rule}: {reason}")]
+    #[error("the policy {policy} forbids it by its rule {rule}: {reason}{advice}")]
     Policy {
         /// The policy's file.
         policy: PathBuf,
@@ -106,6 +106,23 @@ pub enum Error {
         rule: String,
         /// What would break it.
         reason: String,
+        /// What is possible instead; empty, or it goes on behind the reason.
+        advice: String,
+    },
+    /// More memory is needed than there is.
+    #[error(
+        "{what} takes about {:.1} GB of memory, {:.1} GB are free; free some, or have workers compute (`lacuna plan` \
+         compares)",
+        *.needed as f64 / 1e9,
+        *.free as f64 / 1e9
+    )]
+    Memory {
+        /// What needs it.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes that there are.
+        free: u64,
     },
     /// A worker in this process did not start.
     #[error("cannot start a worker on this machine: {0}")]
@@ -133,6 +150,15 @@ pub enum Error {
         lost: String,
         /// What is in the way.
         reason: String,
+    },
+    /// A token would be sent so that everybody on the way can read it.
+    #[error(
+        "worker {worker} is reached by plain HTTP: its token, and what it sees of the picture, could be read by \
+         everybody on the way; put TLS in front of it and give its https address, or say --insecure"
+    )]
+    PlainToken {
+        /// Its address.
+        worker: String,
     },
     /// A worker wants another token.
     #[error("worker {worker} refuses the token; set its token in the workers file")]

@@ -4,17 +4,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
+use shared::device::is_cpu;
 use shared::host::HostTensor;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Stored, Weights, list};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
+use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
 use crate::vae::{Vae, VaeLayers};
@@ -146,6 +148,20 @@ impl Pipeline {
         Ok(self.unet.load_part(parameters, &self.device)?)
     }
 
+    /// Checks that the whole U-Net's weights, in f32 as they are held, fit in what memory is free. Of a GPU's
+    /// memory nothing is known here.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn check_room_for_unet(&self) -> Result<()> {
+        if !is_cpu(&self.device) {
+            return Ok(());
+        }
+        let values: usize = list(self.unet()).iter().map(Parameter::values).sum();
+        let bytes = (values * size_of::<f32>()) as u64;
+        memory::check_room("the U-Net", bytes, memory::available())
+    }
+
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
         self.vae.layers().pixels_per_latent()
@@ -192,6 +208,26 @@ impl Pipeline {
         ClipTextEncoder::load_stored(&self.text_encoder, &self.device)?.encode(&prompts, 0)
     }
 
+    /// U-Net calls of a picture.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings.
+    pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.scheduler(sampling)?.timesteps().len())
+    }
+
+    fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
+        let kind = sampling
+            .scheduler
+            .map_or_else(|| self.scheduler.kind(), Ok)?;
+        Ok(schedulers::build(
+            kind,
+            &self.scheduler,
+            sampling.steps,
+            sampling.eta,
+        )?)
+    }
+
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
     /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
     /// `rng`.
@@ -206,10 +242,7 @@ impl Pipeline {
         rng: &mut TorchRng,
         watch: &mut dyn FnMut(Step),
     ) -> Result<HostTensor> {
-        let kind = sampling
-            .scheduler
-            .map_or_else(|| self.scheduler.kind(), Ok)?;
-        let mut scheduler = schedulers::build(kind, &self.scheduler, sampling.steps, sampling.eta)?;
+        let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
         let mut latents = noise.data;

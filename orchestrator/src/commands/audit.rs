@@ -30,7 +30,7 @@ use crate::output::write_whole;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
-use crate::policy::plan::choose;
+use crate::policy::plan::{Asked, choose};
 use crate::schemes::{Scheme, Setting};
 
 /// Arguments of `lacuna audit`.
@@ -87,10 +87,7 @@ type Case = (String, Option<Setting>);
 /// Anything from a bad argument to a file that cannot be written, in one line.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     check(&arguments)?;
-    let policies = arguments
-        .policies
-        .iter()
-        .map(|path| Policy::from_file(path));
+    let policies = arguments.policies.iter().map(|path| Policy::open(path));
     let policies = policies.collect::<Result<Vec<_>>>()?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot make {}", arguments.out.display()))?;
@@ -261,6 +258,7 @@ impl Audit {
             match choose(
                 self.pipeline.unet(),
                 policy,
+                &Asked::default(),
                 self.base,
                 target.fleet,
                 &speeds,

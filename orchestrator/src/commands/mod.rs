@@ -1,7 +1,7 @@
 //! The commands of the `lacuna` binary, one file each.
 //!
-//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), and the
-//! arguments here.
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `terms` (what
+//! workers may see), and the arguments here.
 
 pub mod audit;
 pub mod bench;
@@ -12,6 +12,7 @@ pub mod metrics;
 mod networks;
 mod placed;
 pub mod plan;
+mod terms;
 pub mod workers;
 
 use std::path::PathBuf;
@@ -21,15 +22,15 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use shared::placement::{Attentions, Latents, Prompt, SelfAttention, Wires};
 use shared::speed;
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
+use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::fleet::measure;
-use crate::policy::plan::Speeds;
+use crate::policy::plan::Asked;
 use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
 
@@ -65,24 +66,27 @@ pub struct SchemeArguments {
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away).
-    #[arg(long, default_value = "paired", value_parser = parse_attentions)]
-    pub self_attention: Attentions,
-    /// resident: whether workers may know the prompt: hidden or shared.
-    #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
-    pub workers_prompt: Prompt,
+    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default:
+    /// paired; under a policy, what is fastest].
+    #[arg(long, value_parser = parse_attentions)]
+    pub self_attention: Option<Attentions>,
+    /// resident: whether workers may know the prompt: hidden or shared [default: hidden; under a policy, what
+    /// is fastest].
+    #[arg(long, value_parser = by_name::<Prompt>)]
+    pub workers_prompt: Option<Prompt>,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
     /// other waits for the link: true or false [default: true, but for workers on loopback].
     #[arg(long)]
     pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
-    /// convolution stay with you) or shared.
-    #[arg(long, default_value = "shared", value_parser = by_name::<Latents>)]
-    pub workers_latents: Latents,
+    /// convolution stay with you) or shared [default: shared; under a policy, what is fastest].
+    #[arg(long, value_parser = by_name::<Latents>)]
+    pub workers_latents: Option<Latents>,
     /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
-    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4.
-    #[arg(long, default_value = "f32", value_parser = parse_wires)]
-    pub wire: Wires,
+    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4 [default: f32; under a
+    /// policy, what is fastest].
+    #[arg(long, value_parser = parse_wires)]
+    pub wire: Option<Wires>,
 }
 
 impl SchemeArguments {
@@ -90,6 +94,16 @@ impl SchemeArguments {
     /// `linked`. On loopback nothing is waited for.
     pub fn lanes(&self, linked: bool) -> bool {
         self.lanes.unwrap_or(linked)
+    }
+
+    /// What is asked for of a placement.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            self_attention: self.self_attention,
+            prompt: self.workers_prompt,
+            latents: self.workers_latents,
+            wires: self.wire,
+        }
     }
 
     /// `scheme` with these settings, its workers behind a link.
@@ -104,12 +118,7 @@ impl SchemeArguments {
             scheme,
             groupnorm: self.groupnorm,
             offload: self.offload,
-            placement: Placement {
-                self_attention: self.self_attention,
-                prompt: self.workers_prompt,
-                latents: self.workers_latents,
-                wires: self.wire,
-            },
+            placement: self.asked().placement(),
             lanes: self.lanes(true),
             latents,
             levels: unet.levels(),
@@ -136,89 +145,111 @@ fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
     serde_json::from_value(parts?.into()).map_err(|e| e.to_string())
 }
 
-/// How fast the connection and the machines are, for a plan.
+/// How fast the connection is, for a plan.
 #[derive(Args, Clone, Debug)]
 pub struct SpeedArguments {
+    /// Your connection: 5g (the paper's), fibre, lan, or up and down in 10^6 bits a second and milliseconds to
+    /// the workers and back, such as 100,100,20 [default: 5g].
+    #[arg(long, conflicts_with_all = ["uplink_mbps", "downlink_mbps", "rtt_ms"])]
+    pub link: Option<Link>,
     /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 81.14)]
-    pub uplink_mbps: f64,
+    #[arg(long)]
+    pub uplink_mbps: Option<f64>,
     /// Your downlink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 340.56)]
-    pub downlink_mbps: f64,
-    /// Milliseconds to the workers and back.
-    #[arg(long, default_value_t = 20.0)]
-    pub rtt_ms: f64,
+    #[arg(long)]
+    pub downlink_mbps: Option<f64>,
+    /// Milliseconds to the workers and back [default: 20].
+    #[arg(long)]
+    pub rtt_ms: Option<f64>,
 }
 
 impl SpeedArguments {
+    /// Whether anything is said of the connection.
+    fn is_given(&self) -> bool {
+        let numbers = [self.uplink_mbps, self.downlink_mbps, self.rtt_ms];
+        self.link.is_some() || numbers.iter().any(Option::is_some)
+    }
+
     /// The connection.
     ///
     /// # Errors
     /// [`Error::Request`], naming the flag that is off.
     pub fn link(&self) -> Result<Link> {
-        above_zero("--uplink-mbps", self.uplink_mbps)?;
-        above_zero("--downlink-mbps", self.downlink_mbps)?;
-        if !(self.rtt_ms.is_finite() && self.rtt_ms >= 0.0) {
-            let reason = format!("--rtt-ms {}: it must not be below zero", self.rtt_ms);
+        let usual = self.link.unwrap_or(Link::PAPER);
+        let link = Link {
+            uplink_mbps: self.uplink_mbps.unwrap_or(usual.uplink_mbps),
+            downlink_mbps: self.downlink_mbps.unwrap_or(usual.downlink_mbps),
+            rtt_ms: self.rtt_ms.unwrap_or(usual.rtt_ms),
+        };
+        above_zero("--uplink-mbps", link.uplink_mbps)?;
+        above_zero("--downlink-mbps", link.downlink_mbps)?;
+        if !(link.rtt_ms.is_finite() && link.rtt_ms >= 0.0) {
+            let reason = format!("--rtt-ms {}: it must not be below zero", link.rtt_ms);
             return Err(Error::Request(reason));
         }
-        Ok(Link {
-            uplink_mbps: self.uplink_mbps,
-            downlink_mbps: self.downlink_mbps,
-            rtt_ms: self.rtt_ms,
-        })
+        Ok(link)
     }
 }
 
 /// How fast the machines compute, for a plan.
 #[derive(Args, Clone, Debug)]
 pub struct ComputeArguments {
-    /// Your own machine, in 10^9 operations a second.
-    #[arg(long, default_value_t = 200.0)]
-    pub user_gflops: f64,
-    /// Each worker, in 10^9 operations a second.
-    #[arg(long, default_value_t = 10_000.0)]
-    pub worker_gflops: f64,
-    /// Measure the connection, the workers and this machine, and plan with that in place of the numbers.
-    /// Moves up to 16 MiB each way to each worker.
+    /// Your own machine, in 10^9 operations a second [default: what a layer takes here, measured].
+    #[arg(long)]
+    pub user_gflops: Option<f64>,
+    /// Each worker, in 10^9 operations a second [default: 10000].
+    #[arg(long)]
+    pub worker_gflops: Option<f64>,
+    /// Measure the connection and the workers too, but for what is given. Moves up to 16 MiB each way to each
+    /// worker.
     #[arg(long)]
     pub measure: bool,
 }
 
+/// Where nobody says, and nothing is measured: a laptop, and a GPU.
+const USUAL_GFLOPS: [f64; 2] = [200.0, 10_000.0];
+
 impl ComputeArguments {
-    /// The flags' numbers.
+    /// What the flags say, and else the usual.
     ///
     /// # Errors
     /// As [`SpeedArguments::link`].
     pub fn given(&self, link: &SpeedArguments, fleet: &FleetConfig) -> Result<Speeds> {
-        above_zero("--user-gflops", self.user_gflops)?;
-        above_zero("--worker-gflops", self.worker_gflops)?;
+        let [user, worker] = USUAL_GFLOPS;
+        let user_gflops = self.user_gflops.unwrap_or(user);
+        let worker_gflops = self.worker_gflops.unwrap_or(worker);
+        above_zero("--user-gflops", user_gflops)?;
+        above_zero("--worker-gflops", worker_gflops)?;
+        let source = |given: bool| match given {
+            true => Source::Given,
+            false => Source::Assumed,
+        };
         Ok(Speeds {
             link: link.link()?,
-            user_gflops: self.user_gflops,
-            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
+            user_gflops,
+            worker_gflops: vec![worker_gflops; fleet.workers.len()],
+            sources: Sources {
+                link: source(link.is_given()),
+                user: source(self.user_gflops.is_some()),
+                workers: source(self.worker_gflops.is_some()),
+            },
         })
     }
 
-    /// These with the connection, or what is measured of `fleet` and `device`.
+    /// What the flags say; and else the speed of `device`, measured, and the usual.
     ///
     /// # Errors
-    /// As [`SpeedArguments::link`] and [`measure::measure`]; those of the device.
-    pub async fn speeds(
+    /// As [`Self::given`]; those of the device.
+    pub fn here(
         &self,
         link: &SpeedArguments,
         fleet: &FleetConfig,
         device: &Device,
     ) -> Result<Speeds> {
         let mut speeds = self.given(link, fleet)?;
-        if self.measure {
-            let measured = measure::measure(fleet).await?;
-            speeds.link = measured.link;
+        if self.user_gflops.is_none() {
             speeds.user_gflops = speed::gflops(device)?;
-            for (taken, measured) in speeds.worker_gflops.iter_mut().zip(measured.worker_gflops) {
-                // A worker in this process has this machine's speed, and says nothing of it.
-                *taken = measured.unwrap_or(speeds.user_gflops);
-            }
+            speeds.sources.user = Source::Measured;
         }
         Ok(speeds)
     }
@@ -245,9 +276,9 @@ pub struct SizeArguments {
     /// Pixels of the picture for each row of the latents.
     #[arg(long, default_value_t = 8)]
     pub pixels_per_latent: usize,
-    /// Batch entries of one call; guidance takes two.
-    #[arg(long, default_value_t = 1)]
-    pub batch: usize,
+    /// Batch entries of one call; guidance takes two [default: 1; of plan, what its guidance takes].
+    #[arg(long)]
+    pub batch: Option<usize>,
 }
 
 impl SizeArguments {
@@ -260,11 +291,11 @@ impl SizeArguments {
         Ok(config.context("cannot read the U-Net's config")?.build())
     }
 
-    /// Batch, rows and columns of the latents.
+    /// Batch, rows and columns of the latents, with `usual` entries where nobody says how many.
     ///
     /// # Errors
     /// [`Error::Request`] when no latents have that size.
-    pub fn latents(&self) -> Result<[usize; 3]> {
+    pub fn latents(&self, usual: usize) -> Result<[usize; 3]> {
         let refuse = |reason: String| Err(Error::Request(reason));
         let pixels = self.pixels_per_latent;
         let [width, height] = self.size;
@@ -275,10 +306,11 @@ impl SizeArguments {
                 ));
             }
         }
-        if self.batch == 0 {
+        let batch = self.batch.unwrap_or(usual);
+        if batch == 0 {
             return refuse("--batch 0: at least one".into());
         }
-        Ok([self.batch, height / pixels, width / pixels])
+        Ok([batch, height / pixels, width / pixels])
     }
 }
 

@@ -225,8 +225,9 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
 /// Loads the whole U-Net, for where it is computed in this process.
 ///
 /// # Errors
-/// As [`Pipeline::load_unet`].
+/// As [`Pipeline::check_room_for_unet`] and [`Pipeline::load_unet`].
 pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
+    pipeline.check_room_for_unet()?;
     let pipeline = pipeline.clone();
     Ok(spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??)
 }

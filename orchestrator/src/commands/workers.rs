@@ -6,8 +6,9 @@ use anyhow::bail;
 use clap::Args;
 use futures::future::join_all;
 
+use super::terms::WayArguments;
 use crate::fleet::client::{Client, short};
-use crate::fleet::config::{FleetConfig, WorkerConfig};
+use crate::fleet::config::WorkerConfig;
 
 /// Arguments of `lacuna workers`.
 #[derive(Args, Clone, Debug)]
@@ -15,6 +16,8 @@ pub struct Arguments {
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS")]
     workers: PathBuf,
+    #[command(flatten)]
+    way: WayArguments,
 }
 
 /// Runs the command.
@@ -22,7 +25,7 @@ pub struct Arguments {
 /// # Errors
 /// A bad file, or a worker that is not well (after the table of all).
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = FleetConfig::from_file(&arguments.workers)?;
+    let config = arguments.way.fleet(&arguments.workers)?;
     let states = join_all(config.workers.iter().map(state)).await;
     println!(
         "{:<12} {:<34} {:<7} {:<7} {:<28} {:<14} {:>10}",

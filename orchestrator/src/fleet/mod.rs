@@ -7,6 +7,7 @@
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
 //! - [`measure`]: how fast the connection and the workers are.
+//! - [`reach`]: on this machine, or over a network that others share.
 //! - [`tally`]: how much was sent to whom.
 //! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
@@ -16,6 +17,7 @@ pub mod config;
 pub mod link;
 pub mod local;
 pub mod measure;
+pub mod reach;
 pub mod tally;
 pub mod tap;
 

@@ -50,6 +50,20 @@ impl Ledger {
         shares.fold(0.0, f64::max)
     }
 
+    /// The most of each that a provider sees; none where there is no provider.
+    pub fn most(&self) -> Option<View> {
+        let views = self.providers.values().cloned();
+        views.reduce(|a, b| View {
+            workers: a.workers.max(b.workers),
+            rows: a.rows.max(b.rows),
+            rows_with_halo: a.rows_with_halo.max(b.rows_with_halo),
+            keys_and_values: a.keys_and_values.max(b.keys_and_values),
+            tiles: std::array::from_fn(|i| a.tiles[i].max(b.tiles[i])),
+            latents: a.latents || b.latents,
+            prompt: a.prompt || b.prompt,
+        })
+    }
+
     /// What computing by `setting` on `fleet` will have shown to each provider, with what sessions in the
     /// `past` of the same picture have.
     ///

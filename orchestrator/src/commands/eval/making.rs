@@ -17,6 +17,9 @@ use crate::fleet::local::LocalWorkers;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::policy::ledger::Ledger;
+use crate::schemes::Setting;
 
 /// What all arms share.
 pub struct Maker {
@@ -28,6 +31,8 @@ pub struct Maker {
     pub whole: Option<Weights>,
     /// Workers that were given, in place of those that are started here.
     pub fleet: Option<FleetConfig>,
+    /// What every arm on given workers must keep to.
+    pub policy: Option<Policy>,
     /// How many to start, where an arm does not say.
     pub local_workers: Option<usize>,
     /// How the sampler goes, where an arm does not say.
@@ -98,7 +103,31 @@ impl Maker {
             )));
         }
         arm.options.workers = Some(n);
+        if let (Some(policy), Some(fleet)) = (&self.policy, self.fleet_of(arm)) {
+            let setting = self.setting(arm).map_err(|e| refuse(e.to_string()))?;
+            let ledger = Ledger::foresee(unet, &setting, &fleet, &[])?;
+            let kept = policy.check(&setting, &ledger);
+            kept.map_err(|e| refuse(e.to_string()))?;
+        }
         Ok(())
+    }
+
+    /// The given workers that an arm has, where any are given.
+    fn fleet_of(&self, arm: &ArmSetting) -> Option<FleetConfig> {
+        let mut fleet = self.fleet.clone()?;
+        let n = arm.options.workers.unwrap_or(fleet.workers.len());
+        fleet.workers.truncate(n);
+        Some(fleet)
+    }
+
+    fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
+        let [_, _, rows, columns] = self.shape(arm)?;
+        let latents = [self.sampling.batch(), rows, columns];
+        let settings = &arm.options.settings;
+        let unet = self.pipeline.unet();
+        let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
+        setting.lanes = settings.lanes(self.fleet.is_some());
+        Ok(setting)
     }
 
     /// Gets an arm ready: starts its workers, where none were given.
@@ -111,23 +140,15 @@ impl Maker {
             steps: arm.options.steps.unwrap_or(self.sampling.steps),
             ..self.sampling.clone()
         };
-        let [_, _, rows, columns] = shape;
-        let latents = [sampling.batch(), rows, columns];
-        let unet = self.pipeline.unet();
+        let setting = self.setting(arm)?;
         let mut workers = None;
-        let fleet = match (&self.fleet, &self.whole) {
+        let fleet = match (self.fleet_of(arm), &self.whole) {
             _ if !arm.scheme.needs_workers() => None,
-            (Some(fleet), _) => {
-                let mut fleet = fleet.clone();
-                fleet
-                    .workers
-                    .truncate(arm.options.workers.unwrap_or(fleet.workers.len()));
-                Some(fleet)
-            }
+            (Some(fleet), _) => Some(fleet),
             (None, Some(weights)) => {
-                let model = Arc::new(Model::new(unet.clone(), weights.clone()));
+                let model = Arc::new(Model::new(self.pipeline.unet().clone(), weights.clone()));
                 let n = arm.options.workers.unwrap_or(1);
-                let start = LocalWorkers::start(n, &model, &self.device, latents);
+                let start = LocalWorkers::start(n, &model, &self.device, setting.latents);
                 let started = workers.insert(self.runtime.block_on(start)?);
                 Some(started.config().clone())
             }
@@ -136,14 +157,11 @@ impl Maker {
                 return Err(Error::Request(reason.into()));
             }
         };
-        let settings = &arm.options.settings;
-        let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
-        setting.lanes = settings.lanes(self.fleet.is_some());
         let placed = Placed {
             setting,
             whole: self.whole.clone(),
             pipeline: self.pipeline.clone(),
-            policy: None,
+            policy: self.policy.clone(),
             sampling,
             fleet,
         };

@@ -16,6 +16,7 @@ use tokio::task::spawn_blocking;
 
 use super::networks::{Given, MetricArguments, Wanted};
 use super::placed::{SamplingArguments, check_model, load, load_whole};
+use super::terms::TermsArguments;
 use super::{ModelArguments, parse_size};
 use crate::error::{Error, Result};
 use crate::evaluation::html;
@@ -26,7 +27,6 @@ use crate::evaluation::shard::Shard;
 use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
-use crate::fleet::config::FleetConfig;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
 use crate::output::write_whole;
@@ -89,6 +89,8 @@ struct RunArguments {
     /// A TOML file that lists the workers (see configs/fleet.example.toml).
     #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
     workers: Option<PathBuf>,
+    #[command(flatten)]
+    terms: TermsArguments,
     /// Without --workers: so many workers are started here, on loopback ports [default: 4, or as many
     /// as there are rows for].
     #[arg(long)]
@@ -172,11 +174,15 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         .iter()
         .for_each(|hint| eprintln!("left out: {hint}"));
     let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
-    let fleet = arguments.workers.as_deref().map(FleetConfig::from_file);
+    let way = arguments.terms.way;
+    let fleet = arguments.workers.as_deref().map(|path| way.fleet(path));
+    let fleet = fleet.transpose()?;
+    let policy = arguments.terms.policy(fleet.as_ref())?;
     let mut maker = Maker {
         device,
         whole: None,
-        fleet: fleet.transpose()?,
+        fleet,
+        policy,
         local_workers: arguments.local_workers,
         sampling,
         size,

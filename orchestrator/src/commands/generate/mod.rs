@@ -1,5 +1,6 @@
 //! `lacuna generate`: a prompt to pictures.
 
+mod before;
 mod noises;
 mod picture;
 
@@ -7,25 +8,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use clap::Args;
-use shared::unet::UNet;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::placed::{Placed, SamplingArguments, check_model, default_workers, load, load_whole};
+use super::terms::TermsArguments;
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::local::LocalWorkers;
 use crate::memory;
 use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
-use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::choose;
 use crate::report::Report;
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::Scheme;
+use before::Before;
 use noises::Noises;
 use picture::Run;
 
@@ -55,10 +55,8 @@ pub struct Arguments {
     scheme: Scheme,
     #[command(flatten)]
     settings: SchemeArguments,
-    /// What any one provider may see, a TOML file (see configs/policies). Under resident the fastest
-    /// placement that it allows is taken in place of the flags'.
-    #[arg(long)]
-    policy: Option<PathBuf>,
+    #[command(flatten)]
+    terms: TermsArguments,
     #[command(flatten)]
     speed: SpeedArguments,
     #[command(flatten)]
@@ -91,12 +89,11 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     check(&arguments)?;
-    let policy = arguments.policy.as_deref().map(Policy::from_file);
-    let policy = policy.transpose()?;
     let fleet_config = match &arguments.workers {
-        Some(path) if arguments.scheme.needs_workers() => Some(FleetConfig::from_file(path)?),
+        Some(path) if arguments.scheme.needs_workers() => Some(arguments.terms.way.fleet(path)?),
         _ => None,
     };
+    let policy = arguments.terms.policy(fleet_config.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
     let sampling = arguments
         .sampling
@@ -141,9 +138,21 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     setting.lanes = arguments.settings.lanes(arguments.workers.is_some());
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
-            let device = &device.device;
-            let unet = pipeline.unet();
-            permitted(&arguments, policy, setting, unet, fleet, device).await?
+            let before = Before {
+                arguments: &arguments,
+                pipeline: &pipeline,
+                sampling: &sampling,
+                device: &device.device,
+                policy,
+                fleet,
+            };
+            before.settle(setting).await?
+        }
+        (None, Some(_)) if arguments.workers.is_some() => {
+            println!(
+                "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private"
+            );
+            setting
         }
         _ => setting,
     };
@@ -226,25 +235,6 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     arguments.report.as_deref().map_or(Ok(()), check_writable)?;
     check_model(&arguments.model)
-}
-
-/// The setting under the policy: planned where that is possible, checked in any case. Nothing has
-/// been sent yet that means anything.
-async fn permitted(
-    arguments: &Arguments,
-    policy: &Policy,
-    setting: Setting,
-    unet: &UNet,
-    fleet: &FleetConfig,
-    device: &Device,
-) -> Result<Setting> {
-    if setting.scheme == Scheme::Resident {
-        let compute = &arguments.compute;
-        let speeds = compute.speeds(&arguments.speed, fleet, device).await?;
-        return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
-    }
-    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
-    Ok(setting)
 }
 
 async fn encode(

@@ -30,7 +30,7 @@ use crate::fleet::tally::{Kind, Seen, Traffic};
 use crate::fleet::{Fleet, Piece};
 use crate::schemes::{Account, Finished, Setting};
 
-pub use count::{count, rows_seen};
+pub use count::{first_calls, rows_seen};
 
 /// How the strips' statistics become a group normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
