@@ -7,14 +7,15 @@ use burn::tensor::{Device, Tensor};
 use shared::host::HostTensor;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Library, Stored, Weights};
 
+use crate::corrections;
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
 use crate::vae::{Vae, VaeLayers};
@@ -29,8 +30,12 @@ pub struct Pipeline {
     digest: String,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
+    /// Rows and columns of the latents where nobody asks for others.
     sample_size: Option<[usize; 2]>,
+    /// As read.
     scheduler: SchedulerConfig,
+    /// Of the model's own scheduler.
+    scheduler_class: String,
     device: Device,
 }
 
@@ -79,16 +84,18 @@ impl Pipeline {
     /// Each names the file, key or tensor that is missing, damaged or not supported.
     pub fn open(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
         let dir = ModelDir::open(dir)?;
+        dir.check_variant(variant)?;
         let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
-        let checkpoint = Checkpoint::open(&dir.unet, "diffusion_pytorch_model", variant)?;
+        let checkpoint = Checkpoint::open(&dir.unet, Library::Diffusers, variant)?;
         let unet = Stored::new(config.build(), checkpoint)?;
         let pipeline = Self {
             tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
             text_encoder: ClipTextEncoder::open(&dir.text_encoder, variant)?,
             vae: Vae::open(&dir.vae, variant)?,
             scheduler: read_scheduler(&dir.scheduler)?,
+            scheduler_class: dir.scheduler_class,
             guidance_scale: dir.guidance_scale,
-            sample_size: config.sample_size,
+            sample_size: corrections::sample_size(&config)?,
             digest: unet.digest()?.to_owned(),
             unet,
             device: device.clone(),
@@ -192,6 +199,25 @@ impl Pipeline {
         ClipTextEncoder::load_stored(&self.text_encoder, &self.device)?.encode(&prompts, 0)
     }
 
+    /// The scheduler of one picture.
+    fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
+        let kind = match sampling.scheduler {
+            Some(kind) => kind,
+            None => SchedulerKind::from_class_name(&self.scheduler_class)?,
+        };
+        let config = corrections::scheduler(&self.scheduler, sampling.scheduler.is_some());
+        let (steps, eta) = (sampling.steps, sampling.eta);
+        Ok(schedulers::build(kind, &config, steps, eta)?)
+    }
+
+    /// Checks that pictures can be sampled so, before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`], naming the setting.
+    pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        self.scheduler(sampling).map(drop)
+    }
+
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
     /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
     /// `rng`.
@@ -206,10 +232,7 @@ impl Pipeline {
         rng: &mut TorchRng,
         watch: &mut dyn FnMut(Step),
     ) -> Result<HostTensor> {
-        let kind = sampling
-            .scheduler
-            .map_or_else(|| self.scheduler.kind(), Ok)?;
-        let mut scheduler = schedulers::build(kind, &self.scheduler, sampling.steps, sampling.eta)?;
+        let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
         let mut latents = noise.data;

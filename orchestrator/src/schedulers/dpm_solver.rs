@@ -90,14 +90,17 @@ impl DpmSolver {
         refuse("use_lu_lambdas", config.use_lu_lambdas)?;
         refuse("use_flow_sigmas", config.use_flow_sigmas)?;
         refuse("use_dynamic_shifting", config.use_dynamic_shifting)?;
-        if let Some(variance) = &config.variance_type {
+        let variance = config.variance_type.as_deref();
+        if let Some(variance) = variance.filter(|v| ["learned", "learned_range"].contains(v)) {
             return Err(unsupported("variance_type", variance, "not implemented"));
         }
-        let algorithms = [("dpmsolver++", ())];
+        // Like the reference, reads DEIS as its own algorithm where the last noise level allows it.
+        let deis = config.final_sigmas_type.as_deref() == Some("sigma_min");
+        let algorithms = [("dpmsolver++", ()), ("deis", ())];
         choose(
             "algorithm_type",
             config.algorithm_type.as_deref(),
-            &algorithms,
+            &algorithms[..1 + usize::from(deis)],
         )?;
         // Like the reference, reads the rules of DEIS and UniPC as its own nearest one.
         let rules = [

@@ -22,7 +22,7 @@ mod pndm;
 mod sigmas;
 mod tables;
 
-pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing, WITHOUT_EFFECT};
 pub use error::SchedulerError;
 
 use crate::noise::TorchRng;
@@ -48,7 +48,7 @@ pub enum SchedulerKind {
 }
 
 impl SchedulerKind {
-    /// The scheduler for a `diffusers` class name, as in `_class_name` of `scheduler_config.json`.
+    /// The scheduler for a `diffusers` class name, as in `model_index.json`.
     pub fn from_class_name(name: &str) -> Result<Self, SchedulerError> {
         match name {
             "DDIMScheduler" => Ok(Self::Ddim),

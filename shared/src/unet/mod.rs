@@ -7,7 +7,7 @@ mod blocks;
 mod config;
 
 pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
-pub use config::UNetConfig;
+pub use config::{SampleSize, UNetConfig, WITHOUT_EFFECT};
 
 use crate::executor::Executor;
 use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};

@@ -7,19 +7,20 @@ use super::{Checkpoint, Weights, list};
 use crate::error::Result;
 use crate::layers::{Parameter, Parameters};
 
-/// A network's layers, with files that were checked to hold just their parameters.
+/// A network's layers, with files that were checked to hold their parameters.
 pub struct Stored<L> {
     layers: L,
     checkpoint: Checkpoint,
 }
 
 impl<L: Parameters> Stored<L> {
-    /// `layers` with the `checkpoint` that holds their parameters.
+    /// `layers` with the `checkpoint` that holds their parameters; it may hold others, which are warned
+    /// of and left out.
     ///
     /// # Errors
-    /// As [`Checkpoint::check`].
-    pub fn new(layers: L, checkpoint: Checkpoint) -> Result<Self> {
-        checkpoint.check(&list(&layers))?;
+    /// As [`Checkpoint::keep`].
+    pub fn new(layers: L, mut checkpoint: Checkpoint) -> Result<Self> {
+        checkpoint.keep(&list(&layers))?;
         Ok(Self { layers, checkpoint })
     }
 
