@@ -156,8 +156,8 @@ impl ConfigReader {
     /// # Errors
     /// [`Error::UnsupportedConfig`] for any other value.
     pub fn only(&mut self, key: &str, supported: &[Value]) -> Result<()> {
-        let off = supported.iter().all(|s| s.is_boolean() || s.is_null());
-        if !off {
+        let off = [Value::Null, Value::Bool(false)];
+        if !supported.is_empty() && !supported.iter().any(|s| off.contains(s)) {
             self.refuse_null(key)?;
         }
         match self.take(key) {

@@ -1,6 +1,6 @@
 //! CLIP's tokenizer: byte-level BPE over lower-cased words.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -20,6 +20,13 @@ use crate::error::{Error, Result};
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// A token that stands for itself and others behind it.
+#[derive(Debug)]
+struct Vectors {
+    token: String,
+    all: String,
+}
+
 /// Prompts to token ids.
 #[derive(Debug)]
 pub struct ClipTokenizer {
@@ -32,8 +39,8 @@ pub struct ClipTokenizer {
     padding: Side,
     /// Where a long prompt is cut.
     truncation: Side,
-    /// Tokens of textual inversion with several vectors, each with what it stands for.
-    vectors: HashMap<String, String>,
+    /// Tokens of textual inversion with several vectors.
+    vectors: Vec<Vectors>,
 }
 
 impl ClipTokenizer {
@@ -156,14 +163,13 @@ impl ClipTokenizer {
         if self.vectors.is_empty() {
             return Ok(whole);
         }
-        let encoding = self.tokenize(prompt)?;
-        let mut done = HashSet::new();
-        for token in encoding.get_tokens() {
-            if let Some(vectors) = self.vectors.get(token)
-                && done.insert(token)
-            {
-                whole = whole.replace(token.as_str(), vectors);
-            }
+        // With the tokens' texts, which the fast way leaves out. A token that was found in lower case is
+        // not the token with capitals, as in the reference.
+        let encoding = self.tokenizer.encode(prompt, false);
+        let encoding = encoding.map_err(|e| Error::Prompt(e.to_string()))?;
+        let tokens = encoding.get_tokens();
+        for vectors in self.vectors.iter().filter(|v| tokens.contains(&v.token)) {
+            whole = whole.replace(&vectors.token, &vectors.all);
         }
         Ok(whole)
     }
@@ -176,14 +182,18 @@ impl ClipTokenizer {
 
 /// Of the added tokens, those with a `token_1` beside them: `token token_1 token_2` and so on is what
 /// they stand for.
-fn several_vectors(tokenizer: &Tokenizer) -> HashMap<String, String> {
+fn several_vectors(tokenizer: &Tokenizer) -> Vec<Vectors> {
     let added = tokenizer.get_added_tokens_decoder();
     let names: HashSet<&str> = added.values().map(|token| token.content.as_str()).collect();
-    let of = |token: &&str| {
+    let of = |token: &AddedToken| {
+        let token = &token.content;
         let numbered = (1usize..).map(|i| format!("{token}_{i}"));
         let more = numbered.take_while(|name| names.contains(name.as_str()));
-        let vectors: Vec<String> = std::iter::once((*token).to_owned()).chain(more).collect();
-        (vectors.len() > 1).then(|| ((*token).to_owned(), vectors.join(" ")))
+        let all: Vec<String> = std::iter::once(token.clone()).chain(more).collect();
+        (all.len() > 1).then(|| Vectors {
+            token: token.clone(),
+            all: all.join(" "),
+        })
     };
-    names.iter().filter_map(of).collect()
+    added.values().filter_map(of).collect()
 }

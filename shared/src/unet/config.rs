@@ -386,7 +386,7 @@ fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
     keys.only("resnet_time_scale_shift", &[json!("default")])?;
     keys.only("resnet_skip_time_act", &[json!(false)])?;
     keys.only("time_embedding_type", &[json!("positional")])?;
-    keys.only("attention_type", &[json!("default")])?;
+    keys.only("attention_type", &[json!("default"), json!(null)])?;
     keys.only("class_embeddings_concat", &[json!(false)])?;
     for key in [
         "class_embed_type",
