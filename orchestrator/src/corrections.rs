@@ -21,10 +21,36 @@
 //! | Sizes that are no multiple of 8 are refused. | refused are those that are no multiple of the pixels per latent |
 
 use serde_json::json;
+use shared::config::WithoutEffect;
 use shared::unet::{SampleSize, UNetConfig};
 
 use crate::error::Result;
 use crate::schedulers::SchedulerConfig;
+
+/// Keys that their classes read and this pipeline leaves without effect.
+pub const OVERRULED: WithoutEffect = &[
+    (
+        "steps_offset",
+        "1 in the model's own scheduler; counts where another is chosen",
+    ),
+    (
+        "clip_sample",
+        "off in the model's own scheduler; counts where another is chosen",
+    ),
+    (
+        "clip_sample_range",
+        "nothing is clipped by the model's own scheduler",
+    ),
+    (
+        "addition_time_embed_dim",
+        "only read with addition_embed_type, which is refused here",
+    ),
+    (
+        "projection_class_embeddings_input_dim",
+        "only read with addition_embed_type, which is refused here",
+    ),
+    ("use_quant_conv", "only for pictures to latents"),
+];
 
 /// The latents' rows and columns that early files should have named.
 const EARLY_SIDE: usize = 64;

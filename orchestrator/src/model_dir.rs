@@ -29,7 +29,10 @@ const NOT_YET: [(&str, &str); 4] = [
 
 /// Keys of `model_index.json` that never change the picture.
 pub const WITHOUT_EFFECT: WithoutEffect = &[
-    ("feature_extractor", "prepares pictures for the safety checker"),
+    (
+        "feature_extractor",
+        "prepares pictures for the safety checker",
+    ),
     ("image_encoder", "only for prompts that are pictures"),
     ("requires_safety_checker", "no safety checker is run"),
     ("safety_checker", "no safety checker is run"),
@@ -72,7 +75,9 @@ impl ModelDir {
         let (diffusers, transformers) = ("diffusers", "transformers");
         let unet = index.part("unet", diffusers, &["UNet2DConditionModel"])?.0;
         let vae = index.part("vae", diffusers, &["AutoencoderKL"])?.0;
-        let text_encoder = index.part("text_encoder", transformers, &["CLIPTextModel"])?.0;
+        let text_encoder = index
+            .part("text_encoder", transformers, &["CLIPTextModel"])?
+            .0;
         let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
         let tokenizer = index.part("tokenizer", transformers, &tokenizers)?.0;
         // Which schedulers there are is for the schedulers to say.
@@ -98,7 +103,11 @@ impl ModelDir {
     pub fn check_variant(&self, variant: Option<&str>) -> Result<()> {
         let parts = [&self.unet, &self.vae, &self.text_encoder];
         match variant {
-            Some(variant) if !parts.iter().any(|dir| Checkpoint::has_variant(dir, variant)) => {
+            Some(variant)
+                if !parts
+                    .iter()
+                    .any(|dir| Checkpoint::has_variant(dir, variant)) =>
+            {
                 Err(Error::Request(format!(
                     "--variant {variant}: no part of the model has such files; leave it out"
                 )))

@@ -124,6 +124,20 @@ impl Pipeline {
             let channels = vae.latent_channels();
             return unfit("the VAE's latent channels are", channels, unet.in_channels);
         }
+        if unet.time.added.is_some() {
+            return Err(Error::Request(
+                "the U-Net's addition_embed_type is text_time, which needs the pooled text of a second \
+                 text encoder; it is not supported yet"
+                    .into(),
+            ));
+        }
+        if self.tokens() > self.text_encoder.layers().places() {
+            let places = self.text_encoder.layers().places();
+            return Err(Error::Tokens(format!(
+                "model_max_length is {}, max_position_embeddings {places}",
+                self.tokens()
+            )));
+        }
         if unet.out_channels != unet.in_channels {
             return unfit(
                 "the U-Net's out_channels are",

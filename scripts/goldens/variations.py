@@ -11,10 +11,13 @@
     shard   [file, stem, count]     splits a weight file into shards with an index, and keeps it
     rows    [file, name, rows]      keeps these rows of a tensor, some perhaps twice
 
+`case` also lists every parameter of the reference's classes under `keys`, for the test that changes each of them.
+
     V.latents   [1, 4, H, W]        after the last sampler step
     V.picture   [C, h, w]           in 0..1, clamped, not yet rounded to bytes; only where the VAE is what varies
 """
 
+import inspect
 import json
 import shutil
 import tempfile
@@ -24,6 +27,7 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
 
 from .models import NEGATIVE, PROMPT, load
 
@@ -173,8 +177,16 @@ def write(out_dir: Path) -> None:
     tensors, listed = {}, variations()
     for variation in listed:
         tensors |= golden(out_dir / "models" / MODEL, variation)
-    case = CASE | {"prompt": PROMPT, "negative_prompt": NEGATIVE, "variations": listed, "diffusers": diffusers.__version__}
+    case = CASE | {"prompt": PROMPT, "negative_prompt": NEGATIVE, "variations": listed, "keys": keys()}
     save_file(tensors, out_dir / "variations.safetensors", metadata={"case": json.dumps(case, sort_keys=True)})
+
+
+def keys() -> dict[str, list[str]]:
+    """The parameters of every class that reads a config file, by the class's name."""
+    names = ["UNet2DConditionModel", "AutoencoderKL", "StableDiffusionPipeline", *CLASSES.values()]
+    listed = {name: [*inspect.signature(getattr(diffusers, name).__init__).parameters][1:] for name in names}
+    listed["CLIPTextConfig"] = [key for key in CLIPTextConfig().to_dict() if not key.startswith("_")]
+    return listed
 
 
 def golden(model: Path, variation: dict) -> dict[str, torch.Tensor]:

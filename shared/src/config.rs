@@ -219,7 +219,10 @@ impl ConfigReader {
         let strays: Vec<String> = strays.map(|(key, _)| key).collect();
         if !strays.is_empty() {
             let keys = strays.join(", ");
-            tracing::warn!("{}: ignored, as the class has no such key: {keys}", self.source);
+            tracing::warn!(
+                "{}: ignored, as the class has no such key: {keys}",
+                self.source
+            );
         }
         strays
     }
@@ -247,7 +250,10 @@ mod tests {
         let mut r = reader(json!({"a": null, "b": null, "c": null, "d": null}));
         assert_eq!(r.optional::<usize>("a").unwrap(), None);
         assert!(!r.flag("b", true).unwrap());
-        for error in [r.or("c", 3).unwrap_err(), r.per_block("d", 2, 1).unwrap_err()] {
+        for error in [
+            r.or("c", 3).unwrap_err(),
+            r.per_block("d", 2, 1).unwrap_err(),
+        ] {
             assert!(error.to_string().contains(" = null"), "{error}");
         }
         assert!(r.flag("absent", true).unwrap());

@@ -53,9 +53,17 @@ fn pixels(path: &std::path::Path) -> (usize, Vec<f64>) {
 /// The reference's picture in the channels that a file has: grey three times, opacity at the end.
 fn in_channels(want: &HostTensor, channels: usize) -> Vec<f64> {
     let plane = want.data.len() / want.shape[0];
-    let bytes: Vec<f64> = want.data.iter().map(|x| f64::from((x * 255.0).round_ties_even())).collect();
+    let bytes: Vec<f64> = want
+        .data
+        .iter()
+        .map(|x| f64::from((x * 255.0).round_ties_even()))
+        .collect();
     match want.shape[0] {
-        grey @ (1 | 2) => [bytes[..plane].repeat(3), bytes[plane..grey * plane].to_vec()].concat(),
+        grey @ (1 | 2) => [
+            bytes[..plane].repeat(3),
+            bytes[plane..grey * plane].to_vec(),
+        ]
+        .concat(),
         colours => {
             assert_eq!(colours, channels);
             bytes
@@ -99,7 +107,11 @@ async fn every_variation_is_the_references_picture() {
         let largest = want.data.iter().fold(0f32, |max, x| max.max(x.abs()));
         let latents = files.latents();
         let as_f64 = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-        let db = psnr(&as_f64(&latents.data), &as_f64(&want.data), f64::from(2.0 * largest));
+        let db = psnr(
+            &as_f64(&latents.data),
+            &as_f64(&want.data),
+            f64::from(2.0 * largest),
+        );
         println!("{name}: latents {db:.1} dB");
         if db < 80.0 {
             wrong.push(format!("{name}: latents {db:.1} dB"));

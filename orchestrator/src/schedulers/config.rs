@@ -133,10 +133,22 @@ pub struct SchedulerConfig {
 
 /// Keys of the supported classes that never change the picture.
 pub const WITHOUT_EFFECT: WithoutEffect = &[
-    ("dynamic_thresholding_ratio", "only read with thresholding, which is refused"),
-    ("sample_max_value", "only read with thresholding, which is refused"),
-    ("flow_shift", "only read with use_flow_sigmas, which is refused"),
-    ("time_shift_type", "only read with use_dynamic_shifting, which is refused"),
+    (
+        "dynamic_thresholding_ratio",
+        "only read with thresholding, which is refused",
+    ),
+    (
+        "sample_max_value",
+        "only read with thresholding, which is refused",
+    ),
+    (
+        "flow_shift",
+        "only read with use_flow_sigmas, which is refused",
+    ),
+    (
+        "time_shift_type",
+        "only read with use_dynamic_shifting, which is refused",
+    ),
 ];
 
 impl SchedulerConfig {
@@ -197,9 +209,9 @@ impl SchedulerConfig {
             use_dynamic_shifting: flag(m, "use_dynamic_shifting")?,
         };
         let known = |key: &str| WITHOUT_EFFECT.iter().any(|(known, _)| *known == key);
-        let left = map.into_iter().filter(|(key, value)| {
-            !key.starts_with('_') && !value.is_null() && !known(key)
-        });
+        let left = map
+            .into_iter()
+            .filter(|(key, value)| !key.starts_with('_') && !value.is_null() && !known(key));
         let strays: Vec<String> = left.map(|(key, _)| key).collect();
         if !strays.is_empty() {
             let strays = strays.join(", ");
@@ -247,10 +259,7 @@ fn take<T: DeserializeOwned>(
 }
 
 /// Takes a switch; null is off.
-fn flag(
-    map: &mut Map<String, Value>,
-    key: &'static str,
-) -> Result<Option<bool>, SchedulerError> {
+fn flag(map: &mut Map<String, Value>, key: &'static str) -> Result<Option<bool>, SchedulerError> {
     match map.get(key) {
         Some(Value::Null) => {
             map.remove(key);
@@ -266,7 +275,9 @@ fn refuse_nulls(map: &mut Map<String, Value>) -> Result<(), SchedulerError> {
     if map.get("steps_offset").is_some_and(Value::is_null) {
         map.insert("steps_offset".into(), Value::from(0));
     }
-    let trained = map.get("trained_betas").is_some_and(|betas| !betas.is_null());
+    let trained = map
+        .get("trained_betas")
+        .is_some_and(|betas| !betas.is_null());
     let betas: &[&'static str] = match trained {
         true => &[],
         false => &["beta_start", "beta_end", "beta_schedule"],
@@ -274,7 +285,11 @@ fn refuse_nulls(map: &mut Map<String, Value>) -> Result<(), SchedulerError> {
     let always = ["num_train_timesteps", "prediction_type", "timestep_spacing"];
     for key in always.iter().chain(betas) {
         if map.get(*key).is_some_and(Value::is_null) {
-            return Err(unsupported(key, Value::Null, "leave the key out for its default"));
+            return Err(unsupported(
+                key,
+                Value::Null,
+                "leave the key out for its default",
+            ));
         }
     }
     Ok(())

@@ -28,6 +28,11 @@ pub struct ClipTextLayers {
 }
 
 impl ClipTextLayers {
+    /// Number of positions, the largest `T`.
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
     /// Width `D` of a token's embedding.
     pub fn width(&self) -> usize {
         self.width

@@ -97,7 +97,10 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("dtype", "weights are computed with in f32"),
     ("early_stopping", GENERATION),
     ("encoder_no_repeat_ngram_size", GENERATION),
-    ("eos_token_id", "only says where the pooled output is, which is not used"),
+    (
+        "eos_token_id",
+        "only says where the pooled output is, which is not used",
+    ),
     ("exponential_decay_length_penalty", GENERATION),
     ("finetuning_task", DESCRIPTION),
     ("forced_bos_token_id", GENERATION),
@@ -108,7 +111,10 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("initializer_range", TRAINING),
     ("label2id", DESCRIPTION),
     ("length_penalty", GENERATION),
-    ("logit_scale_init_value", "belongs to the part that compares text with pictures"),
+    (
+        "logit_scale_init_value",
+        "belongs to the part that compares text with pictures",
+    ),
     ("max_length", GENERATION),
     ("min_length", GENERATION),
     ("no_repeat_ngram_size", GENERATION),
@@ -122,7 +128,10 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("pad_token_id", "the tokenizer has its own"),
     ("prefix", DESCRIPTION),
     ("problem_type", DESCRIPTION),
-    ("projection_dim", "belongs to the part that compares text with pictures"),
+    (
+        "projection_dim",
+        "belongs to the part that compares text with pictures",
+    ),
     ("remove_invalid_values", GENERATION),
     ("repetition_penalty", GENERATION),
     ("return_dict", OUTPUTS),
@@ -144,8 +153,14 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("use_bfloat16", "weights are computed with in f32"),
     ("use_cache", "nothing of this model reads it"),
     ("use_return_dict", OUTPUTS),
-    ("vision_config", "belongs to the part that compares text with pictures"),
-    ("vision_config_dict", "belongs to the part that compares text with pictures"),
+    (
+        "vision_config",
+        "belongs to the part that compares text with pictures",
+    ),
+    (
+        "vision_config_dict",
+        "belongs to the part that compares text with pictures",
+    ),
     ("is_composition", DESCRIPTION),
     ("keys_to_ignore_at_inference", OUTPUTS),
     ("name_or_path", DESCRIPTION),
@@ -324,12 +339,19 @@ mod tests {
             }))
         };
         let alone = read(json!({"hidden_size": 64})).unwrap();
-        for over in [json!(null), json!({"hidden_size": 64, "num_hidden_layers": 12})] {
+        for over in [
+            json!(null),
+            json!({"hidden_size": 64, "num_hidden_layers": 12}),
+        ] {
             assert_eq!(whole(over).unwrap(), alone);
         }
-        let error = whole(json!({"num_hidden_layers": 3})).unwrap_err().to_string();
+        let error = whole(json!({"num_hidden_layers": 3}))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("text_config_dict"), "{error}");
-        let error = read(json!({"text_config_dict": {}})).unwrap_err().to_string();
+        let error = read(json!({"text_config_dict": {}}))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("text_config is missing"), "{error}");
     }
 

@@ -15,7 +15,10 @@ use crate::error::{Error, Result};
 pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("add_bos_token", "start and end are always added"),
     ("add_eos_token", "start and end are always added"),
-    ("add_prefix_space", "words are split the same way either way"),
+    (
+        "add_prefix_space",
+        "words are split the same way either way",
+    ),
     ("auto_map", DESCRIPTION),
     ("backend", DESCRIPTION),
     ("chat_template", "only for chats"),
@@ -30,7 +33,10 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("merges_file", "the file beside is read"),
     ("model_input_names", "only says what is given besides"),
     ("name_or_path", DESCRIPTION),
-    ("pad_to_multiple_of", "the pipeline asks for model_max_length"),
+    (
+        "pad_to_multiple_of",
+        "the pipeline asks for model_max_length",
+    ),
     ("pad_token_type_id", "only says what is given besides"),
     ("processor_class", DESCRIPTION),
     ("response_template", "only for chats"),
@@ -164,7 +170,12 @@ impl TokenizerConfig {
         let stray = |(key, value): &(&String, &Value)| {
             !key.starts_with('_') && !value.is_null() && !known(key) && !is_own_token(key, value)
         };
-        let strays: Vec<&str> = self.keys.iter().filter(stray).map(|(k, _)| k.as_str()).collect();
+        let strays: Vec<&str> = self
+            .keys
+            .iter()
+            .filter(stray)
+            .map(|(k, _)| k.as_str())
+            .collect();
         if !strays.is_empty() {
             let (path, strays) = (self.path.display(), strays.join(", "));
             tracing::warn!("{path}: ignored, as the class has no such key: {strays}");
@@ -235,7 +246,8 @@ const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 fn is_role(key: &str) -> bool {
     let roles = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
-    key.strip_suffix("_token").is_some_and(|role| roles.contains(&role))
+    key.strip_suffix("_token")
+        .is_some_and(|role| roles.contains(&role))
 }
 
 /// A token under a key of the model's own, `image_token` for example.
@@ -288,10 +300,7 @@ fn parse_decoder(value: &Value, path: &Path) -> Result<BTreeMap<u32, AddedToken>
 }
 
 /// `added_tokens.json`, before `added_tokens_decoder`: token to id, e.g. of textual inversion.
-fn parse_old_added(
-    path: &Path,
-    keys: &Map<String, Value>,
-) -> Result<BTreeMap<u32, AddedToken>> {
+fn parse_old_added(path: &Path, keys: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>> {
     let has_role = |content: &str| {
         let text = |value: &Value| value.as_str() == Some(content);
         let is = |value: &Value| text(value) || value.get("content").is_some_and(text);
@@ -322,7 +331,11 @@ fn check_class(class: Option<Value>, path: &Path) -> Result<()> {
 /// The reference writes 1e30 for "no limit"; the text encoder has one all the same.
 fn take_length(keys: &mut Map<String, Value>, path: &Path) -> Result<usize> {
     let older = keys.remove("max_len");
-    let Some(value) = keys.remove("model_max_length").or(older).filter(|v| !v.is_null()) else {
+    let Some(value) = keys
+        .remove("model_max_length")
+        .or(older)
+        .filter(|v| !v.is_null())
+    else {
         return Ok(DEFAULT_LENGTH);
     };
     match value.as_f64() {
@@ -339,7 +352,9 @@ fn take_side(keys: &mut Map<String, Value>, key: &str, path: &Path) -> Result<Op
     let Some(value) = keys.remove(key) else {
         return Ok(None);
     };
-    let named = value.as_str().filter(|name| ["left", "right"].contains(name));
+    let named = value
+        .as_str()
+        .filter(|name| ["left", "right"].contains(name));
     match named.and_then(Side::from_name) {
         Some(side) => Ok(Some(side)),
         None => {

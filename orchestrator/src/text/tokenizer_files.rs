@@ -96,7 +96,9 @@ impl TokenizerFiles {
                 added.extend(parsed.added_tokens.into_iter().map(|t| (t.id, t.token)));
             }
             config.padding = config.padding.or(parsed.padding.and_then(SideJson::side));
-            config.truncation = config.truncation.or(parsed.truncation.and_then(SideJson::side));
+            config.truncation = config
+                .truncation
+                .or(parsed.truncation.and_then(SideJson::side));
             let merges = parsed.model.merges.iter().map(MergeJson::split);
             let merges = number_lines(merges, &whole)?;
             (whole, parsed.model.vocab, merges)

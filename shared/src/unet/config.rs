@@ -495,7 +495,10 @@ mod tests {
         let (none, whole) = (call(&none), call(&whole));
         let middle = |o: &&crate::survey::Operation| o.layer.starts_with("mid_block");
         assert_eq!(none.iter().filter(middle).count(), 0);
-        assert_eq!(none.len(), whole.len() - whole.iter().filter(middle).count());
+        assert_eq!(
+            none.len(),
+            whole.len() - whole.iter().filter(middle).count()
+        );
     }
 
     #[test]

@@ -71,10 +71,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Read`], [`Error::Json`] or [`Error::BadWeights`].
     pub fn open(dir: &Path, library: Library, variant: Option<&str>) -> Result<Self> {
-        Self::of_files(
-            dir.display().to_string(),
-            &locate(dir, library, variant)?,
-        )
+        Self::of_files(dir.display().to_string(), &locate(dir, library, variant)?)
     }
 
     /// Whether `dir` holds files of a variant, which are then the only ones to be read.
@@ -156,7 +153,9 @@ impl Checkpoint {
         if let Some(first) = self.stray(parameters) {
             let unused = self.entries.len() - parameters.len();
             let origin = &self.origin;
-            tracing::warn!("{origin}: {unused} unused tensors, {first} the first: the config describes a model without");
+            tracing::warn!(
+                "{origin}: {unused} unused tensors, {first} the first: the config describes a model without"
+            );
         }
         let known: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
         self.entries.retain(|name, _| known.contains(name.as_str()));
@@ -306,7 +305,10 @@ fn locate(dir: &Path, library: Library, variant: Option<&str>) -> Result<Vec<Pat
     let others: &[Option<&str>] = match variant {
         Some(variant) if Checkpoint::has_variant(dir, variant) => &[],
         Some(variant) => {
-            tracing::warn!("{}: no files of the variant {variant}: the plain ones are read", dir.display());
+            tracing::warn!(
+                "{}: no files of the variant {variant}: the plain ones are read",
+                dir.display()
+            );
             &[None]
         }
         None => &[Some("fp16"), Some("bf16"), Some("fp32")],

@@ -347,7 +347,9 @@ fn digest_of_given(folders: &[&Option<PathBuf>]) -> Result<Option<String>> {
 /// Of a file, or of the weights in a directory.
 fn digest_of(path: &Path) -> Result<String> {
     if path.is_dir() {
-        return Ok(Checkpoint::open(path, Library::Transformers, None)?.digest()?.to_owned());
+        return Ok(Checkpoint::open(path, Library::Transformers, None)?
+            .digest()?
+            .to_owned());
     }
     Ok(Checkpoint::open_file(path)?.digest()?.to_owned())
 }
