@@ -29,9 +29,13 @@ fn check_text(name: &str, copy: &ModelCopy, variant: Option<&str>) {
 
 /// The autoencoder of `copy` against the golden file of `name`.
 fn check_vae(name: &str, copy: &ModelCopy) {
+    check_vae_of(name, copy, None);
+}
+
+fn check_vae_of(name: &str, copy: &ModelCopy, variant: Option<&str>) {
     let golden = Golden::load(name);
     let device = Device::flex();
-    let vae = Vae::load(&copy.part("vae"), None, &device).unwrap();
+    let vae = Vae::load(&copy.part("vae"), variant, &device).unwrap();
     let picture = vae.decode(golden.tensor("vae.latents", &device)).unwrap();
     golden.check("vae.decoded", picture);
     let posterior = vae.encode(golden.tensor("vae.image", &device)).unwrap();
@@ -337,6 +341,31 @@ fn a_variant_is_read_where_it_is_and_nowhere_else() {
     copy.write("vae/diffusion_pytorch_model.fp16.bin", "");
     let error = open(Some("fp16")).unwrap_err().to_string();
     assert_names(&error, &["vae", "variant fp16"]);
+}
+
+#[test]
+fn shards_of_a_variant_are_found_by_either_name_of_their_index() {
+    for index in ["index.fp16", "fp16.index"] {
+        let copy = ModelCopy::of("odd");
+        let stem = "vae/diffusion_pytorch_model";
+        copy.add_shards("vae", "diffusion_pytorch_model", 2);
+        copy.rename(
+            &format!("{stem}.safetensors.index.json"),
+            &format!("{stem}.safetensors.{index}.json"),
+        );
+        for i in 1..=2 {
+            let shard = format!("{stem}-0000{i}-of-00002");
+            copy.rename(
+                &format!("{shard}.safetensors"),
+                &format!("{shard}.fp16.safetensors"),
+            );
+        }
+        let file = copy.path().join(format!("{stem}.safetensors.{index}.json"));
+        let names = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(file, names.replace("2.safetensors", "2.fp16.safetensors")).unwrap();
+        copy.scale_tensors(VAE, VAE, 0.5);
+        check_vae_of("odd", &copy, Some("fp16"));
+    }
 }
 
 #[test]

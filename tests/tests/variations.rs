@@ -4,7 +4,7 @@
 use serde_json::Value;
 use shared::host::HostTensor;
 use tests::golden::Golden;
-use tests::journey::Journey;
+use tests::journey::{Files, Journey};
 use tests::model_copy::ModelCopy;
 use tests::reference::psnr;
 
@@ -36,6 +36,28 @@ fn apply(copy: &ModelCopy, edit: &Value) {
         }
         _ => panic!("an unknown edit {edit}"),
     };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_a_middle_block_is_split_as_others_are() {
+    let golden = Golden::load("variations");
+    let copy = ModelCopy::of("sd2");
+    copy.set_null("unet/config.json", "mid_block_type");
+    let journey = Journey::of(&golden, copy.path()).with("--width", "16");
+    let journey = journey.with("--height", "24");
+    let local = journey.go().await.unwrap();
+    for split in [
+        journey.clone().over_local_workers(2),
+        journey.clone().on_resident_strips(3),
+    ] {
+        let split = split.go().await.unwrap();
+        let values = |files: &Files| {
+            let values = files.latents().data.into_iter().map(f64::from);
+            values.collect::<Vec<_>>()
+        };
+        let db = psnr(&values(&split), &values(&local), 8.0);
+        assert!(db >= 80.0, "{db:.1} dB");
+    }
 }
 
 /// The picture's values in 0..255, `[C, h, w]`.

@@ -291,10 +291,17 @@ fn locate(dir: &Path, library: Library, variant: Option<&str>) -> Result<Vec<Pat
     let found = |variant: Option<&str>| -> Result<Option<Vec<PathBuf>>> {
         let infix = variant.map(|v| format!(".{v}")).unwrap_or_default();
         let whole = dir.join(format!("{stem}{infix}.safetensors"));
-        let index = dir.join(format!("{stem}.safetensors.index{infix}.json"));
         let shards_first = library == Library::Diffusers;
-        if index.is_file() && (shards_first || !whole.is_file()) {
-            return shards(dir, &index).map(Some);
+        // The second is what diffusers wrote until 2024.
+        let indices = [
+            format!("index{infix}"),
+            format!("{}.index", &infix[infix.len().min(1)..]),
+        ];
+        for index in &indices[..1 + usize::from(shards_first && variant.is_some())] {
+            let index = dir.join(format!("{stem}.safetensors.{index}.json"));
+            if index.is_file() && (shards_first || !whole.is_file()) {
+                return shards(dir, &index).map(Some);
+            }
         }
         Ok(whole.is_file().then(|| vec![whole]))
     };
