@@ -3,9 +3,8 @@
 //! In the paper's letters: a step goes from time s to time t, alpha and sigma are the weights of
 //! signal and noise there, lambda = log(alpha / sigma), h = lambda_t - lambda_s.
 
-use super::config::{
-    PredictionType, SchedulerConfig, TimestepSpacing, choose, refuse, unsupported,
-};
+use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
+use super::keys::{choose, refuse, unsupported};
 use super::sigmas::{final_sigma, interpolate, karras, timestep_of};
 use super::tables::{Tables, leading, linspace, trailing};
 use super::{BetaSchedule, Scheduler, SchedulerError, assert_next, assert_same_length};

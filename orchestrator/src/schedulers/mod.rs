@@ -7,6 +7,7 @@
 //! # Layout
 //!
 //! - [`SchedulerConfig`]: `scheduler_config.json` and what is refused in it;
+//! - `keys`: how its single keys are read;
 //! - `tables`: the training schedule and which timesteps are visited;
 //! - `sigmas`: noise levels, for the schedulers that step along those;
 //! - `ddim`, `pndm`, `euler`, `euler_ancestral`, `dpm_solver`: one scheduler each;
@@ -18,6 +19,7 @@ mod dpm_solver;
 mod error;
 mod euler;
 mod euler_ancestral;
+mod keys;
 mod pndm;
 mod sigmas;
 mod tables;
