@@ -48,6 +48,12 @@ SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer_config.json"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 LONG = "a large red circle above a small blue square, " * 12 + "on a yellow background"
+UNREAD = {
+    "cross_attention_norm": "layer_norm",
+    "mid_block_only_cross_attention": True,
+    "resnet_out_scale_factor": 2.0,
+    "resnet_skip_time_act": True,
+}
 VECTORS = {"<cat-toy>": 674, "<cat-toy>_1": 675, "<cat-toy>_2": 676}
 
 
@@ -118,6 +124,10 @@ def variations() -> list[dict]:
         {
             "name": "strays of a running average",
             "edits": [{"set": ["unet/config.json", key, value]} for key, value in {"decay": 0.9, "optimization_step": 7}.items()],
+        },
+        {
+            "name": "unet keys that nobody reads",
+            "edits": [{"set": ["unet/config.json", key, value]} for key, value in UNREAD.items()],
         },
         {"name": "fewer text layers", "edits": [{"set": ["text_encoder/config.json", "num_hidden_layers", 1]}]},
         {"name": "padding left", "edits": tokenizer(padding_side="left")},

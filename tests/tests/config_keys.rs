@@ -219,8 +219,6 @@ async fn of_the_unet() {
         change("projection_class_embeddings_input_dim", json!(80)),
         change("num_class_embeds", json!(10)),
         change("resnet_time_scale_shift", json!("scale_shift")),
-        change("resnet_skip_time_act", json!(true)),
-        change("resnet_out_scale_factor", json!(2)),
         change("time_embedding_type", json!("fourier")),
         change("time_embedding_dim", json!(16)),
         change("time_embedding_act_fn", json!("silu")),
@@ -230,8 +228,6 @@ async fn of_the_unet() {
         change("conv_out_kernel", json!(5)),
         change("attention_type", json!("gated")),
         change("class_embeddings_concat", json!(true)),
-        change("mid_block_only_cross_attention", json!(true)),
-        change("cross_attention_norm", json!("layer_norm")),
         change("quantization_config", json!({"bits": 4})),
     ];
     let keys = keys_of(&golden, "UNet2DConditionModel");

@@ -9,11 +9,17 @@ use crate::error::{Error, Result};
 pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("dropout", "only in training"),
     ("upcast_attention", "attention is in f32 already"),
+    ("cross_attention_norm", OTHER_BLOCKS),
+    ("mid_block_only_cross_attention", OTHER_BLOCKS),
+    ("resnet_out_scale_factor", OTHER_BLOCKS),
+    ("resnet_skip_time_act", OTHER_BLOCKS),
     (
         "addition_embed_type_num_heads",
         "only read where addition_embed_type is text, which is refused",
     ),
 ];
+
+const OTHER_BLOCKS: &str = "only read by kinds of blocks that are refused";
 
 /// `sample_size`: the size of the latents that the model was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,20 +100,16 @@ pub(super) fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
         keys.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
     }
     keys.only_each("only_cross_attention", &[json!(false)])?;
-    keys.only("mid_block_only_cross_attention", &[json!(false)])?;
     keys.only("downsample_padding", &[json!(1)])?;
     keys.only("mid_block_scale_factor", &[json!(1)])?;
-    keys.only("resnet_out_scale_factor", &[json!(1)])?;
     keys.only("act_fn", &[json!("silu"), json!("swish")])?;
     keys.only("dual_cross_attention", &[json!(false)])?;
     keys.only("resnet_time_scale_shift", &[json!("default")])?;
-    keys.only("resnet_skip_time_act", &[json!(false)])?;
     keys.only("time_embedding_type", &[json!("positional")])?;
-    keys.only("attention_type", &[json!("default"), json!(null)])?;
     keys.only("class_embeddings_concat", &[json!(false)])?;
+    keys.only("attention_type", &[json!("default"), json!(null)])?;
     for key in [
         "class_embed_type",
-        "cross_attention_norm",
         "encoder_hid_dim",
         "encoder_hid_dim_type",
         "num_attention_heads",
