@@ -9,6 +9,7 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
 //!
 //! How good it is:
@@ -34,6 +35,7 @@
 pub mod audit;
 pub mod cli;
 pub mod commands;
+pub mod corrections;
 pub mod cost;
 pub mod error;
 pub mod evaluation;

@@ -8,8 +8,9 @@ use shared::device::is_cpu;
 use shared::host::HostTensor;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Stored, Weights, list};
+use shared::weights::{Checkpoint, Library, Stored, Weights, list};
 
+use crate::corrections;
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
 use crate::memory;
@@ -31,8 +32,12 @@ pub struct Pipeline {
     digest: String,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
+    /// Rows and columns of the latents where nobody asks for others.
     sample_size: Option<[usize; 2]>,
+    /// As read.
     scheduler: SchedulerConfig,
+    /// Of the model's own scheduler.
+    scheduler_class: String,
     device: Device,
 }
 
@@ -81,16 +86,18 @@ impl Pipeline {
     /// Each names the file, key or tensor that is missing, damaged or not supported.
     pub fn open(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
         let dir = ModelDir::open(dir)?;
+        dir.check_variant(variant)?;
         let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
-        let checkpoint = Checkpoint::open(&dir.unet, "diffusion_pytorch_model", variant)?;
+        let checkpoint = Checkpoint::open(&dir.unet, Library::Diffusers, variant)?;
         let unet = Stored::new(config.build(), checkpoint)?;
         let pipeline = Self {
             tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
             text_encoder: ClipTextEncoder::open(&dir.text_encoder, variant)?,
             vae: Vae::open(&dir.vae, variant)?,
             scheduler: read_scheduler(&dir.scheduler)?,
+            scheduler_class: dir.scheduler_class,
             guidance_scale: dir.guidance_scale,
-            sample_size: config.sample_size,
+            sample_size: corrections::sample_size(&config)?,
             digest: unet.digest()?.to_owned(),
             unet,
             device: device.clone(),
@@ -118,6 +125,20 @@ impl Pipeline {
         if vae.latent_channels() != unet.in_channels {
             let channels = vae.latent_channels();
             return unfit("the VAE's latent channels are", channels, unet.in_channels);
+        }
+        if unet.time.added.is_some() {
+            return Err(Error::Request(
+                "the U-Net's addition_embed_type is text_time, which needs the pooled text of a second \
+                 text encoder; it is not supported yet"
+                    .into(),
+            ));
+        }
+        if self.tokens() > self.text_encoder.layers().places() {
+            let places = self.text_encoder.layers().places();
+            return Err(Error::Tokens(format!(
+                "model_max_length is {}, max_position_embeddings {places}",
+                self.tokens()
+            )));
         }
         if unet.out_channels != unet.in_channels {
             return unfit(
@@ -216,16 +237,23 @@ impl Pipeline {
         Ok(self.scheduler(sampling)?.timesteps().len())
     }
 
+    /// The scheduler of one picture.
     fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
-        let kind = sampling
-            .scheduler
-            .map_or_else(|| self.scheduler.kind(), Ok)?;
-        Ok(schedulers::build(
-            kind,
-            &self.scheduler,
-            sampling.steps,
-            sampling.eta,
-        )?)
+        let kind = match sampling.scheduler {
+            Some(kind) => kind,
+            None => SchedulerKind::from_class_name(&self.scheduler_class)?,
+        };
+        let config = corrections::scheduler(&self.scheduler, sampling.scheduler.is_some());
+        let (steps, eta) = (sampling.steps, sampling.eta);
+        Ok(schedulers::build(kind, &config, steps, eta)?)
+    }
+
+    /// Checks that pictures can be sampled so, before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`], naming the setting.
+    pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        self.scheduler(sampling).map(drop)
     }
 
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on

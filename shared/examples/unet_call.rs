@@ -12,7 +12,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::host::HostTensor;
-use shared::unet::{UNet, UNetConfig};
+use shared::unet::{SampleSize, UNet, UNetConfig};
 use shared::weights::Weights;
 use shared::whole::{AddedConditioning, Conditioning, Whole};
 
@@ -45,7 +45,7 @@ fn main() -> shared::Result<()> {
     let weights = Weights::random(&unet, 1, (&opened.device, precision))?;
     let [h, w] = config
         .sample_size
-        .unwrap_or([64, 64])
+        .map_or([64, 64], SampleSize::sides)
         .map(|size| size.min(64));
     let sample: Tensor<4> = wave([2, unet.in_channels, h, w]).into_device(&opened.device)?;
     let mut whole = Whole::new(weights, conditioning(&unet, &opened)?);

@@ -69,6 +69,12 @@ impl Journey {
             .with("--scheme", "local")
     }
 
+    /// With another prompt.
+    pub fn asking(mut self, prompt: &str) -> Self {
+        self.arguments[1] = prompt.into();
+        self
+    }
+
     /// With a flag; the last value given counts.
     pub fn with(mut self, flag: &str, value: impl Into<OsString>) -> Self {
         if let Some(at) = self.arguments.iter().position(|a| a == flag) {

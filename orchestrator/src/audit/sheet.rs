@@ -58,8 +58,12 @@ struct Page {
 
 impl Page {
     fn new(width: usize, height: usize) -> Self {
-        let rgb = vec![1.0; 3 * width * height];
-        let picture = Picture { width, height, rgb };
+        let picture = Picture {
+            width,
+            height,
+            rgb: vec![1.0; 3 * width * height],
+            alpha: None,
+        };
         Self { picture }
     }
 
@@ -98,6 +102,7 @@ mod tests {
                 width: 8,
                 height: 4,
                 rgb: vec![value; 3 * 32],
+                alpha: None,
             },
             caption: String::new(),
         };

@@ -8,7 +8,7 @@ mod checkpoint;
 mod file;
 mod stored;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Library};
 pub use stored::Stored;
 
 use std::collections::HashMap;

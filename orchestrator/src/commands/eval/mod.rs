@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use shared::weights::Checkpoint;
+use shared::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -174,6 +174,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         .iter()
         .for_each(|hint| eprintln!("left out: {hint}"));
     let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
+    pipeline.check_sampling(&sampling)?;
     let way = arguments.terms.way;
     let fleet = arguments.workers.as_deref().map(|path| way.fleet(path));
     let fleet = fleet.transpose()?;
@@ -352,7 +353,9 @@ fn digest_of_given(folders: &[&Option<PathBuf>]) -> Result<Option<String>> {
 /// Of a file, or of the weights in a directory.
 fn digest_of(path: &Path) -> Result<String> {
     if path.is_dir() {
-        return Ok(Checkpoint::open(path, "model", None)?.digest()?.to_owned());
+        return Ok(Checkpoint::open(path, Library::Transformers, None)?
+            .digest()?
+            .to_owned());
     }
     Ok(Checkpoint::open_file(path)?.digest()?.to_owned())
 }

@@ -98,6 +98,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let sampling = arguments
         .sampling
         .settle(pipeline.guidance_scale, arguments.eta);
+    pipeline.check_sampling(&sampling)?;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
