@@ -15,14 +15,20 @@ use shared::wire::{
 
 use super::Part;
 use super::config::WorkerConfig;
+use super::session::{Counted, Session};
 use super::tally::{Kind, Size, Tally};
 use super::tap::Tap;
 use crate::error::{Error, Result, one_line};
+use crate::interrupt;
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How long a worker may take to open a session.
+const OPENING: Duration = Duration::from_secs(30);
+/// Most characters of a session's name.
+const MAX_NAME: usize = 64;
 /// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
 const MARGIN: usize = 64 << 10;
 /// Pauses before a request that was not answered is sent again.
@@ -39,11 +45,17 @@ pub struct Handed {
     pub size: Size,
 }
 
-/// A connection to one worker.
-pub struct Client {
+/// How a worker is reached.
+#[derive(Clone)]
+struct Line {
     http: reqwest::Client,
     worker: WorkerConfig,
-    session: String,
+}
+
+/// A connection to one worker.
+pub struct Client {
+    line: Line,
+    session: Option<Session>,
     sequence: u64,
     /// What was sent to it and what it did.
     pub tally: Tally,
@@ -68,11 +80,13 @@ impl Client {
             .build();
         let http = http.map_err(|e| Error::unreachable(&worker.url, &e))?;
         Ok(Self {
-            http,
+            line: Line {
+                http,
+                worker: worker.clone(),
+            },
             tally: Tally::new(worker),
             tap: None,
-            worker: worker.clone(),
-            session: String::new(),
+            session: None,
             sequence: 0,
         })
     }
@@ -82,12 +96,7 @@ impl Client {
     /// # Errors
     /// As [`Self::open`].
     pub async fn info(&self) -> Result<(Info, Duration)> {
-        // The first request pays for the connection, so the second is timed.
-        self.send(self.request(Method::GET, "health/ready")).await?;
-        let start = Instant::now();
-        let reply = self.send(self.request(Method::GET, "v1/info")).await?;
-        let round_trip = start.elapsed();
-        Ok((self.json(&reply)?, round_trip))
+        self.line.info().await
     }
 
     /// Sends `up` bytes that mean nothing and has as many as `down` sent back.
@@ -95,41 +104,66 @@ impl Client {
     /// # Errors
     /// As [`Self::open`].
     pub async fn probe(&self, up: usize, down: usize) -> Result<()> {
-        let path = format!("v1/probe/{down}");
-        let request = self.request(Method::POST, &path).body(vec![0; up]);
-        self.send_for(request, down + MARGIN).await?;
+        let path = ["v1", "probe", &down.to_string()];
+        let request = self.line.request(Method::POST, &path).body(vec![0; up]);
+        self.line.send_for(request, down + MARGIN).await?;
         Ok(())
     }
 
     /// Opens a session for the model of `digest`, in which the worker holds the strip of `resident` or
-    /// none.
+    /// none, as a lane of `picture`. It is closed when this is dropped, if not before.
     ///
     /// # Errors
     /// [`Error::WorkerUnreachable`], [`Error::WorkerRefused`], [`Error::WorkerToken`],
-    /// [`Error::WorkerModel`] or [`Error::WorkerReply`].
-    pub async fn open(&mut self, digest: &str, resident: Option<Resident>) -> Result<()> {
+    /// [`Error::WorkerProtocol`], [`Error::WorkerModel`], [`Error::WorkerReply`] or [`Error::Interrupted`].
+    pub async fn open(
+        &mut self,
+        digest: &str,
+        resident: Option<Resident>,
+        picture: Option<String>,
+    ) -> Result<()> {
         let (info, _) = self.info().await?;
-        if info.protocol != PROTOCOL {
-            let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
-            return Err(self.nonsense(&reason));
-        }
-        if !info.models.iter().any(|m| m.digest == digest) {
-            let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
-            return Err(Error::WorkerModel {
-                worker: self.worker.url.to_string(),
-                held: one_line(&held.join(", ")),
-                wanted: short(digest).to_owned(),
-            });
-        }
+        self.line.check_protocol(&info)?;
+        self.line.check_model(&info, digest)?;
         let body = OpenSession {
             protocol: PROTOCOL,
             model: digest.to_owned(),
             resident,
+            picture,
         };
-        let request = self.request(Method::POST, "v1/sessions").json(&body);
-        let opened: SessionOpened = self.json(&self.send(request).await?)?;
-        self.session = opened.session;
+        let line = self.line.clone();
+        // A task of its own: were this left while the worker opens a session, nobody would know which.
+        let opening = tokio::spawn(async move { line.open(&body).await });
+        let opened = interrupt::unless_asked(async {
+            let failed = |e: tokio::task::JoinError| Error::Request(format!("opening: {e}"));
+            opening.await.map_err(failed)?
+        });
+        self.session = Some(opened.await?);
         Ok(())
+    }
+
+    /// That the worker speaks this side's protocol.
+    ///
+    /// # Errors
+    /// [`Error::WorkerProtocol`].
+    pub fn check_protocol(&self, info: &Info) -> Result<()> {
+        self.line.check_protocol(info)
+    }
+
+    /// That the worker holds the model of `digest`.
+    ///
+    /// # Errors
+    /// [`Error::WorkerModel`].
+    pub fn check_model(&self, info: &Info, digest: &str) -> Result<()> {
+        self.line.check_model(info, digest)
+    }
+
+    /// Path of a request of the session.
+    fn path<'a>(&'a self, what: &'a str) -> Result<[&'a str; 4]> {
+        match &self.session {
+            Some(session) => Ok(["v1", "sessions", &session.name, what]),
+            None => Err(Error::Request("no session is open".into())),
+        }
     }
 
     /// Has the worker do its part of an exchange; gives each piece's output, in order.
@@ -161,8 +195,8 @@ impl Client {
         }
         let (body, size) = packed(&message)?;
         drop(message);
-        let path = format!("v1/sessions/{}/run", self.session);
-        let reply = self.send_again(&path, &body, reply_bytes).await?;
+        let path = self.path("run")?;
+        let reply = self.line.send_again(&path, &body, reply_bytes).await?;
         self.tally.count_request(kind, size);
         let (outputs, size) = self.read(&reply, wanted)?;
         self.tally.count_reply(kind, size);
@@ -189,8 +223,8 @@ impl Client {
         let sequence = self.sequence;
         let header = AdvanceHeader { sequence, at };
         let (body, size) = packed(&Message { header, tensors })?;
-        let path = format!("v1/sessions/{}/advance", self.session);
-        let reply = self.send_again(&path, &body, limit + MARGIN).await?;
+        let path = self.path("advance")?;
+        let reply = self.line.send_again(&path, &body, limit + MARGIN).await?;
         self.tally.count_request(kind, size);
         let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
@@ -213,31 +247,15 @@ impl Client {
         Err(self.nonsense(&format!("it answered {answered} to {}", self.sequence)))
     }
 
-    /// An error about a request that was not answered. Silence is not worth a second try: it has been
-    /// long enough.
-    fn lost(&self, error: &reqwest::Error) -> Error {
-        if error.is_timeout() && !error.is_connect() {
-            return Error::WorkerSilent {
-                worker: self.worker.url.to_string(),
-                seconds: SILENCE.as_secs(),
-            };
-        }
-        Error::unreachable(&self.worker.url, error)
-    }
-
     /// An error about what the worker answered.
     pub fn nonsense(&self, reason: &str) -> Error {
-        Error::reply(&self.worker.url, reason)
+        self.line.nonsense(reason)
     }
 
     /// Closes the session, if the worker can be told, and gives the account.
     pub async fn close(self) -> Tally {
-        if !self.session.is_empty() {
-            let path = format!("v1/sessions/{}", self.session);
-            let request = self.request(Method::DELETE, &path).timeout(CONNECT);
-            if let Err(error) = self.send(request).await {
-                tracing::debug!("closing a session: {error}");
-            }
+        if let Some(session) = self.session {
+            session.close().await;
         }
         self.tally
     }
@@ -275,9 +293,110 @@ impl Client {
             .collect::<Result<_>>()?;
         Ok((outputs, size))
     }
+}
+
+impl Line {
+    async fn info(&self) -> Result<(Info, Duration)> {
+        // The first request pays for the connection, so the second is timed.
+        self.send(self.request(Method::GET, &["health", "ready"]))
+            .await?;
+        let start = Instant::now();
+        let reply = self
+            .send(self.request(Method::GET, &["v1", "info"]))
+            .await?;
+        let round_trip = start.elapsed();
+        Ok((self.checked(self.json(&reply)?)?, round_trip))
+    }
+
+    /// What the worker says of itself, fit to be shown and to be counted with.
+    fn checked(&self, mut info: Info) -> Result<Info> {
+        let texts = [&mut info.version, &mut info.device, &mut info.adapter];
+        let models = info.models.iter_mut();
+        let models = models.flat_map(|model| [&mut model.kind, &mut model.digest]);
+        for text in texts.into_iter().chain(models) {
+            *text = one_line(text);
+        }
+        if info.gflops.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
+            return Err(self.nonsense("a speed that is not above zero"));
+        }
+        if info.limits.max_body_bytes == 0 {
+            return Err(self.nonsense("it accepts no bytes"));
+        }
+        Ok(info)
+    }
+
+    fn check_protocol(&self, info: &Info) -> Result<()> {
+        if info.protocol == PROTOCOL {
+            return Ok(());
+        }
+        Err(Error::WorkerProtocol {
+            worker: self.worker.url.to_string(),
+            theirs: info.protocol,
+            ours: PROTOCOL,
+        })
+    }
+
+    fn check_model(&self, info: &Info, digest: &str) -> Result<()> {
+        if info.models.iter().any(|m| m.digest == digest) {
+            return Ok(());
+        }
+        let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
+        Err(Error::WorkerModel {
+            worker: self.worker.url.to_string(),
+            held: one_line(&held.join(", ")),
+            wanted: short(digest).to_owned(),
+        })
+    }
+
+    /// Opens a session, and sees to it that it is closed.
+    async fn open(self, body: &OpenSession) -> Result<Session> {
+        interrupt::check()?;
+        let counted = Counted::new();
+        let request = self.request(Method::POST, &["v1", "sessions"]).json(body);
+        // Not to be left at an interrupt: the session would be open, and its name unknown.
+        let reply = self.deliver(request.timeout(OPENING), MARGIN).await;
+        let reply = reply.map_err(|error| match error {
+            Error::WorkerRefused {
+                worker,
+                status: 422,
+                reason,
+            } => Error::WorkerSession { worker, reason },
+            other => other,
+        })?;
+        let SessionOpened { session: name } = self.json(&reply)?;
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(word) {
+            return Err(self.nonsense("the session's name is no word of letters and digits"));
+        }
+        let path = ["v1", "sessions", &name];
+        let request = self.request(Method::DELETE, &path).timeout(CONNECT);
+        let close = async move {
+            if let Err(error) = self.deliver(request, MARGIN).await {
+                tracing::debug!("closing a session: {error}");
+            }
+        };
+        Ok(Session::new(name, counted, close))
+    }
+
+    /// An error about a request that was not answered. Silence is not worth a second try: it has been
+    /// long enough.
+    fn lost(&self, error: &reqwest::Error) -> Error {
+        if error.is_timeout() && !error.is_connect() {
+            return Error::WorkerSilent {
+                worker: self.worker.url.to_string(),
+                seconds: SILENCE.as_secs(),
+            };
+        }
+        Error::unreachable(&self.worker.url, error)
+    }
+
+    /// An error about what the worker answered.
+    fn nonsense(&self, reason: &str) -> Error {
+        Error::reply(&self.worker.url, reason)
+    }
 
     /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
-    async fn send_again(&self, path: &str, body: &Bytes, limit: usize) -> Result<Vec<u8>> {
+    async fn send_again(&self, path: &[&str], body: &Bytes, limit: usize) -> Result<Vec<u8>> {
         let mut pauses = RETRIES.into_iter();
         loop {
             let request = self
@@ -296,10 +415,13 @@ impl Client {
         }
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    /// A request to the path of these parts, below the worker's own.
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
         let mut url = self.worker.url.clone();
-        let base = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{base}/{path}"));
+        // Always a base: the workers' file admits http and https alone.
+        if let Ok(mut parts) = url.path_segments_mut() {
+            parts.pop_if_empty().extend(path);
+        }
         let request = self.http.request(method, url);
         match &self.worker.token {
             Some(token) => request.bearer_auth(token),
@@ -312,9 +434,14 @@ impl Client {
         self.send_for(request, MARGIN).await
     }
 
+    /// As [`Self::deliver`], unless this process is asked to end.
+    async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+        interrupt::unless_asked(self.deliver(request, limit)).await
+    }
+
     /// Sends a request and gives the answer's body, of at most `limit` bytes; anything but success
     /// is an error that names the worker.
-    async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+    async fn deliver(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
         let response = request.send().await.map_err(|e| self.lost(&e))?;
         let status = response.status();
         let worker = self.worker.url.to_string();

@@ -3,7 +3,9 @@
 //! # Layout
 //!
 //! - [`config`]: which workers there are: the TOML file.
+//! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
+//! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
 //! - [`measure`]: how fast the connection and the workers are.
@@ -16,6 +18,8 @@ pub mod config;
 pub mod link;
 pub mod local;
 pub mod measure;
+pub mod roster;
+pub mod session;
 pub mod tally;
 pub mod tap;
 
@@ -70,9 +74,12 @@ impl Fleet {
     ) -> Result<Self> {
         let workers = config.workers.iter().enumerate();
         let clients = (0..lanes).flat_map(|_| workers.clone());
+        // Its lanes take one place at a worker.
+        let picture = &(lanes > 1).then(|| uuid::Uuid::new_v4().simple().to_string());
         let clients = clients.map(|(i, worker)| async move {
             let mut client = Client::new(worker)?;
-            client.open(digest, residents.get(i).cloned()).await?;
+            let resident = residents.get(i).cloned();
+            client.open(digest, resident, picture.clone()).await?;
             Ok::<_, Error>(client)
         });
         Ok(Self {
