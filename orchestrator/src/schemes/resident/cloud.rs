@@ -13,7 +13,7 @@ use shared::placement::{Latents, SelfAttention, Wires};
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
-use shared::wire::{Codec, Payload};
+use shared::wire::{Codec, Dtype, Payload};
 
 use super::conductor::Hub;
 use super::seats;
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Handed;
 use crate::fleet::tally::Kind;
+use crate::schemes::plausible::{Plausible, check_among, check_prediction};
 
 /// This side's ends of what goes to and from a worker.
 #[derive(Default)]
@@ -53,6 +54,10 @@ pub struct Cloud {
     prediction: Option<HostTensor>,
     /// What makes the tiles that the workers are at understandable.
     secret: Option<Secret>,
+    /// What is known of the step's values.
+    known: Plausible,
+    /// The largest value of the edge rows that each worker handed out last.
+    edges: Vec<f64>,
 }
 
 impl Cloud {
@@ -80,6 +85,8 @@ impl Cloud {
             begin: None,
             prediction: None,
             secret: None,
+            known: Plausible::of([]),
+            edges: Vec::new(),
         }
     }
 
@@ -113,37 +120,69 @@ impl Cloud {
         let kind = kind_of(exchange);
         let pending = std::mem::take(&mut self.pending);
         let mut collected = Vec::with_capacity(pending.len());
+        let mut largest = 0f64;
+        self.edges = vec![0.0; pending.len()];
         for (i, (handed, seat)) in pending.into_iter().zip(seats).enumerate() {
             if let Some(tally) = self.fleet.tallies().nth(i) {
                 tally.count_reply(kind, handed.size);
             }
-            let tensors = self.read(i, exchange, *seat, handed);
-            collected.push(tensors.map_err(|e| self.fleet.nonsense(i, &e))?);
+            let read = self.read(i, exchange, *seat, handed);
+            let (tensors, most) = read.map_err(|e| self.fleet.nonsense(i, &e))?;
+            collected.push(tensors);
+            largest = largest.max(most);
         }
+        self.known.see(largest);
         Ok(collected)
     }
 
-    /// What the `index`-th worker `handed` out, checked, with what the user attends to as plain numbers.
-    /// Halos go on as they came: the neighbour's end holds what this worker's end does.
+    /// What the `index`-th worker `handed` out, checked, with what the user attends to as plain numbers; and
+    /// the largest of all. Halos go on as they came: the neighbour's end holds what this worker's end does.
     fn read(
         &mut self,
         index: usize,
         exchange: &Exchange<'_>,
         seat: Seat,
         handed: Handed,
-    ) -> shared::Result<Tensors> {
+    ) -> shared::Result<(Tensors, f64)> {
         let items = exchange.from_worker(seat);
         let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
         let codec = &mut self.ends[index].incoming;
-        for item in items.iter().filter(|i| i.writing != Writing::Halo) {
-            let Some(wire) = item.wire(self.wires) else {
-                continue;
-            };
+        let mut largest = 0f64;
+        let is_prediction = match exchange.of {
+            Of::End { latents, .. } => latents == Latents::Shared,
+            _ => false,
+        };
+        for item in &items {
+            let name = stream(exchange, item.name);
             let payload = take(&mut tensors, item.name)?;
-            let tensor = codec.read(&stream(exchange, item.name), payload, &item.shape, wire)?;
-            tensors.insert(item.name, tensor.into());
+            let (kept, most) = match (item.wire(self.wires), item.writing) {
+                // Its largest depends on how many values it is of: see `merge`.
+                (_, Writing::Statistics) => (payload, 0.0),
+                (Some(wire), Writing::Halo) if payload.dtype() == Dtype::U8 => {
+                    let tensor = codec.read(&name, payload.clone(), &item.shape, wire)?;
+                    (payload, self.known.check_made(&name, tensor.largest())?)
+                }
+                (Some(wire), writing) if writing != Writing::Halo => {
+                    let tensor = codec.read(&name, payload, &item.shape, wire)?;
+                    let most = self.known.check_made(&name, tensor.largest())?;
+                    (tensor.into(), most)
+                }
+                (None, _) if is_prediction => {
+                    let most = check_prediction(&name, payload.largest())?;
+                    (payload, most)
+                }
+                _ => {
+                    let most = self.known.check_made(&name, payload.largest())?;
+                    (payload, most)
+                }
+            };
+            largest = largest.max(most);
+            if item.writing == Writing::Halo {
+                self.edges[index] = self.edges[index].max(most);
+            }
+            tensors.insert(item.name, kept);
         }
-        Ok(tensors)
+        Ok((tensors, largest))
     }
 
     /// One tensor from each worker.
@@ -244,6 +283,7 @@ impl Cloud {
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
+        self.known = Plausible::of([&latents, &embedding].into_iter().chain(&self.prompt));
         let mut features = match exchange.of {
             Of::Begin {
                 conv_in,
@@ -316,6 +356,14 @@ impl Cloud {
         let mut merged: Vec<Moments> = Vec::new();
         for (i, (tensors, seat)) in handed.iter_mut().zip(seats).enumerate() {
             let moments = take(tensors, "moments")?.into_moments(per_row * seat.rows);
+            let moments = moments.and_then(|moments| {
+                self.known.check_moments_of_made("moments", &moments)?;
+                // What is sent as a change may be rounded by as much as it changes.
+                if !self.wires.halo.is_temporal() {
+                    check_among("edge rows", self.edges[i], &moments)?;
+                }
+                Ok(moments)
+            });
             let moments = moments.map_err(|e| self.fleet.nonsense(i, &e))?;
             if merged.is_empty() {
                 merged = moments;
