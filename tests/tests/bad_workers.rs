@@ -410,6 +410,33 @@ async fn numbers_too_large_to_compute_with() {
     }
 }
 
+/// In an evaluation they are not the prompt's fault: the run stops, and names the worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_names_the_worker_and_not_the_prompt() {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    let url = tampering_worker(MODEL, 1, first_set(1e300)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.txt");
+    std::fs::write(&prompts, "a red circle\n").unwrap();
+    let fleet = fleet_file(folder.path(), &[(&good.url, None), (&url, None)]);
+    let mut arguments = vec![OsString::from("eval")];
+    for (flag, value) in [
+        ("--model", model_dir(MODEL).into_os_string()),
+        ("--device", "cpu".into()),
+        ("--prompts", prompts.into()),
+        ("--schemes", "resident".into()),
+        ("--steps", "2".into()),
+        ("--workers", fleet.into()),
+        ("--out", folder.path().join("eval").into()),
+    ] {
+        arguments.extend([flag.into(), value]);
+    }
+    let error = lacuna(arguments).await.unwrap_err();
+    assert_names(&error, &["the run stopped", "nonsense", &url]);
+    assert!(!error.contains(&good.url), "{error}");
+    good.is_left().await;
+}
+
 /// The same at every exchange of a step, by every wire and with every way to attend.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_too_large_at_any_exchange_are_the_workers_who_hands_them_in() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use shared::error::Error as SharedError;
-use shared::exchange::{Exchange, Item, Of, Seat, Tensors, Writing, accept, take};
+use shared::exchange::{Exchange, Item, Of, Seat, Tensors, take};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::layers::Attention;
@@ -13,23 +13,17 @@ use shared::placement::{Latents, SelfAttention, Wires};
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
-use shared::wire::{Codec, Dtype, Payload};
+use shared::wire::{Codec, Payload};
 
 use super::conductor::Hub;
+use super::intake::{Intake, stream};
 use super::seats;
 use super::tiles::Secret;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Handed;
 use crate::fleet::tally::Kind;
-use crate::schemes::plausible::{Plausible, check_among, check_prediction};
-
-/// This side's ends of what goes to and from a worker.
-#[derive(Default)]
-struct Ends {
-    incoming: Codec,
-    outgoing: Codec,
-}
+use crate::schemes::plausible::Plausible;
 
 /// One picture's strips, on a fleet of workers.
 pub struct Cloud {
@@ -37,8 +31,10 @@ pub struct Cloud {
     /// The user's own part of the U-Net.
     whole: Whole,
     wires: Wires,
-    /// This side's ends of what goes to and from each worker.
-    ends: Vec<Ends>,
+    /// This side's end of what goes to each worker.
+    codecs: Vec<Codec>,
+    /// And of what comes from them.
+    intake: Intake,
     rows: Levels,
     /// Each worker's rows of the coarsest level.
     strips: Vec<Range<usize>>,
@@ -54,10 +50,6 @@ pub struct Cloud {
     prediction: Option<HostTensor>,
     /// What makes the tiles that the workers are at understandable.
     secret: Option<Secret>,
-    /// What is known of the step's values.
-    known: Plausible,
-    /// The largest value of the edge rows that each worker handed out last.
-    edges: Vec<f64>,
 }
 
 impl Cloud {
@@ -76,7 +68,8 @@ impl Cloud {
             fleet,
             whole,
             wires,
-            ends: strips.iter().map(|_| Ends::default()).collect(),
+            codecs: strips.iter().map(|_| Codec::default()).collect(),
+            intake: Intake::new(wires, strips.len()),
             rows,
             strips,
             limit,
@@ -85,8 +78,6 @@ impl Cloud {
             begin: None,
             prediction: None,
             secret: None,
-            known: Plausible::of([]),
-            edges: Vec::new(),
         }
     }
 
@@ -120,69 +111,14 @@ impl Cloud {
         let kind = kind_of(exchange);
         let pending = std::mem::take(&mut self.pending);
         let mut collected = Vec::with_capacity(pending.len());
-        let mut largest = 0f64;
-        self.edges = vec![0.0; pending.len()];
         for (i, (handed, seat)) in pending.into_iter().zip(seats).enumerate() {
             if let Some(tally) = self.fleet.tallies().nth(i) {
                 tally.count_reply(kind, handed.size);
             }
-            let read = self.read(i, exchange, *seat, handed);
-            let (tensors, most) = read.map_err(|e| self.fleet.nonsense(i, &e))?;
-            collected.push(tensors);
-            largest = largest.max(most);
+            let tensors = self.intake.read(i, exchange, *seat, handed);
+            collected.push(tensors.map_err(|e| self.fleet.nonsense(i, &e))?);
         }
-        self.known.see(largest);
         Ok(collected)
-    }
-
-    /// What the `index`-th worker `handed` out, checked, with what the user attends to as plain numbers; and
-    /// the largest of all. Halos go on as they came: the neighbour's end holds what this worker's end does.
-    fn read(
-        &mut self,
-        index: usize,
-        exchange: &Exchange<'_>,
-        seat: Seat,
-        handed: Handed,
-    ) -> shared::Result<(Tensors, f64)> {
-        let items = exchange.from_worker(seat);
-        let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
-        let codec = &mut self.ends[index].incoming;
-        let mut largest = 0f64;
-        let is_prediction = match exchange.of {
-            Of::End { latents, .. } => latents == Latents::Shared,
-            _ => false,
-        };
-        for item in &items {
-            let name = stream(exchange, item.name);
-            let payload = take(&mut tensors, item.name)?;
-            let (kept, most) = match (item.wire(self.wires), item.writing) {
-                // Its largest depends on how many values it is of: see `merge`.
-                (_, Writing::Statistics) => (payload, 0.0),
-                (Some(wire), Writing::Halo) if payload.dtype() == Dtype::U8 => {
-                    let tensor = codec.read(&name, payload.clone(), &item.shape, wire)?;
-                    (payload, self.known.check_made(&name, tensor.largest())?)
-                }
-                (Some(wire), writing) if writing != Writing::Halo => {
-                    let tensor = codec.read(&name, payload, &item.shape, wire)?;
-                    let most = self.known.check_made(&name, tensor.largest())?;
-                    (tensor.into(), most)
-                }
-                (None, _) if is_prediction => {
-                    let most = check_prediction(&name, payload.largest())?;
-                    (payload, most)
-                }
-                _ => {
-                    let most = self.known.check_made(&name, payload.largest())?;
-                    (payload, most)
-                }
-            };
-            largest = largest.max(most);
-            if item.writing == Writing::Halo {
-                self.edges[index] = self.edges[index].max(most);
-            }
-            tensors.insert(item.name, kept);
-        }
-        Ok((tensors, largest))
     }
 
     /// One tensor from each worker.
@@ -222,14 +158,14 @@ impl Cloud {
             Rows::OfTokens => exchange.columns,
         };
         let stream = stream(exchange, name);
-        let part = |(strip, ends): (_, &mut Ends)| {
+        let part = |(strip, codec): (_, &mut Codec)| {
             let rows = self.rows.scale(strip, exchange.level);
             let [from, to] = [rows.start, rows.end].map(|row| (row * unit) as isize);
             let part = cut(&x, axis, &(from..to))?;
-            let payload = ends.outgoing.write(&stream, part, self.wires.attention)?;
+            let payload = codec.write(&stream, part, self.wires.attention)?;
             Ok(Tensors::from([(name, payload)]))
         };
-        self.strips.iter().zip(&mut self.ends).map(part).collect()
+        self.strips.iter().zip(&mut self.codecs).map(part).collect()
     }
 
     /// Each worker's tile of what all `handed` out.
@@ -250,18 +186,18 @@ impl Cloud {
         let secret = Secret::draw(tokens, layer.heads, width, self.whole.device())?;
         let hidden = secret.hide(q, k, v)?;
         let wire = self.wires.attention.timeless();
-        let deal = |(seat, ends): (&Seat, &mut Ends)| {
+        let deal = |(seat, codec): (&Seat, &mut Codec)| {
             let [queries, keys] = [seat.tile.queries, seat.tile.keys];
             let parts = [("q", queries), ("k", keys), ("v", keys)];
             let cards = parts.into_iter().zip(&hidden).map(|((name, part), x)| {
                 let Range { start, end } = part.range(tokens);
                 let card = cut(x, Rows::OfTokens, &(start as isize..end as isize))?;
-                let payload = ends.outgoing.write(&stream(exchange, name), card, wire)?;
+                let payload = codec.write(&stream(exchange, name), card, wire)?;
                 Ok((name, payload))
             });
             cards.collect::<Result<Tensors>>()
         };
-        let messages = seats.iter().zip(&mut self.ends).map(deal).collect();
+        let messages = seats.iter().zip(&mut self.codecs).map(deal).collect();
         self.secret = Some(secret);
         messages
     }
@@ -283,7 +219,8 @@ impl Cloud {
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
-        self.known = Plausible::of([&latents, &embedding].into_iter().chain(&self.prompt));
+        let sent = [&latents, &embedding].into_iter().chain(&self.prompt);
+        self.intake.begin(Plausible::of(sent));
         let mut features = match exchange.of {
             Of::Begin {
                 conv_in,
@@ -355,15 +292,8 @@ impl Cloud {
     fn merge(&self, seats: &[Seat], handed: &mut [Tensors], per_row: usize) -> Result<Payload> {
         let mut merged: Vec<Moments> = Vec::new();
         for (i, (tensors, seat)) in handed.iter_mut().zip(seats).enumerate() {
-            let moments = take(tensors, "moments")?.into_moments(per_row * seat.rows);
-            let moments = moments.and_then(|moments| {
-                self.known.check_moments_of_made("moments", &moments)?;
-                // What is sent as a change may be rounded by as much as it changes.
-                if !self.wires.halo.is_temporal() {
-                    check_among("edge rows", self.edges[i], &moments)?;
-                }
-                Ok(moments)
-            });
+            let payload = take(tensors, "moments")?;
+            let moments = self.intake.moments(i, payload, per_row * seat.rows);
             let moments = moments.map_err(|e| self.fleet.nonsense(i, &e))?;
             if merged.is_empty() {
                 merged = moments;
@@ -424,8 +354,8 @@ impl Cloud {
                 for name in ["k", "v"] {
                     let joined = join(&Self::each(&mut handed, name)?, Rows::OfTokens)?;
                     let (stream, wire) = (stream(exchange, name), self.wires.attention);
-                    for (message, ends) in messages.iter_mut().zip(&mut self.ends) {
-                        let payload = ends.outgoing.write(&stream, joined.clone(), wire)?;
+                    for (message, codec) in messages.iter_mut().zip(&mut self.codecs) {
+                        let payload = codec.write(&stream, joined.clone(), wire)?;
                         message.insert(name, payload);
                     }
                 }
@@ -495,11 +425,6 @@ impl Hub for Cloud {
     fn user_does(&mut self, _: &Operation) {
         // The executor of the user's part counts what it does.
     }
-}
-
-/// Tells a tensor from others that go the same way in a step.
-fn stream(exchange: &Exchange<'_>, name: &str) -> String {
-    format!("{}: {name}", exchange.label())
 }
 
 fn nothing_to(what: &str) -> Error {
