@@ -9,8 +9,9 @@ use shared::weights::Checkpoint;
 use shared::wire::Info;
 use tokio::task::spawn_blocking;
 
-use crate::fleet::client::{Client, short};
+use crate::fleet::client::Client;
 use crate::fleet::config::{FleetConfig, WorkerConfig};
+use crate::fleet::line::short;
 
 /// Arguments of `lacuna workers`.
 #[derive(Args, Clone, Debug)]

@@ -5,6 +5,7 @@
 //! - [`config`]: which workers there are: the TOML file.
 //! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
+//! - [`line`]: the requests to it, and what comes back.
 //! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
@@ -15,6 +16,7 @@
 
 pub mod client;
 pub mod config;
+pub mod line;
 pub mod link;
 pub mod local;
 pub mod measure;
