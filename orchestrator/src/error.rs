@@ -166,6 +166,19 @@ pub enum Error {
         /// Its address.
         worker: String,
     },
+    /// This process was asked to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A worker speaks another version of the protocol.
+    #[error("worker {worker} speaks protocol {theirs}, this is {ours}; upgrade the older side")]
+    WorkerProtocol {
+        /// Its address.
+        worker: String,
+        /// Its version.
+        theirs: u32,
+        /// This side's.
+        ours: u32,
+    },
     /// A worker holds another model.
     #[error(
         "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files"
@@ -185,6 +198,14 @@ pub enum Error {
         worker: String,
         /// HTTP status.
         status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// A worker does not take a session of this kind.
+    #[error("worker {worker} refuses the session: {reason}")]
+    WorkerSession {
+        /// Its address.
+        worker: String,
         /// What it said.
         reason: String,
     },
@@ -215,7 +236,7 @@ impl Error {
         }
         Self::WorkerUnreachable {
             worker: worker.to_string(),
-            reason: root.to_string(),
+            reason: one_line(&root.to_string()),
         }
     }
 
@@ -233,6 +254,14 @@ impl Error {
         }
     }
 
+    /// Whether a worker may only have lost its session: it was started again, or cannot be reached just now.
+    pub fn lost_session(&self) -> bool {
+        matches!(
+            self,
+            Self::WorkerUnreachable { .. } | Self::WorkerRefused { status: 404, .. }
+        )
+    }
+
     /// A worker that answers nonsense, of which `reason` may quote some.
     pub(crate) fn reply(worker: &Url, reason: &str) -> Self {
         Self::WorkerReply {
@@ -243,13 +272,19 @@ impl Error {
 }
 
 /// What a worker said, fit to be shown: its first line, not too long, and nothing that a terminal
-/// would obey.
+/// would obey, or that would show in another order than it is in.
 pub(crate) fn one_line(text: &str) -> String {
     let line = text.trim_start().lines().next().unwrap_or_default();
     line.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if hides(c) { '\u{fffd}' } else { c })
         .take(200)
         .collect()
+}
+
+/// Whether a character is obeyed rather than shown: controls, marks of direction, and what has no width.
+fn hides(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -260,6 +295,11 @@ mod tests {
     fn what_a_worker_says_is_one_harmless_line() {
         assert_eq!(one_line("\n no room\nat all"), "no room");
         assert_eq!(one_line("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(one_line("a\u{9b}2Jb\rc"), "a\u{fffd}2Jb\u{fffd}c");
+        assert_eq!(
+            one_line("ready\u{202e}ydaer\u{200b}"),
+            "ready\u{fffd}ydaer\u{fffd}"
+        );
         assert_eq!(one_line(&"ä".repeat(300)).chars().count(), 200);
         assert_eq!(one_line(""), "");
     }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use orchestrator::cli::Cli;
+use orchestrator::interrupt::{self, Ending};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,11 +18,17 @@ async fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match Cli::parse().run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    let (result, code) = match interrupt::run(Cli::parse().run()).await {
+        Ending::Itself(Ok(())) => return ExitCode::SUCCESS,
+        Ending::Itself(Err(error)) => (Some(Err(error)), 1),
+        // As shells count the ends by signals.
+        Ending::Signal(number, result) => (result, 128 + number),
+    };
+    match result {
+        Some(Err(error)) => eprintln!("error: {error:#}"),
+        Some(Ok(())) => {}
+        None => eprintln!("error: interrupted; what was finished before is kept"),
     }
+    // What still computes is of no use to anybody, and would be waited for.
+    std::process::exit(code)
 }

@@ -13,6 +13,7 @@ use shared::weights::{Checkpoint, Library, Stored, Weights, list};
 use crate::corrections;
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
+use crate::interrupt;
 use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
@@ -261,7 +262,7 @@ impl Pipeline {
     /// `rng`.
     ///
     /// # Errors
-    /// Those of the scheduler's settings and of the scheme.
+    /// Those of the scheduler's settings and of the scheme; [`Error::Interrupted`].
     pub fn sample(
         &self,
         predictor: &mut dyn Predictor,
@@ -277,6 +278,7 @@ impl Pipeline {
         let sigma = scheduler.init_noise_sigma();
         latents.iter_mut().for_each(|x| *x *= sigma);
         for (i, &timestep) in timesteps.iter().enumerate() {
+            interrupt::check()?;
             let start = Instant::now();
             let mut input = latents.clone();
             scheduler.scale_model_input(i, &mut input);

@@ -18,6 +18,9 @@ pub struct Report {
     pub model: String,
     /// Files written.
     pub pictures: Vec<String>,
+    /// Why there are no more of them. Absent where all were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Seconds by phase.
     pub seconds: Seconds,
     /// The most memory that this process held, in bytes, with workers that it started. Absent where the
@@ -30,7 +33,7 @@ pub struct Report {
     pub workers: Vec<Worker>,
     /// Bytes by kind of layer, all workers together.
     pub kinds: BTreeMap<Kind, Traffic>,
-    /// What each provider saw.
+    /// What each provider saw of any one picture.
     pub ledger: Ledger,
 }
 

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::{selftest, speed};
 use tokio::net::TcpListener;
+use worker::service::{MAX_BATCH, MAX_SIDE};
 use worker::{Model, Options, Service, serve, serve_while_loading};
 
 #[global_allocator]
@@ -45,23 +47,34 @@ struct Arguments {
     #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Rows of latents at most (height / 8 for Stable Diffusion).
-    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128)]
+    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_rows: usize,
     /// Columns of latents at most.
-    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128)]
+    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_columns: usize,
     /// Batch entries at most; guidance takes two.
-    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2)]
+    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2, value_parser = one_to(MAX_BATCH))]
     max_batch: usize,
-    /// Sessions at a time.
-    #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16)]
+    /// Pictures at a time.
+    #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16, value_parser = one_to(MAX_SESSIONS))]
     max_sessions: usize,
     /// Close a session that is idle for so many seconds.
-    #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600)]
+    #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     session_idle: u64,
+    /// Close a session that nobody has used for so many seconds after it was opened.
+    #[arg(long, env = "LACUNA_SESSION_UNUSED", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    session_unused: u64,
     /// On SIGTERM, wait so many seconds for open sessions to end.
     #[arg(long, env = "LACUNA_DRAIN", default_value_t = 30)]
     drain: u64,
+}
+
+/// Most pictures at a time; each has threads and memory of its own.
+const MAX_SESSIONS: usize = 4096;
+
+/// A number from 1 to `most`.
+fn one_to(most: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most as u64)
 }
 
 #[tokio::main]
@@ -152,6 +165,7 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         ],
         max_sessions: arguments.max_sessions,
         session_idle: Duration::from_secs(arguments.session_idle),
+        session_unused: Duration::from_secs(arguments.session_unused),
         gflops: Some(gflops),
     };
     Ok(Service::new(Arc::new(model), &device, &options)?)

@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{Placed, default_workers, draw_noise, most_workers};
+use crate::commands::placed::{default_workers, draw_noise, most_workers};
 use crate::error::{Error, Result};
-use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
+use crate::generator::Generator;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
@@ -50,7 +50,7 @@ pub struct Maker {
 /// An arm that is ready.
 pub struct Place<'a> {
     maker: &'a Maker,
-    placed: Placed,
+    generator: Generator,
     /// Of the user's part of the U-Net.
     weights: Weights,
     /// `[1, C, H, W]`.
@@ -157,18 +157,15 @@ impl Maker {
                 return Err(Error::Request(reason.into()));
             }
         };
-        let placed = Placed {
-            setting,
-            whole: self.whole.clone(),
-            pipeline: self.pipeline.clone(),
-            policy: self.policy.clone(),
-            sampling,
-            fleet,
-        };
+        let (pipeline, whole) = (self.pipeline.clone(), self.whole.clone());
+        // Fewer workers would be another arm.
+        let generator = Generator::new(pipeline, sampling, setting, whole, fleet)
+            .under(self.policy.clone())
+            .with_the_same_number();
         Ok(Place {
             maker: self,
-            weights: placed.weights()?,
-            placed,
+            weights: generator.weights()?,
+            generator,
             shape,
             _workers: workers,
         })
@@ -180,50 +177,25 @@ impl Place<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub fn picture(&mut self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
+    pub fn picture(&self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
         let picture = self.make(prompt, seed)?;
         let text = [("prompt", prompt.to_owned()), ("seed", seed.to_string())];
         picture.write_png(path, &text).map_err(Failure::OfRun)
     }
 
-    fn make(&mut self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
-        let guided = self.placed.sampling.guided();
+    fn make(&self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
+        let Generator {
+            pipeline, sampling, ..
+        } = &self.generator;
         let negative = &self.maker.negative_prompt;
-        let context = self.placed.pipeline.encode(prompt, negative, guided)?;
+        let context = pipeline.encode(prompt, negative, sampling.guided())?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
-        let fleet = self.open().map_err(Failure::OfRun)?;
-        let own = (self.weights.clone(), fleet);
+        let weights = self.weights.clone();
         let denoised = self
-            .placed
-            .denoise(context, noise, &mut rng, own, &mut |_| {});
-        let (latents, finished) = denoised?;
-        if let Some(fleet) = finished.fleet {
-            self.maker.runtime.block_on(fleet.close());
-        }
-        Ok(self.placed.pipeline.decode(latents)?)
-    }
-
-    /// Opens the sessions of one picture, with a spare in the place of a worker that is lost.
-    fn open(&mut self) -> Result<Option<Fleet>> {
-        loop {
-            let error = match self.maker.runtime.block_on(self.placed.open()) {
-                Ok(fleet) => return Ok(fleet),
-                Err(error) => error,
-            };
-            let fleet = self.placed.fleet.as_ref();
-            let left = fleet.zip(error.lost_worker());
-            let left = left.and_then(|(fleet, url)| {
-                // Fewer workers would be another setting.
-                let left = fleet.without(url)?;
-                (left.workers.len() == fleet.workers.len()).then_some(left)
-            });
-            let Some(left) = left else {
-                return Err(error);
-            };
-            tracing::warn!("{error}; went on with a spare");
-            self.placed.fleet = Some(left);
-        }
+            .generator
+            .denoise(context, noise, &mut rng, weights, &mut |_| {});
+        Ok(pipeline.decode(denoised?)?)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::evaluation::shard::Shard;
 use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
+use crate::interrupt;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
 use crate::output::write_whole;
@@ -207,7 +208,9 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
             wanted,
             store,
         };
-        let unread = run.go()?;
+        let unread = interrupt::advise(run.go(), || {
+            "what was made is kept; the same command goes on from there".into()
+        })?;
         finish(&Results::of(Store::read(&out)?), &out, unread)
     })
     .await?

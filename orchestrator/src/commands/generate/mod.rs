@@ -10,15 +10,19 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
+use shared::host::HostTensor;
+use shared::unet::UNet;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::placed::{Placed, SamplingArguments, check_model, default_workers, load, load_whole};
+use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
 use super::terms::TermsArguments;
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::local::LocalWorkers;
+use crate::generator::Generator;
+use crate::interrupt;
 use crate::memory;
 use crate::output::{check_writable, numbered, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
@@ -27,7 +31,7 @@ use crate::report::Report;
 use crate::schemes::Scheme;
 use before::Before;
 use noises::Noises;
-use picture::Run;
+use picture::{Done, Run};
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
@@ -85,7 +89,8 @@ pub struct Arguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Anything from a bad argument to a dead worker, in one line; no picture is written then.
+/// Anything from a bad argument to a dead worker, in one line; that picture is not written then, and the
+/// report says what was done.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     check(&arguments)?;
@@ -157,45 +162,46 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         _ => setting,
     };
+    let generator = Generator::new(pipeline, sampling, setting, whole, fleet_config);
     let run = Arc::new(Run {
         context,
-        placed: Placed {
-            setting,
-            sampling,
-            fleet: fleet_config,
-            policy,
-            whole,
-            pipeline,
-        },
+        generator: generator.under(policy),
         arguments,
     });
-    let count = run.arguments.count;
-    for index in 0..count {
-        // Before a session is opened: values that are not finite shall end the run here.
-        let loading = Instant::now();
-        let weights = {
-            let run = run.clone();
-            spawn_blocking(move || run.placed.weights()).await??
-        };
-        report.seconds.load += loading.elapsed().as_secs_f64();
-        let connecting = Instant::now();
-        let fleet = run.placed.open().await?;
-        report.seconds.connect += connecting.elapsed().as_secs_f64();
-        let noise = noises.get(index);
-        let picture = {
-            let run = run.clone();
-            spawn_blocking(move || run.picture(index, noise, weights, fleet)).await??
-        };
-        report.seconds.denoise += picture.denoise.as_secs_f64();
+    let made = pictures(&run, &noises, &mut report).await;
+    report.error = made.as_ref().err().map(|error| format!("{error:#}"));
+    {
+        let accounts = run.generator.accounts();
+        report.seconds.connect = accounts.connect.as_secs_f64();
+        report.seconds.denoise = accounts.denoise.as_secs_f64();
+        report.user.gflop = accounts.user_flop as f64 / 1e9;
+        report.ledger = Ledger::of_run(&run.generator.setting, &accounts.pictures);
+        accounts
+            .pictures
+            .iter()
+            .for_each(|tallies| report.add_tallies(tallies));
+    }
+    report.seconds.total = start.elapsed().as_secs_f64();
+    report.peak_memory = memory::peak();
+    if made.is_ok() && !report.workers.is_empty() {
+        println!("{}", report.table());
+    }
+    let reported = match &run.arguments.report {
+        Some(path) => write_whole(path, &serde_json::to_vec_pretty(&report)?),
+        None => Ok(()),
+    };
+    // Why there is a picture less says more than why there is no report.
+    made?;
+    Ok(reported?)
+}
+
+/// Makes the pictures, one after the other.
+async fn pictures(run: &Arc<Run>, noises: &Noises, report: &mut Report) -> anyhow::Result<()> {
+    for index in 0..run.arguments.count {
+        let picture = picture(run, index, noises.get(index), report).await;
+        let picture = interrupt::advise(picture, || run.rest(index))?;
         report.seconds.decode += picture.decode.as_secs_f64();
-        report.user.gflop += picture.user_flop as f64 / 1e9;
         report.pictures.push(picture.path.display().to_string());
-        if let Some(fleet) = picture.fleet {
-            let mut tallies = fleet.close().await;
-            tallies.extend(picture.past);
-            report.ledger = Ledger::of_run(&run.placed.setting, &tallies);
-            report.add_tallies(&tallies);
-        }
         println!(
             "{} ({:.1} s for {} steps, seed {})",
             picture.path.display(),
@@ -204,15 +210,25 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             run.seed(index),
         );
     }
-    report.seconds.total = start.elapsed().as_secs_f64();
-    report.peak_memory = memory::peak();
-    if !report.workers.is_empty() {
-        println!("{}", report.table());
-    }
-    if let Some(path) = &run.arguments.report {
-        write_whole(path, &serde_json::to_vec_pretty(&report)?)?;
-    }
     Ok(())
+}
+
+/// Makes one picture from `noise`, or from its seed's.
+async fn picture(
+    run: &Arc<Run>,
+    index: usize,
+    noise: Option<HostTensor>,
+    report: &mut Report,
+) -> anyhow::Result<Done> {
+    // Before a session is opened: values that are not finite shall end the run here.
+    let loading = Instant::now();
+    let weights = {
+        let run = run.clone();
+        spawn_blocking(move || run.generator.weights()).await??
+    };
+    report.seconds.load += loading.elapsed().as_secs_f64();
+    let run = run.clone();
+    Ok(spawn_blocking(move || run.picture(index, noise, weights)).await??)
 }
 
 /// What can be refused before anything is loaded.
