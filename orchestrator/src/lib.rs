@@ -9,7 +9,9 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
+//! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
 //!
 //! How good it is:
 //! - [`metrics`]: pictures against reference pictures, one by one or as sets.
@@ -26,6 +28,7 @@
 //! - [`cli`]: the command line.
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
+//! - [`interrupt`]: ending before the end.
 //! - [`memory`]: how much memory this process took.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
@@ -39,10 +42,13 @@
 pub mod audit;
 pub mod cli;
 pub mod commands;
+pub mod corrections;
 pub mod cost;
 pub mod error;
 pub mod evaluation;
 pub mod fleet;
+pub mod generator;
+pub mod interrupt;
 pub mod limits;
 pub mod logging;
 pub mod memory;

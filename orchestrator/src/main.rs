@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use orchestrator::cli::Cli;
+use orchestrator::interrupt::{self, Ending};
 use orchestrator::logging;
 use orchestrator::output::console::note;
 
@@ -26,11 +27,17 @@ async fn main() -> ExitCode {
             };
         }
     };
-    match cli.run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            note(format_args!("error: {error:#}"));
-            ExitCode::FAILURE
-        }
+    let (result, code) = match interrupt::run(cli.run()).await {
+        Ending::Itself(Ok(())) => return ExitCode::SUCCESS,
+        Ending::Itself(Err(error)) => (Some(Err(error)), 1),
+        // As shells count the ends by signals.
+        Ending::Signal(number, result) => (result, 128 + number),
+    };
+    match result {
+        Some(Err(error)) => note(format_args!("error: {error:#}")),
+        Some(Ok(())) => {}
+        None => note("error: interrupted; what was finished before is kept"),
     }
+    // What still computes is of no use to anybody, and would be waited for.
+    std::process::exit(code)
 }

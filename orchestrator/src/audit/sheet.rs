@@ -72,6 +72,7 @@ fn enlarged(page: &Picture) -> Picture {
         width,
         height,
         rgb: rgb.collect(),
+        alpha: None,
     }
 }
 
@@ -81,8 +82,12 @@ struct Page {
 
 impl Page {
     fn new(width: usize, height: usize) -> Self {
-        let rgb = vec![1.0; 3 * width * height];
-        let picture = Picture { width, height, rgb };
+        let picture = Picture {
+            width,
+            height,
+            rgb: vec![1.0; 3 * width * height],
+            alpha: None,
+        };
         Self { picture }
     }
 
@@ -138,6 +143,7 @@ mod tests {
                 width: 8,
                 height: 4,
                 rgb: vec![value; 3 * 32],
+                alpha: None,
             },
             caption: String::new(),
             outline: 0..0,
@@ -161,6 +167,7 @@ mod tests {
                 width: 8,
                 height: 8,
                 rgb: vec![0.5; 3 * 64],
+                alpha: None,
             },
             caption: String::new(),
             outline: 2..5,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::parse_size;
 use crate::error::{Error, Result};
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::config::MAX_WORKERS;
 
 /// The size of a picture.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -85,13 +85,13 @@ impl FleetArguments {
         }
     }
 
-    /// The fleet of the file.
+    /// The file that lists them, where there must be one.
     ///
     /// # Errors
-    /// [`Error::Request`] where none is given; as [`FleetConfig::from_file`].
-    pub fn read(&self) -> Result<FleetConfig> {
+    /// [`Error::Request`].
+    pub fn required(&self) -> Result<&Path> {
         let missing = || Error::Request("--fleet is missing: a file that lists the workers".into());
-        FleetConfig::from_file(self.file().ok_or_else(missing)?)
+        self.file().ok_or_else(missing)
     }
 }
 

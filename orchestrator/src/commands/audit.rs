@@ -31,7 +31,7 @@ use crate::output::{make_directory, write_whole};
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
-use crate::policy::plan::choose;
+use crate::policy::plan::{Asked, choose};
 use crate::progress::Progress;
 use crate::schemes::{Scheme, Setting};
 
@@ -262,6 +262,7 @@ impl Audit {
             match choose(
                 self.pipeline.unet(),
                 policy,
+                &Asked::default(),
                 self.base,
                 target.fleet,
                 &speeds,

@@ -1,7 +1,7 @@
 //! The commands of the `lacuna` binary, one file each.
 //!
-//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `arguments`, and the
-//! arguments here.
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `terms` (what
+//! workers may see), `arguments`, and the arguments here.
 
 mod arguments;
 pub mod audit;
@@ -13,6 +13,7 @@ pub mod metrics;
 mod networks;
 mod placed;
 pub mod plan;
+mod terms;
 pub mod workers;
 
 use std::path::{Path, PathBuf};
@@ -23,16 +24,16 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use shared::config::ConfigReader;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use shared::placement::{Attentions, Latents, Prompt, SelfAttention, Wires};
 use shared::speed;
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
+use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::fleet::measure;
 use crate::limits;
-use crate::policy::plan::Speeds;
+use crate::policy::plan::Asked;
 use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
 use crate::vae::VaeConfig;
@@ -79,10 +80,12 @@ pub struct SchemeArguments {
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default: paired].
+    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default:
+    /// paired; under a policy, what is fastest].
     #[arg(long, value_parser = parse_attentions)]
     pub self_attention: Option<Attentions>,
-    /// resident: whether workers may know the prompt: hidden or shared [default: hidden].
+    /// resident: whether workers may know the prompt: hidden or shared [default: hidden; under a policy, what
+    /// is fastest].
     #[arg(long, value_parser = by_name::<Prompt>)]
     pub workers_prompt: Option<Prompt>,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
@@ -90,59 +93,51 @@ pub struct SchemeArguments {
     #[arg(long)]
     pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
-    /// convolution stay with you) or shared [default: shared].
+    /// convolution stay with you) or shared [default: shared; under a policy, what is fastest].
     #[arg(long, value_parser = by_name::<Latents>)]
     pub workers_latents: Option<Latents>,
     /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
-    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4
-    /// [default: f32].
+    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4 [default: f32; under a
+    /// policy, what is fastest].
     #[arg(long, value_parser = parse_wires)]
     pub wire: Option<Wires>,
 }
 
 impl SchemeArguments {
-    /// The flags that are given of a placement, which a policy chooses.
-    fn of_placement(&self) -> impl Iterator<Item = &'static str> {
-        let flags = [
-            ("--self-attention", self.self_attention.is_some()),
-            ("--workers-prompt", self.workers_prompt.is_some()),
-            ("--workers-latents", self.workers_latents.is_some()),
-            ("--wire", self.wire.is_some()),
-        ];
-        flags
-            .into_iter()
-            .filter(|(_, given)| *given)
-            .map(|(flag, _)| flag)
-    }
-
-    /// No flag is dropped without a word: each must be of `scheme`, and none what a policy chooses, where one is
-    /// given.
+    /// No flag is dropped without a word: each must be of `scheme`.
     ///
     /// # Errors
     /// [`Error::Request`], naming the flag.
-    pub fn check(&self, scheme: Scheme, policy: Option<&Path>) -> Result<()> {
-        let of_ppidm = [
-            ("--groupnorm", self.groupnorm.is_some()),
-            ("--offload", self.offload.is_some()),
+    pub fn check(&self, scheme: Scheme) -> Result<()> {
+        let flags = [
+            ("--groupnorm", self.groupnorm.is_some(), Scheme::Ppidm),
+            ("--offload", self.offload.is_some(), Scheme::Ppidm),
+            (
+                "--self-attention",
+                self.self_attention.is_some(),
+                Scheme::Resident,
+            ),
+            (
+                "--workers-prompt",
+                self.workers_prompt.is_some(),
+                Scheme::Resident,
+            ),
+            (
+                "--workers-latents",
+                self.workers_latents.is_some(),
+                Scheme::Resident,
+            ),
+            ("--wire", self.wire.is_some(), Scheme::Resident),
+            ("--lanes", self.lanes.is_some(), Scheme::Resident),
         ];
-        let of_ppidm = of_ppidm.into_iter().filter(|(_, given)| *given);
-        let of_resident = self.of_placement().chain(self.lanes.map(|_| "--lanes"));
-        let each = of_ppidm
-            .map(|(flag, _)| (flag, Scheme::Ppidm))
-            .chain(of_resident.map(|flag| (flag, Scheme::Resident)));
-        for (flag, of) in each {
-            if of != scheme {
-                let reason =
-                    format!("{flag}: it is of the scheme {of}, this is {scheme}; leave it out");
-                return Err(Error::Request(reason));
-            }
-        }
-        match (self.of_placement().next(), policy) {
-            (Some(flag), Some(policy)) => Err(Error::Request(format!(
-                "{flag}: the policy {} chooses that; leave out {flag} or --policy",
-                policy.display()
+        match flags
+            .into_iter()
+            .find(|(_, given, of)| *given && *of != scheme)
+        {
+            Some((flag, _, of)) => Err(Error::Request(format!(
+                "{flag}: it is of the scheme {of}, this is {scheme}; leave it out"
             ))),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -150,6 +145,16 @@ impl SchemeArguments {
     /// `linked`. On loopback nothing is waited for.
     pub fn lanes(&self, linked: bool) -> bool {
         self.lanes.unwrap_or(linked)
+    }
+
+    /// What is asked for of a placement.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            self_attention: self.self_attention,
+            prompt: self.workers_prompt,
+            latents: self.workers_latents,
+            wires: self.wire,
+        }
     }
 
     /// `scheme` with these settings, its workers behind a link.
@@ -164,12 +169,7 @@ impl SchemeArguments {
             scheme,
             groupnorm: self.groupnorm.unwrap_or_default(),
             offload: self.offload.unwrap_or_default(),
-            placement: Placement {
-                self_attention: self.self_attention.unwrap_or_default(),
-                prompt: self.workers_prompt.unwrap_or_default(),
-                latents: self.workers_latents.unwrap_or_default(),
-                wires: self.wire.unwrap_or_default(),
-            },
+            placement: self.asked().placement(),
             lanes: self.lanes(true),
             latents,
             levels: unet.levels(),
@@ -196,38 +196,50 @@ fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
     serde_json::from_value(parts?.into()).map_err(|e| e.to_string())
 }
 
-/// How fast the connection and the machines are, for a plan.
+/// How fast the connection is, for a plan.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct SpeedArguments {
+    /// Your connection: 5g (the paper's), fibre, lan, or up and down in 10^6 bits a second and milliseconds to
+    /// the workers and back, such as 100,100,20 [default: 5g].
+    #[arg(long, conflicts_with_all = ["uplink_mbps", "downlink_mbps", "rtt_ms"])]
+    pub link: Option<Link>,
     /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 81.14)]
-    pub uplink_mbps: f64,
+    #[arg(long)]
+    pub uplink_mbps: Option<f64>,
     /// Your downlink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 340.56)]
-    pub downlink_mbps: f64,
-    /// Milliseconds to the workers and back.
-    #[arg(long, default_value_t = 20.0)]
-    pub rtt_ms: f64,
+    #[arg(long)]
+    pub downlink_mbps: Option<f64>,
+    /// Milliseconds to the workers and back [default: 20].
+    #[arg(long)]
+    pub rtt_ms: Option<f64>,
 }
 
 impl SpeedArguments {
+    /// Whether anything is said of the connection.
+    fn is_given(&self) -> bool {
+        let numbers = [self.uplink_mbps, self.downlink_mbps, self.rtt_ms];
+        self.link.is_some() || numbers.iter().any(Option::is_some)
+    }
+
     /// The connection.
     ///
     /// # Errors
     /// [`Error::Request`], naming the flag that is off.
     pub fn link(&self) -> Result<Link> {
-        above_zero("--uplink-mbps", self.uplink_mbps)?;
-        above_zero("--downlink-mbps", self.downlink_mbps)?;
-        if !(self.rtt_ms.is_finite() && self.rtt_ms >= 0.0) {
-            let reason = format!("--rtt-ms {}: it must not be below zero", self.rtt_ms);
+        let usual = self.link.unwrap_or(Link::PAPER);
+        let link = Link {
+            uplink_mbps: self.uplink_mbps.unwrap_or(usual.uplink_mbps),
+            downlink_mbps: self.downlink_mbps.unwrap_or(usual.downlink_mbps),
+            rtt_ms: self.rtt_ms.unwrap_or(usual.rtt_ms),
+        };
+        above_zero("--uplink-mbps", link.uplink_mbps)?;
+        above_zero("--downlink-mbps", link.downlink_mbps)?;
+        if !(link.rtt_ms.is_finite() && link.rtt_ms >= 0.0) {
+            let reason = format!("--rtt-ms {}: it must not be below zero", link.rtt_ms);
             return Err(Error::Request(reason));
         }
-        Ok(Link {
-            uplink_mbps: self.uplink_mbps,
-            downlink_mbps: self.downlink_mbps,
-            rtt_ms: self.rtt_ms,
-        })
+        Ok(link)
     }
 }
 
@@ -235,52 +247,62 @@ impl SpeedArguments {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct ComputeArguments {
-    /// Your own machine, in 10^9 operations a second.
-    #[arg(long, default_value_t = 200.0)]
-    pub user_gflops: f64,
-    /// Each worker, in 10^9 operations a second.
-    #[arg(long, default_value_t = 10_000.0)]
-    pub worker_gflops: f64,
-    /// Measure the connection, the workers and this machine, and plan with that in place of the numbers.
-    /// Moves up to 16 MiB each way to each worker.
+    /// Your own machine, in 10^9 operations a second [default: what a layer takes here, measured].
+    #[arg(long)]
+    pub user_gflops: Option<f64>,
+    /// Each worker, in 10^9 operations a second [default: 10000].
+    #[arg(long)]
+    pub worker_gflops: Option<f64>,
+    /// Measure the connection and the workers too, but for what is given. Moves up to 16 MiB each way to each
+    /// worker.
     #[arg(long)]
     pub measure: bool,
 }
 
+/// Where nobody says, and nothing is measured: a laptop, and a GPU.
+const USUAL_GFLOPS: [f64; 2] = [200.0, 10_000.0];
+
 impl ComputeArguments {
-    /// The flags' numbers.
+    /// What the flags say, and else the usual.
     ///
     /// # Errors
     /// As [`SpeedArguments::link`].
     pub fn given(&self, link: &SpeedArguments, fleet: &FleetConfig) -> Result<Speeds> {
-        above_zero("--user-gflops", self.user_gflops)?;
-        above_zero("--worker-gflops", self.worker_gflops)?;
+        let [user, worker] = USUAL_GFLOPS;
+        let user_gflops = self.user_gflops.unwrap_or(user);
+        let worker_gflops = self.worker_gflops.unwrap_or(worker);
+        above_zero("--user-gflops", user_gflops)?;
+        above_zero("--worker-gflops", worker_gflops)?;
+        let source = |given: bool| match given {
+            true => Source::Given,
+            false => Source::Assumed,
+        };
         Ok(Speeds {
             link: link.link()?,
-            user_gflops: self.user_gflops,
-            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
+            user_gflops,
+            worker_gflops: vec![worker_gflops; fleet.workers.len()],
+            sources: Sources {
+                link: source(link.is_given()),
+                user: source(self.user_gflops.is_some()),
+                workers: source(self.worker_gflops.is_some()),
+            },
         })
     }
 
-    /// These with the connection, or what is measured of `fleet` and `device`.
+    /// What the flags say; and else the speed of `device`, measured, and the usual.
     ///
     /// # Errors
-    /// As [`SpeedArguments::link`] and [`measure::measure`]; those of the device.
-    pub async fn speeds(
+    /// As [`Self::given`]; those of the device.
+    pub fn here(
         &self,
         link: &SpeedArguments,
         fleet: &FleetConfig,
         device: &Device,
     ) -> Result<Speeds> {
         let mut speeds = self.given(link, fleet)?;
-        if self.measure {
-            let measured = measure::measure(fleet).await?;
-            speeds.link = measured.link;
+        if self.user_gflops.is_none() {
             speeds.user_gflops = speed::gflops(device)?;
-            for (taken, measured) in speeds.worker_gflops.iter_mut().zip(measured.worker_gflops) {
-                // A worker in this process has this machine's speed, and says nothing of it.
-                *taken = measured.unwrap_or(speeds.user_gflops);
-            }
+            speeds.sources.user = Source::Measured;
         }
         Ok(speeds)
     }
@@ -309,9 +331,9 @@ pub struct SizeArguments {
     /// has none].
     #[arg(long)]
     pub pixels_per_latent: Option<usize>,
-    /// Batch entries of one call; guidance takes two.
-    #[arg(long, default_value_t = 1)]
-    pub batch: usize,
+    /// Batch entries of one call; guidance takes two [default: 1; of plan, what its guidance takes].
+    #[arg(long)]
+    pub batch: Option<usize>,
 }
 
 /// Configs of U-Nets that this program knows by name: what `configs/models` has.
@@ -366,7 +388,11 @@ impl SizeArguments {
         Ok(self.config()?.build())
     }
 
-    fn pixels(&self) -> Result<usize> {
+    /// Pixels of the picture for each row of the latents.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a number that is off; those of the VAE's config.
+    pub fn pixels(&self) -> Result<usize> {
         if let Some(pixels) = self.pixels_per_latent {
             limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
             return Ok(pixels);
@@ -378,14 +404,14 @@ impl SizeArguments {
         }
     }
 
-    /// Batch, rows and columns of the latents.
+    /// Batch, rows and columns of the latents, with `usual` entries where nobody says how many.
     ///
     /// # Errors
     /// [`Error::Request`] when no latents have that size.
-    pub fn latents(&self) -> anyhow::Result<[usize; 3]> {
+    pub fn latents(&self, usual: usize) -> anyhow::Result<[usize; 3]> {
         let pixels = self.pixels()?;
         let [width, height] = self.size.sides();
-        let own = self.config()?.sample_size;
+        let own = self.config()?.sample_size.map(|size| size.sides());
         let side = |flag: &str, given: Option<usize>, own: Option<usize>| match (given, own) {
             (Some(side), _) => {
                 limits::check_side(flag, side, pixels)?;
@@ -398,8 +424,9 @@ impl SizeArguments {
         };
         let rows = side("--height", height, own.map(|[rows, _]| rows))?;
         let columns = side("--width", width, own.map(|[_, columns]| columns))?;
-        limits::check("--batch", self.batch, limits::COUNT)?;
-        let latents = [self.batch, rows, columns];
+        let batch = self.batch.unwrap_or(usual);
+        limits::check("--batch", batch, limits::COUNT)?;
+        let latents = [batch, rows, columns];
         limits::check_latents("--batch and --size", latents)?;
         Ok(latents)
     }

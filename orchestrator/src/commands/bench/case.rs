@@ -129,7 +129,7 @@ impl Case {
 
     /// How features travel, where the scheme lets one choose.
     pub fn wire(&self) -> Option<String> {
-        let Wires { halo, attention } = self.settings.wire.unwrap_or_default();
+        let Wires { halo, attention } = self.settings.asked().placement().wires;
         let resident = self.scheme == Scheme::Resident;
         resident.then(|| match halo == attention {
             true => name(&halo),
@@ -140,7 +140,8 @@ impl Case {
     /// Who attends to the whole picture, where the scheme lets one choose.
     pub fn self_attention(&self) -> Option<String> {
         let resident = self.scheme == Scheme::Resident;
-        resident.then(|| name(&self.settings.self_attention.unwrap_or_default().at(0)))
+        let attentions = self.settings.asked().placement().self_attention;
+        resident.then(|| name(&attentions.at(0)))
     }
 
     /// The case in a few words.

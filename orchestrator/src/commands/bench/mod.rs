@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::cost::Link;
-use crate::cost::count::{Count, count};
+use crate::cost::count::{Count, first_calls};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
@@ -91,7 +91,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (subject, device) = Subject::open(&arguments.subject, !arguments.separate).await?;
     let mut rows = cases
         .into_iter()
-        .map(|case| Ok(Row::new(case, count_of(&case, &subject)?)))
+        .map(|case| Ok(Row::new(case, counts_of(&case, &subject)?)))
         .collect::<Result<Vec<_>>>()?;
     let most = rows.iter().map(|row| row.case.workers).max().unwrap_or(0);
     let workers = if arguments.separate {
@@ -158,9 +158,9 @@ fn check(arguments: &Arguments) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// What a call of the case sends and computes, from the config alone.
-fn count_of(case: &Case, subject: &Subject) -> Result<Count> {
-    count(subject.unet(), &subject.setting(case), case.workers)
+/// What the first two calls of the case send and compute, from the config alone.
+fn counts_of(case: &Case, subject: &Subject) -> Result<[Count; 2]> {
+    first_calls(subject.unet(), &subject.setting(case), case.workers)
 }
 
 /// One session of a case.

@@ -23,6 +23,7 @@ use crate::commands::placed::{self, DEFAULT_GUIDANCE};
 use crate::commands::{ModelArguments, PROMPT_TOKENS, unet_config};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
+use crate::interrupt;
 use crate::limits;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
@@ -436,6 +437,7 @@ impl Subject {
             Source::Calls { noises, .. } => {
                 let mut prediction = HostTensor::zeros([0]);
                 for call in 0..calls {
+                    interrupt::check()?;
                     let sample = between(noises, TURN * call as f32)?;
                     let start = Instant::now();
                     let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);

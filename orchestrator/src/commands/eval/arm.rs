@@ -92,7 +92,7 @@ impl ArmSetting {
             refuse(line.trim_start_matches("error: ").to_owned())
         })?;
         let settings: &SchemeArguments = &options.settings;
-        let unused = settings.check(scheme, None);
+        let unused = settings.check(scheme);
         unused.map_err(|e| refuse(e.to_string()))?;
         Ok(Self {
             name: name.to_owned(),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use shared::weights::Checkpoint;
+use shared::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -18,6 +18,7 @@ use super::ModelArguments;
 use super::arguments::{FleetArguments, PictureSize};
 use super::networks::{Given, MetricArguments, Wanted};
 use super::placed::{SamplingArguments, check_model, load, load_whole};
+use super::terms::TermsArguments;
 use crate::error::{Error, Result};
 use crate::evaluation::html;
 use crate::evaluation::prompts::{self, Prompts};
@@ -27,7 +28,7 @@ use crate::evaluation::shard::Shard;
 use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
-use crate::fleet::config::FleetConfig;
+use crate::interrupt;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
 use crate::output::console::{Console, note};
@@ -95,6 +96,8 @@ struct RunArguments {
     size: PictureSize,
     #[command(flatten)]
     workers: FleetArguments,
+    #[command(flatten)]
+    terms: TermsArguments,
     /// A folder of pictures to compare with, named as this command names its own (INDEX-SEED.png), in
     /// place of the uncut model's.
     #[arg(long)]
@@ -177,11 +180,16 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         .iter()
         .for_each(|hint| note(format_args!("left out: {hint}")));
     let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
-    let fleet = arguments.workers.file().map(FleetConfig::from_file);
+    pipeline.check_sampling(&sampling)?;
+    let way = arguments.terms.way;
+    let fleet = arguments.workers.file().map(|path| way.fleet(path));
+    let fleet = fleet.transpose()?;
+    let policy = arguments.terms.policy(fleet.as_ref())?;
     let mut maker = Maker {
         device,
         whole: None,
-        fleet: fleet.transpose()?,
+        fleet,
+        policy,
         local_workers: arguments.workers.number(),
         sampling,
         size,
@@ -205,7 +213,9 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
             wanted,
             store,
         };
-        let unread = run.go()?;
+        let unread = interrupt::advise(run.go(), || {
+            "what was made is kept; the same command goes on from there".into()
+        })?;
         finish(&Results::of(Store::read(&out)?), &out, unread)
     })
     .await?
@@ -358,7 +368,9 @@ fn digest_of_given(folders: &[&Option<PathBuf>]) -> Result<Option<String>> {
 /// Of a file, or of the weights in a directory.
 fn digest_of(path: &Path) -> Result<String> {
     if path.is_dir() {
-        return Ok(Checkpoint::open(path, "model", None)?.digest()?.to_owned());
+        return Ok(Checkpoint::open(path, Library::Transformers, None)?
+            .digest()?
+            .to_owned());
     }
     Ok(Checkpoint::open_file(path)?.digest()?.to_owned())
 }

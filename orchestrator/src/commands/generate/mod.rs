@@ -1,5 +1,6 @@
 //! `lacuna generate`: a prompt to pictures.
 
+mod before;
 mod noises;
 mod picture;
 
@@ -7,29 +8,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use clap::Args;
-use shared::unet::UNet;
+use shared::host::HostTensor;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::arguments::{FleetArguments, PictureSize};
-use super::placed::{Placed, SamplingArguments, check_model, default_workers, load, load_whole};
+use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
+use super::terms::TermsArguments;
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
 use crate::error::Result;
-use crate::fleet::config::FleetConfig;
 use crate::fleet::local::LocalWorkers;
+use crate::generator::Generator;
+use crate::interrupt;
+use crate::limits;
+use crate::memory;
 use crate::output::console::Console;
 use crate::output::{Outputs, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
-use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::choose;
 use crate::report::Report;
-use crate::schemes::{Scheme, Setting};
-use crate::{limits, memory};
+use crate::schemes::Scheme;
+use before::Before;
 use noises::Noises;
-use picture::Run;
+use picture::{Done, Run};
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
@@ -73,10 +76,8 @@ pub struct Arguments {
     scheme: Scheme,
     #[command(flatten)]
     settings: SchemeArguments,
-    /// What any one provider may see: private, fast, paper, or a TOML file (see configs/policies). Under
-    /// resident the fastest placement that it allows is taken.
-    #[arg(long, value_name = "NAME|FILE", help_heading = "Workers")]
-    policy: Option<PathBuf>,
+    #[command(flatten)]
+    terms: TermsArguments,
     #[command(flatten)]
     speed: SpeedArguments,
     #[command(flatten)]
@@ -97,22 +98,23 @@ pub struct Arguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Anything from a bad argument to a dead worker, in one line; no picture is written then.
+/// Anything from a bad argument to a dead worker, in one line; that picture is not written then, and the
+/// report says what was done.
 pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let seed = arguments.sampling.seed.get_or_insert_with(random_seed);
     let first_seed = *seed;
     let console = Console::new(check(&arguments)?.take_stdout());
-    let policy = arguments.policy.as_deref().map(Policy::open);
-    let policy = policy.transpose()?;
     let fleet_config = match arguments.workers.file() {
-        Some(_) if arguments.scheme.needs_workers() => Some(arguments.workers.read()?),
+        Some(path) if arguments.scheme.needs_workers() => Some(arguments.terms.way.fleet(path)?),
         _ => None,
     };
+    let policy = arguments.terms.policy(fleet_config.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
     let sampling = arguments
         .sampling
         .settle(pipeline.guidance_scale, arguments.eta);
+    pipeline.check_sampling(&sampling)?;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
@@ -154,51 +156,70 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     setting.lanes = arguments.settings.lanes(arguments.workers.file().is_some());
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
-            let device = &device.device;
-            let unet = pipeline.unet();
-            permitted(&arguments, policy, setting, unet, fleet, device).await?
+            let before = Before {
+                arguments: &arguments,
+                pipeline: &pipeline,
+                sampling: &sampling,
+                device: &device.device,
+                policy,
+                fleet,
+            };
+            before.settle(setting, &console).await?
+        }
+        (None, Some(_)) if arguments.workers.file().is_some() => {
+            console.line(
+                "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private",
+            );
+            setting
         }
         _ => setting,
     };
+    let generator = Generator::new(pipeline, sampling, setting, whole, fleet_config);
     let run = Arc::new(Run {
         context,
-        placed: Placed {
-            setting,
-            sampling,
-            fleet: fleet_config,
-            policy,
-            whole,
-            pipeline,
-        },
+        generator: generator.under(policy),
         arguments,
     });
-    let count = run.arguments.count;
-    for index in 0..count {
-        // Before a session is opened: values that are not finite shall end the run here.
-        let loading = Instant::now();
-        let weights = {
-            let run = run.clone();
-            spawn_blocking(move || run.placed.weights()).await??
-        };
-        report.seconds.load += loading.elapsed().as_secs_f64();
-        let connecting = Instant::now();
-        let fleet = run.placed.open().await?;
-        report.seconds.connect += connecting.elapsed().as_secs_f64();
-        let noise = noises.get(index);
-        let picture = {
-            let run = run.clone();
-            spawn_blocking(move || run.picture(index, noise, weights, fleet)).await??
-        };
-        report.seconds.denoise += picture.denoise.as_secs_f64();
+    let made = pictures(&run, &noises, &mut report, &console).await;
+    report.error = made.as_ref().err().map(|error| format!("{error:#}"));
+    {
+        let accounts = run.generator.accounts();
+        report.seconds.connect = accounts.connect.as_secs_f64();
+        report.seconds.denoise = accounts.denoise.as_secs_f64();
+        report.user.gflop = accounts.user_flop as f64 / 1e9;
+        report.ledger = Ledger::of_run(&run.generator.setting, &accounts.pictures);
+        accounts
+            .pictures
+            .iter()
+            .for_each(|tallies| report.add_tallies(tallies));
+    }
+    report.seconds.total = start.elapsed().as_secs_f64();
+    report.peak_memory = memory::peak();
+    if made.is_ok() && !report.workers.is_empty() {
+        console.line(report.table());
+    }
+    let reported = match &run.arguments.report {
+        Some(path) => write_whole(path, &serde_json::to_vec_pretty(&report)?),
+        None => Ok(()),
+    };
+    // Why there is a picture less says more than why there is no report.
+    made?;
+    reported?;
+    Ok(console.finish()?)
+}
+
+/// Makes the pictures, one after the other.
+async fn pictures(
+    run: &Arc<Run>,
+    noises: &Noises,
+    report: &mut Report,
+    console: &Console,
+) -> anyhow::Result<()> {
+    for index in 0..run.arguments.count {
+        let picture = picture(run, index, noises.get(index), report).await;
+        let picture = interrupt::advise(picture, || run.rest(index))?;
         report.seconds.decode += picture.decode.as_secs_f64();
-        report.user.gflop += picture.user_flop as f64 / 1e9;
         report.pictures.push(picture.path.display().to_string());
-        if let Some(fleet) = picture.fleet {
-            let mut tallies = fleet.close().await;
-            tallies.extend(picture.past);
-            report.ledger = Ledger::of_run(&run.placed.setting, &tallies);
-            report.add_tallies(&tallies);
-        }
         console.line(format_args!(
             "{} ({:.1} s for {} steps, seed {})",
             picture.path.display(),
@@ -212,15 +233,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
             "The file holds the prompt, the negative prompt and the seed as text; --no-metadata leaves them out.",
         );
     }
-    report.seconds.total = start.elapsed().as_secs_f64();
-    report.peak_memory = memory::peak();
-    if !report.workers.is_empty() {
-        console.line(report.table());
-    }
-    if let Some(path) = &run.arguments.report {
-        write_whole(path, &serde_json::to_vec_pretty(&report)?)?;
-    }
-    Ok(console.finish()?)
+    Ok(())
 }
 
 /// A seed that is short enough to be typed: of more bits torch takes the lower 32.
@@ -235,11 +248,28 @@ impl Arguments {
     }
 }
 
+/// Makes one picture from `noise`, or from its seed's.
+async fn picture(
+    run: &Arc<Run>,
+    index: usize,
+    noise: Option<HostTensor>,
+    report: &mut Report,
+) -> anyhow::Result<Done> {
+    // Before a session is opened: values that are not finite shall end the run here.
+    let loading = Instant::now();
+    let weights = {
+        let run = run.clone();
+        spawn_blocking(move || run.generator.weights()).await??
+    };
+    report.seconds.load += loading.elapsed().as_secs_f64();
+    let run = run.clone();
+    Ok(spawn_blocking(move || run.picture(index, noise, weights)).await??)
+}
+
 /// What can be refused before anything is loaded. Gives the files that will be written.
 fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
-    let (settings, policy) = (&arguments.settings, arguments.policy.as_deref());
-    settings.check(arguments.scheme, policy)?;
+    arguments.settings.check(arguments.scheme)?;
     arguments.sampling.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;
@@ -253,25 +283,6 @@ fn check(arguments: &Arguments) -> Result<Outputs> {
     outputs.check()?;
     check_model(&arguments.model)?;
     Ok(outputs)
-}
-
-/// The setting under the policy: planned where that is possible, checked in any case. Nothing has
-/// been sent yet that means anything.
-async fn permitted(
-    arguments: &Arguments,
-    policy: &Policy,
-    setting: Setting,
-    unet: &UNet,
-    fleet: &FleetConfig,
-    device: &Device,
-) -> Result<Setting> {
-    if setting.scheme == Scheme::Resident {
-        let compute = &arguments.compute;
-        let speeds = compute.speeds(&arguments.speed, fleet, device).await?;
-        return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
-    }
-    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
-    Ok(setting)
 }
 
 async fn encode(

@@ -8,22 +8,20 @@ use shared::host::HostTensor;
 use shared::weights::Weights;
 
 use super::Arguments;
-use crate::commands::placed::{Placed, draw_noise};
+use crate::commands::placed::draw_noise;
 use crate::error::Result;
-use crate::fleet::Fleet;
-use crate::fleet::tally::Tally;
+use crate::generator::Generator;
 use crate::noise::TorchRng;
 use crate::output::numbered;
 use crate::pipeline::{Step, write_latents};
 use crate::progress::Progress;
-use crate::schemes::Finished;
 
 /// What all pictures of a run share.
 pub struct Run {
     /// What was asked for.
     pub arguments: Arguments,
     /// The model, and where it is computed.
-    pub placed: Placed,
+    pub generator: Generator,
     /// What the prompt became.
     pub context: Tensor<3>,
 }
@@ -36,12 +34,6 @@ pub struct Done {
     pub denoise: Duration,
     /// Latents to picture.
     pub decode: Duration,
-    /// Work of the user, multiply and add counted as two.
-    pub user_flop: u64,
-    /// The workers, their sessions still open.
-    pub fleet: Option<Fleet>,
-    /// Accounts of sessions that were given up.
-    pub past: Vec<Tally>,
 }
 
 impl Run {
@@ -49,6 +41,21 @@ impl Run {
     pub fn seed(&self, index: usize) -> u64 {
         let first = self.arguments.sampling.seed.unwrap_or_default();
         first.wrapping_add(index as u64)
+    }
+
+    /// How to go on behind an interrupt in the `index`-th picture.
+    pub fn rest(&self, index: usize) -> String {
+        let count = self.arguments.count;
+        if count == 1 || self.arguments.latents.is_some() {
+            return format!(
+                "{index} of {count} pictures are written; the same command begins again"
+            );
+        }
+        format!(
+            "{index} of {count} pictures are written; for the others give --seed {} --count {} and another --out",
+            self.seed(index),
+            count - index
+        )
     }
 
     /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
@@ -61,15 +68,9 @@ impl Run {
         index: usize,
         noise: Option<HostTensor>,
         weights: Weights,
-        fleet: Option<Fleet>,
     ) -> Result<Done> {
         let start = Instant::now();
-        let (latents, finished) = self.denoise(index, noise, weights, fleet)?;
-        let Finished {
-            user_flop,
-            fleet,
-            past,
-        } = finished;
+        let latents = self.denoise(index, noise, weights)?;
         let denoise = start.elapsed();
 
         let start = Instant::now();
@@ -77,16 +78,13 @@ impl Run {
         if let Some(path) = &self.arguments.save_latents {
             write_latents(&numbered(path, index, count), &latents)?;
         }
-        let picture = self.placed.pipeline.decode(latents)?;
+        let picture = self.generator.pipeline.decode(latents)?;
         let path = numbered(&self.arguments.out, index, count);
         picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
         Ok(Done {
             path,
             denoise,
             decode: start.elapsed(),
-            user_flop,
-            fleet,
-            past,
         })
     }
 
@@ -95,17 +93,19 @@ impl Run {
         index: usize,
         noise: Option<HostTensor>,
         weights: Weights,
-        fleet: Option<Fleet>,
-    ) -> Result<(HostTensor, Finished)> {
+    ) -> Result<HostTensor> {
         let mut rng = TorchRng::new(self.seed(index));
         let noise = match noise {
             Some(noise) => noise,
             None => {
                 let [width, height] = self.arguments.size.sides();
-                draw_noise(&mut rng, self.placed.pipeline.latent_shape(width, height)?)?
+                draw_noise(
+                    &mut rng,
+                    self.generator.pipeline.latent_shape(width, height)?,
+                )?
             }
         };
-        let bar = Progress::new("step", self.placed.sampling.steps);
+        let bar = Progress::new("step", self.generator.sampling.steps);
         let mut show = |step: Step| {
             let megabytes = |bytes: u64| bytes as f64 / 1e6;
             let bytes = step.traffic.map_or(String::new(), |t| {
@@ -116,8 +116,8 @@ impl Run {
             bar.reach(step.done, step.of);
         };
         let context = self.context.clone();
-        self.placed
-            .denoise(context, noise, &mut rng, (weights, fleet), &mut show)
+        self.generator
+            .denoise(context, noise, &mut rng, weights, &mut show)
     }
 
     /// The picture's parameters, for the PNG; none where they are not wanted.
@@ -139,11 +139,11 @@ impl Run {
             ("negative_prompt", sampling.negative_prompt.clone()),
             ("seed", self.seed(index).to_string()),
             ("steps", sampling.steps.to_string()),
-            ("guidance", self.placed.sampling.guidance.to_string()),
+            ("guidance", self.generator.sampling.guidance.to_string()),
             ("scheduler", scheduler),
             ("scheme", a.scheme.to_string()),
             ("size", format!("{width}x{height}")),
-            ("model", self.placed.pipeline.digest().to_owned()),
+            ("model", self.generator.pipeline.digest().to_owned()),
         ]
     }
 }
