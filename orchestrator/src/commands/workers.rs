@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use shared::weights::Checkpoint;
+use shared::weights::{Checkpoint, Library};
 use shared::wire::Info;
 use tokio::task::spawn_blocking;
 
@@ -74,7 +74,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Digest of the U-Net of a model.
 fn digest(model: PathBuf, variant: Option<&str>) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::open(&model.join("unet"), "diffusion_pytorch_model", variant);
+    let checkpoint = Checkpoint::open(&model.join("unet"), Library::Diffusers, variant);
     let digest = checkpoint.and_then(|checkpoint| Ok(checkpoint.digest()?.to_owned()));
     digest.with_context(|| format!("cannot read the model {}", model.display()))
 }

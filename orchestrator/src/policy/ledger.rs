@@ -57,6 +57,7 @@ impl Ledger {
         let views = self.providers.values().cloned();
         views.reduce(|a, b| View {
             workers: a.workers.max(b.workers),
+            pictures: a.pictures.max(b.pictures),
             rows: a.rows.max(b.rows),
             rows_with_halo: a.rows_with_halo.max(b.rows_with_halo),
             keys_and_values: a.keys_and_values.max(b.keys_and_values),

@@ -11,7 +11,6 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use clap::Args;
 use shared::host::HostTensor;
-use shared::unet::UNet;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
