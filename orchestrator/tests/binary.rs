@@ -281,11 +281,7 @@ fn sizes_that_no_memory_holds_are_refused_in_words() {
 fn flags_without_effect_are_refused() {
     let place = Workplace::new();
     for (arguments, parts) in [
-        (
-            &["--policy", "private", "--wire", "f16"][..],
-            ["--wire", "private"],
-        ),
-        (&["--groupnorm", "local"], ["--groupnorm", "ppidm"]),
+        (&["--groupnorm", "local"][..], ["--groupnorm", "ppidm"]),
         (
             &["--scheme", "ppidm", "--wire", "f16"],
             ["--wire", "resident"],

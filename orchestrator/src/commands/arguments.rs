@@ -7,6 +7,7 @@ use clap::Args;
 use super::parse_size;
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
+use crate::limits;
 
 /// The size of a picture.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -61,8 +62,8 @@ fn parse_workers(text: &str) -> std::result::Result<Workers, String> {
     let digits = text.trim_start_matches(['-', '+']);
     match digits.bytes().all(|b| b.is_ascii_digit()) {
         true => match text.parse() {
-            Ok(n) if (1..=MAX_WORKERS).contains(&n) => Ok(Workers::Number(n)),
-            _ => Err(format!("from 1 to {MAX_WORKERS}")),
+            Ok(n) => Ok(Workers::Number(n)),
+            Err(_) => Err(format!("from 1 to {MAX_WORKERS}")),
         },
         false => Ok(Workers::File(text.into())),
     }
@@ -74,6 +75,17 @@ impl FleetArguments {
         match (&self.fleet, &self.workers) {
             (Some(file), _) | (None, Some(Workers::File(file))) => Some(file),
             _ => None,
+        }
+    }
+
+    /// A number of them must be one that can be had.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub fn check(&self) -> Result<()> {
+        match self.number() {
+            Some(n) => limits::check("--workers", n, MAX_WORKERS),
+            None => Ok(()),
         }
     }
 
@@ -140,17 +152,12 @@ mod tests {
             let fleet = line(words).unwrap().fleet;
             assert_eq!((fleet.file(), fleet.number()), (None, Some(3)));
         }
-        for wrong in [
-            "--workers 0",
-            "--workers 17",
-            "--workers 18446744073709551616",
-        ] {
-            let error = line(wrong).err().unwrap().to_string();
-            assert!(
-                error.contains("--workers") && error.contains("1 to 16"),
-                "{error}"
-            );
+        for wrong in ["--workers 0", "--workers 17"] {
+            let error = line(wrong).unwrap().fleet.check().unwrap_err().to_string();
+            assert_eq!(error, format!("{wrong}: from 1 to 16"));
         }
+        let error = line("--workers 18446744073709551616").err().unwrap();
+        assert!(error.to_string().contains("1 to 16"), "{error}");
         assert!(line("--fleet f.toml --workers 2").is_err());
     }
 

@@ -194,6 +194,7 @@ fn call(plan: &Plan) -> Call<'_> {
 
 impl Arguments {
     fn fleet(&self) -> Result<FleetConfig> {
+        self.workers.check()?;
         match self.workers.file() {
             Some(path) => self.terms.way.fleet(path),
             None => FleetConfig::imagined(self.imagined()),

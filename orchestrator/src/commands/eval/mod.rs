@@ -153,6 +153,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
     };
     check_model(&arguments.model)?;
     arguments.sampling.check()?;
+    arguments.workers.check()?;
     let prompts = arguments.prompts()?;
     for (flag, dir) in [
         ("--reference", &arguments.reference),

@@ -270,6 +270,7 @@ async fn picture(
 fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
     arguments.settings.check(arguments.scheme)?;
+    arguments.workers.check()?;
     arguments.sampling.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;
