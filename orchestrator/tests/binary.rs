@@ -101,7 +101,7 @@ impl Workplace {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         // A TOML error draws where it is.
-        let drawn = stderr.contains("TOML parse error") && stderr.contains("\n  |\n1 | ");
+        let drawn = stderr.contains("TOML parse error") && stderr.contains("\n  |\n");
         assert!(drawn || stderr.lines().count() == 1, "{stderr}");
         assert!(stderr.starts_with("error: "), "{stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
