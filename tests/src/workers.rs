@@ -105,6 +105,16 @@ pub async fn dead_url() -> String {
     listen().await.1
 }
 
+/// The addresses of as many ports on which nobody listens.
+pub async fn dead_urls<const N: usize>() -> [String; N] {
+    // All at a time, so that none is given twice.
+    let mut open = Vec::with_capacity(N);
+    for _ in 0..N {
+        open.push(listen().await);
+    }
+    std::array::from_fn(|i| open[i].1.clone())
+}
+
 /// Serves any routes; gives the address. Ends with the test's runtime.
 pub async fn serve_routes(routes: Router) -> String {
     let (listener, url) = listen().await;

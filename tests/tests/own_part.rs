@@ -9,7 +9,7 @@ use shared::weights;
 use tests::golden::{Golden, MODELS, model_dir, repository};
 use tests::journey::Journey;
 use tests::model_copy::ModelCopy;
-use tests::workers::{RunningWorker, dead_url, fleet_file};
+use tests::workers::{RunningWorker, dead_urls, fleet_file};
 use worker::Options;
 
 const ATTENTIONS: [&str; 6] = [
@@ -156,10 +156,11 @@ fn the_walk_over_shapes_names_every_layer_that_has_parameters() {
 /// What is loaded late or never was checked before: the dead worker is not even talked to.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_files_are_refused_before_anything_is_sent() {
-    let dead = dead_url().await;
+    let dead = dead_urls::<2>().await;
     let journey = |copy: &ModelCopy| {
         let journey = Journey::golden(&Golden::load("odd")).with("--model", copy.path());
-        let fleet = fleet_file(&journey.file(""), &[(dead.as_str(), None); 2]);
+        let workers = dead.each_ref().map(|url| (url.as_str(), None));
+        let fleet = fleet_file(&journey.file(""), &workers);
         journey
             .with("--scheme", "resident")
             .with("--workers", fleet)
