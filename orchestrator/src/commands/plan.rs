@@ -151,8 +151,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     println!(
         "memory is of your part of the U-Net; text encoder and VAE take theirs before and after it"
     );
-    if let Some(best) = best(&ways) {
-        println!("{}", best.line());
+    match best(&ways) {
+        Some(best) => println!("{}", best.line()),
+        None => println!("nothing of that is possible here"),
     }
     let plan = plan?;
     println!("\nthe fastest on workers: {}", plan.summary());
