@@ -107,6 +107,9 @@ fn what_does_not_fit_in_memory_is_not_possible_at_home() {
     assert!(refused.contains("2.0 are free"), "{refused}");
     assert_eq!(plan["best"]["fastest"], "resident, f16");
     assert_eq!(plan["best"]["least_shown"], "resident, f16");
+    // Nor on workers, where the user's own part does not fit.
+    let nothing = json("plan", &["--user-gflops", "200", "--memory-gb", "0.1"]);
+    assert!(nothing["best"].is_null(), "{nothing}");
     let memory = number(&way(&plan, "local")["cost"]["memory"]);
     // 860 million weights of four bytes, and features.
     assert!(memory > 3.44e9 && memory < 4.5e9, "{memory}");
@@ -119,7 +122,10 @@ fn each_way_that_is_not_allowed_names_its_rule() {
     let plan = plan(&[]);
     for (name, rule) in [("resident, delta4", "wires"), ("ppidm", "prompt = hidden")] {
         let refused = way(&plan, name)["refused"].as_str().unwrap();
-        assert!(refused.starts_with(rule), "{refused}");
+        assert!(
+            refused.starts_with(&format!("not allowed: {rule}")),
+            "{refused}"
+        );
     }
     assert_eq!(way(&plan, "resident, f16")["least_psnr"], 60.0);
     assert_eq!(way(&plan, "resident, f32")["least_psnr"], Value::Null);

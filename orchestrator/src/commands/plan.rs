@@ -155,8 +155,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     console.line(
         "memory is of your part of the U-Net; text encoder and VAE take theirs before and after it",
     );
-    if let Some(best) = best(&ways) {
-        console.line(best.line());
+    match best(&ways) {
+        Some(best) => console.line(best.line()),
+        None => console.line("nothing of that is possible here"),
     }
     let plan = plan?;
     console.line(format_args!("\nthe fastest on workers: {}", plan.summary()));

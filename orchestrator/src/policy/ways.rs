@@ -51,69 +51,29 @@ pub struct Way {
     pub ledger: Ledger,
     /// The least PSNR against the uncut picture, in dB; none where that is met to rounding.
     pub least_psnr: Option<f64>,
-    /// Why it is not possible; none where it is.
+    /// Why it is not allowed or not possible; none where it is both.
     pub refused: Option<String>,
 }
-
-/// A wire that is not so much faster than a more exact one is no way of its own.
-const WORTH_IT: f64 = 0.95;
 
 /// All ways, home first, then from the most exact on.
 ///
 /// # Errors
 /// None but those of a walk over shapes: what cannot be done is a way that says so.
 pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
+    let by = |scheme| Setting {
+        scheme,
+        ..question.base
+    };
     let wires = match question.asked.wires {
         Some(wires) => vec![wires],
         None => Wire::ALL.map(Wires::all).to_vec(),
     };
-    let each = wires.into_iter().map(|wires| resident(question, wires));
-    let each: Vec<Option<Way>> = each.collect::<Result<_>>()?;
-    let each: Vec<Way> = each.into_iter().flatten().collect();
-    let allowed = each.iter().filter(|way| way.refused.is_none());
-    let fastest = allowed
-        .map(|way| way.cost.seconds)
-        .fold(f64::INFINITY, f64::min);
-
-    let mut ways = vec![home(question)?];
-    for way in each {
-        let as_fast = |other: &Way| {
-            other.refused.is_some() == way.refused.is_some()
-                && other.setting.scheme == Scheme::Resident
-                && WORTH_IT * other.cost.seconds <= way.cost.seconds
-        };
-        // The one that a run would take is told in any case.
-        let taken = way.refused.is_none() && way.cost.seconds <= fastest;
-        if taken || !ways.iter().any(as_fast) {
-            ways.push(way);
-        }
+    let mut ways = vec![question.way("local".into(), by(Scheme::Local))?];
+    for wires in wires {
+        ways.extend(resident(question, wires)?);
     }
-    let paper = Setting {
-        scheme: Scheme::Ppidm,
-        ..question.base
-    };
-    ways.push(question.way("ppidm".into(), paper)?);
+    ways.push(question.way("ppidm".into(), by(Scheme::Ppidm))?);
     Ok(ways)
-}
-
-fn home(question: &Question<'_>) -> Result<Way> {
-    let setting = Setting {
-        scheme: Scheme::Local,
-        ..question.base
-    };
-    let mut way = question.way("local".into(), setting)?;
-    way.refused = question
-        .memory
-        .filter(|free| way.cost.memory > *free)
-        .map(|free| {
-            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-            format!(
-                "it takes about {:.1} GB of memory, {:.1} are free",
-                gigabytes(way.cost.memory),
-                gigabytes(free)
-            )
-        });
-    Ok(way)
 }
 
 /// The fastest placement with `wires`, whether the policy allows wires, quality and rows or not; none where
@@ -159,15 +119,25 @@ impl Question<'_> {
     fn way(&self, name: String, setting: Setting) -> Result<Way> {
         let workers = self.fleet.workers.len();
         let ledger = Ledger::foresee(self.unet, &setting, self.fleet, &[])?;
+        let cost = PictureCost::new(self.unet, &setting, workers, self.calls, self.speeds)?;
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         let refused = match self.policy.check(&setting, &ledger) {
-            Ok(()) => None,
-            Err(Error::Policy { rule, reason, .. }) => Some(format!("{rule}: {reason}")),
+            Ok(()) => self.memory.filter(|free| cost.memory > *free).map(|free| {
+                format!(
+                    "not possible: it takes about {:.1} GB of memory, {:.1} are free",
+                    gigabytes(cost.memory),
+                    gigabytes(free)
+                )
+            }),
+            Err(Error::Policy { rule, reason, .. }) => {
+                Some(format!("not allowed: {rule}: {reason}"))
+            }
             Err(error) => return Err(error),
         };
         Ok(Way {
             name,
             setting,
-            cost: PictureCost::new(self.unet, &setting, workers, self.calls, self.speeds)?,
+            cost,
             ledger,
             least_psnr: promised_psnr(&setting),
             refused,
@@ -223,14 +193,40 @@ impl Best {
     }
 }
 
+/// A wire that is not so much faster than a more exact one is not worth a row.
+const WORTH_IT: f64 = 0.95;
+
+/// Those that a table tells: wires that gain nothing are left out, but for that which is the fastest.
+fn worth_a_row(ways: &[Way]) -> Vec<&Way> {
+    let fastest = ways
+        .iter()
+        .filter(|way| way.refused.is_none() && way.setting.scheme == Scheme::Resident)
+        .map(|way| way.cost.seconds)
+        .fold(f64::INFINITY, f64::min);
+    let mut told: Vec<&Way> = Vec::new();
+    for way in ways {
+        let as_fast = |other: &&Way| {
+            other.setting.scheme == Scheme::Resident
+                && other.refused.is_some() == way.refused.is_some()
+                && WORTH_IT * other.cost.seconds <= way.cost.seconds
+        };
+        let taken = way.refused.is_none() && way.cost.seconds <= fastest;
+        if taken || way.setting.scheme != Scheme::Resident || !told.iter().any(as_fast) {
+            told.push(way);
+        }
+    }
+    told
+}
+
 /// The ways as lines of a table: those that are possible, and below them why the others are not.
 pub fn table(ways: &[Way]) -> String {
     let mut text = format!(
         "{:<17} {:>10} {:>10} {:>10} {:>10}  {:<13}  {}\n",
         "a picture", "seconds", "MB up", "MB down", "memory GB", "quality", "a provider sees"
     );
-    let (possible, refused): (Vec<&Way>, Vec<&Way>) =
-        ways.iter().partition(|way| way.refused.is_none());
+    let (possible, refused): (Vec<&Way>, Vec<&Way>) = worth_a_row(ways)
+        .into_iter()
+        .partition(|way| way.refused.is_none());
     for way in possible.into_iter().chain(refused) {
         let cost = &way.cost;
         let quality = match way.least_psnr {
@@ -239,8 +235,7 @@ pub fn table(ways: &[Way]) -> String {
         };
         let last = match &way.refused {
             None => sight_in_short(&way.ledger),
-            Some(why) if way.setting.scheme == Scheme::Local => format!("not possible: {why}"),
-            Some(why) => format!("not allowed: {why}"),
+            Some(why) => why.clone(),
         };
         // Writing into a String cannot fail.
         let _ = writeln!(

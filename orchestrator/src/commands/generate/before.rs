@@ -105,8 +105,9 @@ impl Before<'_> {
             calls: self.pipeline.calls(self.sampling)?,
             memory: is_cpu(self.device).then(memory::available).flatten(),
         })?;
-        // What is not allowed is `lacuna plan`'s to tell; home is always to be compared with.
-        ways.retain(|way| way.refused.is_none() || way.setting.scheme == Scheme::Local);
+        // What is not allowed is `lacuna plan`'s to tell; this run and home are told in any case.
+        let told = [Scheme::Local, setting.scheme];
+        ways.retain(|way| way.refused.is_none() || told.contains(&way.setting.scheme));
         console.line(format_args!("for {speeds}:\n{}", table(&ways)));
         if let Some(best) = best(&ways) {
             console.line(best.line());
