@@ -82,7 +82,7 @@ pub enum Error {
     #[error("cannot draw the plot: {0}")]
     Plot(String),
     /// The file that lists the workers is wrong.
-    #[error("workers file {path}: {reason}")]
+    #[error("fleet file {path}: {reason}")]
     FleetFile {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
         reason: String,
     },
     /// The policy forbids what was asked for.
-    #[error("the policy {policy} forbids it by its rule {rule}: {reason}")]
+    #[error("the policy {policy} forbids it by its rule {rule}: {reason}{advice}")]
     Policy {
         /// The policy's file.
         policy: PathBuf,
@@ -106,6 +106,23 @@ pub enum Error {
         rule: String,
         /// What would break it.
         reason: String,
+        /// What is possible instead; empty, or it goes on behind the reason.
+        advice: String,
+    },
+    /// More memory is needed than there is.
+    #[error(
+        "{what} takes about {:.1} GB of memory, {:.1} GB are free; free some, or have workers compute (`lacuna plan` \
+         compares)",
+        *.needed as f64 / 1e9,
+        *.free as f64 / 1e9
+    )]
+    Memory {
+        /// What needs it.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes that there are.
+        free: u64,
     },
     /// A worker in this process did not start.
     #[error("cannot start a worker on this machine: {0}")]
@@ -134,11 +151,33 @@ pub enum Error {
         /// What is in the way.
         reason: String,
     },
+    /// A token would be sent so that everybody on the way can read it.
+    #[error(
+        "worker {worker} is reached by plain HTTP: its token, and what it sees of the picture, could be read by \
+         everybody on the way; put TLS in front of it and give its https address, or say --insecure"
+    )]
+    PlainToken {
+        /// Its address.
+        worker: String,
+    },
     /// A worker wants another token.
-    #[error("worker {worker} refuses the token; set its token in the workers file")]
+    #[error("worker {worker} refuses the token; set its token in the fleet file")]
     WorkerToken {
         /// Its address.
         worker: String,
+    },
+    /// This process was asked to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A worker speaks another version of the protocol.
+    #[error("worker {worker} speaks protocol {theirs}, this is {ours}; upgrade the older side")]
+    WorkerProtocol {
+        /// Its address.
+        worker: String,
+        /// Its version.
+        theirs: u32,
+        /// This side's.
+        ours: u32,
     },
     /// A worker holds another model.
     #[error(
@@ -159,6 +198,14 @@ pub enum Error {
         worker: String,
         /// HTTP status.
         status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// A worker does not take a session of this kind.
+    #[error("worker {worker} refuses the session: {reason}")]
+    WorkerSession {
+        /// Its address.
+        worker: String,
         /// What it said.
         reason: String,
     },
@@ -189,7 +236,7 @@ impl Error {
         }
         Self::WorkerUnreachable {
             worker: worker.to_string(),
-            reason: root.to_string(),
+            reason: one_line(&root.to_string()),
         }
     }
 
@@ -207,6 +254,14 @@ impl Error {
         }
     }
 
+    /// Whether a worker may only have lost its session: it was started again, or cannot be reached just now.
+    pub fn lost_session(&self) -> bool {
+        matches!(
+            self,
+            Self::WorkerUnreachable { .. } | Self::WorkerRefused { status: 404, .. }
+        )
+    }
+
     /// A worker that answers nonsense, of which `reason` may quote some.
     pub(crate) fn reply(worker: &Url, reason: &str) -> Self {
         Self::WorkerReply {
@@ -217,13 +272,19 @@ impl Error {
 }
 
 /// What a worker said, fit to be shown: its first line, not too long, and nothing that a terminal
-/// would obey.
+/// would obey, or that would show in another order than it is in.
 pub(crate) fn one_line(text: &str) -> String {
     let line = text.trim_start().lines().next().unwrap_or_default();
     line.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if hides(c) { '\u{fffd}' } else { c })
         .take(200)
         .collect()
+}
+
+/// Whether a character is obeyed rather than shown: controls, marks of direction, and what has no width.
+fn hides(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -234,6 +295,11 @@ mod tests {
     fn what_a_worker_says_is_one_harmless_line() {
         assert_eq!(one_line("\n no room\nat all"), "no room");
         assert_eq!(one_line("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
+        assert_eq!(one_line("a\u{9b}2Jb\rc"), "a\u{fffd}2Jb\u{fffd}c");
+        assert_eq!(
+            one_line("ready\u{202e}ydaer\u{200b}"),
+            "ready\u{fffd}ydaer\u{fffd}"
+        );
         assert_eq!(one_line(&"ä".repeat(300)).chars().count(), 200);
         assert_eq!(one_line(""), "");
     }

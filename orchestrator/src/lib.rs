@@ -9,7 +9,9 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
+//! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
 //!
 //! How good it is:
 //! - [`metrics`]: pictures against reference pictures, one by one or as sets.
@@ -26,18 +28,29 @@
 //! - [`cli`]: the command line.
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
+//! - [`interrupt`]: ending before the end.
 //! - [`memory`]: how much memory this process took.
-//! - [`output`]: files that are written whole or not at all.
+//! - [`output`]: files that are written whole or not at all, and lines for the user.
+//! - [`progress`]: how far a long work is.
+//! - [`limits`]: how large what is asked for may be.
+//! - [`logging`]: what is logged, and what never is.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
+// They end the program where nobody listens: see output::console.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod audit;
 pub mod cli;
 pub mod commands;
+pub mod corrections;
 pub mod cost;
 pub mod error;
 pub mod evaluation;
 pub mod fleet;
+pub mod generator;
+pub mod interrupt;
+pub mod limits;
+pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod model_dir;
@@ -46,6 +59,7 @@ pub mod output;
 pub mod picture;
 pub mod pipeline;
 pub mod policy;
+pub mod progress;
 pub mod report;
 pub mod schedulers;
 pub mod schemes;

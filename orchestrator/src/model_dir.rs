@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use shared::config::ConfigReader;
+use shared::config::{ConfigReader, WithoutEffect};
+use shared::weights::Checkpoint;
 
 use crate::error::{Error, Result};
 
@@ -26,6 +27,17 @@ const NOT_YET: [(&str, &str); 4] = [
     ),
 ];
 
+/// Keys of `model_index.json` that never change the picture.
+pub const WITHOUT_EFFECT: WithoutEffect = &[
+    (
+        "feature_extractor",
+        "prepares pictures for the safety checker",
+    ),
+    ("image_encoder", "only for prompts that are pictures"),
+    ("requires_safety_checker", "no safety checker is run"),
+    ("safety_checker", "no safety checker is run"),
+];
+
 /// A model's directories, checked to be those of a supported pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDir {
@@ -39,7 +51,7 @@ pub struct ModelDir {
     pub tokenizer: PathBuf,
     /// Holds `scheduler_config.json`.
     pub scheduler: PathBuf,
-    /// The scheduler that the model was published with, e.g. `PNDMScheduler`.
+    /// The scheduler's class, e.g. `PNDMScheduler`, whatever class its config was written for.
     pub scheduler_class: String,
     /// The guidance scale that its makers recommend, where they do.
     pub guidance_scale: Option<f32>,
@@ -60,21 +72,18 @@ impl ModelDir {
             dir,
         };
         index.check_pipeline()?;
-        let unet = index.part("unet", &["UNet2DConditionModel"])?.0;
-        let vae = index.part("vae", &["AutoencoderKL"])?.0;
-        let text_encoder = index.part("text_encoder", &["CLIPTextModel"])?.0;
+        let (diffusers, transformers) = ("diffusers", "transformers");
+        let unet = index.part("unet", diffusers, &["UNet2DConditionModel"])?.0;
+        let vae = index.part("vae", diffusers, &["AutoencoderKL"])?.0;
+        let text_encoder = index
+            .part("text_encoder", transformers, &["CLIPTextModel"])?
+            .0;
         let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
-        let tokenizer = index.part("tokenizer", &tokenizers)?.0;
+        let tokenizer = index.part("tokenizer", transformers, &tokenizers)?.0;
         // Which schedulers there are is for the schedulers to say.
-        let (scheduler, scheduler_class) = index.part("scheduler", &[])?;
-        // Parts that judge the finished picture, or that a plain prompt does not use.
-        index.keys.ignore(&[
-            "feature_extractor",
-            "image_encoder",
-            "requires_safety_checker",
-            "safety_checker",
-        ]);
-        index.keys.finish()?;
+        let (scheduler, scheduler_class) = index.part("scheduler", diffusers, &[])?;
+        index.keys.ignore(WITHOUT_EFFECT);
+        index.keys.finish();
         let guidance_scale = recommended_guidance(dir)?;
         Ok(Self {
             unet,
@@ -86,6 +95,26 @@ impl ModelDir {
             guidance_scale,
         })
     }
+
+    /// Checks that a variant (`fp16`, say) is there: of some part, as the others are read without.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when no part has it.
+    pub fn check_variant(&self, variant: Option<&str>) -> Result<()> {
+        let parts = [&self.unet, &self.vae, &self.text_encoder];
+        match variant {
+            Some(variant)
+                if !parts
+                    .iter()
+                    .any(|dir| Checkpoint::has_variant(dir, variant)) =>
+            {
+                Err(Error::Request(format!(
+                    "--variant {variant}: no part of the model has such files; leave it out"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// `guidance_scale` of the file in which a model's makers may leave recommended settings.
@@ -96,7 +125,8 @@ fn recommended_guidance(dir: &Path) -> Result<Option<f32>> {
     }
     let mut keys = ConfigReader::from_file(&path)?;
     let guidance = keys.optional("guidance_scale")?;
-    keys.finish()?;
+    // Such files hold a language model's settings, too.
+    keys.finish();
     Ok(guidance)
 }
 
@@ -120,10 +150,20 @@ impl Index<'_> {
         Err(self.unsupported(class, hint))
     }
 
-    /// The directory and class of a part; `classes` are those that are supported, or none for any.
-    fn part(&mut self, part: &'static str, classes: &[&str]) -> Result<(PathBuf, String)> {
-        let (_, class): (Option<String>, Option<String>) = self.keys.required(part)?;
+    /// The directory and class of a part out of `library`; `classes` are those that are supported, or
+    /// none for any.
+    fn part(
+        &mut self,
+        part: &'static str,
+        library: &str,
+        classes: &[&str],
+    ) -> Result<(PathBuf, String)> {
+        let (from, class): (Option<String>, Option<String>) = self.keys.required(part)?;
         let class = class.unwrap_or_else(|| "null".into());
+        if let Some(from) = from.filter(|from| from != library) {
+            let hint = format!("as {part}, only classes of {library} are");
+            return Err(self.unsupported(format!("{from}.{class}"), hint));
+        }
         if class == "null" || !(classes.is_empty() || classes.contains(&class.as_str())) {
             let hint = match classes.first() {
                 Some(only) => format!("as {part}, only {only} is"),
@@ -196,7 +236,10 @@ mod tests {
         let config = dir.path().join("generation_config.json");
         std::fs::write(&config, r#"{"guidance_scale": 2.5}"#).unwrap();
         assert_eq!(open().unwrap().guidance_scale, Some(2.5));
-        for wrong in [r#"{"guidance_scale": "much"}"#, r#"{"guidence": 2}"#, "{"] {
+        let stray = r#"{"bos_token_id": 0, "guidance_scale": 3, "transformers_version": "5"}"#;
+        std::fs::write(&config, stray).unwrap();
+        assert_eq!(open().unwrap().guidance_scale, Some(3.0));
+        for wrong in [r#"{"guidance_scale": "much"}"#, "[]", "{"] {
             std::fs::write(&config, wrong).unwrap();
             let message = open().unwrap_err().to_string();
             assert!(message.contains("generation_config.json"), "{message}");
@@ -229,8 +272,28 @@ mod tests {
         assert!(error(&dir).contains("AutoencoderTiny"), "{}", error(&dir));
         let dir = model(|index| index["unet"] = json!([null, null]));
         assert!(error(&dir).contains("as unet"), "{}", error(&dir));
+        let dir = model(|index| index["unet"] = json!(["mine", "UNet2DConditionModel"]));
+        assert!(error(&dir).contains("mine.UNet2D"), "{}", error(&dir));
+        let dir = model(|index| index["scheduler"] = json!([null, null]));
+        assert!(error(&dir).contains("needs a scheduler"), "{}", error(&dir));
+    }
+
+    #[test]
+    fn parts_that_the_pipeline_does_not_have_are_ignored() {
         let dir = model(|index| index["controlnet"] = json!(["diffusers", "ControlNetModel"]));
-        assert!(error(&dir).contains("controlnet"), "{}", error(&dir));
+        ModelDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_variant_of_one_part_is_enough_and_one_of_none_is_refused() {
+        let dir = model(|_| {});
+        let parts = ModelDir::open(dir.path()).unwrap();
+        let error = parts.check_variant(Some("fp16")).unwrap_err().to_string();
+        assert!(error.contains("--variant fp16"), "{error}");
+        let file = parts.vae.join("diffusion_pytorch_model.fp16.safetensors");
+        std::fs::write(file, "").unwrap();
+        parts.check_variant(Some("fp16")).unwrap();
+        parts.check_variant(None).unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use shared::host::HostTensor;
 use crate::error::{Error, Result};
 use crate::output::write_whole;
 
-/// A picture in RGB.
+/// A picture in RGB, opaque or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     /// Columns.
@@ -16,41 +16,58 @@ pub struct Picture {
     pub height: usize,
     /// Values in 0..1, `[3, height, width]`.
     pub rgb: Vec<f32>,
+    /// Opacity in 0..1, `[height, width]`, where the decoder gives one.
+    pub alpha: Option<Vec<f32>>,
 }
 
 impl Picture {
-    /// The decoder's `[1, 3, height, width]` in about -1..1, clamped.
+    /// The decoder's `[1, C, height, width]` in about -1..1, clamped. As the reference's library for
+    /// pictures has it, one channel is grey, two are grey and opacity, three RGB, four RGB and opacity.
     ///
     /// # Errors
-    /// [`Error::Request`] when it is not one picture in three colours, or not finite.
+    /// [`Error::Request`] when it is not one such picture, or not finite.
     pub fn from_decoded(decoded: HostTensor) -> Result<Self> {
-        let [1, 3, height, width] = decoded.dims()? else {
+        let [1, channels @ 1..=4, height, width] = decoded.dims()? else {
             return Err(Error::Request(format!(
-                "the decoder gives {:?}, not one picture in three colours",
+                "the decoder gives {:?}, not one picture of 1 to 4 channels",
                 decoded.shape
             )));
         };
         decoded.check_finite("the picture")?;
-        let rgb = decoded
-            .data
-            .into_iter()
-            .map(|x| (x / 2.0 + 0.5).clamp(0.0, 1.0));
+        let values = decoded.data.into_iter();
+        let mut rgb: Vec<f32> = values.map(|x| (x / 2.0 + 0.5).clamp(0.0, 1.0)).collect();
+        let alpha = channels
+            .is_multiple_of(2)
+            .then(|| rgb.split_off((channels - 1) * height * width));
+        if channels < 3 {
+            rgb = rgb.repeat(3);
+        }
         Ok(Self {
             width,
             height,
-            rgb: rgb.collect(),
+            rgb,
+            alpha,
         })
     }
 
     /// Bytes in rows of pixels; halves round to even, as numpy does.
     pub fn to_rgb8(&self) -> Vec<u8> {
         let pixels = self.width * self.height;
-        let byte = |i: usize, channel: usize| {
-            (self.rgb[channel * pixels + i] * 255.0).round_ties_even() as u8
-        };
+        let value = |i: usize, channel: usize| byte(self.rgb[channel * pixels + i]);
         (0..pixels)
-            .flat_map(|i| (0..3).map(move |c| byte(i, c)))
+            .flat_map(|i| (0..3).map(move |c| value(i, c)))
             .collect()
+    }
+
+    /// Bytes in rows of pixels, as [`Self::to_rgb8`], with their opacity where there is one.
+    fn to_png8(&self) -> (png::ColorType, Vec<u8>) {
+        let rgb = self.to_rgb8();
+        let Some(alpha) = &self.alpha else {
+            return (png::ColorType::Rgb, rgb);
+        };
+        let pixels = rgb.as_chunks::<3>().0.iter().zip(alpha);
+        let rgba = pixels.flat_map(|(&[r, g, b], a)| [r, g, b, byte(*a)]);
+        (png::ColorType::Rgba, rgba.collect())
     }
 
     /// Writes a PNG with `text` as international text chunks (keyword, text).
@@ -59,13 +76,19 @@ impl Picture {
     /// [`Error::Output`].
     pub fn write_png(&self, path: &Path, text: &[(&str, String)]) -> Result<()> {
         let size = [self.width, self.height];
-        let bytes = encode_png(size, png::ColorType::Rgb, &self.to_rgb8(), text);
+        let (color, samples) = self.to_png8();
+        let bytes = encode_png(size, color, &samples, text);
         let bytes = bytes.map_err(|e| Error::Output {
             path: path.to_owned(),
             reason: e.to_string(),
         })?;
         write_whole(path, &bytes)
     }
+}
+
+/// A value in 0..1 as a byte.
+fn byte(value: f32) -> u8 {
+    (value * 255.0).round_ties_even() as u8
 }
 
 /// A PNG file of `width` x `height` pixels of 8 bits a channel, with `text` as international text chunks
@@ -106,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn channels_are_grey_or_colours_and_opacity() {
+        let png8 = |channels: usize| {
+            let data = [-1.0, 1.0, 0.2, -0.6][..channels].to_vec();
+            let decoded = HostTensor::new([1, channels, 1, 1], data).unwrap();
+            Picture::from_decoded(decoded).map(|picture| picture.to_png8())
+        };
+        use png::ColorType::{Rgb, Rgba};
+        assert_eq!(png8(1).unwrap(), (Rgb, vec![0, 0, 0]));
+        assert_eq!(png8(2).unwrap(), (Rgba, vec![0, 0, 0, 255]));
+        assert_eq!(png8(3).unwrap(), (Rgb, vec![0, 255, 153]));
+        assert_eq!(png8(4).unwrap(), (Rgba, vec![0, 255, 153, 51]));
+        let five = HostTensor::new([1, 5, 1, 1], vec![0.0; 5]).unwrap();
+        assert!(Picture::from_decoded(five).is_err());
+    }
+
+    #[test]
     fn the_file_is_a_png_that_carries_its_text() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.png");
@@ -113,6 +152,7 @@ mod tests {
             width: 2,
             height: 1,
             rgb: vec![0.0, 1.0, 0.2, 0.4, 1.0, 0.0],
+            alpha: None,
         };
         picture
             .write_png(&path, &[("prompt", "a café".into())])

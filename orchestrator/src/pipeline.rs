@@ -4,17 +4,22 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
+use shared::device::is_cpu;
 use shared::host::HostTensor;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Library, Stored, Weights, list};
 
+use crate::corrections;
 use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
+use crate::interrupt;
+use crate::limits;
+use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
 use crate::vae::{Vae, VaeLayers};
@@ -29,8 +34,12 @@ pub struct Pipeline {
     digest: String,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
+    /// Rows and columns of the latents where nobody asks for others.
     sample_size: Option<[usize; 2]>,
+    /// As read.
     scheduler: SchedulerConfig,
+    /// Of the model's own scheduler.
+    scheduler_class: String,
     device: Device,
 }
 
@@ -79,16 +88,18 @@ impl Pipeline {
     /// Each names the file, key or tensor that is missing, damaged or not supported.
     pub fn open(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
         let dir = ModelDir::open(dir)?;
+        dir.check_variant(variant)?;
         let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
-        let checkpoint = Checkpoint::open(&dir.unet, "diffusion_pytorch_model", variant)?;
+        let checkpoint = Checkpoint::open(&dir.unet, Library::Diffusers, variant)?;
         let unet = Stored::new(config.build(), checkpoint)?;
         let pipeline = Self {
             tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
             text_encoder: ClipTextEncoder::open(&dir.text_encoder, variant)?,
             vae: Vae::open(&dir.vae, variant)?,
             scheduler: read_scheduler(&dir.scheduler)?,
+            scheduler_class: dir.scheduler_class,
             guidance_scale: dir.guidance_scale,
-            sample_size: config.sample_size,
+            sample_size: corrections::sample_size(&config)?,
             digest: unet.digest()?.to_owned(),
             unet,
             device: device.clone(),
@@ -116,6 +127,20 @@ impl Pipeline {
         if vae.latent_channels() != unet.in_channels {
             let channels = vae.latent_channels();
             return unfit("the VAE's latent channels are", channels, unet.in_channels);
+        }
+        if unet.time.added.is_some() {
+            return Err(Error::Request(
+                "the U-Net's addition_embed_type is text_time, which needs the pooled text of a second \
+                 text encoder; it is not supported yet"
+                    .into(),
+            ));
+        }
+        if self.tokens() > self.text_encoder.layers().places() {
+            let places = self.text_encoder.layers().places();
+            return Err(Error::Tokens(format!(
+                "model_max_length is {}, max_position_embeddings {places}",
+                self.tokens()
+            )));
         }
         if unet.out_channels != unet.in_channels {
             return unfit(
@@ -146,6 +171,20 @@ impl Pipeline {
         Ok(self.unet.load_part(parameters, &self.device)?)
     }
 
+    /// Checks that the whole U-Net's weights, in f32 as they are held, fit in what memory is free. Of a GPU's
+    /// memory nothing is known here.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn check_room_for_unet(&self) -> Result<()> {
+        if !is_cpu(&self.device) {
+            return Ok(());
+        }
+        let values: usize = list(self.unet()).iter().map(Parameter::values).sum();
+        let bytes = (values * size_of::<f32>()) as u64;
+        memory::check_room("the U-Net", bytes, memory::available())
+    }
+
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
         self.vae.layers().pixels_per_latent()
@@ -158,18 +197,23 @@ impl Pipeline {
     /// [`Error::Request`] when no latents make such a picture.
     pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
         let pixels = self.pixels_per_latent();
-        let own = self.sample_size.map(|size| size.map(|side| side * pixels));
+        let own = self
+            .sample_size
+            .map(|size| size.map(|side| side.saturating_mul(pixels)));
         let latents = |name: &str, size: Option<usize>| match size {
-            Some(size) if size > 0 && size.is_multiple_of(pixels) => Ok(size / pixels),
-            Some(size) => Err(Error::Request(format!(
-                "--{name} {size}: it must be a multiple of {pixels} with this model"
-            ))),
-            None => Err(Error::Request(format!(
-                "the model names no size; give --{name}"
-            ))),
+            Some(size) => {
+                limits::check_side(&format!("--{name}"), size, pixels)?;
+                Ok(size / pixels)
+            }
+            None => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
         };
         let rows = latents("height", height.or(own.map(|[rows, _]| rows)))?;
         let columns = latents("width", width.or(own.map(|[_, columns]| columns)))?;
+        limits::check_latents("--size", [1, rows, columns])?;
+        let vae = self.vae.layers();
+        limits::check_memory("--size", vae.least_memory(rows * columns * pixels * pixels))?;
         Ok([1, self.unet().in_channels, rows, columns])
     }
 
@@ -192,12 +236,39 @@ impl Pipeline {
         ClipTextEncoder::load_stored(&self.text_encoder, &self.device)?.encode(&prompts, 0)
     }
 
+    /// U-Net calls of a picture.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings.
+    pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.scheduler(sampling)?.timesteps().len())
+    }
+
+    /// The scheduler of one picture.
+    fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
+        let kind = match sampling.scheduler {
+            Some(kind) => kind,
+            None => SchedulerKind::from_class_name(&self.scheduler_class)?,
+        };
+        let config = corrections::scheduler(&self.scheduler, sampling.scheduler.is_some());
+        let (steps, eta) = (sampling.steps, sampling.eta);
+        Ok(schedulers::build(kind, &config, steps, eta)?)
+    }
+
+    /// Checks that pictures can be sampled so, before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`], naming the setting.
+    pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        self.scheduler(sampling).map(drop)
+    }
+
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
     /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
     /// `rng`.
     ///
     /// # Errors
-    /// Those of the scheduler's settings and of the scheme.
+    /// Those of the scheduler's settings and of the scheme; [`Error::Interrupted`].
     pub fn sample(
         &self,
         predictor: &mut dyn Predictor,
@@ -206,16 +277,14 @@ impl Pipeline {
         rng: &mut TorchRng,
         watch: &mut dyn FnMut(Step),
     ) -> Result<HostTensor> {
-        let kind = sampling
-            .scheduler
-            .map_or_else(|| self.scheduler.kind(), Ok)?;
-        let mut scheduler = schedulers::build(kind, &self.scheduler, sampling.steps, sampling.eta)?;
+        let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
         let mut latents = noise.data;
         let sigma = scheduler.init_noise_sigma();
         latents.iter_mut().for_each(|x| *x *= sigma);
         for (i, &timestep) in timesteps.iter().enumerate() {
+            interrupt::check()?;
             let start = Instant::now();
             let mut input = latents.clone();
             scheduler.scale_model_input(i, &mut input);

@@ -16,8 +16,13 @@ pub struct Report {
     pub scheme: String,
     /// Digest of the U-Net's weights.
     pub model: String,
+    /// Of the first picture; the next ones count on.
+    pub seed: u64,
     /// Files written.
     pub pictures: Vec<String>,
+    /// Why there are no more of them. Absent where all were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Seconds by phase.
     pub seconds: Seconds,
     /// The most memory that this process held, in bytes, with workers that it started. Absent where the
@@ -30,7 +35,7 @@ pub struct Report {
     pub workers: Vec<Worker>,
     /// Bytes by kind of layer, all workers together.
     pub kinds: BTreeMap<Kind, Traffic>,
-    /// What each provider saw.
+    /// What each provider saw of any one picture.
     pub ledger: Ledger,
 }
 

@@ -68,10 +68,10 @@ fn names(report: &Value) -> Vec<String> {
     rows(report).iter().map(name).collect()
 }
 
-/// The tensors' bytes of each row are those that `lacuna cost` counts for a call in the middle of a
-/// picture.
+/// The tensors' bytes of each row, and the work, are those that `lacuna cost` counts for a call in the
+/// middle of a picture: there is one figure for a U-Net's work.
 #[track_caller]
-fn assert_bytes_as_counted(report: &Value, config: &Path) {
+fn assert_row_as_counted(report: &Value, config: &Path) {
     let unet = UNetConfig::from_file(config).unwrap().build();
     let side = |key: &str| report["subject"][key].as_u64().unwrap() as usize;
     for row in rows(report) {
@@ -97,6 +97,15 @@ fn assert_bytes_as_counted(report: &Value, config: &Path) {
             "{row}"
         );
         assert_eq!(row["round_trips_per_call"], count.round_trips());
+        let work = [
+            ("user_gflop_per_call", count.user_flop),
+            ("workers_gflop_per_call", count.workers_flop.iter().sum()),
+        ];
+        for (key, flop) in work {
+            let (got, want) = (row[key].as_f64().unwrap(), flop as f64 / 1e9);
+            // A worker's share of an odd number of rows is cut to a whole operation.
+            assert!((got - want).abs() <= 1e-6 * want, "{key} {want}: {row}");
+        }
         let all = row["bytes_up_per_call"].as_u64().unwrap();
         assert!(all >= count.total()[0], "{row}");
     }
@@ -154,7 +163,7 @@ fn random_weights_give_every_row_its_bytes_and_quality() {
             "resident 2 delta4",
         ]
     );
-    assert_bytes_as_counted(&report, &config);
+    assert_row_as_counted(&report, &config);
     let rows = rows(&report);
     assert_eq!(rows[0]["psnr_db"], Value::Null);
     assert_eq!(rows[0]["identical_to_local"], true);
@@ -199,7 +208,7 @@ fn every_process_has_a_peak() {
         "--separate",
     ]);
     assert_eq!(names(&report), ["local 0 ", "resident 2 f32"]);
-    assert_bytes_as_counted(&report, &model.join("unet/config.json"));
+    assert_row_as_counted(&report, &model.join("unet/config.json"));
     let [local, resident] = rows(&report) else {
         panic!("{report}")
     };

@@ -66,23 +66,31 @@ impl Workplace {
 
     /// Runs `lacuna generate` on the model, with more arguments.
     fn generate<A: AsRef<OsStr>>(&self, more: &[A]) -> Output {
-        let mut arguments = vec![OsStr::new("generate").to_owned(), "a red circle".into()];
+        self.command(more).output().unwrap()
+    }
+
+    /// `lacuna generate` on the model, with more arguments.
+    fn command<A: AsRef<OsStr>>(&self, more: &[A]) -> Command {
+        let mut arguments = vec![OsStr::new("generate").to_owned()];
+        if !more.iter().any(|a| a.as_ref() == "--prompt") {
+            arguments.push("a red circle".into());
+        }
         for (flag, value) in [
             ("--model", self.model()),
             ("--out", self.out().join("pic.png")),
             ("--device", "cpu".into()),
             ("--steps", "2".into()),
-            ("--local-workers", "2".into()),
+            ("--workers", "2".into()),
         ] {
             // What is given replaces it: clap takes no flag twice, nor two kinds of workers.
             let given = |flag: &str| more.iter().any(|a| a.as_ref() == flag);
-            let replaced = flag == "--local-workers" && given("--workers");
+            let replaced = flag == "--workers" && given("--fleet");
             if !replaced && !given(flag) {
                 arguments.extend([flag.into(), value.into_os_string()]);
             }
         }
         arguments.extend(more.iter().map(|a| a.as_ref().to_owned()));
-        lacuna(&arguments)
+        command(&arguments)
     }
 
     /// Runs it, and sees to it that it fails as it should: a status, one line that names `parts`,
@@ -92,7 +100,9 @@ impl Workplace {
         let output = self.generate(more);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        // A TOML error draws where it is.
+        let drawn = stderr.contains("TOML parse error") && stderr.contains("\n  |\n");
+        assert!(drawn || stderr.lines().count() == 1, "{stderr}");
         assert!(stderr.starts_with("error: "), "{stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
         let clauses: Vec<&str> = stderr.trim().split(": ").collect();
@@ -109,15 +119,37 @@ impl Workplace {
     }
 }
 
+impl Workplace {
+    /// Runs it, and sees to it that the picture is made, with one line of warning that names `parts`.
+    #[track_caller]
+    fn passes_with(&self, parts: &[&str]) {
+        let output = self.generate::<&str>(&[]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("WARN"), "{stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{part:?} is not in: {stderr}");
+        }
+        assert!(self.out().join("pic.png").is_file());
+    }
+}
+
 /// Runs the binary with nothing of ours in its environment.
 fn lacuna<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+/// The binary with nothing of ours in its environment.
+fn command<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LACUNA_") || name == "RUST_LOG" {
             command.env_remove(name);
         }
     }
-    command.args(arguments).output().unwrap()
+    command.args(arguments);
+    command
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -147,6 +179,157 @@ fn a_picture_is_written_and_nothing_is_said_on_stderr() {
         assert_eq!(&png[1..4], b"PNG");
         assert_eq!(std::fs::read_dir(place.out()).unwrap().count(), 1);
     }
+}
+
+#[test]
+fn no_log_spells_the_prompt_and_none_is_coloured_in_a_pipe() {
+    let place = Workplace::new();
+    let prompt = [
+        "--prompt",
+        "zanzibarquux",
+        "--negative-prompt",
+        "-wolpertinger",
+    ];
+    let mut command = place.command(&prompt);
+    let output = command.env("RUST_LOG", "trace").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("DEBUG orchestrator"), "{stderr}");
+    for secret in ["zanzi", "quux", "wolper", "\u{1b}["] {
+        assert!(!stderr.contains(secret), "{secret}: {stderr}");
+    }
+}
+
+#[test]
+fn a_file_carries_its_prompt_unless_told_otherwise() {
+    let place = Workplace::new();
+    let picture = place.out().join("pic.png");
+    let said = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let has = |text: &str| {
+        let bytes = std::fs::read(&picture).unwrap();
+        bytes.windows(text.len()).any(|at| at == text.as_bytes())
+    };
+    let stdout = said(place.generate(&["--seed", "-1"]));
+    assert!(stdout.contains("--no-metadata"), "{stdout}");
+    assert!(stdout.contains("seed 18446744073709551615"), "{stdout}");
+    assert!(has("a red circle") && has("18446744073709551615"));
+    let stdout = said(place.generate(&["--no-metadata"]));
+    assert!(!stdout.contains("--no-metadata"), "{stdout}");
+    assert!(!has("a red circle") && !has("seed") && !has("iTXt"));
+}
+
+#[test]
+fn a_seed_is_drawn_and_told_where_none_is_given() {
+    let place = Workplace::new();
+    let report = place.folder.path().join("report.json");
+    let made = |more: &[&str]| {
+        let report = ["--report", report.to_str().unwrap()];
+        let output = place.generate(&[more, &report].concat());
+        assert!(output.status.success());
+        let picture = std::fs::read(place.out().join("pic.png")).unwrap();
+        let text = std::fs::read(report[1]).unwrap();
+        let report: Value = serde_json::from_slice(&text).unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let seed = report["seed"].to_string();
+        assert!(stdout.contains(&format!("seed {seed})")), "{stdout}");
+        (picture, seed)
+    };
+    let (first, seed) = made(&[]);
+    let (second, other) = made(&[]);
+    assert!(seed != other && first != second);
+    assert_eq!(made(&["--seed", &seed]).0, first);
+}
+
+#[test]
+fn sizes_that_no_memory_holds_are_refused_in_words() {
+    let place = Workplace::new();
+    for (arguments, part) in [
+        (
+            &["--height", "64", "--width", "18446744073709551608"][..],
+            "--width",
+        ),
+        (&["--height", "64", "--width", "4294967296"], "--width"),
+        (&["--size", "4294967296x4294967296"], "--height"),
+        (&["--size", "16384x16384"], "--size"),
+        (&["--count", "0"], "--count 0"),
+        (&["--count", "18446744073709551615"], "--count"),
+        (&["--steps", "18446744073709551615"], "steps"),
+    ] {
+        place.fails(arguments, &[part]);
+    }
+    for arguments in [
+        &["cost", "--batch", "18446744073709551615"][..],
+        &[
+            "cost",
+            "--size",
+            "18446744073709551608x18446744073709551608",
+        ],
+        &["plan", "--device", "cpu", "--size", "4294967296x4294967296"],
+        &["bench", "--rows", "18446744073709551615"],
+        &["bench", "--calls", "18446744073709551615"],
+        &["bench", "--turns", "18446744073709551615"],
+        &["audit", "--prompts", "18446744073709551615"],
+    ] {
+        let output = lacuna(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("error: --"), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn flags_without_effect_are_refused() {
+    let place = Workplace::new();
+    for (arguments, parts) in [
+        (&["--groupnorm", "local"][..], ["--groupnorm", "ppidm"]),
+        (
+            &["--scheme", "ppidm", "--wire", "f16"],
+            ["--wire", "resident"],
+        ),
+        (
+            &["--policy", "privte"],
+            ["privte", "private, fast and paper"],
+        ),
+    ] {
+        place.fails(arguments, &parts);
+    }
+}
+
+#[test]
+fn plans_and_costs_need_no_repository() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["cost"][..],
+        &["cost", "--model", "sdxl"],
+        &["plan", "--device", "cpu"],
+        &[
+            "plan",
+            "--device",
+            "cpu",
+            "--policy",
+            "fast",
+            "--workers",
+            "2",
+        ],
+    ] {
+        let mut command = command(arguments);
+        let output = command.current_dir(elsewhere.path()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn variables_stand_for_flags() {
+    let place = Workplace::new();
+    let mut command = place.command::<&str>(&[]);
+    let command = command
+        .env("LACUNA_NO_METADATA", "1")
+        .env("LACUNA_COUNT", "2");
+    assert!(command.output().unwrap().status.success());
+    assert_eq!(std::fs::read_dir(place.out()).unwrap().count(), 2);
+    let output = command.env("LACUNA_COUNT", "0").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--count 0"));
 }
 
 #[test]
@@ -236,7 +419,7 @@ fn a_tensor_of_another_type_name_or_value_is_named() {
         let tensor = tensors[name].clone();
         tensors.insert("mid_block.resnets.0.conv7.weight".into(), tensor);
     });
-    place.fails::<&str>(&[], &["unknown tensor mid_block.resnets.0.conv7.weight"]);
+    place.passes_with(&["unused tensors", "mid_block.resnets.0.conv7.weight"]);
 
     let place = Workplace::new();
     place.change_tensors(UNET, |tensors| {
@@ -249,19 +432,13 @@ fn a_tensor_of_another_type_name_or_value_is_named() {
 #[test]
 fn a_config_that_cannot_be_honoured_is_named() {
     for (file, key, value) in [
-        ("unet/config.json", "extra_mixing", json!(2)),
         ("unet/config.json", "act_fn", json!("mish")),
-        ("vae/config.json", "extra_mixing", json!([1])),
+        ("vae/config.json", "out_channels", json!(5)),
         ("text_encoder/config.json", "hidden_act", json!("relu6")),
         (
             "scheduler/scheduler_config.json",
             "prediction_type",
             json!("sample7"),
-        ),
-        (
-            "model_index.json",
-            "controlnet",
-            json!(["diffusers", "ControlNetModel"]),
         ),
         ("model_index.json", "_class_name", json!("FluxPipeline")),
     ] {
@@ -282,6 +459,28 @@ fn a_config_that_cannot_be_honoured_is_named() {
 }
 
 #[test]
+fn a_key_that_nobody_has_is_a_warning() {
+    for (file, key, value) in [
+        ("unet/config.json", "decay", json!(0.9999)),
+        ("vae/config.json", "extra_mixing", json!([1])),
+        ("text_encoder/config.json", "extra_mixing", json!({})),
+        ("tokenizer/tokenizer_config.json", "extra_mixing", json!(2)),
+        ("scheduler/scheduler_config.json", "extra_mixing", json!(2)),
+        (
+            "model_index.json",
+            "controlnet",
+            json!(["diffusers", "ControlNetModel"]),
+        ),
+    ] {
+        let place = Workplace::new();
+        place.change_json(file, |map| {
+            map.insert(key.into(), value.clone());
+        });
+        place.passes_with(&["ignored", key]);
+    }
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_named_before_the_work() {
     let place = Workplace::new();
     let missing = place.out().join("no/such/folder/pic.png");
@@ -297,14 +496,14 @@ fn a_place_that_cannot_be_written_is_named_before_the_work() {
 }
 
 #[test]
-fn a_bad_workers_file_is_named() {
+fn a_bad_fleet_file_is_named() {
     let place = Workplace::new();
-    let path = place.folder.path().join("workers.toml");
+    let path = place.folder.path().join("fleet.toml");
     let file = path.to_str().unwrap();
-    place.fails(&["--workers", file], &["workers file", file]);
+    place.fails(&["--fleet", file], &["fleet file", file]);
     for (text, part) in [
         ("", "0 [[worker]]"),
-        ("[[worker\n", "workers.toml"),
+        ("[[worker\n", "fleet.toml"),
         ("[[worker]]\nurl = \"http://a/\"\n", "provider"),
         (
             "[[worker]]\nurl = \"no url\"\nprovider = \"p\"\n",
@@ -321,10 +520,12 @@ fn a_bad_workers_file_is_named() {
         ),
     ] {
         std::fs::write(&path, text).unwrap();
-        place.fails(&["--workers", file], &[file, part]);
+        place.fails(&["--fleet", file], &[file, part]);
     }
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
-    place.fails(&["--workers", file], &[file]);
+    place.fails(&["--fleet", file], &[file]);
+    // The older name.
+    place.fails(&["--workers", file], &["fleet file", file]);
 }
 
 #[test]

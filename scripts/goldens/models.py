@@ -142,9 +142,9 @@ def save(out_dir: Path, name: str, tensors: dict[str, torch.Tensor], description
     Image.fromarray(picture.numpy()).save(out_dir / f"{name}.png")
 
 
-def load(model: Path) -> StableDiffusionPipeline:
+def load(model: Path, variant: str | None = None) -> StableDiffusionPipeline:
     """Loads a pipeline in f32, whatever precision is on disk, so that both sides compute on the same values."""
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, variant=variant, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     # The pipeline refuses sizes that 8 does not divide; its pieces do not, and neither does Lacuna.
     pipe.check_inputs = lambda *args, **kwargs: None

@@ -2,16 +2,17 @@
 //! 77 tokens, latents of the config's size or at most 64x64.
 //!
 //! `unet_call [config.json [calls]]`; with `--wait` each call waits for a line on standard input, so that
-//! another program can take turns with it (see `scripts/compare_speed.py`).
+//! another program can take turns with it (see `scripts/compare_speed.py`). `--wgpu` computes on the GPU, `--f16`
+//! there in half precision.
 
 use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use shared::device::OpenDevice;
+use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::host::HostTensor;
-use shared::unet::{UNet, UNetConfig};
+use shared::unet::{SampleSize, UNet, UNetConfig};
 use shared::weights::Weights;
 use shared::whole::{AddedConditioning, Conditioning, Whole};
 
@@ -30,18 +31,26 @@ fn main() -> shared::Result<()> {
     let path = PathBuf::from(values.first().map_or(SD15, String::as_str));
     let calls: usize = values.get(1).and_then(|n| n.parse().ok()).unwrap_or(3);
 
-    let opened = OpenDevice::cpu();
+    let given = |flag| flags.iter().any(|f| f == flag);
+    let opened = match given("--wgpu") {
+        true => device::open(DeviceChoice::Wgpu, true)?,
+        false => OpenDevice::cpu(),
+    };
+    let precision = match given("--f16") {
+        true => Precision::F16,
+        false => Precision::F32,
+    };
     let config = UNetConfig::from_file(&path)?;
     let unet = config.build();
-    let weights = Weights::random(&unet, 1, &opened.device)?;
+    let weights = Weights::random(&unet, 1, (&opened.device, precision))?;
     let [h, w] = config
         .sample_size
-        .unwrap_or([64, 64])
+        .map_or([64, 64], SampleSize::sides)
         .map(|size| size.min(64));
     let sample: Tensor<4> = wave([2, unet.in_channels, h, w]).into_device(&opened.device)?;
     let mut whole = Whole::new(weights, conditioning(&unet, &opened)?);
     eprintln!(
-        "{}, 2x{}x{h}x{w}, {} ({})",
+        "{}, 2x{}x{h}x{w}, {precision}, {} ({})",
         path.display(),
         unet.in_channels,
         opened.kind,

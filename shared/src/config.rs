@@ -1,4 +1,6 @@
-//! Reading a diffusers config: every key is honoured, checked, or an error that names it.
+//! Reading a diffusers config: every key that the reference's class takes is honoured, refused by
+//! name, or listed with the reason why it changes nothing. What that class does not take it ignores
+//! with a warning, and so do we.
 
 use std::path::Path;
 
@@ -6,10 +8,15 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// Keys that never change the picture, each with the reason.
+pub type WithoutEffect = &'static [(&'static str, &'static str)];
+
 /// A config's keys, taken out one by one; what is left at the end is unknown.
 ///
-/// Published files write `null` where a class has a default, so a null reads as an absent key.
-/// Keys that begin with `_` (`_class_name`, `_diffusers_version`) carry no arithmetic.
+/// A null is not an absent key: the reference hands it to the class, where it means `None`. It is
+/// taken where `None` is the class's own default ([`Self::optional`]) or means off
+/// ([`Self::flag`]), and refused elsewhere. Keys listed in `_use_default_values` count as absent, as
+/// there; others that begin with `_` carry no arithmetic.
 #[derive(Debug)]
 pub struct ConfigReader {
     source: String,
@@ -37,7 +44,14 @@ impl ConfigReader {
     pub fn new(source: impl Into<String>, value: Value) -> Result<Self> {
         let source = source.into();
         match value {
-            Value::Object(keys) => Ok(Self { source, keys }),
+            Value::Object(mut keys) => {
+                if let Some(Value::Array(defaults)) = keys.remove("_use_default_values") {
+                    for key in defaults.iter().filter_map(Value::as_str) {
+                        keys.remove(key);
+                    }
+                }
+                Ok(Self { source, keys })
+            }
             other => Err(Error::UnsupportedConfig {
                 config: source,
                 key: "(the file)".into(),
@@ -47,12 +61,12 @@ impl ConfigReader {
         }
     }
 
-    /// Takes a key out; null counts as absent.
+    /// Takes a key out whose default is `None`, as which null reads.
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.keys.remove(key).filter(|v| !v.is_null())
     }
 
-    /// Takes a key of a type that serde reads.
+    /// Takes a key of a type that serde reads, whose default is `None`, as which null reads.
     ///
     /// # Errors
     /// [`Error::UnsupportedConfig`] when the value has another type.
@@ -70,7 +84,30 @@ impl ConfigReader {
     /// # Errors
     /// As [`Self::optional`].
     pub fn or<T: serde::de::DeserializeOwned>(&mut self, key: &str, default: T) -> Result<T> {
+        self.refuse_null(key)?;
         Ok(self.optional(key)?.unwrap_or(default))
+    }
+
+    /// Takes a switch, or its default; null is off.
+    ///
+    /// # Errors
+    /// As [`Self::optional`].
+    pub fn flag(&mut self, key: &str, default: bool) -> Result<bool> {
+        let default = default && !self.is_null(key);
+        Ok(self.optional(key)?.unwrap_or(default))
+    }
+
+    /// Whether a key is there and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.keys.get(key).is_some_and(Value::is_null)
+    }
+
+    fn refuse_null(&self, key: &str) -> Result<()> {
+        if self.is_null(key) {
+            let hint = "leave the key out for its default";
+            return Err(self.unsupported(key, &Value::Null, hint));
+        }
+        Ok(())
     }
 
     /// Takes a key that must be there.
@@ -94,6 +131,7 @@ impl ConfigReader {
         n: usize,
         default: T,
     ) -> Result<Vec<T>> {
+        self.refuse_null(key)?;
         let Some(value) = self.take(key) else {
             return Ok(vec![default; n]);
         };
@@ -112,34 +150,53 @@ impl ConfigReader {
         }
     }
 
-    /// Takes a key whose only supported values are given (an absent key is always fine), for all
-    /// blocks or in a list with one value for each.
+    /// Takes a key whose only supported values are given; an absent key is always fine, and null where
+    /// off is (none supported means null alone).
     ///
     /// # Errors
     /// [`Error::UnsupportedConfig`] for any other value.
     pub fn only(&mut self, key: &str, supported: &[Value]) -> Result<()> {
-        let is_supported = |value: &Value| supported.iter().any(|s| same(s, value));
-        let all_supported = |value: &Value| match value.as_array() {
-            Some(list) => list.iter().all(is_supported),
-            None => is_supported(value),
-        };
+        let off = [Value::Null, Value::Bool(false)];
+        if !supported.is_empty() && !supported.iter().any(|s| off.contains(s)) {
+            self.refuse_null(key)?;
+        }
         match self.take(key) {
-            Some(value) if !all_supported(&value) => {
-                let list: Vec<String> = supported.iter().map(Value::to_string).collect();
-                let hint = if list.is_empty() {
-                    "only null is".to_owned()
-                } else {
-                    format!("only {} is", list.join(" or "))
-                };
-                Err(self.unsupported(key, &value, &hint))
+            Some(value) if !supported.iter().any(|s| same(s, &value)) => {
+                Err(self.not_among(key, &value, supported))
             }
             _ => Ok(()),
         }
     }
 
-    /// Takes keys that do not change the arithmetic of inference in f32.
-    pub fn ignore(&mut self, keys: &[&str]) {
-        for key in keys {
+    /// The same for a key with one value for all blocks or a list with one for each.
+    ///
+    /// # Errors
+    /// As [`Self::only`].
+    pub fn only_each(&mut self, key: &str, supported: &[Value]) -> Result<()> {
+        let listed = self.keys.get(key).and_then(Value::as_array);
+        let listed = listed.filter(|list| !list.is_empty()).cloned();
+        let Some(list) = listed else {
+            return self.only(key, supported);
+        };
+        self.keys.remove(key);
+        match list.iter().all(|v| supported.iter().any(|s| same(s, v))) {
+            true => Ok(()),
+            false => Err(self.not_among(key, &Value::Array(list), supported)),
+        }
+    }
+
+    fn not_among(&self, key: &str, value: &Value, supported: &[Value]) -> Error {
+        let list: Vec<String> = supported.iter().map(Value::to_string).collect();
+        let list = match list.as_slice() {
+            [] => "null".to_owned(),
+            list => list.join(" or "),
+        };
+        self.unsupported(key, value, &format!("only {list} is"))
+    }
+
+    /// Takes keys that do not change the picture.
+    pub fn ignore(&mut self, keys: WithoutEffect) {
+        for (key, _) in keys {
             self.keys.remove(*key);
         }
     }
@@ -154,23 +211,20 @@ impl ConfigReader {
         }
     }
 
-    /// Ends the reading.
-    ///
-    /// # Errors
-    /// [`Error::UnknownConfig`] for a key that nobody took and that is not null.
-    pub fn finish(self) -> Result<()> {
-        let unknown = self
-            .keys
-            .into_iter()
-            .find(|(key, value)| !key.starts_with('_') && !value.is_null());
-        match unknown {
-            Some((key, value)) => Err(Error::UnknownConfig {
-                config: self.source,
-                key,
-                value: value.to_string(),
-            }),
-            None => Ok(()),
+    /// Ends the reading: warns of keys that nobody took, which the reference ignores too, and gives
+    /// their names. Nulls and keys that begin with `_` pass.
+    pub fn finish(self) -> Vec<String> {
+        let left = self.keys.into_iter();
+        let strays = left.filter(|(key, value)| !key.starts_with('_') && !value.is_null());
+        let strays: Vec<String> = strays.map(|(key, _)| key).collect();
+        if !strays.is_empty() {
+            let keys = strays.join(", ");
+            tracing::warn!(
+                "{}: ignored, as the class has no such key: {keys}",
+                self.source
+            );
         }
+        strays
     }
 }
 
@@ -192,16 +246,29 @@ mod tests {
     }
 
     #[test]
-    fn null_reads_as_absent() {
-        let mut r = reader(json!({"a": null, "_class_name": "X"}));
-        assert_eq!(r.or("a", 3).unwrap(), 3);
-        r.finish().unwrap();
+    fn null_is_none_or_off_and_never_the_default() {
+        let mut r = reader(json!({"a": null, "b": null, "c": null, "d": null}));
+        assert_eq!(r.optional::<usize>("a").unwrap(), None);
+        assert!(!r.flag("b", true).unwrap());
+        for error in [
+            r.or("c", 3).unwrap_err(),
+            r.per_block("d", 2, 1).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(" = null"), "{error}");
+        }
+        assert!(r.flag("absent", true).unwrap());
     }
 
     #[test]
-    fn an_unknown_key_is_named() {
-        let error = reader(json!({"dual_mixer": 2})).finish().unwrap_err();
-        assert!(error.to_string().contains("dual_mixer = 2"), "{error}");
+    fn a_key_that_was_left_at_its_default_is_absent() {
+        let mut r = reader(json!({"a": 1, "b": 2, "_use_default_values": ["a"]}));
+        assert_eq!((r.or("a", 7).unwrap(), r.or("b", 7).unwrap()), (7, 2));
+    }
+
+    #[test]
+    fn strays_are_named_and_pass() {
+        let r = reader(json!({"dual_mixer": 2, "decay": 0.9, "_class_name": "X", "none": null}));
+        assert_eq!(r.finish(), ["decay", "dual_mixer"]);
     }
 
     #[test]
@@ -214,14 +281,15 @@ mod tests {
     #[test]
     fn a_list_is_supported_when_each_of_its_values_is() {
         let mut r = reader(json!({"a": [false, false], "b": [false, true]}));
-        r.only("a", &[json!(false)]).unwrap();
-        assert!(r.only("b", &[json!(false)]).is_err());
+        r.only_each("a", &[json!(false)]).unwrap();
+        assert!(r.only_each("b", &[json!(false)]).is_err());
     }
 
     #[test]
     fn numbers_compare_by_value() {
-        let mut r = reader(json!({"scale": 1}));
+        let mut r = reader(json!({"scale": 1, "null": null}));
         r.only("scale", &[json!(1.0)]).unwrap();
+        assert!(r.only("null", &[json!(1.0)]).is_err());
     }
 
     #[test]

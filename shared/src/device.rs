@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use crate::error::{Error, Result};
 
@@ -44,6 +44,75 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// Number type of the weights on a device, and so of what is computed with them.
+///
+/// Statistics of norms and sums inside a product are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision: what pictures are held against.
+    #[default]
+    F32,
+    /// Half precision: half of the memory, and tensor cores where the GPU has them.
+    F16,
+}
+
+impl Precision {
+    /// The type of the tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" | "fp32" => Ok(Self::F32),
+            "f16" | "fp16" => Ok(Self::F16),
+            other => Err(Error::Device(format!(
+                "precision {other:?} is neither f32 nor f16"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+/// Where weights go, and in which number type.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The device.
+    pub device: Device,
+    /// The type of its weights.
+    pub precision: Precision,
+}
+
+impl From<&Device> for Target {
+    fn from(device: &Device) -> Self {
+        (device, Precision::F32).into()
+    }
+}
+
+impl From<(&Device, Precision)> for Target {
+    fn from((device, precision): (&Device, Precision)) -> Self {
+        Self {
+            device: device.clone(),
+            precision,
+        }
+    }
+}
+
 /// A device that was opened.
 #[derive(Clone, Debug)]
 pub struct OpenDevice {
@@ -53,6 +122,8 @@ pub struct OpenDevice {
     pub kind: &'static str,
     /// Name of the GPU and its driver, or of the CPU backend.
     pub adapter: String,
+    /// Whether it is a GPU that is emulated on the CPU.
+    pub software: bool,
 }
 
 impl OpenDevice {
@@ -63,6 +134,7 @@ impl OpenDevice {
             device: Device::flex(),
             kind: "cpu",
             adapter: format!("{} threads", threads),
+            software: false,
         }
     }
 }

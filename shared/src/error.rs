@@ -37,18 +37,6 @@ pub enum Error {
         /// What would be accepted.
         hint: String,
     },
-    /// A configuration key that this program does not know, so cannot honour.
-    #[error(
-        "{config}: unknown key {key} = {value}; it may change the arithmetic, so it is not ignored"
-    )]
-    UnknownConfig {
-        /// The configuration's file or class.
-        config: String,
-        /// The key.
-        key: String,
-        /// Its value, as JSON.
-        value: String,
-    },
     /// A configuration key that must be there is not.
     #[error("{config}: the key {key} is missing")]
     MissingConfig {

@@ -131,6 +131,11 @@ impl HostTensor {
         })
     }
 
+    /// The largest magnitude; zero of none.
+    pub fn largest(&self) -> f64 {
+        f64::from(self.data.iter().fold(0f32, |most, x| most.max(x.abs())))
+    }
+
     /// Checks that every value is finite; `name` is what the error calls the tensor.
     ///
     /// # Errors

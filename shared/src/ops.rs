@@ -1,14 +1,15 @@
 //! The tensor operations of the networks, each in one place, over burn.
 //!
 //! On the CPU device those that burn-flex does slowly go to [`crate::kernels`]; on a GPU all are
-//! burn's own.
+//! burn's own. There the weights may be in half precision: what meets them is brought to their type
+//! ([`like`]), and the statistics of norms are taken in f32.
 
 use burn::tensor::activation::{gelu, silu as burn_silu};
 use burn::tensor::module::{
     attention as burn_attention, conv2d as burn_conv2d, layer_norm as burn_layer_norm,
 };
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::error::{Error, Result};
 use crate::host::HostTensor;
@@ -16,6 +17,25 @@ use crate::kernels::{self, Dense};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::stats::Moments;
 use crate::weights::Weights;
+
+/// `x` in the number type of `other`.
+pub fn like<const D: usize, const E: usize>(x: Tensor<D>, other: &Tensor<E>) -> Tensor<D> {
+    in_type(x, other.dtype())
+}
+
+/// `x` in a number type; itself when it is of that type.
+fn in_type<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    match x.dtype() == dtype {
+        true => x,
+        false => x.cast(dtype),
+    }
+}
+
+/// `a + b` in the number type of `a`.
+pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let b = like(b, &a);
+    a + b
+}
 
 /// `layer` over `[B, C_in, H, W]` with the layer's own padding on all four sides.
 ///
@@ -69,6 +89,7 @@ fn convolve(
         return Ok(kernels::tensor(y, [batch, layer.c_out, h, w]));
     }
     let options = ConvOptions::new([layer.stride; 2], [pad_rows, layer.padding], [1, 1], 1);
+    let x = like(x, &kernel);
     Ok(burn_conv2d(x, kernel, Some(bias), options))
 }
 
@@ -98,6 +119,7 @@ pub fn linear<const D: usize>(
         .bias
         .then(|| weights.vector(&format!("{}.bias", layer.name)))
         .transpose()?;
+    let x = like(x, &weight);
     Ok(burn::tensor::module::linear(x, weight.transpose(), bias))
 }
 
@@ -112,7 +134,14 @@ pub fn layer_norm<const D: usize>(
 ) -> Result<Tensor<D>> {
     let gamma = weights.vector(&format!("{}.weight", layer.name))?;
     let beta = weights.vector(&format!("{}.bias", layer.name))?;
-    Ok(burn_layer_norm(x, gamma, Some(beta), layer.eps))
+    let single = |t: Tensor<1>| in_type(t, DType::F32);
+    let y = burn_layer_norm(
+        in_type(x.clone(), DType::F32),
+        single(gamma),
+        Some(single(beta)),
+        layer.eps,
+    );
+    Ok(like(y, &x))
 }
 
 /// `layer` over `[B, C, H, W]` by the tensor's own statistics, then SiLU if `silu`.
@@ -129,9 +158,8 @@ pub fn group_norm(
         return Ok(y);
     }
     let [b, c, h, w] = x.dims();
-    let grouped = x
-        .clone()
-        .reshape([b * layer.groups, c / layer.groups * h * w]);
+    let count = c / layer.groups * h * w;
+    let grouped = in_type(x.clone(), DType::F32).reshape([b * layer.groups, count]);
     let mean = grouped.clone().mean_dim(1);
     let variance = (grouped - mean.clone()).powi_scalar(2).mean_dim(1);
     apply_group_norm(weights, layer, x, mean, variance, silu)
@@ -147,7 +175,7 @@ pub fn group_moments(x: Tensor<4>, groups: usize) -> Result<Vec<Moments>> {
     if let Some(x) = Dense::of(&x) {
         return Ok(kernels::norm::group_moments(x.values(), count));
     }
-    let grouped = x.reshape([b * groups, count]);
+    let grouped = in_type(x, DType::F32).reshape([b * groups, count]);
     let mean = grouped.clone().mean_dim(1);
     let m2 = (grouped - mean.clone()).powi_scalar(2).sum_dim(1);
     let both = HostTensor::from_device(Tensor::cat(vec![mean, m2], 1))?;
@@ -229,8 +257,11 @@ fn apply_group_norm(
     variance: Tensor<2>,
     silu: bool,
 ) -> Result<Tensor<4>> {
-    let gamma = weights.vector(&format!("{}.weight", layer.name))?;
-    let beta = weights.vector(&format!("{}.bias", layer.name))?;
+    let single = |kind| {
+        let vector = weights.vector(&format!("{}.{kind}", layer.name))?;
+        Ok::<_, Error>(in_type(vector, DType::F32))
+    };
+    let (gamma, beta) = (single("weight")?, single("bias")?);
     let [b, c, h, w] = x.dims();
     let groups = layer.groups;
     let per_channel = |t: Tensor<2>| {
@@ -240,8 +271,9 @@ fn apply_group_norm(
     };
     let scale = gamma.reshape([1, c, 1, 1]) / (per_channel(variance) + layer.eps).sqrt();
     let shift = beta.reshape([1, c, 1, 1]) - per_channel(mean) * scale.clone();
-    let y = x * scale.expand([b, c, h, w]) + shift.expand([b, c, h, w]);
-    Ok(if silu { self::silu(y) } else { y })
+    let y =
+        in_type(x.clone(), DType::F32) * scale.expand([b, c, h, w]) + shift.expand([b, c, h, w]);
+    Ok(like(if silu { self::silu(y) } else { y }, &x))
 }
 
 /// `x * sigmoid(x)`.
@@ -290,9 +322,12 @@ pub fn attention_part(
             kernels::tensor(sums, [b, t, heads]),
         );
     }
+    // Exponentials and their sums are merged with others': in f32.
     let split = |x: Tensor<3>| {
         let [b, t, c] = x.dims();
-        x.reshape([b, t, heads, c / heads]).swap_dims(1, 2)
+        in_type(x, DType::F32)
+            .reshape([b, t, heads, c / heads])
+            .swap_dims(1, 2)
     };
     let scale = ((c / heads) as f32).sqrt().recip();
     let scores = split(q).matmul(split(k).swap_dims(2, 3)) * scale;
@@ -329,6 +364,7 @@ pub fn attention(
         let y = kernels::attention::attention(q.values(), k.values(), v.values(), sizes);
         return kernels::tensor(y, [b, t, c]);
     }
+    let (k, v) = (like(k, &q), like(v, &q));
     let split = |x: Tensor<3>| {
         let [b, t, c] = x.dims();
         x.reshape([b, t, heads, c / heads]).swap_dims(1, 2)
@@ -337,9 +373,28 @@ pub fn attention(
         is_causal: causal,
         ..Default::default()
     };
-    burn_attention(split(q), split(k), split(v), None, None, options)
-        .swap_dims(1, 2)
-        .reshape([b, t, c])
+    let (q, k, v) = (split(q), split(k), split(v));
+    let block = match causal {
+        true => t,
+        false => queries_at_a_time(b * heads * k.dims()[2]),
+    };
+    let y = if t <= block {
+        burn_attention(q, k, v, None, None, options)
+    } else {
+        let blocks = (0..t).step_by(block).map(|start| {
+            let q = q.clone().narrow(2, start, block.min(t - start));
+            burn_attention(q, k.clone(), v.clone(), None, None, options)
+        });
+        Tensor::cat(blocks.collect(), 2)
+    };
+    y.swap_dims(1, 2).reshape([b, t, c])
+}
+
+/// How many queries' scores, each of `scores` values, are held at a time on a GPU: a binding of a buffer
+/// is bounded, to 128 MiB on some adapters, and the scores of 4,096 tokens would take 1 GiB.
+fn queries_at_a_time(scores: usize) -> usize {
+    const VALUES: usize = (120 << 20) / size_of::<f32>();
+    (VALUES / scores.max(1)).max(1)
 }
 
 /// Every row and column twice (nearest neighbour): `[B, C, H, W] -> [B, C, 2H, 2W]`.

@@ -214,10 +214,13 @@ impl Wires {
 pub enum Wire {
     /// Exact.
     #[default]
+    #[serde(alias = "fp32", alias = "float32", alias = "float")]
     F32,
     /// 11 bits of precision, at most 65504.
+    #[serde(alias = "fp16", alias = "float16", alias = "half")]
     F16,
     /// 8 bits of precision, the range of f32.
+    #[serde(alias = "bfloat16")]
     Bf16,
     /// Whole codes of 8 bits by blocks of a channel ([`crate::wire::Codec`]).
     Int8,

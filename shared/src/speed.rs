@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use burn::tensor::Device;
-
+use crate::device::Target;
 use crate::error::Result;
 use crate::host::HostTensor;
 use crate::layers::Conv2d;
@@ -15,11 +14,13 @@ use crate::weights::Weights;
 ///
 /// # Errors
 /// Those of the device.
-pub fn gflops(device: &Device) -> Result<f64> {
+pub fn gflops(target: impl Into<Target>) -> Result<f64> {
+    let target = target.into();
     const SIDE: usize = 64;
     let layer = Conv2d::same("conv", 320, 320, 3);
-    let weights = Weights::random(&layer, 0, device)?;
-    let x = HostTensor::zeros([1, layer.c_in, SIDE, SIDE]).into_device::<4>(device)?;
+    let weights = Weights::random(&layer, 0, target.clone())?;
+    let x = HostTensor::zeros([1, layer.c_in, SIDE, SIDE]).into_device::<4>(&target.device)?;
+    let x = x.cast(target.precision.dtype());
     let mut best = f64::INFINITY;
     // The first one compiles kernels; reading one value back waits for the device.
     for _ in 0..4 {

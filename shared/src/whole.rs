@@ -297,10 +297,11 @@ impl Executor for Whole {
         let batch = input.pooled.dims()[0];
         let sizes = row(sizes.collect());
         let width = sizes.dims()[1];
-        let h = Tensor::cat(vec![input.pooled, sizes.expand([batch, width])], 1);
+        let sizes = ops::like(sizes, &input.pooled).expand([batch, width]);
+        let h = Tensor::cat(vec![input.pooled, sizes], 1);
         let h = self.apply(&added.linear_1, h)?;
         let h = self.apply(&added.linear_2, ops::silu(h))?;
-        Ok(embedding + h)
+        Ok(ops::add(embedding, h))
     }
 
     fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
@@ -326,14 +327,15 @@ impl Executor for Whole {
     ) -> Result<Tensor<4>> {
         let shift = self.apply(project, ops::silu(embedding.clone()))?;
         let [rows, c] = shift.dims();
-        Ok(x + shift.reshape([rows, c, 1, 1]))
+        Ok(ops::add(x, shift.reshape([rows, c, 1, 1])))
     }
 
     fn add(&mut self, a: Tensor<4>, b: &Tensor<4>) -> Result<Tensor<4>> {
-        Ok(a + b.clone())
+        Ok(ops::add(a, b.clone()))
     }
 
     fn concat(&mut self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<4>> {
+        let b = ops::like(b, &a);
         Ok(Tensor::cat(vec![a, b], 1))
     }
 
@@ -375,7 +377,7 @@ impl Executor for Whole {
     }
 
     fn add_tokens(&mut self, a: Tensor<3>, b: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(a + b.clone())
+        Ok(ops::add(a, b.clone()))
     }
 
     fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {

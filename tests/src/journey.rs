@@ -69,6 +69,12 @@ impl Journey {
             .with("--scheme", "local")
     }
 
+    /// With another prompt.
+    pub fn asking(mut self, prompt: &str) -> Self {
+        self.arguments[1] = prompt.into();
+        self
+    }
+
     /// With a flag; the last value given counts.
     pub fn with(mut self, flag: &str, value: impl Into<OsString>) -> Self {
         if let Some(at) = self.arguments.iter().position(|a| a == flag) {
@@ -108,6 +114,18 @@ impl Journey {
     /// # Errors
     /// As [`lacuna`].
     pub async fn go(&self) -> Result<Files, String> {
+        let (result, files) = self.end().await;
+        if let Err(error) = &result {
+            // What was done is told in any case.
+            let mut names = files.names();
+            names.retain(|name| name != "report.json");
+            assert_eq!(names, [""; 0], "files left after: {error}");
+        }
+        result.map(|()| files)
+    }
+
+    /// Makes what pictures it can; gives how it ended, and the files that are there.
+    pub async fn end(&self) -> (Result<(), String>, Files) {
         // Several runs of one journey keep apart.
         let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
         let files = Files {
@@ -119,11 +137,7 @@ impl Journey {
             .with("--out", files.path("pic.png"))
             .with("--save-latents", files.path("latents.safetensors"))
             .with("--report", files.path("report.json"));
-        let result = lacuna(journey.arguments).await;
-        if let Err(error) = &result {
-            assert_eq!(files.names(), [""; 0], "files left after: {error}");
-        }
-        result.map(|()| files)
+        (lacuna(journey.arguments).await, files)
     }
 }
 

@@ -49,14 +49,27 @@ impl ModelCopy {
 
     /// Sets a key of a JSON file, or removes it where `value` is null.
     pub fn set(&self, file: &str, key: &str, value: Value) -> &Self {
+        self.change_json(file, |map| {
+            if value.is_null() {
+                map.remove(key);
+            } else {
+                map.insert(key.into(), value);
+            }
+        })
+    }
+
+    /// Sets a key of a JSON file to null.
+    pub fn set_null(&self, file: &str, key: &str) -> &Self {
+        self.change_json(file, |map| {
+            map.insert(key.into(), Value::Null);
+        })
+    }
+
+    /// Changes a JSON file.
+    pub fn change_json(&self, file: &str, change: impl FnOnce(&mut Map<String, Value>)) -> &Self {
         let path = self.dir.path().join(file);
-        let mut map: Map<String, Value> =
-            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        if value.is_null() {
-            map.remove(key);
-        } else {
-            map.insert(key.into(), value);
-        }
+        let mut map = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut map);
         std::fs::write(&path, Value::Object(map).to_string()).unwrap();
         self
     }
@@ -97,8 +110,39 @@ impl ModelCopy {
         self
     }
 
-    /// Splits `part/stem.safetensors` into `count` shards with an index.
+    /// Writes the tensors of a weight file in f32, times `factor`, as the file `to`.
+    pub fn scale_tensors(&self, from: &str, to: &str, factor: f32) -> &Self {
+        let root = self.dir.path();
+        let mut tensors = read_tensors(&root.join(from));
+        for (name, tensor) in &mut tensors {
+            assert_eq!(tensor.dtype, Dtype::F32, "{name}");
+            for word in tensor.data.as_chunks_mut::<4>().0 {
+                *word = (f32::from_le_bytes(*word) * factor).to_le_bytes();
+            }
+        }
+        write_tensors(&root.join(to), &tensors);
+        self
+    }
+
+    /// Keeps `rows` of a tensor, some perhaps twice.
+    pub fn keep_rows(&self, file: &str, name: &str, rows: &[usize]) -> &Self {
+        self.change_tensors(file, |tensors| {
+            let tensor = tensors.get_mut(name).unwrap();
+            let row = tensor.data.len() / tensor.shape[0];
+            let kept = rows.iter().map(|i| &tensor.data[i * row..][..row]);
+            tensor.data = kept.collect::<Vec<_>>().concat();
+            tensor.shape[0] = rows.len();
+        })
+    }
+
+    /// Splits `part/stem.safetensors` into `count` shards with an index, and removes it.
     pub fn shard(&self, part: &str, stem: &str, count: usize) -> &Self {
+        self.add_shards(part, stem, count);
+        self.remove(&format!("{part}/{stem}.safetensors"))
+    }
+
+    /// The same, with the file left beside them.
+    pub fn add_shards(&self, part: &str, stem: &str, count: usize) -> &Self {
         let dir = self.part(part);
         let whole = dir.join(format!("{stem}.safetensors"));
         let mut shards = vec![Tensors::new(); count];
@@ -112,7 +156,6 @@ impl ModelCopy {
         }
         let index = json!({"metadata": {}, "weight_map": map}).to_string();
         std::fs::write(dir.join(format!("{stem}.safetensors.index.json")), index).unwrap();
-        std::fs::remove_file(whole).unwrap();
         self
     }
 }

@@ -74,6 +74,18 @@ impl RunningWorker {
         drop(self.stop.take());
     }
 
+    /// Waits until nobody has a session open, which must come soon: those that were given up are closed in
+    /// tasks of their own.
+    pub async fn is_left(&self) {
+        let left = async {
+            while self.service.open_sessions() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let left = tokio::time::timeout(Duration::from_secs(10), left).await;
+        left.expect("its sessions are closed");
+    }
+
     /// Waits for its end, which must come within `limit`.
     pub async fn ended(self, limit: Duration) {
         let ended = tokio::time::timeout(limit, self.served).await;

@@ -1,18 +1,26 @@
 //! An orchestrator whose workers are dead, wrong, or lie: one line that names the worker, and no
 //! file left. A connection that fails for a moment costs nothing.
 
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex};
+
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::Request;
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
+use orchestrator::fleet::client::Client;
+use orchestrator::fleet::config::FleetConfig;
 use serde_json::Value;
 use shared::host::HostTensor;
-use shared::wire::{Message, Payload};
-use tests::golden::Golden;
+use shared::wire::{Dtype, Message, Payload};
+use tests::golden::{Golden, model_dir};
 use tests::journey::{Journey, lacuna};
 use tests::proxy::{Failure, Proxy};
 use tests::workers::{
-    RunningWorker, dead_url, endless_body, fleet_file, listen, serve_routes, tampering_worker,
+    RunningWorker, dead_url, endless_body, fleet_file, listen, serve_routes, service,
+    tampering_worker,
 };
 use worker::Options;
 
@@ -54,6 +62,8 @@ async fn failure_of(scheme: &str, bad: &str, token: Option<&str>) -> String {
     if let Err(second) = journey.go().await {
         check_line(&second, bad, &good.url);
     }
+    // Whatever happened, nobody who was well is left with a session.
+    good.is_left().await;
     first
 }
 
@@ -189,7 +199,7 @@ fn changed(reply: &Bytes, change: impl Fn(Payload) -> Payload) -> Vec<u8> {
 
 /// Sizes and values of a tensor, changed.
 fn refilled(payload: Payload, change: impl Fn(&mut Vec<usize>, &mut Vec<f64>)) -> Payload {
-    let mut shape = payload.shape().to_vec();
+    let (dtype, mut shape) = (payload.dtype(), payload.shape().to_vec());
     match payload {
         Payload::F64 { mut data, .. } => {
             change(&mut shape, &mut data);
@@ -200,7 +210,11 @@ fn refilled(payload: Payload, change: impl Fn(&mut Vec<usize>, &mut Vec<f64>)) -
             let mut data = tensor.data.into_iter().map(f64::from).collect();
             change(&mut shape, &mut data);
             let data = data.into_iter().map(|x| x as f32).collect();
-            HostTensor::new(shape, data).unwrap().into()
+            let tensor = HostTensor::new(shape, data).unwrap();
+            match dtype {
+                Dtype::F32 => tensor.into(),
+                half => Payload::write("a tensor", tensor, half).unwrap(),
+            }
         }
     }
 }
@@ -368,22 +382,256 @@ async fn a_connection_lost_within_the_reply_costs_nothing() {
     survives(Failure::WithinReply(300)).await;
 }
 
+/// What [`tampering_worker`] answers with, the first numbers of each tensor set to `value` where they can hold it.
+fn first_set(value: f64) -> impl Fn(Bytes) -> Vec<u8> + Clone {
+    move |reply| {
+        changed(&reply, |payload| {
+            let fits = matches!(payload, Payload::F64 { .. }) || value < f64::from(f32::MAX);
+            let set = |data: &mut Vec<f64>| data.iter_mut().take(2).for_each(|x| *x = value);
+            match fits {
+                true => refilled(payload, |_, data| set(data)),
+                false => payload,
+            }
+        })
+    }
+}
+
+/// Numbers that are finite, and so large that what others make of them is not: neither those others are
+/// named, nor the prompt.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_too_large_to_compute_with() {
+    for scheme in SCHEMES {
+        for (k, value) in [(1, 1e300), (1, 1e30), (MIDDLE, 1e30), (MIDDLE, 3e38)] {
+            let url = tampering_worker(MODEL, k, first_set(value)).await;
+            let error = failure_of(scheme, &url, None).await;
+            println!("{scheme}, {k}, {value:e}: {error}");
+            assert_names(&error, &["nonsense", "cannot be beyond"]);
+        }
+    }
+}
+
+/// In an evaluation they are not the prompt's fault: the run stops, and names the worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_names_the_worker_and_not_the_prompt() {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    let url = tampering_worker(MODEL, 1, first_set(1e300)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.txt");
+    std::fs::write(&prompts, "a red circle\n").unwrap();
+    let fleet = fleet_file(folder.path(), &[(&good.url, None), (&url, None)]);
+    let mut arguments = vec![OsString::from("eval")];
+    for (flag, value) in [
+        ("--model", model_dir(MODEL).into_os_string()),
+        ("--device", "cpu".into()),
+        ("--prompts", prompts.into()),
+        ("--schemes", "resident".into()),
+        ("--steps", "2".into()),
+        ("--workers", fleet.into()),
+        ("--out", folder.path().join("eval").into()),
+    ] {
+        arguments.extend([flag.into(), value]);
+    }
+    let error = lacuna(arguments).await.unwrap_err();
+    assert_names(&error, &["the run stopped", "nonsense", &url]);
+    assert!(!error.contains(&good.url), "{error}");
+    good.is_left().await;
+}
+
+/// The same at every exchange of a step, by every wire and with every way to attend.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_too_large_at_any_exchange_are_the_workers_who_hands_them_in() {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    for (attention, wire) in [("tiled", "f32"), ("qkv", "bf16"), ("paired", "bf16")] {
+        for k in [2, 3, 5, 8, 13, 21, 30] {
+            let url = tampering_worker(MODEL, k, first_set(1e37)).await;
+            // The upper one has something to hand in at every exchange.
+            let workers = [(url.as_str(), None), (good.url.as_str(), None)];
+            let journey = journey("resident", &workers)
+                .with("--self-attention", attention)
+                .with("--wire", wire);
+            let Err(error) = journey.go().await else {
+                panic!("{attention}, {wire}, {k}: a picture");
+            };
+            check_line(&error, &url, &good.url);
+            assert_names(&error, &["nonsense", "cannot be beyond"]);
+        }
+    }
+    good.is_left().await;
+}
+
+/// Codes stand for other numbers than their scales: finite ones for an infinity.
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_of_numbers_that_are_not() {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    for wire in ["int8", "delta4"] {
+        let huge = |reply: Bytes| {
+            changed(&reply, |payload| match payload {
+                Payload::Codes { shape, mut data } => {
+                    // The first scale is the largest bf16, the codes are anything.
+                    data[..2].copy_from_slice(&0x7f7fu16.to_le_bytes());
+                    Payload::Codes { shape, data }
+                }
+                other => other,
+            })
+        };
+        let url = tampering_worker(MODEL, 2, huge).await;
+        let workers = [(good.url.as_str(), None), (url.as_str(), None)];
+        let journey = journey("resident", &workers).with("--wire", wire);
+        let error = journey.go().await.err().expect("a failure");
+        check_line(&error, &url, &good.url);
+        assert_names(&error, &["nonsense"]);
+    }
+}
+
+/// A worker that is asked for a session and answers with the name `session`; and what it is asked for then.
+async fn naming_worker(session: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let heard = asked.clone();
+    let layer = from_fn(move |request: Request, next: Next| {
+        let heard = heard.clone();
+        async move {
+            let line = format!("{} {}", request.method(), request.uri());
+            let opens = line.starts_with("POST") && line.ends_with("/v1/sessions");
+            heard.lock().unwrap().push(line);
+            match opens {
+                true => {
+                    let body = serde_json::json!({"session": session}).to_string();
+                    (StatusCode::CREATED, body).into_response()
+                }
+                false => next.run(request).await,
+            }
+        }
+    });
+    let routes = service(MODEL, &Options::default()).router();
+    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
+    (url, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_has_a_name_and_leads_nowhere_else() {
+    for name in ["../../admin/x", "..", "", "a/b", "a?b", "a b", "\u{1b}[2J"] {
+        let (url, asked) = naming_worker(name).await;
+        let error = failure_with(&url, None).await;
+        assert_names(&error, &["nonsense", "the session's name"]);
+        for line in asked.lock().unwrap().iter() {
+            let known = ["GET /health/ready", "GET /v1/info", "POST /v1/sessions"];
+            assert!(known.contains(&line.as_str()), "{name:?}: {line}");
+        }
+    }
+}
+
+/// A worker whose description of itself is changed.
+async fn boasting_worker(change: impl Fn(&mut Value) + Clone + Send + Sync + 'static) -> String {
+    let layer = from_fn(move |request: Request, next: Next| {
+        let change = change.clone();
+        async move {
+            let is_info = request.uri().path() == "/v1/info";
+            let response: Response = next.run(request).await;
+            if !is_info {
+                return response;
+            }
+            let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            let mut info = serde_json::from_slice(&body).unwrap();
+            change(&mut info);
+            info.to_string().into_response()
+        }
+    });
+    let routes = service(MODEL, &Options::default()).router();
+    serve_routes(Router::new().fallback_service(routes).layer(layer)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_says_of_itself_is_harmless() {
+    let rude = |info: &mut Value| {
+        for key in ["adapter", "device", "version"] {
+            info[key] = "\u{1b}[2Jgone\nready\u{9b}1m\u{202e}".into();
+        }
+        info["models"][0]["kind"] = "\u{7}".into();
+    };
+    let url = boasting_worker(rude).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = fleet_file(folder.path(), &[(&url, None)]);
+    let fleet = FleetConfig::from_file(&file).unwrap();
+    let (info, _) = Client::new(&fleet.workers[0])
+        .unwrap()
+        .info()
+        .await
+        .unwrap();
+    assert_eq!(info.adapter, "\u{fffd}[2Jgone");
+    let texts = [
+        info.adapter,
+        info.device,
+        info.version,
+        info.models[0].kind.clone(),
+    ];
+    for text in texts {
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+    }
+    for (key, value) in [
+        ("gflops", Value::from(-1.0)),
+        (
+            "limits",
+            serde_json::json!({
+                "max_body_bytes": 0, "max_sessions": 1, "session_idle_seconds": 1,
+            }),
+        ),
+    ] {
+        let url = boasting_worker(move |info| info[key] = value.clone()).await;
+        let file = fleet_file(folder.path(), &[(&url, None)]);
+        let fleet = FleetConfig::from_file(&file).unwrap();
+        let error = Client::new(&fleet.workers[0])
+            .unwrap()
+            .info()
+            .await
+            .unwrap_err();
+        assert_names(&error.to_string(), &["nonsense", &url]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workers_command_shows_who_is_well_and_fails_if_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let one = RunningWorker::start(MODEL, &Options::default()).await;
-    let two = RunningWorker::start("sd1", &Options::default()).await;
-    let show = async |workers: &[(&str, Option<&str>)]| {
+    let two = RunningWorker::start(MODEL, &Options::default()).await;
+    let show_for = async |model: Option<&str>, workers: &[(&str, Option<&str>)]| {
         let file = fleet_file(folder.path(), workers);
-        lacuna(["workers".as_ref(), "--workers".as_ref(), file.as_os_str()]).await
+        let mut arguments = vec![OsString::from("workers"), "--workers".into(), file.into()];
+        if let Some(model) = model {
+            arguments.extend(["--model".into(), model_dir(model).into()]);
+        }
+        lacuna(arguments).await
     };
-    show(&[(&one.url, None), (&two.url, None)]).await.unwrap();
+    let show = async |workers: &[(&str, Option<&str>)]| show_for(None, workers).await;
+    let well = [(one.url.as_str(), None), (two.url.as_str(), None)];
+    show(&well).await.unwrap();
+    show_for(Some(MODEL), &well).await.unwrap();
+    // Of another model than mine they are all of no use.
+    let error = show_for(Some("sd1"), &well).await.unwrap_err();
+    assert_names(&error, &["2 of 2 workers"]);
     let dead = dead_url().await;
-    let error = show(&[(&one.url, None), (&dead, None)]).await.unwrap_err();
-    assert_names(&error, &["1 of 2 workers"]);
+    let other = RunningWorker::start("sd1", &Options::default()).await;
+    let newer = boasting_worker(|info| info["protocol"] = 1000.into()).await;
+    for bad in [&dead, &other.url, &newer] {
+        let error = show(&[(&one.url, None), (bad, None)]).await.unwrap_err();
+        assert_names(&error, &["1 of 2 workers"]);
+    }
     two.service.stop();
-    let error = show(&[(&one.url, None), (&two.url, None)])
-        .await
-        .unwrap_err();
+    let error = show(&well).await.unwrap_err();
     assert_names(&error, &["1 of 2 workers"]);
+    // A spare is looked at, too.
+    let spare = format!(
+        "[[worker]]\nurl = \"{}\"\nprovider = \"a\"\n[[worker]]\nurl = \"{dead}\"\nprovider = \"b\"\nspare = true\n",
+        one.url
+    );
+    let file = folder.path().join("spare.toml");
+    std::fs::write(&file, spare).unwrap();
+    let error = lacuna([OsString::from("workers"), "--workers".into(), file.into()]).await;
+    assert_names(&error.unwrap_err(), &["1 of 2 workers"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_another_protocol_is_named_before_a_session_is_opened() {
+    let newer = boasting_worker(|info| info["protocol"] = 1000.into()).await;
+    let error = failure_with(&newer, None).await;
+    assert_names(&error, &["speaks protocol 1000", "upgrade"]);
 }

@@ -1,12 +1,15 @@
-//! A worker is lost in the middle of a picture: who may step in, and who may not.
+//! A worker is lost at the beginning or in the middle of a picture: who may step in, and who may not; and what
+//! the next picture knows of it.
 
 use std::path::PathBuf;
 
+use axum::body::Bytes;
+use axum::http::StatusCode;
 use serde_json::Value;
 use tests::golden::{Golden, repository};
-use tests::journey::Journey;
+use tests::journey::{Files, Journey, only_latents};
 use tests::proxy::{Failure, Proxy};
-use tests::workers::RunningWorker;
+use tests::workers::{RunningWorker, dead_url, tampering_worker};
 use worker::Options;
 
 const MODEL: &str = "odd";
@@ -140,4 +143,182 @@ async fn a_spare_of_a_provider_that_has_seen_the_rest_is_refused() {
     let run = run.with("--policy", policy(&journey, 0.7));
     let error = run.go().await.err().expect("a refusal");
     assert_names(&error, &["max_rows = 0.7", "provider a", "100.0 %"]);
+}
+
+/// Two pictures of two seeds.
+fn two_pictures(scheme: &str) -> Journey {
+    let journey = Journey::seeded(&Golden::load(MODEL)).with("--steps", "3");
+    // One lane, so that the number of a request says which it is.
+    let journey = journey.with("--scheme", scheme).with("--lanes", "false");
+    journey.with("--count", "2")
+}
+
+/// The latents of both pictures.
+fn both_latents(files: &Files) -> [shared::host::HostTensor; 2] {
+    [0, 1].map(|i| only_latents(&files.path(&format!("latents-{i}.safetensors"))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_picture_knows_who_was_lost() {
+    for scheme in ["resident", "ppidm"] {
+        let [first, second, spare] = [worker().await, worker().await, worker().await];
+        let journey = two_pictures(scheme);
+        let well = [
+            (first.url.as_str(), "a", false),
+            (second.url.as_str(), "b", false),
+        ];
+        let run = journey.clone().with("--workers", fleet(&journey, &well));
+        let want = run.go().await.unwrap();
+
+        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let workers = [
+            (first.url.as_str(), "a", false),
+            (lost.url.as_str(), "b", false),
+            (spare.url.as_str(), "c", true),
+        ];
+        let run = journey.clone().with("--workers", fleet(&journey, &workers));
+        let files = run.go().await.unwrap();
+        assert!(both_latents(&files) == both_latents(&want), "{scheme}");
+        // Everybody who saw anything of any picture is in the ledger.
+        let report = files.report();
+        for (provider, pictures) in [("a", 2), ("b", 1), ("c", 2)] {
+            let view = &report["ledger"][provider];
+            assert_eq!(view["pictures"], pictures, "{scheme}: {provider}");
+            let rows = view["rows"].as_f64().unwrap();
+            assert!((rows - 0.5).abs() < 0.2, "{scheme}: {provider} {rows}");
+        }
+        assert_eq!(report["error"], Value::Null);
+        first.is_left().await;
+        spare.is_left().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_steps_in_for_a_worker_that_is_dead_from_the_start() {
+    let [first, spare] = [worker().await, worker().await];
+    let dead = dead_url().await;
+    let journey = two_pictures("resident");
+    let workers = [
+        (dead.as_str(), "b", false),
+        (first.url.as_str(), "a", false),
+        (spare.url.as_str(), "c", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let files = run.go().await.unwrap();
+    let report = files.report();
+    assert_eq!(report["ledger"]["b"], Value::Null);
+    assert_eq!(report["ledger"]["c"]["pictures"], 2);
+
+    // A dead spare is no way out, and the one who is well is not kept waiting.
+    let workers = [
+        (dead.as_str(), "b", false),
+        (first.url.as_str(), "a", false),
+        (&dead_url().await, "c", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let error = run.go().await.err().expect("a failure");
+    assert_names(&error, &["does not answer", "a provider would see 100.0 %"]);
+    first.is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_that_is_dead_leaves_no_session_behind() {
+    let [first, second] = [worker().await, worker().await];
+    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let journey = journey("resident");
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (lost.url.as_str(), "b", false),
+        (&dead_url().await, "c", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    run.go().await.err().expect("a failure");
+    assert_eq!(lost.failures(), 1);
+    first.is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_started_again_is_opened_again() {
+    for scheme in ["resident", "ppidm"] {
+        let [first, second] = [worker().await, worker().await];
+        let journey = two_pictures(scheme);
+        let well = [
+            (first.url.as_str(), "a", false),
+            (second.url.as_str(), "b", false),
+        ];
+        let run = journey.clone().with("--workers", fleet(&journey, &well));
+        let want = run.go().await.unwrap();
+        // It knows of no session any more, and is well otherwise. There is nobody else.
+        let forgetful = tampering_worker(MODEL, MIDDLE, |_: Bytes| {
+            let refusal = r#"{"error": "no session 0; it was closed, or expired"}"#;
+            (StatusCode::NOT_FOUND, refusal)
+        });
+        let forgetful = forgetful.await;
+        let workers = [
+            (first.url.as_str(), "a", false),
+            (forgetful.as_str(), "b", false),
+        ];
+        let run = journey.clone().with("--workers", fleet(&journey, &workers));
+        let files = run.go().await.unwrap();
+        assert!(both_latents(&files) == both_latents(&want), "{scheme}");
+        first.is_left().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_back_takes_its_place_in_the_next_picture() {
+    let [first, second] = [worker().await, worker().await];
+    let journey = two_pictures("resident");
+    // It refuses one request as if it stopped, and is well again when the next picture begins.
+    let tired = tampering_worker(MODEL, MIDDLE, |_: Bytes| {
+        let refusal = r#"{"error": "this worker is shutting down"}"#;
+        (StatusCode::SERVICE_UNAVAILABLE, refusal)
+    });
+    let tired = tired.await;
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (tired.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let run = run.with("--policy", policy(&journey, 1.0));
+    let files = run.go().await.unwrap();
+    let report = files.report();
+    assert_eq!(report["ledger"]["b"]["pictures"], 2);
+    // It saw all of the first picture's rows, when it was alone.
+    assert_eq!(report["ledger"]["a"]["rows"], 1.0);
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_run_says_what_was_done() {
+    let [first, second] = [worker().await, worker().await];
+    let journey = two_pictures("resident");
+    let well = [
+        (first.url.as_str(), "a", false),
+        (second.url.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &well));
+    let report = run.go().await.unwrap().report();
+    let requests = report["workers"][1]["requests"].as_u64().unwrap() as usize;
+
+    let lost = Proxy::start(&second.url, requests / 2 + MIDDLE, Failure::ForGood);
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (lost.url.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let (result, files) = run.end().await;
+    let error = result.unwrap_err();
+    assert_names(&error, &[&lost.url, "does not answer"]);
+    assert_eq!(
+        files.names(),
+        ["latents-0.safetensors", "pic-0.png", "report.json"]
+    );
+    let report = files.report();
+    assert_eq!(report["error"], error.as_str());
+    assert_eq!(report["pictures"].as_array().unwrap().len(), 1);
+    for provider in ["a", "b"] {
+        assert_eq!(report["ledger"][provider]["pictures"], 2, "{provider}");
+    }
+    first.is_left().await;
 }

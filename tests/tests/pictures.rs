@@ -299,7 +299,7 @@ async fn what_does_not_fit_is_refused_before_the_work() {
         (seeded.clone().with("--guidance", "NaN"), &["--guidance"]),
         (
             seeded.clone().with("--local-workers", "17"),
-            &["--local-workers 17"],
+            &["--workers 17"],
         ),
         (
             seeded.clone().with("--model", "/nowhere/at/all"),

@@ -8,6 +8,7 @@ use orchestrator::fleet::link::EmulatedLink;
 use orchestrator::fleet::measure::measure;
 use orchestrator::policy::Policy;
 use serde_json::Value;
+use shared::placement::SelfAttention;
 use tests::golden::{Golden, repository};
 use tests::journey::{Journey, lacuna};
 use tests::workers::{RunningWorker, dead_url, fleet_file, fleet_file_of};
@@ -49,6 +50,20 @@ fn the_policies_that_come_along_are_valid() {
     for name in ["private", "paper", "fast"] {
         let read = Policy::from_file(&policy(name)).unwrap();
         assert_eq!(read.file, policy(name));
+        // By its name it is the same, wherever the program runs.
+        let named = Policy::open(name.as_ref()).unwrap();
+        // What gives the picture away is nobody's to have by a name.
+        let gives_away = [SelfAttention::Tiled, SelfAttention::Broadcast];
+        let allowed = |how: &SelfAttention| named.self_attention.contains(how);
+        assert!(!gives_away.iter().any(allowed), "{name}");
+        assert_eq!(named.file.to_str(), Some(name));
+        assert_eq!(
+            Policy {
+                file: read.file.clone(),
+                ..named
+            },
+            read
+        );
     }
 }
 
@@ -188,6 +203,160 @@ async fn the_ledger_of_a_run_is_what_the_policy_allowed() {
         .unwrap()
         .report();
     assert_eq!(paper["ledger"]["p0"]["prompt"], true);
+}
+
+/// An address that no packet is ever sent to: the system refuses to connect to the broadcast address. Still, it
+/// is no loopback address.
+const FAR: &str = "://255.255.255.255:7700/";
+
+/// A fleet of `workers` workers that are not on this machine, at as many providers as `provider` names.
+fn far_fleet(journey: &Journey, workers: usize, provider: fn(usize) -> String) -> PathBuf {
+    let url = format!("http{FAR}");
+    // Several of one file: each in a folder of its own.
+    let folder = tempfile::tempdir_in(journey.file("")).unwrap().keep();
+    fleet_file_of(&folder, &vec![(url.as_str(), None); workers], provider)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_shown_more_than_private_allows_unless_it_is_asked_for() {
+    let journey = journey();
+    // Whose they are is all that counts: workers of one provider at one address are one view anyway.
+    for workers in [1, 2] {
+        let fleet = far_fleet(&journey, workers, |_| "p".into());
+        let journey = journey.clone().with("--workers", fleet);
+        let error = journey.go().await.err().unwrap();
+        let parts = [
+            "the policy private",
+            "max_rows = 0.25",
+            "provider p",
+            "100.0 %",
+        ];
+        assert_names(&error, &parts);
+        assert_names(
+            &error,
+            &["--max-rows 1,", "all of the picture", "--scheme local"],
+        );
+        assert!(!error.contains("does not answer"), "{error}");
+        // Half of the rows is not enough for one provider, whatever the number of its workers.
+        let error = journey.clone().with("--max-rows", "0.5").go().await;
+        assert_names(&error.err().unwrap(), &["max_rows = 0.5", "--max-rows 1,"]);
+        for (flag, value) in [("--max-rows", "1"), ("--policy", "fast")] {
+            let error = journey.clone().with(flag, value).go().await.err().unwrap();
+            assert_names(&error, &["does not answer"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_papers_scheme_on_providers_is_asked_for_by_name() {
+    let journey = journey()
+        .with("--scheme", "ppidm")
+        .with("--groupnorm", "exact");
+    let fleet = far_fleet(&journey, 1, |_| "p".into());
+    let journey = journey.with("--workers", fleet).with("--max-rows", "1");
+    let error = journey.go().await.err().unwrap();
+    assert_names(&error, &["the policy private", "prompt = hidden"]);
+    let error = journey.with("--policy", "paper").go().await.err().unwrap();
+    assert_names(&error, &["does not answer"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_keeps_to_the_policy_too() {
+    let journey = journey();
+    let folder = journey.file("");
+    let fleet = far_fleet(&journey, 1, |_| "p".into());
+    std::fs::write(folder.join("prompts.txt"), "a red circle\n").unwrap();
+    let eval = |out: &str, more: &[&str]| {
+        let mut arguments: Vec<std::ffi::OsString> = vec!["eval".into(), "--model".into()];
+        arguments.push(tests::golden::model_dir(MODEL).into());
+        for (flag, value) in [
+            ("--prompts", folder.join("prompts.txt")),
+            ("--workers", fleet.clone()),
+            ("--out", folder.join(out)),
+            ("--device", "cpu".into()),
+            ("--schemes", "resident".into()),
+            ("--steps", "2".into()),
+        ] {
+            arguments.extend([flag.into(), value.into_os_string()]);
+        }
+        arguments.extend(more.iter().map(Into::into));
+        lacuna(arguments)
+    };
+    let error = eval("a", &[]).await.unwrap_err();
+    assert_names(&error, &["resident", "the policy private", "--max-rows 1,"]);
+    assert!(!error.contains("does not answer"), "{error}");
+    let error = eval("b", &["--max-rows", "1"]).await.unwrap_err();
+    assert!(!error.contains("policy"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_sends_a_token_by_plain_http_over_a_network() {
+    let journey = journey();
+    let url = format!("http{FAR}");
+    let fleet = fleet_file(&journey.file(""), &[(url.as_str(), Some("secret"))]);
+    let path = fleet.to_str().unwrap();
+    let model = tests::golden::model_dir(MODEL);
+    let model = model.to_str().unwrap();
+    for command in [
+        &["generate", "a red circle", "--model", model][..],
+        &["workers"],
+        &["plan", "--measure", "--model", model],
+        &[
+            "eval",
+            "--prompts",
+            path,
+            "--out",
+            path,
+            "--schemes",
+            "resident",
+            "--model",
+            model,
+        ],
+    ] {
+        let run = |more: &[&str]| {
+            let arguments = [command, &["--workers", path], more].concat();
+            lacuna(arguments.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        };
+        let error = run(&[]).await.unwrap_err();
+        assert_names(&error, &["plain HTTP", "https", "--insecure"]);
+        assert!(!error.contains("secret"), "{error}");
+        let error = run(&["--insecure"]).await.unwrap_err();
+        assert!(!error.contains("plain HTTP"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_beside_a_policy_is_kept_or_refused() {
+    let options = Options::default();
+    let mut running = Vec::new();
+    for _ in 0..4 {
+        running.push(RunningWorker::start(MODEL, &options).await);
+    }
+    let urls: Vec<(&str, Option<&str>)> = running.iter().map(|w| (w.url.as_str(), None)).collect();
+    let journey = journey();
+    let fleet = fleet_file(&journey.file(""), &urls);
+    let journey = journey.with("--workers", fleet);
+    let payload = |files: &tests::journey::Files| {
+        let report = files.report();
+        report["kinds"]["attention"]["payload_up"].as_f64().unwrap()
+    };
+    // Workers on this machine are nobody else's: no policy, and nothing is rounded.
+    let own = payload(&journey.clone().go().await.unwrap());
+    let private = journey
+        .with("--policy", "private")
+        .with("--self-attention", "paired");
+    let planned = payload(&private.clone().go().await.unwrap());
+    assert_eq!(own, 2.0 * planned);
+    let asked = private.clone().with("--wire", "f32").go().await.unwrap();
+    assert_eq!(own, payload(&asked));
+    for (flag, value, rule) in [
+        ("--wire", "delta4", "wires"),
+        ("--self-attention", "broadcast", "self_attention"),
+        ("--workers-prompt", "shared", "prompt = hidden"),
+    ] {
+        let error = private.clone().with(flag, value).go().await.err().unwrap();
+        assert_names(&error, &["the policy private", rule]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

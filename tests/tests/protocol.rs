@@ -10,11 +10,14 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+use shared::device::OpenDevice;
+use shared::exchange::Resident;
 use shared::host::HostTensor;
+use shared::placement::{Placement, Tile};
 use shared::wire::{Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader, Work};
 use tests::workers::{RunningWorker, model, service};
 use tower::ServiceExt;
-use worker::Options;
+use worker::{Options, Service};
 
 /// What a test waits for at most; nothing takes nearly as long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,6 +103,7 @@ impl Caller {
             protocol,
             model,
             resident: None,
+            picture: None,
         };
         Self::send(self.request(Method::POST, "v1/sessions").json(&body)).await
     }
@@ -501,6 +505,7 @@ async fn work_whose_asker_hung_up_is_not_done_twice() {
         protocol: PROTOCOL,
         model: model("sd1").digest().to_owned(),
         resident: None,
+        picture: None,
     };
     let open = serde_json::to_vec(&open).unwrap();
     let opened = call(Method::POST, "/v1/sessions".into(), open)
@@ -583,6 +588,89 @@ async fn sessions_that_are_not_open_are_refused() {
     assert!(third != first && third != second);
     let answer = caller.run(&second, good(1, 3)).await;
     assert_eq!(answer.output(1, "0.y"), good_output(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lanes_of_a_picture_take_one_place() {
+    let options = Options {
+        max_latents: [2, 8, 8],
+        max_sessions: 2,
+        ..Options::default()
+    };
+    let worker = RunningWorker::start("sd1", &options).await;
+    let caller = Caller::new(&worker);
+    let model = caller.info().await.models[0].digest.clone();
+    let open = async |picture: Option<&str>| {
+        let body = OpenSession {
+            protocol: PROTOCOL,
+            model: model.clone(),
+            resident: Some(Resident {
+                batch: 1,
+                rows: 8,
+                columns: 8,
+                strip: 0..1,
+                tokens: 77,
+                placement: Placement::default(),
+                tile: Tile::default(),
+            }),
+            picture: picture.map(str::to_owned),
+        };
+        Caller::send(caller.request(Method::POST, "v1/sessions").json(&body)).await
+    };
+    for picture in ["a", "a", "b", "b"] {
+        assert_eq!(open(Some(picture)).await.status, StatusCode::CREATED);
+    }
+    assert_eq!(worker.service.open_sessions(), 4);
+    for picture in [Some("a"), Some("c"), None] {
+        let refusal = open(picture).await.refusal(503);
+        assert!(refusal.contains("no room"), "{refusal}");
+    }
+    let refusal = open(Some(&"long".repeat(100))).await.refusal(422);
+    assert!(refusal.contains("name"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_nobody_uses_is_closed_soon() {
+    let options = Options {
+        session_unused: Duration::from_millis(200),
+        ..small()
+    };
+    let worker = RunningWorker::start("sd1", &options).await;
+    let caller = Caller::new(&worker);
+    let used = caller.open().await;
+    let answer = caller.run(&used, good(1, 1)).await;
+    assert_eq!(answer.output(1, "0.y"), good_output(1));
+    let unused = caller.open().await;
+    let gone = async {
+        while worker.service.open_sessions() > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    let refusal = caller.run(&unused, good(1, 1)).await.refusal(404);
+    assert!(refusal.contains("expired"), "{refusal}");
+    let answer = caller.run(&used, good(2, 2)).await;
+    assert_eq!(answer.output(2, "0.y"), good_output(2));
+}
+
+#[test]
+fn latents_that_no_memory_holds_are_refused_in_words() {
+    for (latents, part) in [
+        ([0, 8, 8], "0 batch entries"),
+        ([1, 0, 8], "0 rows"),
+        ([1, 8, 0], "0 columns"),
+        ([1, 10_000_000_000, 8], "10000000000 rows"),
+        ([1, 8, usize::MAX], "columns; it must be 1 to"),
+        ([64, 8192, 8192], "GB of memory"),
+    ] {
+        let options = Options {
+            max_latents: latents,
+            ..Options::default()
+        };
+        let refused = Service::new(model("sd1"), &OpenDevice::cpu(), &options);
+        let error = refused.err().expect("a refusal").to_string();
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

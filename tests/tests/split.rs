@@ -9,7 +9,7 @@ use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
 use shared::unet::{Layer, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Library, Weights};
 use shared::wire::{Payload, Work};
 use tests::golden::{MODELS, model_dir};
 use tests::reference;
@@ -33,7 +33,7 @@ impl Tiny {
         let unet = UNetConfig::from_file(&dir.join("config.json"))
             .unwrap()
             .build();
-        let files = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
+        let files = Checkpoint::open(&dir, Library::Diffusers, None).unwrap();
         let weights = Weights::load(&unet, &files, &OpenDevice::cpu().device).unwrap();
         Self {
             model: Model::new(unet.clone(), weights),

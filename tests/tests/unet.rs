@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 
 use shared::device::OpenDevice;
 use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Library, Weights};
 use shared::whole::{Conditioning, Whole};
 use tests::golden::{Golden, MODELS, model_dir};
 
@@ -13,7 +13,7 @@ fn load(name: &str) -> (UNet, Weights) {
     let unet = UNetConfig::from_file(&dir.join("config.json"))
         .unwrap()
         .build();
-    let files = Checkpoint::open(&dir, "diffusion_pytorch_model", None).unwrap();
+    let files = Checkpoint::open(&dir, Library::Diffusers, None).unwrap();
     let weights = Weights::load(&unet, &files, &OpenDevice::cpu().device).unwrap();
     (unet, weights)
 }

@@ -1,5 +1,6 @@
 //! `lacuna-worker`: serves a U-Net's layers to an orchestrator.
 
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use shared::device::{self, DeviceChoice, OpenDevice};
+use clap::builder::RangedU64ValueParser;
+use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::{selftest, speed};
 use tokio::net::TcpListener;
+use worker::service::{MAX_BATCH, MAX_SIDE};
 use worker::{Model, Options, Service, serve, serve_while_loading};
 
 #[global_allocator]
@@ -35,6 +38,9 @@ struct Arguments {
     /// auto, cpu or wgpu.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     device: DeviceChoice,
+    /// Number type of the weights and of what is computed: f32 or f16. f16 halves the memory and is for GPUs.
+    #[arg(long, env = "LACUNA_PRECISION", default_value_t)]
+    precision: Precision,
     /// Accept a GPU that is emulated in software (llvmpipe).
     #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
     allow_software: bool,
@@ -42,23 +48,34 @@ struct Arguments {
     #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Rows of latents at most (height / 8 for Stable Diffusion).
-    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128)]
+    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_rows: usize,
     /// Columns of latents at most.
-    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128)]
+    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_columns: usize,
     /// Batch entries at most; guidance takes two.
-    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2)]
+    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2, value_parser = one_to(MAX_BATCH))]
     max_batch: usize,
-    /// Sessions at a time.
-    #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16)]
+    /// Pictures at a time.
+    #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16, value_parser = one_to(MAX_SESSIONS))]
     max_sessions: usize,
     /// Close a session that is idle for so many seconds.
-    #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600)]
+    #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     session_idle: u64,
+    /// Close a session that nobody has used for so many seconds after it was opened.
+    #[arg(long, env = "LACUNA_SESSION_UNUSED", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    session_unused: u64,
     /// On SIGTERM, wait so many seconds for open sessions to end.
     #[arg(long, env = "LACUNA_DRAIN", default_value_t = 30)]
     drain: u64,
+}
+
+/// Most pictures at a time; each has threads and memory of its own.
+const MAX_SESSIONS: usize = 4096;
+
+/// A number from 1 to `most`.
+fn one_to(most: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most as u64)
 }
 
 #[tokio::main]
@@ -68,12 +85,16 @@ async fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| "info,cubecl=warn,wgpu=warn".into()),
         )
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
+        // A standard error that is full is no reason to end.
+        .log_internal_errors(false)
         .init();
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Where nobody can be told, nobody is.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -82,7 +103,9 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.self_test {
         let (device, report) = open_device(&arguments)?;
-        println!("{} {}: {report}", device.kind, device.adapter);
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{} {}: {report}", device.kind, device.adapter)?;
+        write!(stdout, "{}", report.table())?;
         return Ok(());
     }
     let stop = shutdown_signal().context("cannot listen for signals")?;
@@ -104,10 +127,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Opens the device and holds it against the CPU.
-fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
+fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, selftest::Report)> {
     let device = device::open(arguments.device, arguments.allow_software)?;
     tracing::info!(device = device.kind, adapter = device.adapter, "device");
-    let report = selftest::run(&device.device)?;
+    anyhow::ensure!(
+        arguments.precision == Precision::F32 || device.kind != "cpu",
+        "--precision {} needs a GPU; the CPU computes in f32",
+        arguments.precision
+    );
+    let report = selftest::run(&device, arguments.precision)?;
     Ok((device, report))
 }
 
@@ -115,14 +143,15 @@ fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, String)> {
 fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     let (device, report) = open_device(&arguments)?;
     tracing::info!("self-test: {report}");
-    let gflops = speed::gflops(&device.device)?;
+    let target = (&device.device, arguments.precision);
+    let gflops = speed::gflops(target)?;
     tracing::info!("{gflops:.0} GFLOP/s");
 
     // clap has seen to it that there is a model unless only the self-test is wanted.
     let model = arguments.model.context("no --model")?;
     let nested = model.join("unet");
     let dir = if nested.is_dir() { nested } else { model };
-    let model = Model::load(&dir, arguments.variant.as_deref(), &device.device)
+    let model = Model::load(&dir, arguments.variant.as_deref(), target)
         .with_context(|| format!("cannot load the U-Net in {}", dir.display()))?;
     tracing::info!(
         parameters = model.parameters(),
@@ -142,6 +171,7 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         ],
         max_sessions: arguments.max_sessions,
         session_idle: Duration::from_secs(arguments.session_idle),
+        session_unused: Duration::from_secs(arguments.session_unused),
         gflops: Some(gflops),
     };
     Ok(Service::new(Arc::new(model), &device, &options)?)

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use shared::device::Target;
 use shared::error::Error;
 use shared::host::HostTensor;
 use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
 use shared::survey::{Kind, survey};
 use shared::unet::{Layer, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Weights, list};
+use shared::weights::{Checkpoint, Library, Stored, Weights, list};
 use shared::wire::{Payload, Work};
 use shared::{Result, ops};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 /// Tokens that CLIP makes of any prompt; sizes the largest cross-attention request.
 const PROMPT_TOKENS: usize = 77;
@@ -55,12 +56,12 @@ impl Model {
     /// Loads a U-Net from its directory of a diffusers model (`config.json` and safetensors).
     ///
     /// # Errors
-    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`] and [`Weights::load`].
-    pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`], [`Stored::new`] and [`Stored::load`].
+    pub fn load(dir: &Path, variant: Option<&str>, target: impl Into<Target>) -> Result<Self> {
         let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
-        let checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
-        let weights = Weights::load(&unet, &checkpoint, device)?;
-        Ok(Self::new(unet, weights))
+        let stored = Stored::new(unet, Checkpoint::open(dir, Library::Diffusers, variant)?)?;
+        let weights = stored.load(target)?;
+        Ok(Self::new(stored.layers().clone(), weights))
     }
 
     /// The walk over its layers.

@@ -24,8 +24,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::compute::{Batch, Compute};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::Model;
-use crate::sessions::{Session, Sessions};
+use crate::sessions::{Lane, Room, Session, Sessions};
 use crate::walk::Walk;
 
 /// Most tokens of a prompt: several times what CLIP makes of any.
@@ -34,6 +35,15 @@ const MAX_TOKENS: usize = 1024;
 /// Most parts that an attention is cut into: more than any fleet has workers.
 const MAX_PARTS: usize = 1024;
 
+/// Most bytes of a picture's name.
+const MAX_NAME: usize = 64;
+
+/// Most rows or columns of latents: more than anybody's memory holds the attention of.
+pub const MAX_SIDE: usize = 8192;
+
+/// Most batch entries.
+pub const MAX_BATCH: usize = 64;
+
 /// How a worker behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -41,10 +51,12 @@ pub struct Options {
     pub token: Option<String>,
     /// Latents that it accepts at most: batch, rows, columns. Sets the limit of a request's bytes.
     pub max_latents: [usize; 3],
-    /// Sessions at a time.
+    /// Pictures at a time; the lanes of one picture are sessions that share its place.
     pub max_sessions: usize,
     /// A session idle for so long is closed.
     pub session_idle: Duration,
+    /// One that was never used is closed after so long.
+    pub session_unused: Duration,
     /// What was measured of the device, 10^9 operations a second.
     pub gflops: Option<f64>,
 }
@@ -57,6 +69,7 @@ impl Default for Options {
             max_latents: [2, 128, 128],
             max_sessions: 16,
             session_idle: Duration::from_secs(600),
+            session_unused: Duration::from_secs(30),
             gflops: None,
         }
     }
@@ -73,6 +86,7 @@ struct Inner {
     model: Arc<Model>,
     max_latents: [usize; 3],
     compute: Compute,
+    room: Room,
     sessions: Sessions,
     stopping: AtomicBool,
 }
@@ -81,10 +95,11 @@ impl Service {
     /// A service that computes on `model`, which lives on `device`.
     ///
     /// # Errors
-    /// [`Error::Compute`] when the compute thread does not start.
+    /// [`Error::Invalid`] when latents may be larger than this machine's memory can hold; [`Error::Compute`]
+    /// when the compute thread does not start.
     pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
         let limits = Limits {
-            max_body_bytes: model.largest_request(options.max_latents)?,
+            max_body_bytes: largest_request(&model, options.max_latents, memory::total())?,
             max_sessions: options.max_sessions,
             session_idle_seconds: options.session_idle.as_secs(),
         };
@@ -100,6 +115,12 @@ impl Service {
             }],
             limits,
         };
+        let room = Room {
+            pictures: options.max_sessions,
+            batch: options.max_latents[0],
+            idle: options.session_idle,
+            unused: options.session_unused,
+        };
         let compute = Compute::start(model.clone(), options.max_sessions)
             .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
@@ -108,7 +129,8 @@ impl Service {
             max_latents: options.max_latents,
             token: options.token.as_deref().map(|t| blake3::hash(t.as_bytes())),
             compute,
-            sessions: Sessions::new(options.max_sessions, options.session_idle),
+            room,
+            sessions: Sessions::new(room),
             stopping: AtomicBool::new(false),
         })))
     }
@@ -130,8 +152,8 @@ impl Service {
 
     /// Closes idle sessions, now and then, for as long as it is polled.
     pub async fn expire_sessions(&self) {
-        let idle = Duration::from_secs(self.0.info.limits.session_idle_seconds);
-        let pause = (idle / 4).clamp(Duration::from_millis(100), Duration::from_secs(30));
+        let pause = (self.0.room.least_patience() / 4)
+            .clamp(Duration::from_millis(100), Duration::from_secs(30));
         loop {
             tokio::time::sleep(pause).await;
             let expired = self.0.sessions.expire();
@@ -157,6 +179,34 @@ impl Service {
             .route("/health/ready", get(ready))
             .merge(guarded)
             .with_state(self.clone())
+    }
+}
+
+/// Bytes of the largest request for latents of at most `latents` (batch, rows, columns), which a machine of
+/// `memory` bytes must hold, with what it becomes and what is made of it.
+fn largest_request(model: &Model, latents: [usize; 3], memory: Option<u64>) -> Result<usize> {
+    let [batch, rows, columns] = latents;
+    let limits = [
+        ("batch entries", batch, MAX_BATCH),
+        ("rows", rows, MAX_SIDE),
+        ("columns", columns, MAX_SIDE),
+    ];
+    for (what, value, most) in limits {
+        if !(1..=most).contains(&value) {
+            let reason = format!("latents of at most {value} {what}; it must be 1 to {most}");
+            return Err(Error::Invalid(reason));
+        }
+    }
+    let bytes = model.largest_request(latents)?;
+    let needed = 3 * bytes as u64;
+    match memory {
+        Some(memory) if needed > memory => Err(Error::Invalid(format!(
+            "latents of at most {batch} x {rows} x {columns} (batch, rows, columns) take {:.1} GB of memory, \
+             this machine has {:.1} GB; take fewer",
+            needed as f64 / 1e9,
+            memory as f64 / 1e9
+        ))),
+        _ => Ok(bytes),
     }
 }
 
@@ -225,11 +275,20 @@ async fn open(
             held: held.clone(),
         });
     }
-    let walk = match request.resident {
-        Some(resident) => Some(start_walk(&service, resident)?),
-        None => None,
+    let picture = request.picture;
+    if picture.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
+        let reason = format!("the picture's name has more than {MAX_NAME} bytes");
+        return Err(Error::Invalid(reason));
+    }
+    let (walk, batch) = match request.resident {
+        Some(resident) => {
+            let batch = resident.batch;
+            (Some(start_walk(&service, resident)?), batch)
+        }
+        // A session without a strip may be sent a whole batch.
+        None => (None, service.0.room.batch),
     };
-    let session = service.0.sessions.open(walk)?;
+    let session = service.0.sessions.open(walk, Lane { picture, batch })?;
     tracing::info!(session = &session[..8], "opened a session");
     Ok((StatusCode::CREATED, Json(SessionOpened { session })))
 }
@@ -268,7 +327,7 @@ fn start_walk(service: &Service, resident: Resident) -> Result<Walk> {
     if !fits || !(1..=MAX_TOKENS).contains(&resident.tokens) {
         return refuse(format!(
             "latents of {wanted:?} (batch, rows, columns) and {} tokens; this worker takes at most \
-             {most:?} and {MAX_TOKENS}; see its --max-latents",
+             {most:?} and {MAX_TOKENS}; see its --max-batch, --max-rows and --max-columns",
             resident.tokens
         ));
     }

@@ -267,6 +267,8 @@ impl<O: Outside> Strip<O> {
         let zeros = || Tensor::zeros([b, c, 1, w], &device);
         let above = above.or_else(|| (!seat.above).then(zeros));
         let below = below.or_else(|| (!seat.below).then(zeros));
+        let neighbour = |rows: Option<Tensor<4>>| rows.map(|rows| ops::like(rows, &x));
+        let (above, below) = (neighbour(above), neighbour(below));
         let rows = above.into_iter().chain([x]).chain(below).collect();
         let y = ops::conv2d_of_strip(self.whole.weights(), layer, Tensor::cat(rows, 2), seat.odd)?;
         if layer.stride == 2 {
@@ -378,7 +380,7 @@ impl<O: Outside> Executor for Strip<O> {
         let mut got = self.meet(Of::Paired(block), out)?;
         let y = self.take(&mut got, "x")?;
         Ok(match kept {
-            Some(x) => x + y,
+            Some(x) => ops::add(x, y),
             None => y,
         })
     }

@@ -111,6 +111,7 @@ mod tests {
             width: 16,
             height: 48,
             rgb: vec![0.5; 3 * 16 * 48],
+            alpha: None,
         };
         let mut guess = truth.clone();
         for plane in guess.rgb.chunks_exact_mut(16 * 48) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::ProgressBar;
 use shared::device::{self, OpenDevice};
 use shared::placement::Placement;
 use shared::weights::{Weights, list};
@@ -26,15 +25,21 @@ use crate::audit::view::View;
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::local::LocalWorkers;
-use crate::output::write_whole;
+use crate::limits;
+use crate::output::console::Console;
+use crate::output::{make_directory, write_whole};
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
-use crate::policy::plan::choose;
+use crate::policy::plan::{Asked, choose};
+use crate::progress::Progress;
 use crate::schemes::{Scheme, Setting};
 
 /// Arguments of `lacuna audit`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna audit --device cpu --out audit
+  lacuna audit --policies private,tiled --prompts 100 --held-out 10")]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -60,7 +65,7 @@ pub struct Arguments {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "configs/policies/private.toml,configs/audit/prompt-shared.toml,configs/audit/tiled.toml,configs/audit/broadcast.toml"
+        default_value = "private,prompt-shared,tiled,broadcast"
     )]
     policies: Vec<PathBuf>,
     /// Attack the paper's scheme too: true or false.
@@ -74,7 +79,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5)]
     pictures: usize,
     /// The directory for audit.md, audit.csv, audit.json and sheet.png.
-    #[arg(long, default_value = "audit")]
+    #[arg(short, long, value_name = "DIR", default_value = "audit")]
     out: PathBuf,
 }
 
@@ -87,13 +92,10 @@ type Case = (String, Option<Setting>);
 /// Anything from a bad argument to a file that cannot be written, in one line.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     check(&arguments)?;
-    let policies = arguments
-        .policies
-        .iter()
-        .map(|path| Policy::from_file(path));
+    let policies = arguments.policies.iter().map(|path| Policy::open(path));
     let policies = policies.collect::<Result<Vec<_>>>()?;
-    std::fs::create_dir_all(&arguments.out)
-        .with_context(|| format!("cannot make {}", arguments.out.display()))?;
+    make_directory(&arguments.out)?;
+    let console = Console::default();
 
     let opened = arguments.clone();
     let (audit, device) = spawn_blocking(move || open(&opened)).await??;
@@ -106,7 +108,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for (at, workers) in arguments.workers.iter().copied().enumerate() {
         let local = LocalWorkers::start(workers, &audit.model, &device, audit.base.latents).await?;
         let (audit, runs) = (audit.clone(), runs.clone());
-        let (asked, policies) = (arguments.clone(), policies.clone());
+        let (asked, policies, console) = (arguments.clone(), policies.clone(), console.clone());
         let runtime = Handle::current();
         let (found, more) = spawn_blocking(move || {
             let target = Target {
@@ -116,7 +118,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 worker: asked.provider,
                 runtime,
             };
-            audit.of_workers(&asked, &policies, &target, &runs)
+            audit.of_workers(&asked, &policies, &target, &runs, &console)
         })
         .await??;
         findings.extend(found);
@@ -126,15 +128,16 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         // What is known so far, should a later round fail.
         write(&arguments, &findings, &columns)?;
     }
-    println!("{}", table::text(&findings));
-    println!("{}", arguments.out.join("sheet.png").display());
-    Ok(())
+    console.line(table::text(&findings));
+    console.line(arguments.out.join("sheet.png").display());
+    Ok(console.finish()?)
 }
 
 /// What can be refused before anything is loaded.
 fn check(arguments: &Arguments) -> Result<()> {
     let refuse = |reason: String| Err(Error::Request(reason));
     // Of five runs one is set aside to choose penalties.
+    limits::check("--prompts", arguments.prompts, limits::COUNT)?;
     if arguments.prompts < 10 {
         return refuse(format!("--prompts {}: at least 10", arguments.prompts));
     }
@@ -143,9 +146,7 @@ fn check(arguments: &Arguments) -> Result<()> {
         ("--steps", arguments.steps),
         ("--audited-steps", arguments.audited_steps),
     ] {
-        if value == 0 {
-            return refuse(format!("{flag} 0: at least 1"));
-        }
+        limits::check(flag, value, limits::COUNT)?;
     }
     for n in &arguments.workers {
         if !(1..=MAX_WORKERS).contains(n) {
@@ -228,7 +229,8 @@ impl Audit {
             held_out: arguments.held_out,
             audited: arguments.audited_steps,
         };
-        let bar = ProgressBar::new((size.train + size.held_out) as u64);
+        let pictures = size.train + size.held_out;
+        let bar = Progress::new("picture", pictures);
         let Self {
             pipeline,
             weights,
@@ -236,11 +238,9 @@ impl Audit {
             base,
             ..
         } = self;
-        let runs = corpus::make(pipeline, weights, sampling, base, size, |i| {
-            bar.set_position(i as u64);
-        });
-        bar.finish_and_clear();
-        runs
+        corpus::make(pipeline, weights, sampling, base, size, |i| {
+            bar.reach(i, pictures);
+        })
     }
 
     /// The cases: each policy's placement, and the paper's scheme.
@@ -249,6 +249,7 @@ impl Audit {
         arguments: &Arguments,
         policies: &[Policy],
         target: &Target<'_>,
+        console: &Console,
     ) -> Result<Vec<Case>> {
         if arguments.compute.measure {
             let reason = "--measure: an audit plans with the numbers that are given";
@@ -261,17 +262,18 @@ impl Audit {
             match choose(
                 self.pipeline.unet(),
                 policy,
+                &Asked::default(),
                 self.base,
                 target.fleet,
                 &speeds,
             ) {
                 Ok(plan) => {
                     let placement = serde_json::to_string(&plan.setting.placement);
-                    println!("{name}: {}", placement.unwrap_or_default());
+                    console.line(format_args!("{name}: {}", placement.unwrap_or_default()));
                     Ok((name, Some(plan.setting)))
                 }
                 Err(error @ Error::Policy { .. }) => {
-                    println!("{name}: {error}");
+                    console.line(format_args!("{name}: {error}"));
                     Ok((name, None))
                 }
                 Err(error) => Err(error),
@@ -286,6 +288,12 @@ impl Audit {
             cases.push(("ppidm".to_owned(), Some(paper)));
         }
         Ok(cases)
+    }
+
+    /// Rows of the picture that rows of the latents become.
+    fn pixels(&self, rows: Range<usize>) -> Range<usize> {
+        let pixels = self.pipeline.pixels_per_latent();
+        rows.start * pixels..rows.end * pixels
     }
 
     fn material<'a>(
@@ -311,6 +319,7 @@ impl Audit {
         policies: &[Policy],
         target: &Target<'_>,
         runs: &[Run],
+        console: &Console,
     ) -> Result<(Vec<Finding>, Vec<Column>)> {
         let workers = target.fleet.workers.len();
         let (mut findings, mean) = {
@@ -318,33 +327,36 @@ impl Audit {
             baselines(&self.material(arguments, runs, &[], rows), workers)?
         };
         let mut outcomes = Vec::new();
-        for (name, setting) in self.cases(arguments, policies, target)? {
+        for (name, setting) in self.cases(arguments, policies, target, console)? {
             let Some(setting) = setting else {
                 continue;
             };
-            let bar = ProgressBar::new(runs.len() as u64);
-            bar.set_message(name.clone());
+            let bar = Progress::new("picture", runs.len());
+            bar.about(name.clone());
             let views = target.watch(&setting, &self.weights, runs, arguments.prompts, || {
-                bar.inc(1);
+                bar.step();
             });
-            bar.finish_and_clear();
+            drop(bar);
             let views = views?;
             let rows = target.rows(&setting)?;
             let material = self.material(arguments, runs, &views, rows);
             let mut outcome = attack(&name, workers, &material)?;
             findings.append(&mut outcome.findings);
-            outcomes.push((name, outcome));
+            outcomes.push((name, outcome, self.pixels(target.rows(&setting)?)));
         }
         let held = runs.iter().skip(arguments.prompts).take(arguments.pictures);
         let held: Vec<&Run> = held.collect();
-        Ok((findings, columns(&held, &outcomes, &mean, workers)))
+        let own = self.pixels(target.rows(&self.base)?);
+        Ok((findings, columns(&held, &outcomes, own, &mean, workers)))
     }
 }
 
-/// The columns of the sheet: what is true, what is held, what each case gives away, and the mean.
+/// The columns of the sheet: what is true, what is held, what each case gives away, and the mean. The rows that the
+/// provider computes are outlined, `own` in the true picture.
 fn columns(
     held: &[&Run],
-    outcomes: &[(String, Outcome)],
+    outcomes: &[(String, Outcome, Range<usize>)],
+    own: Range<usize>,
     mean: &Picture,
     workers: usize,
 ) -> Vec<Column> {
@@ -355,9 +367,10 @@ fn columns(
     let truth = held.iter().map(|run| Cell {
         picture: run.picture.clone(),
         caption: caption(&run.prompt.answers),
+        outline: own.clone(),
     });
     let mut columns = vec![column(["true picture", "its prompt"], truth.collect())];
-    let known = outcomes.iter().find_map(|(_, outcome)| {
+    let known = outcomes.iter().find_map(|(_, outcome, _)| {
         let rows = outcome.recovered.iter().take(held.len());
         rows.map(|r| r.held.clone()).collect::<Option<Vec<_>>>()
     });
@@ -365,21 +378,24 @@ fn columns(
         let cells = known.into_iter().map(|picture| Cell {
             picture,
             caption: String::new(),
+            outline: 0..0,
         });
         let heading = format!("1 of {workers} providers");
         columns.push(column(["it computes", &heading], cells.collect()));
     }
-    for (name, outcome) in outcomes {
+    for (name, outcome, rows) in outcomes {
         let recovered = outcome.recovered.iter().take(held.len());
         let cells = recovered.map(|Recovered { guess, answers, .. }| Cell {
             picture: guess.clone(),
             caption: caption(answers),
+            outline: rows.clone(),
         });
         columns.push(column([name, "it recovers"], cells.collect()));
     }
     let cells = held.iter().map(|_| Cell {
         picture: mean.clone(),
         caption: String::new(),
+        outline: 0..0,
     });
     columns.push(column(["mean picture", "no attack"], cells.collect()));
     columns

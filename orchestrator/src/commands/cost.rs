@@ -7,15 +7,19 @@ use serde::Serialize;
 use shared::unet::UNet;
 
 use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
-use crate::cost::count::{Count, count};
+use crate::cost::count::{first_calls, once};
 use crate::cost::{Link, OfKind, by_kind, paper};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::tally::Kind;
+use crate::output::console::print;
 use crate::schemes::Scheme;
 
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna cost --model sdxl --workers 4 --wire f16
+  lacuna cost --paper-tables")]
 pub struct Arguments {
     #[command(flatten)]
     size: SizeArguments,
@@ -52,6 +56,9 @@ struct Summary {
     /// Of each worker, multiply and add counted as two, in 10^9.
     workers_gflop: Vec<f64>,
     user_gflop: f64,
+    /// Work of the user and of all workers that only the first call of a picture does, in 10^9: it makes the
+    /// prompt's keys and values.
+    once_gflop: f64,
     link: Link,
     /// On the link, without any computation.
     seconds: f64,
@@ -69,36 +76,40 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let summary = summarise(&unet, &arguments)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        print(serde_json::to_string_pretty(&summary)?)?;
     } else {
-        println!("{}", summary.table());
+        print(summary.table())?;
     }
     Ok(())
 }
 
-fn summarise(unet: &UNet, arguments: &Arguments) -> Result<Summary> {
+fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let workers = arguments.workers;
     if !(1..=MAX_WORKERS).contains(&workers) {
         let reason = format!("--workers {workers}: from 1 to {MAX_WORKERS}");
-        return Err(Error::Request(reason));
+        return Err(Error::Request(reason).into());
     }
+    arguments.settings.check(arguments.scheme)?;
     let link = arguments.speed.link()?;
-    let latents = arguments.size.latents()?;
+    let latents = arguments.size.latents(1)?;
     let setting = arguments
         .settings
         .setting(arguments.scheme, unet, latents, PROMPT_TOKENS);
-    let count: Count = count(unet, &setting, workers)?;
+    let counts = first_calls(unet, &setting, workers)?;
+    let once_flop: u64 = once(&counts).iter().sum();
+    let [_, count] = counts;
     let [bytes_up, bytes_down] = count.total();
     Ok(Summary {
         scheme: arguments.scheme.to_string(),
         workers,
-        batch: arguments.size.batch,
+        batch: latents[0],
         kinds: by_kind(&count),
         bytes_up,
         bytes_down,
         round_trips: count.round_trips(),
         workers_gflop: count.workers_flop.iter().map(|f| *f as f64 / 1e9).collect(),
         user_gflop: count.user_flop as f64 / 1e9,
+        once_gflop: once_flop as f64 / 1e9,
         link,
         seconds: link.seconds([bytes_up, bytes_down], count.round_trips()),
     })
@@ -140,8 +151,9 @@ impl Summary {
             self.round_trips
         ));
         lines.push(format!(
-            "work         {all:.1} GFLOP, {:.1} % of it the workers'",
-            100.0 * workers / all.max(f64::MIN_POSITIVE)
+            "work         {all:.1} GFLOP, {:.1} % of it the workers'; {:.1} more once a picture, for the prompt",
+            100.0 * workers / all.max(f64::MIN_POSITIVE),
+            self.once_gflop
         ));
         lines.push(format!(
             "link         {:.2} s ({} Mbit/s up, {} down, {} ms), computation apart",
@@ -154,9 +166,9 @@ impl Summary {
 fn print_paper(unet: &UNet, json: bool) -> anyhow::Result<()> {
     let cells = paper::cells(unet)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&cells)?);
+        print(serde_json::to_string_pretty(&cells)?)?;
     } else {
-        print!("{}", paper::table(&cells));
+        print(paper::table(&cells).trim_end())?;
     }
     Ok(())
 }

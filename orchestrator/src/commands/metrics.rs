@@ -19,9 +19,13 @@ use crate::metrics::lpips::Net;
 use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues};
 use crate::metrics::metric::Metric;
 use crate::metrics::sets::{Network, SetFeatures};
+use crate::output::console::{note, print};
 
 /// Arguments of `lacuna metrics`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna metrics ours.png theirs.png
+  lacuna metrics ours theirs --metrics psnr,ssim --json")]
 pub struct Arguments {
     /// A picture (PNG or JPEG), or a folder of them.
     a: PathBuf,
@@ -115,9 +119,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        print(serde_json::to_string_pretty(&summary)?)?;
     } else {
-        println!("{}", summary.table());
+        print(summary.table())?;
     }
     match summary.failed.len() {
         0 => Ok(()),
@@ -241,13 +245,17 @@ impl Summary {
     /// Names a picture or pair that could not be measured, once.
     fn fail(&mut self, fault: Fault) {
         if let Entry::Vacant(place) = self.failed.entry(fault.picture) {
-            eprintln!("not measured: {}: {}", place.key(), fault.reason);
+            note(format_args!(
+                "not measured: {}: {}",
+                place.key(),
+                fault.reason
+            ));
             place.insert(fault.reason);
         }
     }
 
     fn leave_out(&mut self, metric: Metric, reason: String) {
-        eprintln!("{metric} is left out: {reason}");
+        note(format_args!("{metric} is left out: {reason}"));
         self.left_out.insert(metric, reason);
     }
 

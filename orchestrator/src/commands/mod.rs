@@ -1,8 +1,9 @@
 //! The commands of the `lacuna` binary, one file each.
 //!
-//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), and the
-//! arguments here.
+//! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `terms` (what
+//! workers may see), `arguments`, and the arguments here.
 
+mod arguments;
 pub mod audit;
 pub mod bench;
 pub mod cost;
@@ -12,35 +13,47 @@ pub mod metrics;
 mod networks;
 mod placed;
 pub mod plan;
+mod terms;
 pub mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use serde::de::DeserializeOwned;
+use shared::config::ConfigReader;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use shared::placement::{Attentions, Latents, Prompt, SelfAttention, Wires};
 use shared::speed;
 use shared::unet::{UNet, UNetConfig};
 
 use crate::cost::Link;
+use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::fleet::measure;
-use crate::policy::plan::Speeds;
+use crate::limits;
+use crate::policy::plan::Asked;
 use crate::schemes::ppidm::{GroupNormMode, Offload};
 use crate::schemes::{Scheme, Setting};
+use crate::vae::VaeConfig;
+use arguments::PictureSize;
 
 /// Tokens that CLIP makes of any prompt.
 pub const PROMPT_TOKENS: usize = 77;
 
 /// Which model, and where the user's part of it runs.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct ModelArguments {
     /// A diffusers model directory.
-    #[arg(long, env = "LACUNA_MODEL", default_value = "assets/demo-model")]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        env = "LACUNA_MODEL",
+        default_value = "assets/demo-model"
+    )]
     pub model: PathBuf,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
@@ -55,41 +68,93 @@ pub struct ModelArguments {
 
 /// How a scheme computes.
 #[derive(Args, Clone, Copy, Debug, PartialEq)]
+#[command(next_help_heading = "Scheme")]
 pub struct SchemeArguments {
-    /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality.
-    #[arg(long, value_enum, default_value_t)]
-    pub groupnorm: GroupNormMode,
-    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them.
-    #[arg(long, default_value_t)]
-    pub offload: Offload,
+    /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality
+    /// [default: exact].
+    #[arg(long, value_enum)]
+    pub groupnorm: Option<GroupNormMode>,
+    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them [default: all].
+    #[arg(long)]
+    pub offload: Option<Offload>,
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away).
-    #[arg(long, default_value = "paired", value_parser = parse_attentions)]
-    pub self_attention: Attentions,
-    /// resident: whether workers may know the prompt: hidden or shared.
-    #[arg(long, default_value = "hidden", value_parser = by_name::<Prompt>)]
-    pub workers_prompt: Prompt,
+    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default:
+    /// paired; under a policy, what is fastest].
+    #[arg(long, value_parser = parse_attentions)]
+    pub self_attention: Option<Attentions>,
+    /// resident: whether workers may know the prompt: hidden or shared [default: hidden; under a policy, what
+    /// is fastest].
+    #[arg(long, value_parser = by_name::<Prompt>)]
+    pub workers_prompt: Option<Prompt>,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
     /// other waits for the link: true or false [default: true, but for workers on loopback].
     #[arg(long)]
     pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
-    /// convolution stay with you) or shared.
-    #[arg(long, default_value = "shared", value_parser = by_name::<Latents>)]
-    pub workers_latents: Latents,
+    /// convolution stay with you) or shared [default: shared; under a policy, what is fastest].
+    #[arg(long, value_parser = by_name::<Latents>)]
+    pub workers_latents: Option<Latents>,
     /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
-    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4.
-    #[arg(long, default_value = "f32", value_parser = parse_wires)]
-    pub wire: Wires,
+    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4 [default: f32; under a
+    /// policy, what is fastest].
+    #[arg(long, value_parser = parse_wires)]
+    pub wire: Option<Wires>,
 }
 
 impl SchemeArguments {
+    /// No flag is dropped without a word: each must be of `scheme`.
+    ///
+    /// # Errors
+    /// [`Error::Request`], naming the flag.
+    pub fn check(&self, scheme: Scheme) -> Result<()> {
+        let flags = [
+            ("--groupnorm", self.groupnorm.is_some(), Scheme::Ppidm),
+            ("--offload", self.offload.is_some(), Scheme::Ppidm),
+            (
+                "--self-attention",
+                self.self_attention.is_some(),
+                Scheme::Resident,
+            ),
+            (
+                "--workers-prompt",
+                self.workers_prompt.is_some(),
+                Scheme::Resident,
+            ),
+            (
+                "--workers-latents",
+                self.workers_latents.is_some(),
+                Scheme::Resident,
+            ),
+            ("--wire", self.wire.is_some(), Scheme::Resident),
+            ("--lanes", self.lanes.is_some(), Scheme::Resident),
+        ];
+        match flags
+            .into_iter()
+            .find(|(_, given, of)| *given && *of != scheme)
+        {
+            Some((flag, _, of)) => Err(Error::Request(format!(
+                "{flag}: it is of the scheme {of}, this is {scheme}; leave it out"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the halves of a step go side by side: where nothing else was said, when workers are
     /// `linked`. On loopback nothing is waited for.
     pub fn lanes(&self, linked: bool) -> bool {
         self.lanes.unwrap_or(linked)
+    }
+
+    /// What is asked for of a placement.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            self_attention: self.self_attention,
+            prompt: self.workers_prompt,
+            latents: self.workers_latents,
+            wires: self.wire,
+        }
     }
 
     /// `scheme` with these settings, its workers behind a link.
@@ -102,14 +167,9 @@ impl SchemeArguments {
     ) -> Setting {
         Setting {
             scheme,
-            groupnorm: self.groupnorm,
-            offload: self.offload,
-            placement: Placement {
-                self_attention: self.self_attention,
-                prompt: self.workers_prompt,
-                latents: self.workers_latents,
-                wires: self.wire,
-            },
+            groupnorm: self.groupnorm.unwrap_or_default(),
+            offload: self.offload.unwrap_or_default(),
+            placement: self.asked().placement(),
             lanes: self.lanes(true),
             latents,
             levels: unet.levels(),
@@ -136,89 +196,113 @@ fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
     serde_json::from_value(parts?.into()).map_err(|e| e.to_string())
 }
 
-/// How fast the connection and the machines are, for a plan.
+/// How fast the connection is, for a plan.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct SpeedArguments {
+    /// Your connection: 5g (the paper's), fibre, lan, or up and down in 10^6 bits a second and milliseconds to
+    /// the workers and back, such as 100,100,20 [default: 5g].
+    #[arg(long, conflicts_with_all = ["uplink_mbps", "downlink_mbps", "rtt_ms"])]
+    pub link: Option<Link>,
     /// Your uplink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 81.14)]
-    pub uplink_mbps: f64,
+    #[arg(long)]
+    pub uplink_mbps: Option<f64>,
     /// Your downlink, in 10^6 bits a second [default: the paper's 5G].
-    #[arg(long, default_value_t = 340.56)]
-    pub downlink_mbps: f64,
-    /// Milliseconds to the workers and back.
-    #[arg(long, default_value_t = 20.0)]
-    pub rtt_ms: f64,
+    #[arg(long)]
+    pub downlink_mbps: Option<f64>,
+    /// Milliseconds to the workers and back [default: 20].
+    #[arg(long)]
+    pub rtt_ms: Option<f64>,
 }
 
 impl SpeedArguments {
+    /// Whether anything is said of the connection.
+    fn is_given(&self) -> bool {
+        let numbers = [self.uplink_mbps, self.downlink_mbps, self.rtt_ms];
+        self.link.is_some() || numbers.iter().any(Option::is_some)
+    }
+
     /// The connection.
     ///
     /// # Errors
     /// [`Error::Request`], naming the flag that is off.
     pub fn link(&self) -> Result<Link> {
-        above_zero("--uplink-mbps", self.uplink_mbps)?;
-        above_zero("--downlink-mbps", self.downlink_mbps)?;
-        if !(self.rtt_ms.is_finite() && self.rtt_ms >= 0.0) {
-            let reason = format!("--rtt-ms {}: it must not be below zero", self.rtt_ms);
+        let usual = self.link.unwrap_or(Link::PAPER);
+        let link = Link {
+            uplink_mbps: self.uplink_mbps.unwrap_or(usual.uplink_mbps),
+            downlink_mbps: self.downlink_mbps.unwrap_or(usual.downlink_mbps),
+            rtt_ms: self.rtt_ms.unwrap_or(usual.rtt_ms),
+        };
+        above_zero("--uplink-mbps", link.uplink_mbps)?;
+        above_zero("--downlink-mbps", link.downlink_mbps)?;
+        if !(link.rtt_ms.is_finite() && link.rtt_ms >= 0.0) {
+            let reason = format!("--rtt-ms {}: it must not be below zero", link.rtt_ms);
             return Err(Error::Request(reason));
         }
-        Ok(Link {
-            uplink_mbps: self.uplink_mbps,
-            downlink_mbps: self.downlink_mbps,
-            rtt_ms: self.rtt_ms,
-        })
+        Ok(link)
     }
 }
 
 /// How fast the machines compute, for a plan.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct ComputeArguments {
-    /// Your own machine, in 10^9 operations a second.
-    #[arg(long, default_value_t = 200.0)]
-    pub user_gflops: f64,
-    /// Each worker, in 10^9 operations a second.
-    #[arg(long, default_value_t = 10_000.0)]
-    pub worker_gflops: f64,
-    /// Measure the connection, the workers and this machine, and plan with that in place of the numbers.
-    /// Moves up to 16 MiB each way to each worker.
+    /// Your own machine, in 10^9 operations a second [default: what a layer takes here, measured].
+    #[arg(long)]
+    pub user_gflops: Option<f64>,
+    /// Each worker, in 10^9 operations a second [default: 10000].
+    #[arg(long)]
+    pub worker_gflops: Option<f64>,
+    /// Measure the connection and the workers too, but for what is given. Moves up to 16 MiB each way to each
+    /// worker.
     #[arg(long)]
     pub measure: bool,
 }
 
+/// Where nobody says, and nothing is measured: a laptop, and a GPU.
+const USUAL_GFLOPS: [f64; 2] = [200.0, 10_000.0];
+
 impl ComputeArguments {
-    /// The flags' numbers.
+    /// What the flags say, and else the usual.
     ///
     /// # Errors
     /// As [`SpeedArguments::link`].
     pub fn given(&self, link: &SpeedArguments, fleet: &FleetConfig) -> Result<Speeds> {
-        above_zero("--user-gflops", self.user_gflops)?;
-        above_zero("--worker-gflops", self.worker_gflops)?;
+        let [user, worker] = USUAL_GFLOPS;
+        let user_gflops = self.user_gflops.unwrap_or(user);
+        let worker_gflops = self.worker_gflops.unwrap_or(worker);
+        above_zero("--user-gflops", user_gflops)?;
+        above_zero("--worker-gflops", worker_gflops)?;
+        let source = |given: bool| match given {
+            true => Source::Given,
+            false => Source::Assumed,
+        };
         Ok(Speeds {
             link: link.link()?,
-            user_gflops: self.user_gflops,
-            worker_gflops: vec![self.worker_gflops; fleet.workers.len()],
+            user_gflops,
+            worker_gflops: vec![worker_gflops; fleet.workers.len()],
+            sources: Sources {
+                link: source(link.is_given()),
+                user: source(self.user_gflops.is_some()),
+                workers: source(self.worker_gflops.is_some()),
+            },
         })
     }
 
-    /// These with the connection, or what is measured of `fleet` and `device`.
+    /// What the flags say; and else the speed of `device`, measured, and the usual.
     ///
     /// # Errors
-    /// As [`SpeedArguments::link`] and [`measure::measure`]; those of the device.
-    pub async fn speeds(
+    /// As [`Self::given`]; those of the device.
+    pub fn here(
         &self,
         link: &SpeedArguments,
         fleet: &FleetConfig,
         device: &Device,
     ) -> Result<Speeds> {
         let mut speeds = self.given(link, fleet)?;
-        if self.measure {
-            let measured = measure::measure(fleet).await?;
-            speeds.link = measured.link;
+        if self.user_gflops.is_none() {
             speeds.user_gflops = speed::gflops(device)?;
-            for (taken, measured) in speeds.worker_gflops.iter_mut().zip(measured.worker_gflops) {
-                // A worker in this process has this machine's speed, and says nothing of it.
-                *taken = measured.unwrap_or(speeds.user_gflops);
-            }
+            speeds.sources.user = Source::Measured;
         }
         Ok(speeds)
     }
@@ -235,57 +319,125 @@ fn above_zero(flag: &str, value: f64) -> Result<()> {
 
 /// A picture's size from the model's config alone.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub struct SizeArguments {
-    /// A diffusers model directory; only unet/config.json is read.
-    #[arg(long, env = "LACUNA_MODEL", default_value = "configs/models/sd15")]
+    /// sd15, sdxl, or a diffusers model directory, of which unet/config.json and vae/config.json are read.
+    #[arg(short, long, env = "LACUNA_MODEL", default_value = "sd15")]
     pub model: PathBuf,
-    /// Columns x rows of the picture, in pixels.
-    #[arg(long, default_value = "512x512", value_parser = parse_size)]
-    pub size: [usize; 2],
-    /// Pixels of the picture for each row of the latents.
-    #[arg(long, default_value_t = 8)]
-    pub pixels_per_latent: usize,
-    /// Batch entries of one call; guidance takes two.
-    #[arg(long, default_value_t = 1)]
-    pub batch: usize,
+    /// Columns and rows of the picture.
+    #[command(flatten)]
+    pub size: PictureSize,
+    /// Pixels of the picture for each row of the latents [default: what the model's VAE makes of one, 8 where it
+    /// has none].
+    #[arg(long)]
+    pub pixels_per_latent: Option<usize>,
+    /// Batch entries of one call; guidance takes two [default: 1; of plan, what its guidance takes].
+    #[arg(long)]
+    pub batch: Option<usize>,
+}
+
+/// Configs of U-Nets that this program knows by name: what `configs/models` has.
+const KNOWN_MODELS: [(&str, &str); 2] = [
+    (
+        "sd15",
+        include_str!("../../../configs/models/sd15/unet/config.json"),
+    ),
+    (
+        "sdxl",
+        include_str!("../../../configs/models/sdxl/unet/config.json"),
+    ),
+];
+
+/// Pixels for each row of latents of every Stable Diffusion.
+const PIXELS_PER_LATENT: usize = 8;
+
+/// The config of a U-Net: of a known name, else of the file that `path` makes of it.
+///
+/// # Errors
+/// Those of the config.
+fn unet_config(
+    name: &Path,
+    path: impl FnOnce() -> PathBuf,
+) -> std::result::Result<UNetConfig, shared::Error> {
+    match KNOWN_MODELS
+        .iter()
+        .find(|(known, _)| name == Path::new(known))
+    {
+        Some((known, text)) => {
+            let value = serde_json::from_str(text).map_err(|cause| shared::Error::Json {
+                path: known.into(),
+                cause,
+            })?;
+            UNetConfig::read(ConfigReader::new(*known, value)?)
+        }
+        None => UNetConfig::from_file(&path()),
+    }
 }
 
 impl SizeArguments {
+    fn config(&self) -> anyhow::Result<UNetConfig> {
+        let config = unet_config(&self.model, || self.model.join("unet/config.json"));
+        config.context("cannot read the U-Net's config (--model takes sd15, sdxl or a directory)")
+    }
+
     /// The U-Net's layers.
     ///
     /// # Errors
     /// Those of the config file.
     pub fn unet(&self) -> anyhow::Result<UNet> {
-        let config = UNetConfig::from_file(&self.model.join("unet/config.json"));
-        Ok(config.context("cannot read the U-Net's config")?.build())
+        Ok(self.config()?.build())
     }
 
-    /// Batch, rows and columns of the latents.
+    /// Pixels of the picture for each row of the latents.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a number that is off; those of the VAE's config.
+    pub fn pixels(&self) -> Result<usize> {
+        if let Some(pixels) = self.pixels_per_latent {
+            limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
+            return Ok(pixels);
+        }
+        let file = self.model.join("vae/config.json");
+        match file.is_file() {
+            true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
+            false => Ok(PIXELS_PER_LATENT),
+        }
+    }
+
+    /// Batch, rows and columns of the latents, with `usual` entries where nobody says how many.
     ///
     /// # Errors
     /// [`Error::Request`] when no latents have that size.
-    pub fn latents(&self) -> Result<[usize; 3]> {
-        let refuse = |reason: String| Err(Error::Request(reason));
-        let pixels = self.pixels_per_latent;
-        let [width, height] = self.size;
-        for (name, size) in [("width", width), ("height", height)] {
-            if size == 0 || pixels == 0 || !size.is_multiple_of(pixels) {
-                return refuse(format!(
-                    "--size: a {name} of {size} is no multiple of {pixels}"
-                ));
+    pub fn latents(&self, usual: usize) -> anyhow::Result<[usize; 3]> {
+        let pixels = self.pixels()?;
+        let [width, height] = self.size.sides();
+        let own = self.config()?.sample_size.map(|size| size.sides());
+        let side = |flag: &str, given: Option<usize>, own: Option<usize>| match (given, own) {
+            (Some(side), _) => {
+                limits::check_side(flag, side, pixels)?;
+                Ok(side / pixels)
             }
-        }
-        if self.batch == 0 {
-            return refuse("--batch 0: at least one".into());
-        }
-        Ok([self.batch, height / pixels, width / pixels])
+            (None, Some(own)) => Ok(own),
+            (None, None) => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
+        };
+        let rows = side("--height", height, own.map(|[rows, _]| rows))?;
+        let columns = side("--width", width, own.map(|[_, columns]| columns))?;
+        let batch = self.batch.unwrap_or(usual);
+        limits::check("--batch", batch, limits::COUNT)?;
+        let latents = [batch, rows, columns];
+        limits::check_latents("--batch and --size", latents)?;
+        Ok(latents)
     }
 }
 
 fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
-    let sides = text.split_once('x').and_then(|(width, height)| {
-        Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
-    });
+    let sides = text
+        .split_once(['x', 'X', '\u{d7}'])
+        .and_then(|(width, height)| {
+            Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
+        });
     sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
 }
 

@@ -1,30 +1,25 @@
-//! A model whose U-Net has its place: what makes pictures, one after the other.
+//! What the commands that make pictures share: the sampler's arguments, the model, the number of workers.
 
 use std::sync::Arc;
 
 use anyhow::Context;
-use burn::tensor::Tensor;
 use clap::Args;
-use shared::device::{self, OpenDevice};
+use shared::device::{self, OpenDevice, Precision};
 use shared::host::HostTensor;
 use shared::partition::Levels;
 use shared::selftest;
 use shared::unet::UNet;
 use shared::weights::{Weights, list};
-use shared::whole::{Conditioning, Whole};
-use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use super::ModelArguments;
+use super::arguments::parse_seed;
 use crate::error::{Error, Result};
-use crate::fleet::Fleet;
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::config::MAX_WORKERS;
 use crate::noise::TorchRng;
-use crate::pipeline::{Pipeline, Sampling, Step};
-use crate::policy::Policy;
+use crate::pipeline::{Pipeline, Sampling};
 use crate::schedulers::SchedulerKind;
-use crate::schemes::failover::Failover;
-use crate::schemes::{Finished, Predictor, Scheme, Setting};
+use crate::schemes::Scheme;
 
 /// Workers that are started here when nothing else is said.
 const LOCAL_WORKERS: usize = 4;
@@ -34,20 +29,22 @@ pub const DEFAULT_GUIDANCE: f32 = 7.5;
 
 /// How pictures are sampled.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingArguments {
     /// What not to see.
-    #[arg(long, default_value = "")]
+    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
     pub negative_prompt: String,
     /// Sampler steps.
     #[arg(long, default_value_t = 50)]
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
     /// generation_config.json, else 7.5].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
-    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator.
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator, for negative
+    /// seeds too [default: generate draws one and prints it; eval takes 42].
+    #[arg(short, long, allow_negative_numbers = true, value_parser = parse_seed)]
+    pub seed: Option<u64>,
     /// Another scheduler than the model's own.
     #[arg(long)]
     pub scheduler: Option<SchedulerKind>,
@@ -77,103 +74,6 @@ impl SamplingArguments {
             guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
             eta,
         }
-    }
-}
-
-/// What all pictures of one placement share.
-pub struct Placed {
-    /// The model.
-    pub pipeline: Arc<Pipeline>,
-    /// The whole U-Net's weights, where it is computed in this process.
-    pub whole: Option<Weights>,
-    /// How the sampler goes.
-    pub sampling: Sampling,
-    /// Where the U-Net is computed.
-    pub setting: Setting,
-    /// The workers, if there are any.
-    pub fleet: Option<FleetConfig>,
-    /// What the run must keep to.
-    pub policy: Option<Policy>,
-}
-
-impl Placed {
-    /// The weights of the user's part of the U-Net.
-    ///
-    /// # Errors
-    /// As [`Pipeline::load_unet`].
-    pub fn weights(&self) -> Result<Weights> {
-        match &self.whole {
-            Some(weights) => Ok(weights.clone()),
-            None => {
-                let parameters = self.setting.user_parameters(self.pipeline.unet())?;
-                self.pipeline.load_unet(&parameters)
-            }
-        }
-    }
-
-    /// Opens the sessions of one picture; none without workers.
-    ///
-    /// # Errors
-    /// As [`Setting::open`].
-    pub async fn open(&self) -> Result<Option<Fleet>> {
-        let Some(config) = &self.fleet else {
-            return Ok(None);
-        };
-        let (digest, unet) = (self.pipeline.digest(), self.pipeline.unet());
-        Ok(Some(self.setting.open(config, digest, unet).await?))
-    }
-
-    /// The latents of one picture, from `noise` or, without, from what `rng` draws; blocks for as long as
-    /// it takes, on a thread of the async runtime. `context` is of [`Pipeline::encode`], `weights` of [`Self::weights`], `fleet` of
-    /// [`Self::open`]; `watch` is called after every step.
-    ///
-    /// # Errors
-    /// Those of the scheme and the sampler; the sessions are closed then.
-    pub fn denoise(
-        &self,
-        context: Tensor<3>,
-        noise: HostTensor,
-        rng: &mut TorchRng,
-        (weights, fleet): (Weights, Option<Fleet>),
-        watch: &mut dyn FnMut(Step),
-    ) -> Result<(HostTensor, Finished)> {
-        let conditioning = Conditioning {
-            context,
-            added: None,
-        };
-        let mut predictor = self.predictor(Whole::new(weights, conditioning), fleet)?;
-        let sampling = &self.sampling;
-        let latents = self
-            .pipeline
-            .sample(&mut *predictor, sampling, noise, rng, watch);
-        let finished = predictor.finish();
-        match latents {
-            Ok(latents) => Ok((latents, finished)),
-            Err(error) => {
-                // Workers keep only so many sessions.
-                if let Some(fleet) = finished.fleet {
-                    Handle::current().block_on(fleet.close());
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// The scheme's predictor; on workers, one that goes on without those that are lost.
-    fn predictor(&self, whole: Whole, fleet: Option<Fleet>) -> Result<Box<dyn Predictor + '_>> {
-        let unet = self.pipeline.unet();
-        let (Some(fleet), Some(config)) = (fleet, &self.fleet) else {
-            return self.setting.predictor(unet, whole, None);
-        };
-        Ok(Box::new(Failover::new(
-            unet,
-            self.setting,
-            self.policy.as_ref(),
-            self.pipeline.digest(),
-            config.clone(),
-            fleet,
-            whole,
-        )?))
     }
 }
 
@@ -209,7 +109,7 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
     spawn_blocking(move || {
         let device = device::open(arguments.device, arguments.allow_software)?;
         // Not inside the macro: that evaluates nothing unless the line is logged.
-        let report = selftest::run(&device.device)?;
+        let report = selftest::run(&device, Precision::F32)?;
         tracing::debug!("self-test: {report}");
         let pipeline = Pipeline::open(
             &arguments.model,
@@ -225,8 +125,9 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
 /// Loads the whole U-Net, for where it is computed in this process.
 ///
 /// # Errors
-/// As [`Pipeline::load_unet`].
+/// As [`Pipeline::check_room_for_unet`] and [`Pipeline::load_unet`].
 pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
+    pipeline.check_room_for_unet()?;
     let pipeline = pipeline.clone();
     Ok(spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??)
 }

@@ -85,17 +85,34 @@ impl Count {
     }
 }
 
-/// Counts one U-Net call in the middle of a picture: nothing is new any more.
+/// Counts one U-Net call in the middle of a picture: nothing is new any more. Its work is what "the
+/// U-Net's work" is everywhere; what the first call of a picture does beside it is of [`first_calls`].
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
 pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Result<Count> {
+    let [_, later] = first_calls(unet, setting, workers)?;
+    Ok(later)
+}
+
+/// Counts the first two calls of a picture. The first makes the prompt's keys and values, which stay, and
+/// may send whole what later calls send the changes of; all later ones are like the second.
+///
+/// # Errors
+/// [`shared::Error::TooManyStrips`].
+pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Count; 2]> {
     match setting.scheme {
-        Scheme::Local => Ok(ppidm::count(unet, setting, 0)),
-        Scheme::Ppidm => Ok(ppidm::count(unet, setting, workers)),
-        Scheme::Resident => {
-            let [_, later] = resident::count::first_calls(unet, setting, workers)?;
-            Ok(later)
-        }
+        Scheme::Local => Ok(ppidm::first_calls(unet, setting, 0)),
+        Scheme::Ppidm => Ok(ppidm::first_calls(unet, setting, workers)),
+        Scheme::Resident => resident::count::first_calls(unet, setting, workers),
     }
+}
+
+/// Work of the user and of all workers that the first of two calls does beside what the later one does.
+pub fn once([first, later]: &[Count; 2]) -> [u64; 2] {
+    let workers = |count: &Count| count.workers_flop.iter().sum::<u64>();
+    [
+        first.user_flop.saturating_sub(later.user_flop),
+        workers(first).saturating_sub(workers(later)),
+    ]
 }

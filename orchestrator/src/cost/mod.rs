@@ -1,11 +1,15 @@
 //! What a scheme costs, from a model's config alone.
 //!
 //! - [`count`]: every exchange of one U-Net call and its bytes.
+//! - [`time`]: how long that takes, on machines and a link of some speed.
+//! - [`picture`]: what all calls of a picture take.
 //! - [`paper`]: the tables of PPIDM beside what they should say.
 //! - here: summaries, and the time on a link.
 
 pub mod count;
 pub mod paper;
+pub mod picture;
+pub mod time;
 
 use std::collections::BTreeMap;
 
@@ -31,7 +35,7 @@ impl std::str::FromStr for Link {
     /// `5g` (the paper's), `fibre`, `lan`, or numbers: up, down in 10^6 bits a second, milliseconds.
     fn from_str(text: &str) -> Result<Self, String> {
         let [uplink_mbps, downlink_mbps, rtt_ms] = match text {
-            "5g" => [81.14, 340.56, 20.0],
+            "5g" => return Ok(Self::PAPER),
             "fibre" => [500.0, 1000.0, 10.0],
             "lan" => [10_000.0, 10_000.0, 0.2],
             other => {
@@ -54,6 +58,13 @@ impl std::str::FromStr for Link {
 }
 
 impl Link {
+    /// The paper's 5G, with a round trip that it does not say.
+    pub const PAPER: Self = Self {
+        uplink_mbps: 81.14,
+        downlink_mbps: 340.56,
+        rtt_ms: 20.0,
+    };
+
     /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
     /// nothing overlaps.
     pub fn seconds(&self, [up, down]: [u64; 2], round_trips: usize) -> f64 {

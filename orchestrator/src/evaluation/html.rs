@@ -19,13 +19,13 @@ const SHOWN: usize = 6;
 /// How much brighter a difference map is than the difference.
 const AMPLIFIED: u16 = 8;
 
-const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1100px;\
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:1rem auto;max-width:1100px;\
 padding:0 1rem;color:#1c2733}h1,h2,h3{line-height:1.2}table{border-collapse:collapse;margin:1rem 0}\
 td,th{border-bottom:1px solid #d5dde5;padding:.3rem .7rem;text-align:left;vertical-align:top}\
-.wide{overflow-x:auto}.wide img{width:128px;image-rendering:pixelated;display:block;margin:2px 0}\
-.wide th{max-width:128px;overflow-wrap:anywhere;font-weight:600;font-size:12px}\
-.note{color:#54616e}svg{max-width:100%;height:auto;font-size:12px}svg .axis{stroke:#d5dde5}\
-svg circle{fill:#2467b3;fill-opacity:.45}svg .mean{stroke:#b3392f;stroke-width:2}svg .tick{fill:#54616e}";
+.scroll{overflow-x:auto}.grid img{width:128px;image-rendering:pixelated;display:block;margin:2px 0}\
+.grid th{max-width:128px;overflow-wrap:anywhere;font-weight:600;font-size:12px}\
+.note{color:#54616e}h1{overflow-wrap:anywhere}svg{font-size:13px}svg .axis{stroke:#66727f}\
+svg circle{fill:#2467b3;fill-opacity:.45;stroke:#2467b3}svg .mean{stroke:#b3392f;stroke-width:2}svg .tick{fill:#54616e}";
 
 /// Most dots of one setting in a plot.
 const DOTS: usize = 400;
@@ -49,7 +49,7 @@ pub fn page(results: &Results, summary: &Summary) -> String {
     ];
     format!(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>\
-         <meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>\n{}\n\
+         <meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head><body>\n{}\n\
          </body></html>\n",
         body.join("\n")
     )
@@ -88,7 +88,7 @@ fn table(texts: &Texts) -> String {
     };
     let rows = texts.rows.iter().map(|row| line(row, "td"));
     format!(
-        "<table>{}{}</table>",
+        "<div class='scroll'><table>{}{}</table></div>",
         line(&texts.header, "th"),
         rows.collect::<String>()
     )
@@ -132,7 +132,7 @@ fn plots(results: &Results) -> String {
         };
         match plot.svg() {
             svg if svg.is_empty() => svg,
-            svg => format!("<h3>{}</h3>{svg}", escape(title)),
+            svg => format!("<h3>{}</h3><div class='scroll'>{svg}</div>", escape(title)),
         }
     };
     let plots = [
@@ -175,16 +175,25 @@ fn grid(results: &Results) -> String {
             if shown != Some(&arm.reference) {
                 shown = Some(&arm.reference);
                 heads += &format!("<th>{}</th>", escape(&arm.reference));
-                cells += &format!("<td>{}</td>", file(reference.as_deref()));
+                cells += &format!(
+                    "<td>{}</td>",
+                    file(
+                        reference.as_deref(),
+                        &format!("{}, prompt {index}", arm.reference)
+                    )
+                );
             }
             let own = results.picture(&arm.folder, index);
             let map = difference(row, reference.as_deref(), own.as_deref());
             heads += &format!("<th>{}</th>", escape(&row.arm));
-            cells += &format!("<td>{}{map}</td>", file(own.as_deref()));
+            cells += &format!(
+                "<td>{}{map}</td>",
+                file(own.as_deref(), &format!("{}, prompt {index}", row.arm))
+            );
         }
         let prompt = rows.first().map_or("", |row| row.prompt.as_str());
         out += &format!(
-            "<h3>{}. {}</h3><div class='wide'><table><tr>{heads}</tr><tr>{cells}</tr></table></div>",
+            "<h3>{}. {}</h3><div class='scroll grid'><table><tr>{heads}</tr><tr>{cells}</tr></table></div>",
             index + 1,
             escape(prompt),
         );
@@ -193,9 +202,9 @@ fn grid(results: &Results) -> String {
 }
 
 /// A picture, or that it is not here: shards may be merged without their pictures.
-fn file(path: Option<&Path>) -> String {
+fn file(path: Option<&Path>, alt: &str) -> String {
     let bytes = path.and_then(|path| std::fs::read(path).ok());
-    bytes.map_or_else(|| "not here".into(), |bytes| image(&bytes))
+    bytes.map_or_else(|| "not here".into(), |bytes| image(&bytes, alt))
 }
 
 /// What is to be said of how a picture differs, with a map where one can be made.
@@ -208,7 +217,8 @@ fn difference(row: &Row, reference: Option<&Path>, own: Option<&Path>) -> String
     }
     let psnr = values.psnr.map(|db| format!("{db:.2} dB"));
     let map = reference.zip(own).and_then(|(a, b)| difference_map(a, b));
-    map.map_or_else(String::new, |png| image(&png)) + &psnr.unwrap_or_default()
+    let alt = format!("where {} differs, prompt {}", row.arm, row.index);
+    map.map_or_else(String::new, |png| image(&png, &alt)) + &psnr.unwrap_or_default()
 }
 
 /// A PNG of the largest difference of each pixel's three bytes, amplified; none of pictures that cannot be
@@ -229,8 +239,9 @@ fn difference_map(a: &Path, b: &Path) -> Option<Vec<u8>> {
     encode_png(size, png::ColorType::Grayscale, &grey, &[]).ok()
 }
 
-fn image(png: &[u8]) -> String {
-    format!("<img alt='' src='data:image/png;base64,{}'>", base64(png))
+fn image(png: &[u8], alt: &str) -> String {
+    let (alt, data) = (escape(alt), base64(png));
+    format!("<img alt='{alt}' src='data:image/png;base64,{data}'>")
 }
 
 fn failures(summary: &Summary) -> String {

@@ -13,7 +13,7 @@
 
 pub mod features;
 pub mod html;
-mod markup;
+pub(crate) mod markup;
 pub mod paper;
 mod plots;
 pub mod prompts;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{GIVEN, Outcome, Record, Row};
 use crate::error::{Error, Result};
-use crate::output::write_whole;
+use crate::output::{UNFINISHED, make_directory, write_whole};
 
 /// A run's directory.
 pub struct Store {
@@ -41,13 +41,13 @@ impl Store {
             let reason = format!("--out {}: {reason}; give another", dir.display());
             Err(Error::Request(reason))
         };
-        std::fs::create_dir_all(dir).map_err(|e| output_error(dir, e))?;
+        make_directory(dir)?;
         if !dir.join("run.json").exists() {
             let mut entries = std::fs::read_dir(dir).map_err(|e| output_error(dir, e))?;
-            // A first write that was killed leaves a part of run.json.
+            // A first write that was killed leaves an unfinished file.
             let other = entries.find_map(|entry| {
                 let name = entry.ok()?.file_name().to_string_lossy().into_owned();
-                (!name.starts_with("run.")).then_some(name)
+                (!name.starts_with(UNFINISHED)).then_some(name)
             });
             if let Some(name) = other {
                 return refuse(format!("there are other files in it ({name})"));
@@ -58,7 +58,13 @@ impl Store {
             )?;
         }
         let path = dir.join("run.lock");
-        let lock = File::create(&path).map_err(|e| output_error(&path, e))?;
+        // Not emptied: it is never written, and a link may lead to something that is.
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        let lock = lock.map_err(|e| output_error(&path, e))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

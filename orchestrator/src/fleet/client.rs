@@ -1,32 +1,24 @@
 //! The dialogue with one worker.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::Method;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use shared::exchange::Resident;
 use shared::wire::{
-    AdvanceHeader, Dtype, Info, Message, OpenSession, PROTOCOL, Payload, Refusal, ReplyHeader,
-    RunHeader, SessionOpened, TENSORS,
+    AdvanceHeader, Dtype, Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader,
 };
 
 use super::Part;
 use super::config::WorkerConfig;
+use super::line::{Line, MARGIN};
+use super::session::Session;
 use super::tally::{Kind, Size, Tally};
 use super::tap::Tap;
-use crate::error::{Error, Result, one_line};
-
-/// How long to wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
-const SILENCE: Duration = Duration::from_secs(120);
-/// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
-const MARGIN: usize = 64 << 10;
-/// Pauses before a request that was not answered is sent again.
-const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+use crate::error::{Error, Result};
+use crate::interrupt;
 
 /// What a worker's walk hands out at an exchange.
 #[derive(Debug)]
@@ -41,9 +33,8 @@ pub struct Handed {
 
 /// A connection to one worker.
 pub struct Client {
-    http: reqwest::Client,
-    worker: WorkerConfig,
-    session: String,
+    line: Line,
+    session: Option<Session>,
     sequence: u64,
     /// What was sent to it and what it did.
     pub tally: Tally,
@@ -57,22 +48,11 @@ impl Client {
     /// # Errors
     /// [`Error::WorkerUnreachable`] when the system gives no HTTP client.
     pub fn new(worker: &WorkerConfig) -> Result<Self> {
-        let http = reqwest::Client::builder()
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            // Strips go to the worker that they are meant for, and to nobody whom it names.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .build();
-        let http = http.map_err(|e| Error::unreachable(&worker.url, &e))?;
         Ok(Self {
-            http,
+            line: Line::new(worker)?,
             tally: Tally::new(worker),
             tap: None,
-            worker: worker.clone(),
-            session: String::new(),
+            session: None,
             sequence: 0,
         })
     }
@@ -82,12 +62,7 @@ impl Client {
     /// # Errors
     /// As [`Self::open`].
     pub async fn info(&self) -> Result<(Info, Duration)> {
-        // The first request pays for the connection, so the second is timed.
-        self.send(self.request(Method::GET, "health/ready")).await?;
-        let start = Instant::now();
-        let reply = self.send(self.request(Method::GET, "v1/info")).await?;
-        let round_trip = start.elapsed();
-        Ok((self.json(&reply)?, round_trip))
+        self.line.info().await
     }
 
     /// Sends `up` bytes that mean nothing and has as many as `down` sent back.
@@ -95,41 +70,66 @@ impl Client {
     /// # Errors
     /// As [`Self::open`].
     pub async fn probe(&self, up: usize, down: usize) -> Result<()> {
-        let path = format!("v1/probe/{down}");
-        let request = self.request(Method::POST, &path).body(vec![0; up]);
-        self.send_for(request, down + MARGIN).await?;
+        let path = ["v1", "probe", &down.to_string()];
+        let request = self.line.request(Method::POST, &path).body(vec![0; up]);
+        self.line.send_for(request, down + MARGIN).await?;
         Ok(())
     }
 
     /// Opens a session for the model of `digest`, in which the worker holds the strip of `resident` or
-    /// none.
+    /// none, as a lane of `picture`. It is closed when this is dropped, if not before.
     ///
     /// # Errors
     /// [`Error::WorkerUnreachable`], [`Error::WorkerRefused`], [`Error::WorkerToken`],
-    /// [`Error::WorkerModel`] or [`Error::WorkerReply`].
-    pub async fn open(&mut self, digest: &str, resident: Option<Resident>) -> Result<()> {
+    /// [`Error::WorkerProtocol`], [`Error::WorkerModel`], [`Error::WorkerReply`] or [`Error::Interrupted`].
+    pub async fn open(
+        &mut self,
+        digest: &str,
+        resident: Option<Resident>,
+        picture: Option<String>,
+    ) -> Result<()> {
         let (info, _) = self.info().await?;
-        if info.protocol != PROTOCOL {
-            let reason = format!("it speaks protocol {}, this is {PROTOCOL}", info.protocol);
-            return Err(self.nonsense(&reason));
-        }
-        if !info.models.iter().any(|m| m.digest == digest) {
-            let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
-            return Err(Error::WorkerModel {
-                worker: self.worker.url.to_string(),
-                held: one_line(&held.join(", ")),
-                wanted: short(digest).to_owned(),
-            });
-        }
+        self.line.check_protocol(&info)?;
+        self.line.check_model(&info, digest)?;
         let body = OpenSession {
             protocol: PROTOCOL,
             model: digest.to_owned(),
             resident,
+            picture,
         };
-        let request = self.request(Method::POST, "v1/sessions").json(&body);
-        let opened: SessionOpened = self.json(&self.send(request).await?)?;
-        self.session = opened.session;
+        let line = self.line.clone();
+        // A task of its own: were this left while the worker opens a session, nobody would know which.
+        let opening = tokio::spawn(async move { line.open(&body).await });
+        let opened = interrupt::unless_asked(async {
+            let failed = |e: tokio::task::JoinError| Error::Request(format!("opening: {e}"));
+            opening.await.map_err(failed)?
+        });
+        self.session = Some(opened.await?);
         Ok(())
+    }
+
+    /// That the worker speaks this side's protocol.
+    ///
+    /// # Errors
+    /// [`Error::WorkerProtocol`].
+    pub fn check_protocol(&self, info: &Info) -> Result<()> {
+        self.line.check_protocol(info)
+    }
+
+    /// That the worker holds the model of `digest`.
+    ///
+    /// # Errors
+    /// [`Error::WorkerModel`].
+    pub fn check_model(&self, info: &Info, digest: &str) -> Result<()> {
+        self.line.check_model(info, digest)
+    }
+
+    /// Path of a request of the session.
+    fn path<'a>(&'a self, what: &'a str) -> Result<[&'a str; 4]> {
+        match &self.session {
+            Some(session) => Ok(["v1", "sessions", &session.name, what]),
+            None => Err(Error::Request("no session is open".into())),
+        }
     }
 
     /// Has the worker do its part of an exchange; gives each piece's output, in order.
@@ -161,8 +161,8 @@ impl Client {
         }
         let (body, size) = packed(&message)?;
         drop(message);
-        let path = format!("v1/sessions/{}/run", self.session);
-        let reply = self.send_again(&path, &body, reply_bytes).await?;
+        let path = self.path("run")?;
+        let reply = self.line.send_again(&path, &body, reply_bytes).await?;
         self.tally.count_request(kind, size);
         let (outputs, size) = self.read(&reply, wanted)?;
         self.tally.count_reply(kind, size);
@@ -189,8 +189,8 @@ impl Client {
         let sequence = self.sequence;
         let header = AdvanceHeader { sequence, at };
         let (body, size) = packed(&Message { header, tensors })?;
-        let path = format!("v1/sessions/{}/advance", self.session);
-        let reply = self.send_again(&path, &body, limit + MARGIN).await?;
+        let path = self.path("advance")?;
+        let reply = self.line.send_again(&path, &body, limit + MARGIN).await?;
         self.tally.count_request(kind, size);
         let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
@@ -213,31 +213,15 @@ impl Client {
         Err(self.nonsense(&format!("it answered {answered} to {}", self.sequence)))
     }
 
-    /// An error about a request that was not answered. Silence is not worth a second try: it has been
-    /// long enough.
-    fn lost(&self, error: &reqwest::Error) -> Error {
-        if error.is_timeout() && !error.is_connect() {
-            return Error::WorkerSilent {
-                worker: self.worker.url.to_string(),
-                seconds: SILENCE.as_secs(),
-            };
-        }
-        Error::unreachable(&self.worker.url, error)
-    }
-
     /// An error about what the worker answered.
     pub fn nonsense(&self, reason: &str) -> Error {
-        Error::reply(&self.worker.url, reason)
+        self.line.nonsense(reason)
     }
 
     /// Closes the session, if the worker can be told, and gives the account.
     pub async fn close(self) -> Tally {
-        if !self.session.is_empty() {
-            let path = format!("v1/sessions/{}", self.session);
-            let request = self.request(Method::DELETE, &path).timeout(CONNECT);
-            if let Err(error) = self.send(request).await {
-                tracing::debug!("closing a session: {error}");
-            }
+        if let Some(session) = self.session {
+            session.close().await;
         }
         self.tally
     }
@@ -275,83 +259,6 @@ impl Client {
             .collect::<Result<_>>()?;
         Ok((outputs, size))
     }
-
-    /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
-    async fn send_again(&self, path: &str, body: &Bytes, limit: usize) -> Result<Vec<u8>> {
-        let mut pauses = RETRIES.into_iter();
-        loop {
-            let request = self
-                .request(Method::POST, path)
-                .header(reqwest::header::CONTENT_TYPE, TENSORS)
-                .body(body.clone());
-            match self.send_for(request, limit).await {
-                Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
-                    tracing::warn!("{}: {reason}; trying again", self.worker.url);
-                    if let Some(pause) = pauses.next() {
-                        tokio::time::sleep(pause).await;
-                    }
-                }
-                other => return other,
-            }
-        }
-    }
-
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut url = self.worker.url.clone();
-        let base = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{base}/{path}"));
-        let request = self.http.request(method, url);
-        match &self.worker.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
-    }
-
-    /// Sends a request that little is answered to.
-    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>> {
-        self.send_for(request, MARGIN).await
-    }
-
-    /// Sends a request and gives the answer's body, of at most `limit` bytes; anything but success
-    /// is an error that names the worker.
-    async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
-        let response = request.send().await.map_err(|e| self.lost(&e))?;
-        let status = response.status();
-        let worker = self.worker.url.to_string();
-        if status == StatusCode::UNAUTHORIZED {
-            return Err(Error::WorkerToken { worker });
-        }
-        let body = self.body(response, limit).await?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        let reason = match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => refusal.error,
-            Err(_) => String::from_utf8_lossy(&body).into_owned(),
-        };
-        Err(Error::WorkerRefused {
-            worker,
-            status: status.as_u16(),
-            reason: one_line(&reason),
-        })
-    }
-
-    /// A body of at most `limit` bytes: a worker must not fill the user's memory.
-    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.lost(&e))? {
-            if body.len() + chunk.len() > limit {
-                let reason = format!("more than {limit} bytes");
-                return Err(self.nonsense(&reason));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
-        serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
-    }
 }
 
 /// A message as bytes, and its size.
@@ -362,9 +269,4 @@ fn packed<H: Serialize>(message: &Message<H>) -> Result<(Bytes, Size)> {
         payload: message.payload_bytes(),
     };
     Ok((body, size))
-}
-
-/// The beginning of a digest, enough to tell two models apart.
-pub fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
 }

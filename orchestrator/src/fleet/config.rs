@@ -1,8 +1,10 @@
 //! Which workers there are: a TOML file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reqwest::Url;
+use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -47,6 +49,29 @@ struct Entry {
     spare: bool,
 }
 
+/// How every name of this machine itself is told from others.
+const LOOPBACK: &str = "localhost";
+
+/// The host of an address, so that the same one reads the same.
+fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let own = match bare.parse::<std::net::IpAddr>() {
+        Ok(address) => {
+            let address = address.to_canonical();
+            address.is_loopback() || address.is_unspecified()
+        }
+        Err(_) => host == LOOPBACK || host.ends_with(".localhost"),
+    };
+    match (own, bare.parse::<std::net::IpAddr>()) {
+        (true, _) => LOOPBACK.into(),
+        // An IPv4 address may be written as an IPv6 one.
+        (false, Ok(address)) => address.to_canonical().to_string(),
+        (false, Err(_)) => host,
+    }
+}
+
 /// The most strips that a picture is cut into.
 pub const MAX_WORKERS: usize = 16;
 
@@ -57,7 +82,14 @@ impl FleetConfig {
     /// [`Error::FleetFile`], saying which worker and field.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| fleet_error(path, e))?;
-        Self::parse(&text).map_err(|reason| fleet_error(path, reason))
+        let config = Self::parse(&text).map_err(|reason| fleet_error(path, reason))?;
+        for (host, providers) in config.shared_hosts() {
+            let providers = providers.join(", ");
+            tracing::warn!(
+                "{host} is the machine of several providers ({providers}): whoever owns it sees what all of them see"
+            );
+        }
+        Ok(config)
     }
 
     /// `n` workers at as many providers, to plan with and never to be reached.
@@ -71,9 +103,7 @@ impl FleetConfig {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        // A TOML error is several lines with a drawing; the first says where, the last what.
-        let file: File =
-            toml::from_str(text).map_err(|e| e.to_string().trim().replace('\n', " "))?;
+        let file: File = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
         let mut config = Self {
             workers: Vec::new(),
             spares: Vec::new(),
@@ -92,7 +122,43 @@ impl FleetConfig {
                 config.workers.len()
             ));
         }
+        config.check_providers()?;
         Ok(config)
+    }
+
+    /// Those that compute, then those that stand by.
+    pub fn everybody(&self) -> impl Iterator<Item = &WorkerConfig> {
+        self.workers.iter().chain(&self.spares)
+    }
+
+    /// One worker cannot be two providers'.
+    fn check_providers(&self) -> Result<(), String> {
+        let mut known: BTreeMap<(String, u16), &WorkerConfig> = BTreeMap::new();
+        for worker in self.everybody() {
+            let port = worker.url.port_or_known_default().unwrap_or_default();
+            let other = *known.entry((host(&worker.url), port)).or_insert(worker);
+            if other.provider != worker.provider {
+                return Err(format!(
+                    "{} and {} are one worker, under two providers ({} and {}); what it sees it sees as one: \
+                     give both one provider",
+                    other.url, worker.url, other.provider, worker.provider
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Machines of which several providers have workers, but for this one.
+    fn shared_hosts(&self) -> BTreeMap<String, Vec<&str>> {
+        let mut hosts: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for worker in self.everybody() {
+            let providers = hosts.entry(host(&worker.url)).or_default();
+            if !providers.contains(&worker.provider.as_str()) {
+                providers.push(&worker.provider);
+            }
+        }
+        hosts.retain(|host, providers| host != LOOPBACK && providers.len() > 1);
+        hosts
     }
 
     /// The fleet without the worker at `url`: a spare in its place, or one fewer; none when nobody is
@@ -111,9 +177,25 @@ impl FleetConfig {
 
 impl Entry {
     fn resolve(self) -> Result<WorkerConfig, String> {
-        let url = Url::parse(&self.url).map_err(|e| format!("url {:?}: {e}", self.url))?;
+        // It may hold a password where there is an @, or a key where there is a ?: neither is for others to read.
+        let shown = match self.url.contains(['@', '?']) {
+            true => "url".to_owned(),
+            false => format!("url {:?}", self.url),
+        };
+        let url = Url::parse(&self.url).map_err(|e| format!("{shown}: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(format!("url {:?} is neither http nor https", self.url));
+            return Err(format!("{shown} is neither http nor https"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(format!(
+                "{shown}: it holds a user name or a password, which would be shown; a worker takes a token: \
+                 give token or token_env"
+            ));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!(
+                "{shown}: it must end with the path, without ? and #"
+            ));
         }
         let token =
             match (self.token, self.token_env) {
@@ -123,6 +205,16 @@ impl Entry {
                     format!("the environment variable {name} (token_env) is not set")
                 })?),
             };
+        if let Some(token) = &token
+            && HeaderValue::from_str(token).is_err()
+        {
+            let reason =
+                "the token holds characters that a request cannot carry, such as a line's end";
+            return Err(reason.into());
+        }
+        if self.provider.is_empty() || self.provider.contains(char::is_control) {
+            return Err("provider: a name, without control characters".into());
+        }
         Ok(WorkerConfig {
             url,
             provider: self.provider,
@@ -174,6 +266,69 @@ mod tests {
         assert!(fleet.without("http://s/").is_none());
     }
 
+    fn entries(workers: &[(&str, &str)]) -> String {
+        let entry = |(url, provider): &(&str, &str)| {
+            format!("[[worker]]\nurl = \"{url}\"\nprovider = \"{provider}\"\n")
+        };
+        workers.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn one_worker_is_not_two_providers() {
+        for [a, b] in [
+            ["http://h/", "http://H:80"],
+            ["http://h", "http://h./base"],
+            ["https://h", "https://h:443/"],
+            ["http://localhost:7700", "http://127.0.0.1:7700"],
+            ["http://127.0.0.1:7700", "http://[::1]:7700"],
+            ["http://127.0.0.1:7700", "http://127.1:7700"],
+            ["http://10.0.0.1", "http://[::ffff:10.0.0.1]"],
+        ] {
+            let error = FleetConfig::parse(&entries(&[(a, "p"), (b, "q")])).unwrap_err();
+            assert!(error.contains("two providers (p and q)"), "{error}");
+            // A spare is a worker, too.
+            let spare = entries(&[(a, "p"), (b, "q")]) + "spare = true\n";
+            assert!(FleetConfig::parse(&spare).is_err(), "{a} {b}");
+            FleetConfig::parse(&entries(&[(a, "p"), (b, "p")])).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_machine_of_several_providers_is_told_but_for_this_one() {
+        let shared = |workers: &[(&str, &str)]| {
+            let config = FleetConfig::parse(&entries(workers)).unwrap();
+            let hosts = config.shared_hosts().into_iter();
+            hosts
+                .map(|(host, providers)| format!("{host}: {}", providers.join(" ")))
+                .collect::<Vec<_>>()
+        };
+        let far = [("http://h:1", "p"), ("http://h:2", "q"), ("http://i", "r")];
+        assert_eq!(shared(&far), ["h: p q"]);
+        let own = [("http://127.0.0.1:1", "p"), ("http://localhost:2", "q")];
+        assert_eq!(shared(&own), [""; 0]);
+        assert_eq!(shared(&[("http://h:1", "p"), ("http://h:2", "p")]), [""; 0]);
+    }
+
+    #[test]
+    fn what_an_address_must_not_hold_is_not_shown() {
+        for url in [
+            "http://user:secret@h",
+            "http://secret@h",
+            "http://user:secret@h:port",
+            "ftp://user:secret@h",
+            "http://h/?key=secret",
+        ] {
+            let error = FleetConfig::parse(&entries(&[(url, "p")])).unwrap_err();
+            assert!(error.contains("worker 1: url"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        let error = FleetConfig::parse(&entries(&[("http://user:secret@h", "p")])).unwrap_err();
+        assert!(error.contains("token_env"), "{error}");
+        let token = entries(&[("http://h", "p")]) + "token = \"sec\\nret\"\n";
+        let error = FleetConfig::parse(&token).unwrap_err();
+        assert!(error.contains("token") && !error.contains("sec"), "{error}");
+    }
+
     #[test]
     fn a_bad_file_names_the_worker_and_the_field() {
         for (text, part) in [
@@ -202,7 +357,6 @@ mod tests {
         ] {
             let error = FleetConfig::parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");
-            assert!(!error.contains('\n'), "{error}");
         }
     }
 }

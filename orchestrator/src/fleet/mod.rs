@@ -3,19 +3,27 @@
 //! # Layout
 //!
 //! - [`config`]: which workers there are: the TOML file.
+//! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
+//! - [`line`]: the requests to it, and what comes back.
+//! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.
 //! - [`measure`]: how fast the connection and the workers are.
+//! - [`reach`]: on this machine, or over a network that others share.
 //! - [`tally`]: how much was sent to whom.
 //! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
 
 pub mod client;
 pub mod config;
+pub mod line;
 pub mod link;
 pub mod local;
 pub mod measure;
+pub mod reach;
+pub mod roster;
+pub mod session;
 pub mod tally;
 pub mod tap;
 
@@ -70,9 +78,12 @@ impl Fleet {
     ) -> Result<Self> {
         let workers = config.workers.iter().enumerate();
         let clients = (0..lanes).flat_map(|_| workers.clone());
+        // Its lanes take one place at a worker.
+        let picture = &(lanes > 1).then(|| uuid::Uuid::new_v4().simple().to_string());
         let clients = clients.map(|(i, worker)| async move {
             let mut client = Client::new(worker)?;
-            client.open(digest, residents.get(i).cloned()).await?;
+            let resident = residents.get(i).cloned();
+            client.open(digest, resident, picture.clone()).await?;
             Ok::<_, Error>(client)
         });
         Ok(Self {

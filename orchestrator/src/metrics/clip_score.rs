@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use shared::host::HostTensor;
 use shared::layers::{LayerNorm, Linear, Parameter, Parameters};
 use shared::ops;
-use shared::weights::{Checkpoint, Weights};
+use shared::weights::{Checkpoint, Library, Weights};
 
 use super::decode::Rgb8;
 use super::resize::{Filter, resize};
@@ -39,7 +39,7 @@ impl ClipScore {
         let config = ClipVisionConfig::from_file(&dir.join("config.json"))?;
         let text = ClipTextEncoder::load(dir, None, device)?;
         let vision = Vision::new(&config, text.layers().width());
-        let mut checkpoint = Checkpoint::open(dir, "model", None)?;
+        let mut checkpoint = Checkpoint::open(dir, Library::Transformers, None)?;
         checkpoint.adapt(|name, shape| {
             let own = match name.strip_prefix("vision_model.") {
                 Some("embeddings.position_ids") => return None,

@@ -24,6 +24,8 @@ pub struct Ledger {
 pub struct View {
     /// Number of its workers.
     pub workers: usize,
+    /// Number of pictures that it sees something of.
+    pub pictures: usize,
     /// Share of the rows that it computes, over all layers, 0 to 1.
     pub rows: f64,
     /// The same with the rows that it is sent beside its own.
@@ -50,6 +52,21 @@ impl Ledger {
         shares.fold(0.0, f64::max)
     }
 
+    /// The most of each that a provider sees; none where there is no provider.
+    pub fn most(&self) -> Option<View> {
+        let views = self.providers.values().cloned();
+        views.reduce(|a, b| View {
+            workers: a.workers.max(b.workers),
+            pictures: a.pictures.max(b.pictures),
+            rows: a.rows.max(b.rows),
+            rows_with_halo: a.rows_with_halo.max(b.rows_with_halo),
+            keys_and_values: a.keys_and_values.max(b.keys_and_values),
+            tiles: std::array::from_fn(|i| a.tiles[i].max(b.tiles[i])),
+            latents: a.latents || b.latents,
+            prompt: a.prompt || b.prompt,
+        })
+    }
+
     /// What computing by `setting` on `fleet` will have shown to each provider, with what sessions in the
     /// `past` of the same picture have.
     ///
@@ -72,9 +89,31 @@ impl Ledger {
         Ok(Self::new(setting, workers.chain(past.iter().map(shown))))
     }
 
-    /// What a run by `setting` has shown, by the workers' accounts.
-    pub fn of_run(setting: &Setting, tallies: &[Tally]) -> Self {
-        Self::new(setting, tallies.iter().map(shown))
+    /// What a run by `setting` has shown, by the workers' accounts of each of its pictures: to every provider
+    /// that was shown anything, the most that it saw of one picture.
+    pub fn of_run(setting: &Setting, pictures: &[Vec<Tally>]) -> Self {
+        let mut all = Self::new(setting, pictures.iter().flatten().map(shown));
+        for view in all.providers.values_mut() {
+            // Parts of different pictures do not add up to a larger part of one.
+            view.rows = 0.0;
+            view.rows_with_halo = 0.0;
+            view.keys_and_values = 0.0;
+            view.tiles = [0.0; 2];
+            view.pictures = 0;
+        }
+        for tallies in pictures {
+            for (provider, of_one) in Self::new(setting, tallies.iter().map(shown)).providers {
+                let view = all.providers.entry(provider).or_default();
+                view.pictures += 1;
+                view.rows = view.rows.max(of_one.rows);
+                view.rows_with_halo = view.rows_with_halo.max(of_one.rows_with_halo);
+                view.keys_and_values = view.keys_and_values.max(of_one.keys_and_values);
+                for (most, part) in view.tiles.iter_mut().zip(of_one.tiles) {
+                    *most = most.max(part);
+                }
+            }
+        }
+        all
     }
 
     /// `shown`: provider, address and what was seen, of each session.
@@ -107,6 +146,7 @@ impl Ledger {
             let rows = seen.rows.share();
             let view = View {
                 workers: workers.len(),
+                pictures: 1,
                 rows,
                 rows_with_halo: seen.rows_with_halo.share(),
                 keys_and_values: if broadcast { 1.0 } else { rows },

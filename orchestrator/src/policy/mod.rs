@@ -1,11 +1,15 @@
 //! What any one provider may see, what each does see, and the fastest way that is allowed.
 //!
 //! - [`ledger`]: what each provider sees.
+//! - [`foretold`]: that in words, before it is shown.
 //! - [`plan`]: chooses a placement under a policy.
-//! - here: the policy, a TOML file, and its rules.
+//! - [`ways`]: everything that could be done, home included, side by side.
+//! - here: the policy, a TOML file or one that comes along, and its rules.
 
+pub mod foretold;
 pub mod ledger;
 pub mod plan;
+pub mod ways;
 
 use std::path::{Path, PathBuf};
 
@@ -16,11 +20,36 @@ use crate::error::{Error, Result};
 use crate::schemes::{Scheme, Setting};
 use ledger::{Ledger, SLACK};
 
+/// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` shows the harm of.
+const BUILT_IN: [(&str, &str); 6] = [
+    (
+        PRIVATE,
+        include_str!("../../../configs/policies/private.toml"),
+    ),
+    ("fast", include_str!("../../../configs/policies/fast.toml")),
+    (
+        "paper",
+        include_str!("../../../configs/policies/paper.toml"),
+    ),
+    (
+        "prompt-shared",
+        include_str!("../../../configs/audit/prompt-shared.toml"),
+    ),
+    ("tiled", include_str!("../../../configs/audit/tiled.toml")),
+    (
+        "broadcast",
+        include_str!("../../../configs/audit/broadcast.toml"),
+    ),
+];
+
+/// The policy that holds where none is named and workers are a provider's.
+pub const PRIVATE: &str = "private";
+
 /// What any one provider may see, and what may be traded for speed. `configs/policies/` has examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Where it was read from.
+    /// Where it was read from, or the name of one that comes along.
     #[serde(skip)]
     pub file: PathBuf,
     /// Most of the latents' rows that one provider may compute, 0 to 1.
@@ -59,7 +88,7 @@ impl Quality {
 }
 
 /// What a setting promises at least, in dB; none where the picture is exact.
-fn promised_psnr(setting: &Setting) -> Option<f64> {
+pub fn promised_psnr(setting: &Setting) -> Option<f64> {
     let wires = used_wires(setting);
     wires
         .into_iter()
@@ -92,18 +121,49 @@ fn used_wires(setting: &Setting) -> Vec<Wire> {
 }
 
 impl Policy {
+    /// The policy of a name that this program knows (`private`, `fast`, `paper`, and those of the audit), else the
+    /// file. A file of such a name is `./name`.
+    ///
+    /// # Errors
+    /// [`Error::PolicyFile`], saying which rule is off.
+    pub fn open(name: &Path) -> Result<Self> {
+        match BUILT_IN.iter().find(|(known, _)| name == Path::new(known)) {
+            Some((_, text)) => Self::parse(name, text),
+            None => Self::from_file(name),
+        }
+    }
+
+    /// The one that holds where none is named.
+    ///
+    /// # Errors
+    /// None: it is well formed.
+    pub fn private() -> Result<Self> {
+        Self::open(Path::new(PRIVATE))
+    }
+
     /// Reads the file.
     ///
     /// # Errors
     /// [`Error::PolicyFile`], saying which rule is off.
     pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::PolicyFile {
+            path: path.to_owned(),
+            reason: match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("{e}; private, fast and paper are known by name")
+                }
+                _ => e.to_string(),
+            },
+        })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self> {
         let wrong = |reason: String| Error::PolicyFile {
             path: path.to_owned(),
             reason,
         };
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let policy: Self =
-            toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().replace('\n', " ")))?;
+        let policy: Self = toml::from_str(text).map_err(|e| wrong(e.to_string().trim().into()))?;
         if !(policy.max_rows > 0.0 && policy.max_rows <= 1.0) {
             return Err(wrong(format!(
                 "max_rows = {}: above 0, at most 1",
@@ -121,25 +181,63 @@ impl Policy {
         })
     }
 
+    /// The same, but that one provider may compute `share` of the rows.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when that is no share.
+    pub fn with_max_rows(self, share: f64) -> Result<Self> {
+        if !(share > 0.0 && share <= 1.0) {
+            let reason = format!("--max-rows {share}: above 0, at most 1");
+            return Err(Error::Request(reason));
+        }
+        Ok(Self {
+            max_rows: share,
+            ..self
+        })
+    }
+
+    /// The rules by which it allows more than `other`, each as the file has it.
+    pub fn weaker_than(&self, other: &Self) -> Vec<String> {
+        let mut weaker = Vec::new();
+        if self.max_rows > other.max_rows + SLACK {
+            weaker.push(format!("max_rows = {}", self.max_rows));
+        }
+        if self.prompt == Prompt::Shared && other.prompt == Prompt::Hidden {
+            weaker.push("prompt = shared".into());
+        }
+        if self.latents == Latents::Shared && other.latents == Latents::Hidden {
+            weaker.push("latents = shared".into());
+        }
+        let more = |how: &&SelfAttention| !other.self_attention.contains(how);
+        let more: Vec<String> = self.self_attention.iter().filter(more).map(name).collect();
+        if !more.is_empty() {
+            weaker.push(format!("self_attention = {}", more.join(", ")));
+        }
+        weaker
+    }
+
     /// Checks that computing by `setting`, which shows each provider what `ledger` says, is allowed.
     ///
     /// # Errors
     /// [`Error::Policy`], naming the rule.
     pub fn check(&self, setting: &Setting, ledger: &Ledger) -> Result<()> {
-        let refuse = |rule: &str, reason: String| {
+        let refuse_with = |rule: &str, reason: String, advice: String| {
             Err(Error::Policy {
                 policy: self.file.clone(),
                 rule: rule.to_owned(),
                 reason,
+                advice,
             })
         };
+        let refuse = |rule: &str, reason: String| refuse_with(rule, reason, String::new());
         for (provider, view) in &ledger.providers {
             if view.rows > self.max_rows + SLACK {
                 let reason = format!(
                     "provider {provider} would compute {:.1} % of the rows",
                     100.0 * view.rows
                 );
-                return refuse(&format!("max_rows = {}", self.max_rows), reason);
+                let rule = format!("max_rows = {}", self.max_rows);
+                return refuse_with(&rule, reason, foretold::rows_advice(ledger, self.max_rows));
             }
             if view.prompt && self.prompt == Prompt::Hidden {
                 let reason = format!("provider {provider} would get what the prompt became");

@@ -6,29 +6,34 @@ use shared::unet::UNet;
 
 use super::ledger::Ledger;
 use super::{Policy, Quality, name};
-use crate::cost::Link;
 use crate::cost::count::{Count, count};
+use crate::cost::time::{Seconds, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::schemes::Setting;
 
-/// How fast everything is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Speeds {
-    /// The user's connection.
-    pub link: Link,
-    /// The user's machine, 10^9 operations a second.
-    pub user_gflops: f64,
-    /// Each worker, likewise.
-    pub worker_gflops: Vec<f64>,
+/// What the user asks for of a placement; what is not asked for is the plan's to choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// Who attends to the whole picture.
+    pub self_attention: Option<Attentions>,
+    /// Whether workers may know the prompt.
+    pub prompt: Option<Prompt>,
+    /// Whether workers get the noisy latents.
+    pub latents: Option<Latents>,
+    /// How features travel.
+    pub wires: Option<Wires>,
 }
 
-impl Speeds {
-    /// Seconds until the last of the workers has done its part of the operations in `flop`.
-    fn slowest(&self, flop: impl Iterator<Item = u64>) -> f64 {
-        let each = flop.zip(&self.worker_gflops);
-        each.map(|(flop, gflops)| flop as f64 / (gflops * 1e9))
-            .fold(0.0, f64::max)
+impl Asked {
+    /// What is asked for, and else the usual.
+    pub fn placement(self) -> Placement {
+        Placement {
+            self_attention: self.self_attention.unwrap_or_default(),
+            prompt: self.prompt.unwrap_or_default(),
+            latents: self.latents.unwrap_or_default(),
+            wires: self.wires.unwrap_or_default(),
+        }
     }
 }
 
@@ -45,26 +50,6 @@ pub struct Plan {
     pub seconds: Seconds,
 }
 
-/// Seconds of one U-Net call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Seconds {
-    /// On the link.
-    pub link: f64,
-    /// The slowest worker's computation.
-    pub workers: f64,
-    /// The user's.
-    pub user: f64,
-    /// Of all that, what one lane does while another waits.
-    pub overlap: f64,
-}
-
-impl Seconds {
-    /// From the first request to the last answer.
-    pub fn total(self) -> f64 {
-        self.link + self.workers + self.user - self.overlap
-    }
-}
-
 /// What leaving one rule out would save.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Relaxed {
@@ -74,7 +59,7 @@ pub struct Relaxed {
     pub seconds: f64,
 }
 
-/// The fastest placement of `setting`'s scheme that `policy` allows on `fleet`.
+/// The fastest placement of `setting`'s scheme that is as `asked` and that `policy` allows on `fleet`.
 ///
 /// # Errors
 /// [`Error::Policy`], the rule that the first placement breaks, when none is allowed;
@@ -82,6 +67,7 @@ pub struct Relaxed {
 pub fn choose(
     unet: &UNet,
     policy: &Policy,
+    asked: &Asked,
     setting: Setting,
     fleet: &FleetConfig,
     speeds: &Speeds,
@@ -94,7 +80,7 @@ pub fn choose(
         let ledger = Ledger::foresee(unet, &setting, fleet, &[])?;
         policy.check(&setting, &ledger)?;
         let count = count(unet, &setting, fleet.workers.len())?;
-        let seconds = estimate(&count, speeds);
+        let seconds = speeds.seconds(&count);
         Ok(Plan {
             setting,
             ledger,
@@ -104,7 +90,7 @@ pub fn choose(
     };
     let mut best: Option<Plan> = None;
     let mut refused = None;
-    for placement in placements(policy) {
+    for placement in placements(policy, asked) {
         match consider(placement) {
             Ok(plan) => {
                 let seconds = plan.seconds.total();
@@ -122,6 +108,9 @@ pub fn choose(
         let nothing = || Error::Request("the policy allows no placement".into());
         return Err(refused.unwrap_or_else(nothing));
     };
+    if asked.self_attention.is_some() {
+        return Ok(best);
+    }
     // What one level takes does not depend on the others, so each is chosen by itself.
     for level in 0..setting.levels {
         for how in &policy.self_attention {
@@ -146,6 +135,7 @@ pub fn choose(
 pub fn relax(
     unet: &UNet,
     policy: &Policy,
+    asked: &Asked,
     setting: Setting,
     fleet: &FleetConfig,
     speeds: &Speeds,
@@ -175,7 +165,7 @@ pub fn relax(
         ),
     ];
     let relaxed = without.into_iter().map(|(rule, policy)| {
-        let plan = choose(unet, &policy, setting, fleet, speeds)?;
+        let plan = choose(unet, &policy, asked, setting, fleet, speeds)?;
         let seconds = plan.seconds.total();
         Ok(Relaxed { rule, seconds })
     });
@@ -191,27 +181,44 @@ const ATTENTIONS: [SelfAttention; 6] = [
     SelfAttention::Broadcast,
 ];
 
-/// Every placement that the policy's lists allow.
-fn placements(policy: &Policy) -> Vec<Placement> {
-    let prompts: &[Prompt] = match policy.prompt {
-        Prompt::Hidden => &[Prompt::Hidden],
-        Prompt::Shared => &[Prompt::Hidden, Prompt::Shared],
+/// Every placement that is as asked, or, where nothing is asked, that the policy's lists allow. What is asked
+/// for and not allowed is found by the policy's own check, which names the rule.
+fn placements(policy: &Policy, asked: &Asked) -> Vec<Placement> {
+    let prompts = match (asked.prompt, policy.prompt) {
+        (Some(prompt), _) => vec![prompt],
+        (None, Prompt::Hidden) => vec![Prompt::Hidden],
+        (None, Prompt::Shared) => vec![Prompt::Hidden, Prompt::Shared],
     };
-    let latents: &[Latents] = match policy.latents {
-        Latents::Hidden => &[Latents::Hidden],
-        Latents::Shared => &[Latents::Shared, Latents::Hidden],
+    let latents = match (asked.latents, policy.latents) {
+        (Some(latents), _) => vec![latents],
+        (None, Latents::Hidden) => vec![Latents::Hidden],
+        (None, Latents::Shared) => vec![Latents::Shared, Latents::Hidden],
     };
-    let wires = policy.wires.iter().flat_map(|&halo| {
-        let with = move |&attention| Wires { halo, attention };
-        policy.wires.iter().map(with)
-    });
-    let wires: Vec<Wires> = wires.collect();
+    let wires = match asked.wires {
+        Some(wires) => vec![wires],
+        None => {
+            let pairs = policy.wires.iter().flat_map(|&halo| {
+                let with = move |&attention| Wires { halo, attention };
+                policy.wires.iter().map(with)
+            });
+            pairs.collect()
+        }
+    };
+    let attentions = match asked.self_attention {
+        Some(attentions) => vec![attentions],
+        None => policy
+            .self_attention
+            .iter()
+            .copied()
+            .map(Attentions::all)
+            .collect(),
+    };
     let mut all = Vec::new();
-    for &self_attention in &policy.self_attention {
-        for &prompt in prompts {
-            for &latents in latents {
+    for &self_attention in &attentions {
+        for &prompt in &prompts {
+            for &latents in &latents {
                 all.extend(wires.iter().map(|&wires| Placement {
-                    self_attention: Attentions::all(self_attention),
+                    self_attention,
                     prompt,
                     latents,
                     wires,
@@ -222,54 +229,39 @@ fn placements(policy: &Policy) -> Vec<Placement> {
     all
 }
 
-/// Seconds of one U-Net call. User, link and workers take turns; with several lanes one computes or sends
-/// while the other waits, until something is busy all the time.
-pub fn estimate(count: &Count, speeds: &Speeds) -> Seconds {
-    let [up, down] = count.total();
-    let transfer = [[up, 0], [0, down]].map(|bytes| speeds.link.seconds(bytes, 0));
-    let waits = speeds.link.seconds([0, 0], count.round_trips());
-    let workers = speeds.slowest(count.workers_flop.iter().copied());
-    let user = count.user_flop as f64 / (speeds.user_gflops * 1e9);
-    let work = transfer[0] + transfer[1] + workers + user;
-    let lane = waits + work / count.lanes.max(1) as f64;
-    let busiest = [transfer[0], transfer[1], workers, user, lane];
-    let total = busiest.into_iter().fold(0.0, f64::max);
-    Seconds {
-        link: waits + transfer[0] + transfer[1],
-        workers,
-        user,
-        overlap: waits + work - total,
-    }
-}
-
 impl Plan {
-    /// The speeds and the placement in words, and every exchange.
-    pub fn table(&self, speeds: &Speeds) -> String {
+    /// The placement and what a call by it takes, in words.
+    pub fn summary(&self) -> String {
         let placement = self.setting.placement;
+        let [up, down] = self.count.total();
+        let seconds = self.seconds;
+        format!(
+            "self-attention by level {}, prompt {}, latents {}, wires: halo {}, attention {}\n\
+             one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, side by side {:.2}), {:.1} MB up, \
+             {:.1} MB down, {} round trips",
+            name(&placement.self_attention),
+            name(&placement.prompt),
+            name(&placement.latents),
+            name(&placement.wires.halo),
+            name(&placement.wires.attention),
+            seconds.total(),
+            seconds.link,
+            seconds.workers,
+            seconds.user,
+            seconds.overlap,
+            up as f64 / 1e6,
+            down as f64 / 1e6,
+            self.count.round_trips()
+        )
+    }
+
+    /// Every exchange of a call, as lines of a table.
+    pub fn exchanges(&self, speeds: &Speeds) -> String {
         let mb = |bytes: &[usize]| bytes.iter().sum::<usize>() as f64 / 1e6;
-        let workers = speeds.worker_gflops.iter().map(|g| format!("{g:.0}"));
-        let mut lines = vec![
-            format!(
-                "for {:.1} Mbit/s up, {:.1} down, {:.1} ms; you {:.0} GFLOP/s, workers {}",
-                speeds.link.uplink_mbps,
-                speeds.link.downlink_mbps,
-                speeds.link.rtt_ms,
-                speeds.user_gflops,
-                workers.collect::<Vec<_>>().join(", ")
-            ),
-            format!(
-                "self-attention by level {}, prompt {}, latents {}, wires: halo {}, attention {}",
-                name(&placement.self_attention),
-                name(&placement.prompt),
-                name(&placement.latents),
-                name(&placement.wires.halo),
-                name(&placement.wires.attention)
-            ),
-            format!(
-                "{:<60} {:>8} {:>8} {:>9} {:>9} {:>8}",
-                "exchange", "MB up", "MB down", "GFLOP", "yours", "ms"
-            ),
-        ];
+        let mut lines = vec![format!(
+            "{:<60} {:>8} {:>8} {:>9} {:>9} {:>8}",
+            "exchange", "MB up", "MB down", "GFLOP", "yours", "ms"
+        )];
         let link = speeds.link;
         lines.extend(self.count.exchanges.iter().map(|e| {
             let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
@@ -289,29 +281,6 @@ impl Plan {
                 seconds * 1e3
             )
         }));
-        let [up, down] = self.count.total();
-        let seconds = self.seconds;
-        lines.push(format!(
-            "one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, side by side {:.2}), {:.1} MB up, {:.1} MB down, {} round trips",
-            seconds.total(),
-            seconds.link,
-            seconds.workers,
-            seconds.user,
-            seconds.overlap,
-            up as f64 / 1e6,
-            down as f64 / 1e6,
-            self.count.round_trips()
-        ));
-        for (provider, view) in &self.ledger.providers {
-            lines.push(format!(
-                "provider {provider}: {:.1} % of the rows ({:.1} % with their neighbours), keys and values of {:.1} %, hidden ones of {:.1} %, the prompt: {}",
-                100.0 * view.rows,
-                100.0 * view.rows_with_halo,
-                100.0 * view.keys_and_values,
-                100.0 * view.tiles[1],
-                if view.prompt { "yes" } else { "no" }
-            ));
-        }
         lines.join("\n")
     }
 }

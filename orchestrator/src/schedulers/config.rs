@@ -5,9 +5,11 @@
 //! missing keys take the default of the class in use. That is why every field is optional here:
 //! the default belongs to the scheduler and is written in its file.
 
-use super::{SchedulerError, SchedulerKind};
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use super::SchedulerError;
+use super::keys::{flag, refuse_nulls, take, unsupported, without_infinities};
+use serde::Deserialize;
+use serde_json::Value;
+use shared::config::WithoutEffect;
 
 /// The most training timesteps accepted, a hundred times what any published model uses: the tables
 /// are allocated from this number.
@@ -60,11 +62,10 @@ pub enum TimestepSpacing {
     Linspace,
 }
 
-/// The contents of a `scheduler_config.json`. `None` means that the key is missing or null.
+/// The contents of a `scheduler_config.json`. `None` means that the key is missing, or null where the
+/// class has no value of its own; a switch that is null is off.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SchedulerConfig {
-    /// `_class_name`: the `diffusers` class it was written for.
-    pub class_name: Option<String>,
     /// Timesteps the model was trained with.
     pub num_train_timesteps: Option<usize>,
     /// First beta.
@@ -131,12 +132,24 @@ pub struct SchedulerConfig {
     pub use_dynamic_shifting: Option<bool>,
 }
 
-/// Keys that only parametrise features refused above, so that their value never matters.
-const WITHOUT_EFFECT: [&str; 4] = [
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "flow_shift",
-    "time_shift_type",
+/// Keys of the supported classes that never change the picture.
+pub const WITHOUT_EFFECT: WithoutEffect = &[
+    (
+        "dynamic_thresholding_ratio",
+        "only read with thresholding, which is refused",
+    ),
+    (
+        "sample_max_value",
+        "only read with thresholding, which is refused",
+    ),
+    (
+        "flow_shift",
+        "only read with use_flow_sigmas, which is refused",
+    ),
+    (
+        "time_shift_type",
+        "only read with use_dynamic_shifting, which is refused",
+    ),
 ];
 
 impl SchedulerConfig {
@@ -148,32 +161,38 @@ impl SchedulerConfig {
         Self::from_value(serde_json::from_str(&without_infinities(text))?)
     }
 
-    /// Takes the fields out of a parsed `scheduler_config.json`. Keys that start with `_` and nulls
-    /// pass; a key that no supported class knows, or a value of the wrong type, is an error.
+    /// Takes the fields out of a parsed `scheduler_config.json`. A key that no supported class knows is
+    /// ignored with a warning, as the reference does; a value of the wrong type is an error, and so is
+    /// null where every class needs a value.
     pub fn from_value(value: Value) -> Result<Self, SchedulerError> {
         let Value::Object(mut map) = value else {
             return Err(SchedulerError::NotAnObject);
         };
         let m = &mut map;
+        if let Some(Value::Array(defaults)) = m.remove("_use_default_values") {
+            for key in defaults.iter().filter_map(Value::as_str) {
+                m.remove(key);
+            }
+        }
+        refuse_nulls(m)?;
         let config = Self {
-            class_name: take(m, "_class_name")?,
             num_train_timesteps: take(m, "num_train_timesteps")?,
             beta_start: take(m, "beta_start")?,
             beta_end: take(m, "beta_end")?,
             beta_schedule: take(m, "beta_schedule")?,
             trained_betas: take(m, "trained_betas")?,
-            rescale_betas_zero_snr: take(m, "rescale_betas_zero_snr")?,
+            rescale_betas_zero_snr: flag(m, "rescale_betas_zero_snr")?,
             prediction_type: take(m, "prediction_type")?,
             timestep_spacing: take(m, "timestep_spacing")?,
             steps_offset: take(m, "steps_offset")?,
-            clip_sample: take(m, "clip_sample")?,
+            clip_sample: flag(m, "clip_sample")?,
             clip_sample_range: take(m, "clip_sample_range")?,
-            set_alpha_to_one: take(m, "set_alpha_to_one")?,
-            skip_prk_steps: take(m, "skip_prk_steps")?,
-            thresholding: take(m, "thresholding")?,
-            use_karras_sigmas: take(m, "use_karras_sigmas")?,
-            use_exponential_sigmas: take(m, "use_exponential_sigmas")?,
-            use_beta_sigmas: take(m, "use_beta_sigmas")?,
+            set_alpha_to_one: flag(m, "set_alpha_to_one")?,
+            skip_prk_steps: flag(m, "skip_prk_steps")?,
+            thresholding: flag(m, "thresholding")?,
+            use_karras_sigmas: flag(m, "use_karras_sigmas")?,
+            use_exponential_sigmas: flag(m, "use_exponential_sigmas")?,
+            use_beta_sigmas: flag(m, "use_beta_sigmas")?,
             sigma_min: take(m, "sigma_min")?,
             sigma_max: take(m, "sigma_max")?,
             final_sigmas_type: take(m, "final_sigmas_type")?,
@@ -182,27 +201,24 @@ impl SchedulerConfig {
             solver_order: take(m, "solver_order")?,
             algorithm_type: take(m, "algorithm_type")?,
             solver_type: take(m, "solver_type")?,
-            lower_order_final: take(m, "lower_order_final")?,
-            euler_at_final: take(m, "euler_at_final")?,
+            lower_order_final: flag(m, "lower_order_final")?,
+            euler_at_final: flag(m, "euler_at_final")?,
             lambda_min_clipped: take(m, "lambda_min_clipped")?,
             variance_type: take(m, "variance_type")?,
-            use_lu_lambdas: take(m, "use_lu_lambdas")?,
-            use_flow_sigmas: take(m, "use_flow_sigmas")?,
-            use_dynamic_shifting: take(m, "use_dynamic_shifting")?,
+            use_lu_lambdas: flag(m, "use_lu_lambdas")?,
+            use_flow_sigmas: flag(m, "use_flow_sigmas")?,
+            use_dynamic_shifting: flag(m, "use_dynamic_shifting")?,
         };
-        let unknown = map.into_iter().find(|(key, value)| {
-            !key.starts_with('_') && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
-        });
-        match unknown {
-            Some((key, _)) => Err(SchedulerError::UnknownKey { key }),
-            None => Ok(config),
+        let known = |key: &str| WITHOUT_EFFECT.iter().any(|(known, _)| *known == key);
+        let left = map
+            .into_iter()
+            .filter(|(key, value)| !key.starts_with('_') && !value.is_null() && !known(key));
+        let strays: Vec<String> = left.map(|(key, _)| key).collect();
+        if !strays.is_empty() {
+            let strays = strays.join(", ");
+            tracing::warn!("scheduler config: ignored, as no supported class has them: {strays}");
         }
-    }
-
-    /// The scheduler this configuration was written for.
-    pub fn kind(&self) -> Result<SchedulerKind, SchedulerError> {
-        let name = self.class_name.as_deref().ok_or(SchedulerError::NoClass)?;
-        SchedulerKind::from_class_name(name)
+        Ok(config)
     }
 
     /// `num_train_timesteps`, or 1000 as in every class.
@@ -230,77 +246,6 @@ impl SchedulerConfig {
     }
 }
 
-/// Removes `key` from the object and reads it; a null counts as missing.
-fn take<T: DeserializeOwned>(
-    map: &mut Map<String, Value>,
-    key: &'static str,
-) -> Result<Option<T>, SchedulerError> {
-    match map.remove(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => T::deserialize(&value)
-            .map(Some)
-            .map_err(|error| unsupported(key, value, error.to_string())),
-    }
-}
-
-/// The error for a value that is there but cannot be honoured.
-pub(super) fn unsupported(
-    key: &'static str,
-    value: impl std::fmt::Display,
-    reason: impl Into<String>,
-) -> SchedulerError {
-    SchedulerError::Unsupported {
-        key,
-        value: value.to_string(),
-        reason: reason.into(),
-    }
-}
-
-/// An error if a switch for something that is not implemented is on.
-pub(super) fn refuse(key: &'static str, switch: Option<bool>) -> Result<(), SchedulerError> {
-    match switch {
-        Some(true) => Err(unsupported(key, true, "not implemented")),
-        _ => Ok(()),
-    }
-}
-
-/// The meaning of a text value among `choices` (name and meaning); the first choice is the default.
-pub(super) fn choose<T: Copy>(
-    key: &'static str,
-    value: Option<&str>,
-    choices: &[(&'static str, T)],
-) -> Result<T, SchedulerError> {
-    let name = value.unwrap_or(choices[0].0);
-    match choices.iter().find(|(choice, _)| *choice == name) {
-        Some((_, meaning)) => Ok(*meaning),
-        None => {
-            let names: Vec<_> = choices.iter().map(|(choice, _)| *choice).collect();
-            let reason = format!("expected one of {}", names.join(", "));
-            Err(unsupported(key, format!("{name:?}"), reason))
-        }
-    }
-}
-
-/// The same JSON with every bare `-Infinity` (outside a string) replaced by `null`.
-fn without_infinities(text: &str) -> String {
-    const WORD: &str = "-Infinity";
-    let mut out = String::with_capacity(text.len());
-    let (mut in_string, mut escaped) = (false, false);
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        if !in_string && rest.starts_with(WORD) {
-            out.push_str("null");
-            rest = &rest[WORD.len()..];
-            continue;
-        }
-        in_string ^= c == '"' && !escaped;
-        escaped = in_string && c == '\\' && !escaped;
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,7 +261,6 @@ mod tests {
             "trained_betas": null, "clip_sample": false
         }))
         .unwrap();
-        assert_eq!(sd15.kind().unwrap(), SchedulerKind::Pndm);
         assert_eq!(sd15.beta_schedule, Some(BetaSchedule::ScaledLinear));
         assert_eq!(sd15.trained_betas, None);
         let sdxl = SchedulerConfig::from_value(json!({
@@ -328,31 +272,32 @@ mod tests {
             "trained_betas": null, "use_karras_sigmas": false
         }))
         .unwrap();
-        assert_eq!(sdxl.kind().unwrap(), SchedulerKind::Euler);
         assert_eq!(sdxl.timestep_spacing, Some(TimestepSpacing::Leading));
     }
 
     #[test]
-    fn a_bare_minus_infinity_is_read_and_a_quoted_one_is_not_touched() {
+    fn a_bare_minus_infinity_is_read() {
         let config =
             SchedulerConfig::from_json(r#"{"lambda_min_clipped": -Infinity, "_note": "a\"b"}"#);
         assert_eq!(config.unwrap().lambda_min_clipped, None);
-        let text = r#"{"_note": "\"-Infinity\\", "x": "-Infinity", "é": -Infinity}"#;
-        let want = r#"{"_note": "\"-Infinity\\", "x": "-Infinity", "é": null}"#;
-        assert_eq!(without_infinities(text), want);
     }
 
     #[test]
-    fn unknown_keys_and_wrong_types_are_named() {
+    fn keys_of_other_classes_are_ignored() {
+        // Of LCM, UniPC and a running average.
+        let strays = json!({"shift_terminal": 0.1, "original_inference_steps": 50, "predict_x0": true,
+            "decay": 0.99});
+        let config = SchedulerConfig::from_value(strays).unwrap();
+        assert_eq!(config, SchedulerConfig::default());
+    }
+
+    #[test]
+    fn wrong_types_are_named() {
         let error = |value| {
             SchedulerConfig::from_value(value)
                 .expect_err("a bad config")
                 .to_string()
         };
-        assert_eq!(
-            error(json!({"shift_terminal": 0.1})),
-            "scheduler config has an unknown key `shift_terminal`"
-        );
         let message = error(json!({"beta_start": "small"}));
         assert!(message.contains("beta_start = \"small\""), "{message}");
         let message = error(json!({"beta_schedule": "sigmoid"}));
@@ -367,12 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn the_class_must_be_there_and_known() {
-        let kind = |value| SchedulerConfig::from_value(value).unwrap().kind();
-        assert!(matches!(kind(json!({})), Err(SchedulerError::NoClass)));
-        assert!(matches!(
-            kind(json!({"_class_name": "LCMScheduler"})),
-            Err(SchedulerError::UnknownClass(name)) if name == "LCMScheduler"
-        ));
+    fn nulls_are_off_or_refused() {
+        let read = |value| SchedulerConfig::from_value(value);
+        let nulls = json!({"lower_order_final": null, "trained_betas": null, "sigma_min": null});
+        let config = read(nulls).unwrap();
+        assert_eq!(config.lower_order_final, Some(false));
+        assert_eq!((config.trained_betas, config.sigma_min), (None, None));
+        for key in ["beta_start", "prediction_type", "timestep_spacing"] {
+            let error = read(json!({key: null})).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        read(json!({"beta_start": null, "trained_betas": [0.1, 0.2]})).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_was_left_at_its_default_is_absent() {
+        let config = json!({"steps_offset": 1, "_use_default_values": ["steps_offset"]});
+        let config = SchedulerConfig::from_value(config).unwrap();
+        assert_eq!(config, SchedulerConfig::default());
     }
 }

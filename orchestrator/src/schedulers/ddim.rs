@@ -1,6 +1,7 @@
 //! DDIM (Song et al. 2021, <https://arxiv.org/abs/2010.02502>).
 
-use super::config::{PredictionType, SchedulerConfig, TimestepSpacing, refuse, unsupported};
+use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
+use super::keys::{refuse, unsupported};
 use super::tables::{Tables, spaced};
 use super::{Scheduler, SchedulerError, assert_same_length};
 use crate::noise::TorchRng;

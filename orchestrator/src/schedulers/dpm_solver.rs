@@ -3,9 +3,8 @@
 //! In the paper's letters: a step goes from time s to time t, alpha and sigma are the weights of
 //! signal and noise there, lambda = log(alpha / sigma), h = lambda_t - lambda_s.
 
-use super::config::{
-    PredictionType, SchedulerConfig, TimestepSpacing, choose, refuse, unsupported,
-};
+use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
+use super::keys::{choose, refuse, unsupported};
 use super::sigmas::{final_sigma, interpolate, karras, timestep_of};
 use super::tables::{Tables, leading, linspace, trailing};
 use super::{BetaSchedule, Scheduler, SchedulerError, assert_next, assert_same_length};
@@ -90,14 +89,17 @@ impl DpmSolver {
         refuse("use_lu_lambdas", config.use_lu_lambdas)?;
         refuse("use_flow_sigmas", config.use_flow_sigmas)?;
         refuse("use_dynamic_shifting", config.use_dynamic_shifting)?;
-        if let Some(variance) = &config.variance_type {
+        let variance = config.variance_type.as_deref();
+        if let Some(variance) = variance.filter(|v| ["learned", "learned_range"].contains(v)) {
             return Err(unsupported("variance_type", variance, "not implemented"));
         }
-        let algorithms = [("dpmsolver++", ())];
+        // Like the reference, reads DEIS as its own algorithm where the last noise level allows it.
+        let deis = config.final_sigmas_type.as_deref() == Some("sigma_min");
+        let algorithms = [("dpmsolver++", ()), ("deis", ())];
         choose(
             "algorithm_type",
             config.algorithm_type.as_deref(),
-            &algorithms,
+            &algorithms[..1 + usize::from(deis)],
         )?;
         // Like the reference, reads the rules of DEIS and UniPC as its own nearest one.
         let rules = [

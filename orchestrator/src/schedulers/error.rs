@@ -11,12 +11,6 @@ pub enum SchedulerError {
     /// The configuration is JSON, but not an object.
     #[error("scheduler config is not a JSON object")]
     NotAnObject,
-    /// No supported scheduler has this configuration key, so what it should change is unknown.
-    #[error("scheduler config has an unknown key `{key}`")]
-    UnknownKey {
-        /// The key.
-        key: String,
-    },
     /// A configuration value has the wrong type, is out of range, or asks for something this
     /// scheduler does not implement.
     #[error("scheduler config: {key} = {value} is not supported: {reason}")]
@@ -28,13 +22,11 @@ pub enum SchedulerError {
         /// What would be accepted, or why this is not.
         reason: String,
     },
-    /// The configuration does not say which scheduler it is for.
-    #[error("scheduler config has no `_class_name`: choose a scheduler by name")]
-    NoClass,
-    /// The configuration is for a scheduler that Lacuna does not have.
+    /// The model's scheduler is one that Lacuna does not have.
     #[error(
         "scheduler class {0} is not supported (supported: DDIMScheduler, PNDMScheduler, \
-         EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler)"
+         EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler); \
+         choose one by --scheduler"
     )]
     UnknownClass(String),
     /// The number of sampler steps does not fit the schedule.

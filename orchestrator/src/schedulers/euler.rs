@@ -1,7 +1,8 @@
 //! Euler's method on the probability-flow ODE (Karras et al. 2022,
 //! <https://arxiv.org/abs/2206.00364>, algorithm 2 without churn and second-order correction).
 
-use super::config::{PredictionType, SchedulerConfig, choose, refuse};
+use super::config::{PredictionType, SchedulerConfig};
+use super::keys::{choose, refuse};
 use super::sigmas::{SigmaSchedule, final_sigma};
 use super::tables::Tables;
 use super::{Scheduler, SchedulerError, assert_same_length};

@@ -7,6 +7,7 @@
 //! # Layout
 //!
 //! - [`SchedulerConfig`]: `scheduler_config.json` and what is refused in it;
+//! - `keys`: how its single keys are read;
 //! - `tables`: the training schedule and which timesteps are visited;
 //! - `sigmas`: noise levels, for the schedulers that step along those;
 //! - `ddim`, `pndm`, `euler`, `euler_ancestral`, `dpm_solver`: one scheduler each;
@@ -18,11 +19,12 @@ mod dpm_solver;
 mod error;
 mod euler;
 mod euler_ancestral;
+mod keys;
 mod pndm;
 mod sigmas;
 mod tables;
 
-pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing, WITHOUT_EFFECT};
 pub use error::SchedulerError;
 
 use crate::noise::TorchRng;
@@ -48,7 +50,7 @@ pub enum SchedulerKind {
 }
 
 impl SchedulerKind {
-    /// The scheduler for a `diffusers` class name, as in `_class_name` of `scheduler_config.json`.
+    /// The scheduler for a `diffusers` class name, as in `model_index.json`.
     pub fn from_class_name(name: &str) -> Result<Self, SchedulerError> {
         match name {
             "DDIMScheduler" => Ok(Self::Ddim),

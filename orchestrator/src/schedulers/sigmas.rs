@@ -2,8 +2,9 @@
 //!
 //! A sample here is x = x0 + sigma * noise (Karras et al. 2022, "variance exploding" form).
 
-use super::config::{PredictionType, SchedulerConfig, TimestepSpacing, choose, unsupported};
+use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
 use super::error::SchedulerError;
+use super::keys::{choose, unsupported};
 use super::tables::{Tables, linspace, spaced};
 
 /// The noise levels of one picture, for the two Euler schedulers.

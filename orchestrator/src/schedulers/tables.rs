@@ -3,8 +3,9 @@
 //! Precision follows the reference step by step (`f32` where it has torch `f32`, `f64` where it has
 //! numpy `f64`), because 1 - alpha near timestep 0 keeps only four digits in `f32`.
 
-use super::config::{BetaSchedule, SchedulerConfig, TimestepSpacing, unsupported};
+use super::config::{BetaSchedule, SchedulerConfig, TimestepSpacing};
 use super::error::SchedulerError;
+use super::keys::unsupported;
 
 /// alpha-bar at the last timestep when a schedule without signal would make sigma infinite: the
 /// smallest positive half-precision number.

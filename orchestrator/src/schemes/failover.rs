@@ -1,9 +1,10 @@
-//! Going on without a worker that is lost in the middle of a picture.
+//! Going on without a worker that is lost, at the beginning or in the middle of a picture.
 //!
-//! The U-Net call that failed is made again, with a spare in the lost worker's place or, without one,
-//! with the picture cut anew among those that are left. What a provider was shown before counts with
-//! what it will be shown. If that breaks the policy or, without one, if any provider would see more rows
-//! than the picture began with, it ends before anything is sent.
+//! The U-Net call that failed is made again: with the same worker, if it only lost the session and is back;
+//! else with a spare in its place, or with one that was lost before and is well again; or, without any, with
+//! the picture cut anew among those that are left. What a provider was shown before counts with what it will
+//! be shown. If that breaks the policy or, without one, if any provider would see more rows than with all
+//! workers that were given, it ends before anything is sent. Who was lost is known to the next picture.
 
 use shared::host::HostTensor;
 use shared::unet::UNet;
@@ -12,21 +13,31 @@ use tokio::runtime::Handle;
 
 use super::{Finished, Predictor, Setting};
 use crate::error::{Error, Result};
-use crate::fleet::Fleet;
 use crate::fleet::config::FleetConfig;
+use crate::fleet::roster::Roster;
 use crate::fleet::tally::{Tally, Traffic};
 use crate::policy::Policy;
 use crate::policy::ledger::{Ledger, SLACK};
 
+/// What is computed, and under which conditions.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The U-Net's layers.
+    pub unet: &'a UNet,
+    /// Digest of its weights.
+    pub digest: &'a str,
+    /// How the scheme computes.
+    pub setting: Setting,
+    /// What the run must keep to.
+    pub policy: Option<&'a Policy>,
+    /// Whether there must be as many workers as were given: fewer are another setting.
+    pub same_number: bool,
+}
+
 /// Predicts by a scheme on workers of which some may be lost.
 pub struct Failover<'a> {
-    unet: &'a UNet,
-    setting: Setting,
-    policy: Option<&'a Policy>,
-    /// Digest of the model.
-    digest: &'a str,
-    /// The workers that are left.
-    config: FleetConfig,
+    terms: Terms<'a>,
+    roster: &'a mut Roster,
     /// The largest share of the rows that a provider sees when none is lost.
     most_rows: f64,
     /// The user's part, to begin again with.
@@ -40,52 +51,74 @@ pub struct Failover<'a> {
 }
 
 impl<'a> Failover<'a> {
-    /// A predictor by `setting` on the `fleet` that was opened on `config` for the model of `digest`, with
-    /// the user's part in `whole`. To be made on a thread of the async runtime.
+    /// A predictor on the workers of `roster` with the user's part in `whole`; [`Self::open`] opens the
+    /// sessions. To be made on a thread of the async runtime, and to be used on one that may block.
     ///
     /// # Errors
-    /// As [`Setting::predictor`].
-    pub fn new(
-        unet: &'a UNet,
-        setting: Setting,
-        policy: Option<&'a Policy>,
-        digest: &'a str,
-        config: FleetConfig,
-        fleet: Fleet,
-        whole: Whole,
-    ) -> Result<Self> {
-        let [batch, ..] = setting.latents;
-        let most_rows = Ledger::foresee(unet, &setting, &config, &[])?.most_rows();
-        let current = setting.predictor(unet, whole.of_entries(0, batch), Some(fleet))?;
+    /// [`shared::Error::TooManyStrips`].
+    pub fn new(terms: Terms<'a>, roster: &'a mut Roster, whole: Whole) -> Result<Self> {
+        let given = Ledger::foresee(terms.unet, &terms.setting, roster.given(), &[])?;
         Ok(Self {
-            unet,
-            setting,
-            policy,
-            digest,
-            config,
-            most_rows,
+            terms,
+            most_rows: given.most_rows(),
+            roster,
             whole,
-            current: Some(current),
+            current: None,
             past: Vec::new(),
             past_flop: 0,
             runtime: Handle::current(),
         })
     }
 
-    /// Gives up the sessions and opens others on `config`.
-    fn change_to(&mut self, config: FleetConfig) -> Result<()> {
-        if let Some(current) = self.current.take() {
-            let Finished {
-                user_flop, fleet, ..
-            } = current.finish();
-            self.past_flop += user_flop;
-            if let Some(fleet) = fleet {
-                self.past.extend(self.runtime.block_on(fleet.close()));
-            }
+    /// Opens a session on every worker.
+    ///
+    /// # Errors
+    /// As [`Setting::open`], when it cannot go on without the worker that is lost; [`Error::NoFailover`].
+    pub fn open(&mut self) -> Result<()> {
+        if self.roster.is_short() {
+            self.runtime.block_on(self.roster.call_back(None));
+            self.roster.fill();
         }
-        let ledger = Ledger::foresee(self.unet, &self.setting, &config, &self.past)?;
-        match self.policy {
-            Some(policy) => policy.check(&self.setting, &ledger)?,
+        match self.begin() {
+            Ok(()) => Ok(()),
+            Err(error) => self.go_on_without(error, &mut self.most_changes()),
+        }
+    }
+
+    /// How often the workers may change for one U-Net call: often enough for everybody to be tried.
+    fn most_changes(&self) -> usize {
+        let FleetConfig { workers, spares } = self.roster.given();
+        2 * (workers.len() + spares.len())
+    }
+
+    /// Gives up the sessions.
+    fn give_up(&mut self) {
+        let Some(current) = self.current.take() else {
+            return;
+        };
+        let Finished {
+            user_flop, fleet, ..
+        } = current.finish();
+        self.past_flop += user_flop;
+        if let Some(fleet) = fleet {
+            self.past.extend(self.runtime.block_on(fleet.close()));
+        }
+    }
+
+    /// Opens sessions on the workers that are there, in place of those before.
+    fn begin(&mut self) -> Result<()> {
+        self.give_up();
+        let Terms {
+            unet,
+            digest,
+            setting,
+            policy,
+            ..
+        } = self.terms;
+        let config = self.roster.config();
+        let ledger = Ledger::foresee(unet, &setting, config, &self.past)?;
+        match policy {
+            Some(policy) => policy.check(&setting, &ledger)?,
             None if ledger.most_rows() > self.most_rows + SLACK => {
                 let reason = format!(
                     "a provider would see {:.1} % of the rows where {:.1} % was the most; give a \
@@ -97,28 +130,59 @@ impl<'a> Failover<'a> {
             }
             None => {}
         }
-        let open = self.setting.open(&config, self.digest, self.unet);
-        let fleet = self.runtime.block_on(open)?;
-        let [batch, ..] = self.setting.latents;
+        let fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
+        let [batch, ..] = setting.latents;
         let whole = self.whole.of_entries(0, batch);
-        self.current = Some(self.setting.predictor(self.unet, whole, Some(fleet))?);
-        self.config = config;
+        self.current = Some(setting.predictor(unet, whole, Some(fleet))?);
         Ok(())
     }
 
-    /// Goes on without the worker that `error` is of, and without those that are found lost meanwhile.
-    fn go_on_without(&mut self, mut error: Error) -> Result<()> {
+    /// Begins again after `error`, with the worker that it is of if that is back, else without; `changes`
+    /// are left.
+    fn go_on_after(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
+        if error.lost_session() && *changes > 0 {
+            *changes -= 1;
+            match self.begin() {
+                Ok(()) => {
+                    tracing::warn!("{error}; it is back");
+                    return Ok(());
+                }
+                // The first word on it says more.
+                Err(again) if again.lost_worker() == error.lost_worker() => {}
+                Err(other) => error = other,
+            }
+        }
+        self.go_on_without(error, changes)
+    }
+
+    /// Begins again without the worker that `error` is of, and without those that are found lost meanwhile;
+    /// `changes` are left.
+    fn go_on_without(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
         loop {
-            let left = error.lost_worker().and_then(|url| self.config.without(url));
-            let Some(left) = left else {
+            let Some(url) = error.lost_worker().filter(|_| *changes > 0) else {
                 return Err(error);
             };
-            match self.change_to(left.clone()) {
+            *changes -= 1;
+            if self.roster.config().spares.is_empty() {
+                self.runtime.block_on(self.roster.call_back(Some(url)));
+            }
+            if !self.roster.lose(url) {
+                return Err(error);
+            }
+            if self.terms.same_number && self.roster.is_short() {
+                return Err(Error::NoFailover {
+                    lost: error.to_string(),
+                    reason: "there is no spare worker".into(),
+                });
+            }
+            match self.begin() {
                 Ok(()) => {
-                    tracing::warn!("{error}; went on with {} workers", left.workers.len());
+                    let left = self.roster.config().workers.len();
+                    tracing::warn!("{error}; went on with {left} workers");
                     return Ok(());
                 }
                 Err(next) if next.lost_worker().is_some() => error = next,
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Err(refusal) => {
                     return Err(Error::NoFailover {
                         lost: error.to_string(),
@@ -126,21 +190,27 @@ impl<'a> Failover<'a> {
                     });
                 }
             }
-            self.config = left;
         }
+    }
+
+    /// Closes the sessions, and gives the work that the user did and the accounts of all of them.
+    pub fn close(mut self) -> (u64, Vec<Tally>) {
+        self.give_up();
+        (self.past_flop, self.past)
     }
 }
 
 impl Predictor for Failover<'_> {
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor> {
+        let mut changes = self.most_changes();
         loop {
             let Some(current) = &mut self.current else {
-                let reason = "the picture's workers were lost before";
+                let reason = "the picture has no workers: they were lost before, or never opened";
                 return Err(Error::Request(reason.into()));
             };
             match current.predict(sample.clone(), timestep) {
                 Ok(output) => return Ok(output),
-                Err(error) => self.go_on_without(error)?,
+                Err(error) => self.go_on_after(error, &mut changes)?,
             }
         }
     }

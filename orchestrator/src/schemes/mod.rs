@@ -4,9 +4,10 @@
 //! - `ppidm`: [`ppidm::Ppidm`], the paper's: layers cut into strips and sent to workers;
 //! - `resident`: [`resident::Resident`], ours: workers keep their strips for a whole step.
 //!
-//! [`failover`] goes on with any of them when a worker is lost.
+//! [`failover`] goes on with any of them when a worker is lost; [`plausible`] says what a worker's values can be.
 
 pub mod failover;
+pub mod plausible;
 pub mod ppidm;
 pub mod resident;
 

@@ -6,7 +6,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use shared::layers::{LayerNorm, Parameter, Parameters};
 use shared::ops;
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Library, Stored, Weights};
 
 use super::clip_config::ClipTextConfig;
 use super::encoder::EncoderLayer;
@@ -28,6 +28,11 @@ pub struct ClipTextLayers {
 }
 
 impl ClipTextLayers {
+    /// Number of positions, the largest `T`.
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
     /// Width `D` of a token's embedding.
     pub fn width(&self) -> usize {
         self.width
@@ -64,7 +69,7 @@ impl ClipTextEncoder {
     /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<ClipTextLayers>> {
         let layers = ClipTextConfig::from_file(&dir.join("config.json"))?.build();
-        let mut checkpoint = Checkpoint::open(dir, "model", variant)?;
+        let mut checkpoint = Checkpoint::open(dir, Library::Transformers, variant)?;
         checkpoint.adapt(|name, _| {
             let name = name.strip_prefix("text_model.").unwrap_or(name);
             // A buffer that only counts, and what a whole CLIP has besides the text model.

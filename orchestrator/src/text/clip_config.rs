@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use shared::config::ConfigReader;
+use shared::config::{ConfigReader, WithoutEffect};
 
 use super::clip::ClipTextLayers;
 use super::encoder::{Activation, EncoderConfig, EncoderLayer};
@@ -53,7 +53,11 @@ fn take_generic(keys: &mut ConfigReader) -> Result<()> {
     keys.only("chunk_size_feed_forward", &[json!(0)])?;
     keys.only("pruned_heads", &[json!({})])?;
     keys.only("cross_attention_hidden_size", &[])?;
-    keys.ignore(&WITHOUT_EFFECT);
+    // Read by the base class or the pipeline, not by this model's own.
+    keys.only("quantization_config", &[])?;
+    keys.only("use_attention_mask", &[json!(false)])?;
+    keys.only("is_causal", &[json!(true)])?;
+    keys.ignore(WITHOUT_EFFECT);
     Ok(())
 }
 
@@ -78,75 +82,95 @@ pub struct ClipVisionConfig {
     pub encoder: EncoderConfig,
 }
 
-/// Keys of the reference's base class, and of training and generation, that this model never reads.
-const WITHOUT_EFFECT: [&str; 66] = [
-    "architectures",
-    "attention_dropout",
-    "attn_implementation",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dropout",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "label2id",
-    "length_penalty",
-    "logit_scale_init_value",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_labels",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "projection_dim",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tie_encoder_decoder",
-    "tie_word_embeddings",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "use_bfloat16",
-    "use_cache",
-    "use_return_dict",
-    "vision_config",
-    "vision_config_dict",
-    "is_composition",
-    "keys_to_ignore_at_inference",
-    "name_or_path",
-    "trust_remote_code",
+/// Keys of the reference's class and its base that never change the picture.
+pub const WITHOUT_EFFECT: WithoutEffect = &[
+    ("architectures", DESCRIPTION),
+    ("attention_dropout", TRAINING),
+    ("attn_implementation", "another way to the same numbers"),
+    ("bad_words_ids", GENERATION),
+    ("begin_suppress_tokens", GENERATION),
+    ("bos_token_id", "the tokenizer has its own"),
+    ("decoder_start_token_id", GENERATION),
+    ("diversity_penalty", GENERATION),
+    ("do_sample", GENERATION),
+    ("dropout", TRAINING),
+    ("dtype", "weights are computed with in f32"),
+    ("early_stopping", GENERATION),
+    ("encoder_no_repeat_ngram_size", GENERATION),
+    (
+        "eos_token_id",
+        "only says where the pooled output is, which is not used",
+    ),
+    ("exponential_decay_length_penalty", GENERATION),
+    ("finetuning_task", DESCRIPTION),
+    ("forced_bos_token_id", GENERATION),
+    ("forced_eos_token_id", GENERATION),
+    ("gradient_checkpointing", TRAINING),
+    ("id2label", DESCRIPTION),
+    ("initializer_factor", TRAINING),
+    ("initializer_range", TRAINING),
+    ("label2id", DESCRIPTION),
+    ("length_penalty", GENERATION),
+    (
+        "logit_scale_init_value",
+        "belongs to the part that compares text with pictures",
+    ),
+    ("max_length", GENERATION),
+    ("min_length", GENERATION),
+    ("no_repeat_ngram_size", GENERATION),
+    ("num_beam_groups", GENERATION),
+    ("num_beams", GENERATION),
+    ("num_labels", DESCRIPTION),
+    ("num_return_sequences", GENERATION),
+    ("output_attentions", OUTPUTS),
+    ("output_hidden_states", OUTPUTS),
+    ("output_scores", GENERATION),
+    ("pad_token_id", "the tokenizer has its own"),
+    ("prefix", DESCRIPTION),
+    ("problem_type", DESCRIPTION),
+    (
+        "projection_dim",
+        "belongs to the part that compares text with pictures",
+    ),
+    ("remove_invalid_values", GENERATION),
+    ("repetition_penalty", GENERATION),
+    ("return_dict", OUTPUTS),
+    ("return_dict_in_generate", GENERATION),
+    ("sep_token_id", "the tokenizer has its own"),
+    ("suppress_tokens", GENERATION),
+    ("task_specific_params", DESCRIPTION),
+    ("temperature", GENERATION),
+    ("tf_legacy_loss", "nothing of this model reads it"),
+    ("tie_encoder_decoder", "nothing of this model reads it"),
+    ("tie_word_embeddings", "nothing of this model reads it"),
+    ("tokenizer_class", DESCRIPTION),
+    ("top_k", GENERATION),
+    ("top_p", GENERATION),
+    ("torch_dtype", "weights are computed with in f32"),
+    ("torchscript", "nothing of this model reads it"),
+    ("transformers_version", DESCRIPTION),
+    ("typical_p", GENERATION),
+    ("use_bfloat16", "weights are computed with in f32"),
+    ("use_cache", "nothing of this model reads it"),
+    ("use_return_dict", OUTPUTS),
+    (
+        "vision_config",
+        "belongs to the part that compares text with pictures",
+    ),
+    (
+        "vision_config_dict",
+        "belongs to the part that compares text with pictures",
+    ),
+    ("is_composition", DESCRIPTION),
+    ("keys_to_ignore_at_inference", OUTPUTS),
+    ("name_or_path", DESCRIPTION),
+    ("trust_remote_code", DESCRIPTION),
 ];
+
+const TRAINING: &str = "only in training";
+const GENERATION: &str = "only for generating text";
+const OUTPUTS: &str = "only says what is given besides";
+const DESCRIPTION: &str = "only describes the model";
 
 impl ClipTextConfig {
     /// Reads `config.json`.
@@ -165,19 +189,36 @@ impl ClipTextConfig {
     pub fn read(mut keys: ConfigReader, source: &str) -> Result<Self> {
         let nested: Option<Map<String, Value>> = keys.optional("text_config")?;
         let over: Option<Map<String, Value>> = keys.optional("text_config_dict")?;
-        if nested.is_none() && over.is_none() {
+        let Some(nested) = nested else {
+            if let Some(over) = over {
+                let hint = "text_config is missing beside it";
+                let error = keys.unsupported("text_config_dict", &json!(over), hint);
+                return Err(error.into());
+            }
             keys.only("model_type", &[json!("clip_text_model")])?;
             return Self::read_text(keys);
-        }
+        };
         keys.only("model_type", &[json!("clip")])?;
         take_generic(&mut keys)?;
-        keys.finish()?;
-        let mut inner = nested.unwrap_or_default();
-        inner.extend(over.unwrap_or_default());
-        let inner = ConfigReader::new(format!("{source}: text_config"), Value::Object(inner))?;
-        let mut inner = inner;
-        inner.only("model_type", &[json!("clip_text_model")])?;
-        Self::read_text(inner)
+        let read_inner = |inner: Map<String, Value>| {
+            let source = format!("{source}: text_config");
+            let mut inner = ConfigReader::new(source, Value::Object(inner))?;
+            inner.only("model_type", &[json!("clip_text_model")])?;
+            Self::read_text(inner)
+        };
+        let config = read_inner(nested.clone())?;
+        // Of two that differ, the reference takes the one for a text model alone, the other for a
+        // whole CLIP.
+        if let Some(over) = over {
+            let both = nested.into_iter().chain(over.clone()).collect();
+            if read_inner(both)? != config {
+                let hint = "it differs from text_config; leave one out";
+                let error = keys.unsupported("text_config_dict", &json!(over), hint);
+                return Err(error.into());
+            }
+        }
+        keys.finish();
+        Ok(config)
     }
 
     fn read_text(mut keys: ConfigReader) -> Result<Self> {
@@ -186,7 +227,7 @@ impl ClipTextConfig {
             max_position_embeddings: keys.or("max_position_embeddings", 77)?,
             encoder: take_encoder(&mut keys, TEXT_DEFAULTS)?,
         };
-        keys.finish()?;
+        keys.finish();
         Ok(config)
     }
 
@@ -229,7 +270,7 @@ impl ClipVisionConfig {
             let error = keys.unsupported("patch_size", &json!(config.patch_size), hint);
             return Err(error.into());
         }
-        keys.finish()?;
+        keys.finish();
         Ok(config)
     }
 }
@@ -277,7 +318,9 @@ mod tests {
             ("hidden_act", json!("gelu_new")),
             ("num_attention_heads", json!(7)),
             ("model_type", json!("t5")),
-            ("rope_theta", json!(10000)),
+            ("use_attention_mask", json!(true)),
+            ("is_causal", json!(false)),
+            ("layer_norm_eps", json!(null)),
             ("quantization_config", json!({"bits": 4})),
         ] {
             let error = read(json!({key: value})).unwrap_err().to_string();
@@ -287,20 +330,37 @@ mod tests {
 
     #[test]
     fn a_whole_clip_gives_its_text_model() {
-        let whole = read(json!({
-            "model_type": "clip", "logit_scale_init_value": 2.6592, "vision_config": {"hidden_size": 1024},
-            "text_config": {"hidden_size": 64, "model_type": "clip_text_model", "top_p": 1.0},
-            "text_config_dict": {"num_hidden_layers": 3}
-        }))
-        .unwrap();
-        let alone = read(json!({"hidden_size": 64, "num_hidden_layers": 3})).unwrap();
-        assert_eq!(whole, alone);
-        let error = read(json!({"model_type": "clip", "text_config": {"moe_experts": 8}}))
+        let whole = |over: Value| {
+            read(json!({
+                "model_type": "clip", "logit_scale_init_value": 2.6592,
+                "vision_config": {"hidden_size": 1024}, "projection_dim": 768,
+                "text_config": {"hidden_size": 64, "model_type": "clip_text_model", "top_p": 1.0},
+                "text_config_dict": over
+            }))
+        };
+        let alone = read(json!({"hidden_size": 64})).unwrap();
+        for over in [
+            json!(null),
+            json!({"hidden_size": 64, "num_hidden_layers": 12}),
+        ] {
+            assert_eq!(whole(over).unwrap(), alone);
+        }
+        let error = whole(json!({"num_hidden_layers": 3}))
             .unwrap_err()
             .to_string();
-        assert!(
-            error.contains("text_config: unknown key moe_experts"),
-            "{error}"
-        );
+        assert!(error.contains("text_config_dict"), "{error}");
+        let error = read(json!({"text_config_dict": {}}))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("text_config is missing"), "{error}");
+    }
+
+    #[test]
+    fn keys_that_nobody_reads_change_nothing() {
+        let mut config = json!({"moe_experts": 8, "rope_theta": 10000});
+        for (key, _) in WITHOUT_EFFECT {
+            config[*key] = json!([1, 2]);
+        }
+        assert_eq!(read(config).unwrap(), read(json!({})).unwrap());
     }
 }

@@ -1,5 +1,6 @@
 //! CLIP's tokenizer: byte-level BPE over lower-cased words.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -8,8 +9,9 @@ use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer};
 
+use super::tokenizer_config::Side;
 use super::tokenizer_files::TokenizerFiles;
 use crate::error::{Error, Result};
 
@@ -17,6 +19,13 @@ use crate::error::{Error, Result};
 /// anything else but space.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A token that stands for itself and others behind it.
+#[derive(Debug)]
+struct Vectors {
+    token: String,
+    all: String,
+}
 
 /// Prompts to token ids.
 #[derive(Debug)]
@@ -26,6 +35,12 @@ pub struct ClipTokenizer {
     bos: u32,
     eos: u32,
     pad: u32,
+    /// Where a short prompt is filled up.
+    padding: Side,
+    /// Where a long prompt is cut.
+    truncation: Side,
+    /// Tokens of textual inversion with several vectors.
+    vectors: Vec<Vectors>,
 }
 
 impl ClipTokenizer {
@@ -47,6 +62,9 @@ impl ClipTokenizer {
             added,
             special,
             length,
+            padding,
+            truncation,
+            split_special,
             ..
         } = files;
         let vocabulary: Vocab = vocabulary.into_iter().collect();
@@ -75,27 +93,29 @@ impl ClipTokenizer {
                 return Err(format!("added token {:?} cannot have id {id}", token.content).into());
             }
         }
-        let (bos, eos, pad) = (&special.bos, &special.eos, &special.pad);
-        let roles = [bos, eos, &special.unk, pad].into_iter();
-        let missing: Vec<AddedToken> = roles
-            .chain(&special.more)
+        let all = special.all.iter();
+        let missing: Vec<AddedToken> = all
             .filter(|token| !added.values().any(|a| a.content == token.content))
             .cloned()
             .collect();
         tokenizer.add_special_tokens(missing)?;
+        tokenizer.set_encode_special_tokens(split_special);
 
         let id = |token: &AddedToken| {
             tokenizer
                 .token_to_id(&token.content)
                 .ok_or_else(|| format!("special token {:?} has no id", token.content))
         };
-        let (bos, eos, pad) = (id(bos)?, id(eos)?, id(pad)?);
+        let (bos, eos, pad) = (id(&special.bos)?, id(&special.eos)?, id(&special.pad)?);
         Ok(Self {
+            vectors: several_vectors(&tokenizer),
             tokenizer,
             length,
             bos,
             eos,
             pad,
+            padding,
+            truncation,
         })
     }
 
@@ -104,30 +124,76 @@ impl ClipTokenizer {
         self.length
     }
 
-    /// The `T` token ids of a prompt: start, its tokens, end, padding. Tokens beyond `T - 2` are
-    /// left out, with a warning.
+    /// The `T` token ids of a prompt: start, its tokens, end, padding (before them or behind, as the
+    /// files say). Tokens beyond `T - 2` are left out, with a warning.
     ///
     /// # Errors
     /// [`Error::Prompt`] when the vocabulary has no token for a part of the prompt.
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(prompt, false)
-            .map_err(|e| Error::Prompt(e.to_string()))?;
+        let encoding = self.tokenize(&self.with_all_vectors(prompt)?)?;
         let tokens = encoding.get_ids();
         let kept = tokens.len().min(self.length.saturating_sub(2));
-        if kept < tokens.len() {
+        let left_out = tokens.len() - kept;
+        let (tokens, place) = match self.truncation {
+            Side::Right => (&tokens[..kept], "end"),
+            Side::Left => (&tokens[left_out..], "beginning"),
+        };
+        if left_out > 0 {
             tracing::warn!(
-                tokens = tokens.len(),
+                tokens = kept + left_out,
                 kept,
-                "the prompt is too long: the tokens at its end are ignored"
+                "the prompt is too long: the tokens at its {place} are ignored"
             );
         }
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.bos);
-        ids.extend(&tokens[..kept]);
+        ids.extend(tokens);
         ids.push(self.eos);
-        ids.resize(self.length, self.pad);
-        Ok(ids)
+        let padding = vec![self.pad; self.length.saturating_sub(ids.len())];
+        let parts = match self.padding {
+            Side::Right => [ids, padding],
+            Side::Left => [padding, ids],
+        };
+        Ok(parts.concat())
     }
+
+    /// The prompt with each token of textual inversion as all of its vectors.
+    fn with_all_vectors(&self, prompt: &str) -> Result<String> {
+        let mut whole = prompt.to_owned();
+        if self.vectors.is_empty() {
+            return Ok(whole);
+        }
+        // With the tokens' texts, which the fast way leaves out. A token that was found in lower case is
+        // not the token with capitals, as in the reference.
+        let encoding = self.tokenizer.encode(prompt, false);
+        let encoding = encoding.map_err(|e| Error::Prompt(e.to_string()))?;
+        let tokens = encoding.get_tokens();
+        for vectors in self.vectors.iter().filter(|v| tokens.contains(&v.token)) {
+            whole = whole.replace(&vectors.token, &vectors.all);
+        }
+        Ok(whole)
+    }
+
+    fn tokenize(&self, prompt: &str) -> Result<Encoding> {
+        let encoding = self.tokenizer.encode_fast(prompt, false);
+        encoding.map_err(|e| Error::Prompt(e.to_string()))
+    }
+}
+
+/// Of the added tokens, those with a `token_1` beside them: `token token_1 token_2` and so on is what
+/// they stand for.
+fn several_vectors(tokenizer: &Tokenizer) -> Vec<Vectors> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let names: HashSet<&str> = added.values().map(|token| token.content.as_str()).collect();
+    let of = |token: &AddedToken| {
+        let token = &token.content;
+        let numbered = (1usize..).map(|i| format!("{token}_{i}"));
+        let more = numbered.take_while(|name| names.contains(name.as_str()));
+        let all: Vec<String> = std::iter::once(token.clone()).chain(more).collect();
+        (all.len() > 1).then(|| Vectors {
+            token: token.clone(),
+            all: all.join(" "),
+        })
+    };
+    added.values().filter_map(of).collect()
 }

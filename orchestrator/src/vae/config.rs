@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use shared::config::ConfigReader;
+use shared::config::{ConfigReader, WithoutEffect};
 use shared::layers::Conv2d;
 
 use super::VaeLayers;
@@ -11,7 +11,16 @@ use super::decoder::Decoder;
 use super::encoder::Encoder;
 use crate::error::Result;
 
-/// What of `vae/config.json` changes the arithmetic.
+/// Keys of the class that never change the picture.
+pub const WITHOUT_EFFECT: WithoutEffect = &[
+    ("force_upcast", "the decoder runs in f32 already"),
+    ("sample_size", "only sizes tiles, which are off"),
+    ("shift_factor", "StableDiffusionPipeline never reads it"),
+    ("latents_mean", "StableDiffusionPipeline never reads it"),
+    ("latents_std", "StableDiffusionPipeline never reads it"),
+];
+
+/// What of `vae/config.json` changes the picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VaeConfig {
     /// What the U-Net's latents are multiples of.
@@ -50,9 +59,9 @@ impl VaeConfig {
             block_out_channels: keys.or("block_out_channels", vec![64])?,
             layers_per_block: keys.or("layers_per_block", 1)?,
             norm_num_groups: keys.or("norm_num_groups", 32)?,
-            mid_block_add_attention: keys.or("mid_block_add_attention", true)?,
-            use_quant_conv: keys.or("use_quant_conv", true)?,
-            use_post_quant_conv: keys.or("use_post_quant_conv", true)?,
+            mid_block_add_attention: keys.flag("mid_block_add_attention", true)?,
+            use_quant_conv: keys.flag("use_quant_conv", true)?,
+            use_post_quant_conv: keys.flag("use_post_quant_conv", true)?,
         };
         let levels = config.block_out_channels.len();
         for (key, kind) in [
@@ -71,12 +80,9 @@ impl VaeConfig {
         }
         config.check(&keys)?;
         keys.only("act_fn", &[json!("silu"), json!("swish")])?;
-        keys.only("shift_factor", &[json!(0)])?;
-        keys.only("latents_mean", &[])?;
-        keys.only("latents_std", &[])?;
-        // In f32 there is nothing to cast up, and tiles are the caller's business.
-        keys.ignore(&["force_upcast", "sample_size"]);
-        keys.finish()?;
+        keys.only("quantization_config", &[])?;
+        keys.ignore(WITHOUT_EFFECT);
+        keys.finish();
         Ok(config)
     }
 
@@ -99,6 +105,11 @@ impl VaeConfig {
             if size == 0 {
                 return Err(keys.unsupported(key, &json!(size), "at least 1").into());
             }
+        }
+        if self.out_channels > 4 {
+            let hint = "a picture has 1 to 4 channels: grey or RGB, with alpha or without";
+            let value = json!(self.out_channels);
+            return Err(keys.unsupported("out_channels", &value, hint).into());
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
             let value = json!(self.scaling_factor);
@@ -162,21 +173,30 @@ mod tests {
     fn every_unsupported_value_is_an_error_that_names_its_key() {
         for (key, value) in [
             ("act_fn", json!("mish")),
-            ("shift_factor", json!(0.0609)),
-            ("latents_mean", json!([0.0, 0.0, 0.0, 0.0])),
-            ("latents_std", json!([1.0, 1.0, 1.0, 1.0])),
+            ("out_channels", json!(5)),
+            ("quantization_config", json!({"bits": 4})),
+            ("latent_channels", json!(null)),
             ("down_block_types", json!(["AttnDownEncoderBlock2D"])),
             ("up_block_types", json!(["UpDecoderBlock2D"])),
             ("norm_num_groups", json!(48)),
             ("scaling_factor", json!(0)),
             ("layers_per_block", json!(0)),
             ("block_out_channels", json!([])),
-            ("temporal_compression", json!(4)),
         ] {
             let mut config = published();
             config[key] = value;
             let error = read(config).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_that_nobody_reads_change_nothing() {
+        let mut config = published();
+        config["temporal_compression"] = json!(4);
+        for (key, _) in WITHOUT_EFFECT {
+            config[*key] = json!([0.5, 2.0]);
+        }
+        assert_eq!(read(config).unwrap(), read(published()).unwrap());
     }
 }

@@ -59,6 +59,11 @@ impl Decoder {
         }
     }
 
+    /// Channels at the picture's own size.
+    pub fn finest_channels(&self) -> usize {
+        self.conv_out.c_in
+    }
+
     /// Number of times that rows and columns are doubled.
     pub fn doublings(&self) -> usize {
         self.levels

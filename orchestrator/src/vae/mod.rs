@@ -9,14 +9,14 @@ mod config;
 mod decoder;
 mod encoder;
 
-pub use config::VaeConfig;
+pub use config::{VaeConfig, WITHOUT_EFFECT};
 
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::ops;
-use shared::weights::{Checkpoint, Stored, Weights};
+use shared::weights::{Checkpoint, Library, Stored, Weights};
 
 use crate::error::Result;
 use decoder::Decoder;
@@ -50,6 +50,13 @@ impl VaeLayers {
     /// Rows (and columns) of the picture for each row of the latents.
     pub fn pixels_per_latent(&self) -> usize {
         1 << self.decoder.doublings()
+    }
+
+    /// Bytes that decoding a picture of so many pixels takes at least: the last convolution's input, and what that
+    /// was made of.
+    pub fn least_memory(&self, pixels: usize) -> usize {
+        let each = 2 * size_of::<f32>() * self.decoder.finest_channels();
+        pixels.saturating_mul(each)
     }
 
     /// The parameters that [`Vae::decode`] takes.
@@ -98,7 +105,7 @@ impl Vae {
     /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<VaeLayers>> {
         let layers = VaeConfig::from_file(&dir.join("config.json"))?.build();
-        let mut checkpoint = Checkpoint::open(dir, "diffusion_pytorch_model", variant)?;
+        let mut checkpoint = Checkpoint::open(dir, Library::Diffusers, variant)?;
         checkpoint.adapt(|name, shape| Some(modern_attention(name, shape)));
         Ok(Stored::new(layers, checkpoint)?)
     }
@@ -128,7 +135,7 @@ impl Vae {
     }
 
     /// Latents `[B, C, H, W]`, already divided by the scaling factor, to pictures
-    /// `[B, 3, rows, columns]` in about -1..1.
+    /// `[B, out_channels, rows, columns]` in about -1..1.
     ///
     /// # Errors
     /// [`shared::Error::WrongShape`] for another number of channels.
@@ -149,7 +156,7 @@ impl Vae {
         Ok(self.layers.decoder.forward(&self.weights, z, observe)?)
     }
 
-    /// Pictures `[B, 3, rows, columns]` in -1..1 to distributions of latents, not yet multiplied
+    /// Pictures `[B, in_channels, rows, columns]` in -1..1 to distributions of latents, not yet multiplied
     /// by the scaling factor.
     ///
     /// # Errors

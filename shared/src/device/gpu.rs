@@ -8,12 +8,12 @@ use super::OpenDevice;
 use crate::error::{Error, Result};
 
 /// What opening gave: a runtime can be initialised once in a process.
-static OPENED: OnceLock<Result<(OpenDevice, bool), String>> = OnceLock::new();
+static OPENED: OnceLock<Result<OpenDevice, String>> = OnceLock::new();
 
 pub(super) fn open(allow_software: bool) -> Result<OpenDevice> {
     match OPENED.get_or_init(initialise) {
-        Ok((device, software)) if !software || allow_software => Ok(device.clone()),
-        Ok((device, _)) => Err(Error::Device(format!(
+        Ok(device) if !device.software || allow_software => Ok(device.clone()),
+        Ok(device) => Err(Error::Device(format!(
             "{} is a GPU emulated in software, slower than --device cpu; \
              give --allow-software to use it all the same",
             device.adapter
@@ -24,17 +24,15 @@ pub(super) fn open(allow_software: bool) -> Result<OpenDevice> {
     }
 }
 
-/// The device, and whether it is software.
-fn initialise() -> Result<(OpenDevice, bool), String> {
+fn initialise() -> Result<OpenDevice, String> {
     let (device, setup) = Device::wgpu_options()
         .init_with_setup()
         .map_err(|e| e.to_string())?;
     let info = setup.adapter.get_info();
-    let software = info.device_type == burn::tensor::wgpu::wgpu::DeviceType::Cpu;
-    let opened = OpenDevice {
+    Ok(OpenDevice {
         device,
         kind: "wgpu",
         adapter: format!("{} ({:?}, {})", info.name, info.backend, info.driver_info),
-    };
-    Ok((opened, software))
+        software: info.device_type == burn::tensor::wgpu::wgpu::DeviceType::Cpu,
+    })
 }

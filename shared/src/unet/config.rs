@@ -5,16 +5,20 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::blocks::{Resnet, Stage, Transformer, TransformerShape};
+use super::keys::{SampleSize, read_added, read_kinds, read_size, refuse_the_rest};
 use super::{AddedEmbedding, CONV_IN, CONV_OUT, TimeEmbedding, UNet};
 use crate::config::ConfigReader;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::{Conv2d, GroupNorm, Linear};
 
-/// What of `unet/config.json` changes the arithmetic.
+/// What of `unet/config.json` changes the picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetConfig {
-    /// Rows and columns of the latents that the model was made for.
-    pub sample_size: Option<[usize; 2]>,
+    /// The size of the latents that the model was made for.
+    pub sample_size: Option<SampleSize>,
+    /// `_diffusers_version`: the library that wrote the file. The reference's pipeline reads some keys
+    /// of old files otherwise.
+    pub diffusers_version: Option<String>,
     in_channels: usize,
     out_channels: usize,
     flip_sin_to_cos: bool,
@@ -23,6 +27,8 @@ pub struct UNetConfig {
     down_attention: Vec<bool>,
     /// For each level, from coarse to fine: whether its way up has attention.
     up_attention: Vec<bool>,
+    /// Whether there is a middle block.
+    middle: bool,
     block_out_channels: Vec<usize>,
     layers_per_block: Vec<usize>,
     norm_num_groups: usize,
@@ -73,13 +79,16 @@ impl UNetConfig {
             let hint = "as many as there are down_block_types and up_block_types";
             return Err(keys.unsupported("block_out_channels", &value, hint));
         }
-        let time_embedding_dim = keys.or("time_embedding_dim", 4 * block_out_channels[0])?;
+        let own_width = 4 * block_out_channels[0];
+        let time_embedding_dim = keys.optional("time_embedding_dim")?.unwrap_or(own_width);
         let added = read_added(&mut keys)?;
         let config = Self {
             sample_size: read_size(&mut keys)?,
+            diffusers_version: keys.optional("_diffusers_version")?,
+            middle: !keys.is_null("mid_block_type"),
             in_channels: keys.or("in_channels", 4)?,
             out_channels: keys.or("out_channels", 4)?,
-            flip_sin_to_cos: keys.or("flip_sin_to_cos", true)?,
+            flip_sin_to_cos: keys.flag("flip_sin_to_cos", true)?,
             freq_shift: keys.or("freq_shift", 0.0)?,
             down_attention,
             up_attention,
@@ -93,7 +102,7 @@ impl UNetConfig {
                 1,
             )?,
             heads: keys.per_block("attention_head_dim", levels, 8)?,
-            use_linear_projection: keys.or("use_linear_projection", false)?,
+            use_linear_projection: keys.flag("use_linear_projection", false)?,
             time_embedding_dim,
             conv_in_kernel: keys.or("conv_in_kernel", 3)?,
             conv_out_kernel: keys.or("conv_out_kernel", 3)?,
@@ -102,7 +111,7 @@ impl UNetConfig {
         };
         refuse_the_rest(&mut keys)?;
         config.check(&keys)?;
-        keys.finish()?;
+        keys.finish();
         Ok(config)
     }
 
@@ -208,12 +217,16 @@ impl UNetConfig {
             }
         });
 
+        // Two resnets with a transformer between them, or nothing at all.
+        let (resnets, transformers) = if self.middle { (2, 1) } else { (0, 0) };
         let mid = Stage {
             name: "mid_block".into(),
-            resnets: (0..2)
+            resnets: (0..resnets)
                 .map(|i| resnet(format!("mid_block.resnets.{i}"), last, last))
                 .collect(),
-            transformers: vec![transformer("mid_block.attentions.0".into(), levels - 1)],
+            transformers: (0..transformers)
+                .map(|i| transformer(format!("mid_block.attentions.{i}"), levels - 1))
+                .collect(),
             resample: None,
         };
 
@@ -277,96 +290,6 @@ impl UNetConfig {
     }
 }
 
-/// `sample_size`: one number for a square, or rows and columns.
-fn read_size(keys: &mut ConfigReader) -> Result<Option<[usize; 2]>> {
-    match keys.take("sample_size") {
-        None => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(side) => Ok(Some([side as usize; 2])),
-            None => serde_json::from_value(value.clone())
-                .map(Some)
-                .map_err(|e| keys.unsupported("sample_size", &value, &e.to_string())),
-        },
-    }
-}
-
-/// A list of block types, as whether each has attention.
-fn read_kinds(
-    keys: &mut ConfigReader,
-    key: &str,
-    [with, without]: [&str; 2],
-    default: [bool; 4],
-) -> Result<Vec<bool>> {
-    let Some(names) = keys.optional::<Vec<String>>(key)? else {
-        return Ok(default.to_vec());
-    };
-    let attention = |name: &String| match name.as_str() {
-        name if name == with => Ok(true),
-        name if name == without => Ok(false),
-        name => Err(keys.unsupported(key, &json!(name), &format!("only {with} and {without} are"))),
-    };
-    names.iter().map(attention).collect()
-}
-
-/// SDXL's `text_time` embedding, or none.
-fn read_added(keys: &mut ConfigReader) -> Result<Option<(usize, usize)>> {
-    let kind: Option<String> = keys.optional("addition_embed_type")?;
-    let width: Option<usize> = keys.optional("addition_time_embed_dim")?;
-    let input: Option<usize> = keys.optional("projection_class_embeddings_input_dim")?;
-    let missing = |key: &str| Error::MissingConfig {
-        config: "addition_embed_type = text_time".into(),
-        key: key.into(),
-    };
-    match kind.as_deref() {
-        None => Ok(None),
-        Some("text_time") => Ok(Some((
-            width.ok_or_else(|| missing("addition_time_embed_dim"))?,
-            input.ok_or_else(|| missing("projection_class_embeddings_input_dim"))?,
-        ))),
-        Some(other) => {
-            Err(keys.unsupported("addition_embed_type", &json!(other), "only text_time is"))
-        }
-    }
-}
-
-/// Keys that have one supported value, and keys that do not matter to inference in f32.
-fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
-    keys.only("center_input_sample", &[json!(false)])?;
-    keys.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
-    keys.only("only_cross_attention", &[json!(false)])?;
-    keys.only("mid_block_only_cross_attention", &[json!(false)])?;
-    keys.only("downsample_padding", &[json!(1)])?;
-    keys.only("mid_block_scale_factor", &[json!(1)])?;
-    keys.only("resnet_out_scale_factor", &[json!(1)])?;
-    keys.only("act_fn", &[json!("silu"), json!("swish")])?;
-    keys.only("dual_cross_attention", &[json!(false)])?;
-    keys.only("resnet_time_scale_shift", &[json!("default")])?;
-    keys.only("resnet_skip_time_act", &[json!(false)])?;
-    keys.only("time_embedding_type", &[json!("positional")])?;
-    keys.only("attention_type", &[json!("default")])?;
-    keys.only("class_embeddings_concat", &[json!(false)])?;
-    for key in [
-        "class_embed_type",
-        "cross_attention_norm",
-        "encoder_hid_dim",
-        "encoder_hid_dim_type",
-        "num_attention_heads",
-        "num_class_embeds",
-        "reverse_transformer_layers_per_block",
-        "time_cond_proj_dim",
-        "time_embedding_act_fn",
-        "timestep_post_act",
-    ] {
-        keys.only(key, &[])?;
-    }
-    keys.ignore(&[
-        "dropout",
-        "upcast_attention",
-        "addition_embed_type_num_heads",
-    ]);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,7 +336,13 @@ mod tests {
             ("norm_num_groups", json!(7)),
             ("attention_head_dim", json!([8, 8])),
             ("conv_in_kernel", json!(4)),
-            ("frobnicate", json!(1)),
+            ("only_cross_attention", json!([false, true])),
+            ("center_input_sample", json!(true)),
+            ("center_input_sample", json!([false])),
+            ("conv_in_kernel", json!(null)),
+            ("cross_attention_dim", json!(null)),
+            ("up_block_types", json!(null)),
+            ("quantization_config", json!({"bits": 4})),
         ] {
             let error = read(json!({key: value})).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
@@ -423,16 +352,42 @@ mod tests {
     #[test]
     fn a_size_is_a_number_or_rows_and_columns() {
         let size = |value| read(json!({"sample_size": value})).unwrap().sample_size;
-        assert_eq!(size(json!(64)), Some([64, 64]));
-        assert_eq!(size(json!([96, 64])), Some([96, 64]));
+        assert_eq!(size(json!(64)), Some(SampleSize::Square(64)));
+        assert_eq!(size(json!([96, 64])), Some(SampleSize::Sides([96, 64])));
+        assert_eq!(SampleSize::Square(64).sides(), [64, 64]);
         assert_eq!(size(json!(null)), None);
         assert!(read(json!({"sample_size": "64"})).is_err());
     }
 
     #[test]
-    fn null_fields_take_the_defaults() {
-        let nulls =
-            json!({"num_class_embeds": null, "conv_in_kernel": null, "mid_block_type": null});
-        assert_eq!(read(nulls).unwrap(), read(json!({})).unwrap());
+    fn nulls_are_none_or_off() {
+        let none = json!({"num_class_embeds": null, "time_embedding_dim": null,
+            "only_cross_attention": null, "class_embeddings_concat": null});
+        assert_eq!(read(none).unwrap(), read(json!({})).unwrap());
+        let off = read(json!({"flip_sin_to_cos": null})).unwrap();
+        assert_eq!(off, read(json!({"flip_sin_to_cos": false})).unwrap());
+    }
+
+    #[test]
+    fn without_a_middle_block_there_is_none() {
+        let unet = |value| read(value).unwrap().build();
+        let (none, whole) = (unet(json!({"mid_block_type": null})), unet(json!({})));
+        assert_eq!(none.mid.layers().count(), 0);
+        let call = |unet: &UNet| crate::survey::survey(unet, [1, 16, 16], 77).unwrap();
+        let (none, whole) = (call(&none), call(&whole));
+        let middle = |o: &&crate::survey::Operation| o.layer.starts_with("mid_block");
+        assert_eq!(none.iter().filter(middle).count(), 0);
+        assert_eq!(
+            none.len(),
+            whole.len() - whole.iter().filter(middle).count()
+        );
+    }
+
+    #[test]
+    fn keys_that_the_class_does_not_have_are_ignored() {
+        // Of a running average in training.
+        let strays = json!({"decay": 0.9999, "optimization_step": 100, "inv_gamma": 1.0,
+            "frobnicate": [1, 2]});
+        assert_eq!(read(strays).unwrap(), read(json!({})).unwrap());
     }
 }

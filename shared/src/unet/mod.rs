@@ -5,9 +5,11 @@
 
 mod blocks;
 mod config;
+mod keys;
 
 pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
 pub use config::UNetConfig;
+pub use keys::{SampleSize, WITHOUT_EFFECT};
 
 use crate::executor::Executor;
 use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};

@@ -1,6 +1,6 @@
 //! Weight files of one network: safetensors in f32, f16 or bf16, whole or sharded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -24,6 +24,26 @@ pub struct Checkpoint {
     digest: OnceLock<String>,
 }
 
+/// The library that wrote a part of a model. The two name their weight files differently, and differ in
+/// which they read where a whole file lies beside shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// Wrote the U-Net and the autoencoder, `diffusion_pytorch_model.safetensors`; shards come first.
+    Diffusers,
+    /// Wrote the text encoder, `model.safetensors`; the whole file comes first.
+    Transformers,
+}
+
+impl Library {
+    /// What the weight files' names begin with.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusion_pytorch_model",
+            Self::Transformers => "model",
+        }
+    }
+}
+
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
 struct Entry {
@@ -42,14 +62,31 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `dir/stem.safetensors`, or its shards by `dir/stem.safetensors.index.json`; with a
-    /// `variant` the names are `stem.variant.safetensors` and so on. Without a `variant`, a
-    /// directory that holds only a variant (`fp16`, say) is read all the same.
+    /// Opens the weights in `dir` by the names that `library` gives them: `stem.safetensors`, or shards by
+    /// `stem.safetensors.index.json`. With a `variant` these are `stem.variant.safetensors` and
+    /// `stem.safetensors.index.variant.json`; a directory without any file of it is read as without a
+    /// variant, with a warning. Without a `variant`, a directory that holds only one (`fp16`, say) is read
+    /// all the same.
     ///
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Read`], [`Error::Json`] or [`Error::BadWeights`].
-    pub fn open(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
-        Self::of_files(dir.display().to_string(), &locate(dir, stem, variant)?)
+    pub fn open(dir: &Path, library: Library, variant: Option<&str>) -> Result<Self> {
+        Self::of_files(dir.display().to_string(), &locate(dir, library, variant)?)
+    }
+
+    /// Whether `dir` holds files of a variant, which are then the only ones to be read.
+    pub fn has_variant(dir: &Path, variant: &str) -> bool {
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return false;
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let ending = format!("index.{variant}.json");
+        let of_variant = |name: String| {
+            // `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors` and their index.
+            let infix = name.split('.').nth(1);
+            infix.is_some_and(|infix| infix.starts_with(variant)) || name.ends_with(&ending)
+        };
+        names.into_iter().any(of_variant)
     }
 
     /// Opens one safetensors file.
@@ -107,21 +144,43 @@ impl Checkpoint {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Keeps `parameters` alone, after a check that they are there; warns of the tensors left out.
+    ///
+    /// # Errors
+    /// As [`Self::check_part`].
+    pub fn keep(&mut self, parameters: &[Parameter]) -> Result<()> {
+        self.check_part(parameters)?;
+        if let Some(first) = self.stray(parameters) {
+            let unused = self.entries.len() - parameters.len();
+            let origin = &self.origin;
+            tracing::warn!(
+                "{origin}: {unused} unused tensors, {first} the first: the config describes a model without"
+            );
+        }
+        let known: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        self.entries.retain(|name, _| known.contains(name.as_str()));
+        Ok(())
+    }
+
     /// Checks that the files hold exactly the model's `parameters`, in a type that can be read.
     ///
     /// # Errors
     /// As [`Self::check_part`], and [`Error::UnknownTensor`] for the first tensor that is none of them.
     pub fn check(&self, parameters: &[Parameter]) -> Result<()> {
         self.check_part(parameters)?;
-        let known: std::collections::HashSet<&str> =
-            parameters.iter().map(|p| p.name.as_str()).collect();
-        match self.names().find(|name| !known.contains(name)) {
+        match self.stray(parameters) {
             Some(name) => Err(Error::UnknownTensor {
                 origin: self.origin.clone(),
                 name: name.into(),
             }),
             None => Ok(()),
         }
+    }
+
+    /// The first tensor that is none of `parameters`.
+    fn stray(&self, parameters: &[Parameter]) -> Option<&str> {
+        let known: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        self.names().find(|name| !known.contains(name))
     }
 
     /// Checks that the files hold `parameters`, in a type that can be read; they may hold others.
@@ -226,39 +285,53 @@ fn decoder(dtype: Dtype) -> Option<Decode> {
     }
 }
 
-/// The files that make up `stem` in `dir`.
-fn locate(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Vec<PathBuf>> {
+/// The files that make up a part in `dir`.
+fn locate(dir: &Path, library: Library, variant: Option<&str>) -> Result<Vec<PathBuf>> {
+    let stem = library.stem();
     let found = |variant: Option<&str>| -> Result<Option<Vec<PathBuf>>> {
         let infix = variant.map(|v| format!(".{v}")).unwrap_or_default();
         let whole = dir.join(format!("{stem}{infix}.safetensors"));
-        if whole.is_file() {
-            return Ok(Some(vec![whole]));
+        let shards_first = library == Library::Diffusers;
+        // The second is what diffusers wrote until 2024.
+        let indices = [
+            format!("index{infix}"),
+            format!("{}.index", &infix[infix.len().min(1)..]),
+        ];
+        for index in &indices[..1 + usize::from(shards_first && variant.is_some())] {
+            let index = dir.join(format!("{stem}.safetensors.{index}.json"));
+            if index.is_file() && (shards_first || !whole.is_file()) {
+                return shards(dir, &index).map(Some);
+            }
         }
-        let index = dir.join(format!("{stem}.safetensors.index{infix}.json"));
-        index.is_file().then(|| shards(dir, &index)).transpose()
-    };
-    let none = || Error::NoWeights {
-        dir: dir.to_owned(),
-        stem: stem.to_owned(),
-        variant: variant
-            .map(|v| format!(", nor the variant {v}"))
-            .unwrap_or_default(),
+        Ok(whole.is_file().then(|| vec![whole]))
     };
     if !dir.is_dir() {
         let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such directory");
         return Err(Error::read(dir, source));
     }
-    if let Some(paths) = found(variant)? {
-        return Ok(paths);
-    }
-    if variant.is_none() {
-        for variant in ["fp16", "bf16", "fp32"] {
-            if let Some(paths) = found(Some(variant))? {
-                return Ok(paths);
-            }
+    let others: &[Option<&str>] = match variant {
+        Some(variant) if Checkpoint::has_variant(dir, variant) => &[],
+        Some(variant) => {
+            tracing::warn!(
+                "{}: no files of the variant {variant}: the plain ones are read",
+                dir.display()
+            );
+            &[None]
+        }
+        None => &[Some("fp16"), Some("bf16"), Some("fp32")],
+    };
+    for variant in std::iter::once(&variant).chain(others) {
+        if let Some(paths) = found(*variant)? {
+            return Ok(paths);
         }
     }
-    Err(none())
+    Err(Error::NoWeights {
+        dir: dir.to_owned(),
+        stem: stem.to_owned(),
+        variant: variant
+            .map(|v| format!(", nor the variant {v}"))
+            .unwrap_or_default(),
+    })
 }
 
 fn shards(dir: &Path, path: &Path) -> Result<Vec<PathBuf>> {

@@ -8,14 +8,14 @@ mod checkpoint;
 mod file;
 mod stored;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Library};
 pub use stored::Stored;
 
 use std::collections::HashMap;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::device::is_cpu;
+use crate::device::{Target, is_cpu};
 use crate::error::{Error, Result};
 use crate::host::{HostTensor, transpose_each};
 use crate::layers::{Parameter, Parameters};
@@ -40,17 +40,21 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Loads from `checkpoint` what `model` needs, as f32.
+    /// Loads from `checkpoint` what `model` needs.
     ///
     /// # Errors
     /// [`Error::UnknownTensor`] for a tensor that `model` has no place for; as [`Self::load_part`].
-    pub fn load(model: &impl Parameters, checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+    pub fn load(
+        model: &impl Parameters,
+        checkpoint: &Checkpoint,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
         let parameters = list(model);
         checkpoint.check(&parameters)?;
-        Self::load_part(&parameters, checkpoint, device)
+        Self::load_part(&parameters, checkpoint, target)
     }
 
-    /// Loads `parameters` alone, as f32. The digest is that of all of `checkpoint`.
+    /// Loads `parameters` alone. The digest is that of all of `checkpoint`.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::WrongDtype`], [`Error::NotFinite`] or
@@ -58,18 +62,19 @@ impl Weights {
     pub fn load_part(
         parameters: &[Parameter],
         checkpoint: &Checkpoint,
-        device: &Device,
+        target: impl Into<Target>,
     ) -> Result<Self> {
+        let target = target.into();
         checkpoint.check_part(parameters)?;
         let mut tensors = HashMap::with_capacity(parameters.len());
         for parameter in parameters {
             let host = checkpoint.read(&parameter.name)?;
-            let weight = Weight::place(parameter.table, host, device)?;
+            let weight = Weight::place(parameter.table, host, &target)?;
             tensors.insert(parameter.name.clone(), weight);
         }
         Ok(Self {
             tensors,
-            device: device.clone(),
+            device: target.device,
             digest: checkpoint.digest()?.to_owned(),
         })
     }
@@ -79,8 +84,8 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::WrongShape`] when a parameter has neither 1, 2 nor 4 axes.
-    pub fn random(model: &impl Parameters, seed: u64, device: &Device) -> Result<Self> {
-        Self::random_part(model, &list(model), seed, device)
+    pub fn random(model: &impl Parameters, seed: u64, target: impl Into<Target>) -> Result<Self> {
+        Self::random_part(model, &list(model), seed, target)
     }
 
     /// Of those, `parameters` alone; the digest is of all.
@@ -91,8 +96,9 @@ impl Weights {
         model: &impl Parameters,
         parameters: &[Parameter],
         seed: u64,
-        device: &Device,
+        target: impl Into<Target>,
     ) -> Result<Self> {
+        let target = target.into();
         let mut digest = blake3::Hasher::new();
         digest.update(b"random weights");
         digest.update(&seed.to_le_bytes());
@@ -102,12 +108,12 @@ impl Weights {
         let mut tensors = HashMap::new();
         for parameter in parameters {
             let host = random_parameter(parameter, seed)?;
-            let weight = Weight::place(parameter.table, host, device)?;
+            let weight = Weight::place(parameter.table, host, &target)?;
             tensors.insert(parameter.name.clone(), weight);
         }
         Ok(Self {
             tensors,
-            device: device.clone(),
+            device: target.device,
             digest: digest.finalize().to_hex().to_string(),
         })
     }
@@ -165,19 +171,20 @@ impl Weights {
 }
 
 impl Weight {
-    fn place(table: bool, host: HostTensor, device: &Device) -> Result<Self> {
+    fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
+        let (device, dtype) = (&target.device, target.precision.dtype());
         match host.shape[..] {
-            [_] => host.into_device(device).map(Self::Vector),
+            [_] => Ok(Self::Vector(host.into_device(device)?.cast(dtype))),
             // A product packs the matrix anew at each call, and slowly across its rows: with four workers
             // in one process that was 7 % of all processor time.
             [rows, columns] if is_cpu(device) && !table => {
                 let turned = transpose_each(&host.data, rows, columns);
                 let turned = HostTensor::new([columns, rows], turned)?;
                 let turned: Tensor<2> = turned.into_device(device)?;
-                Ok(Self::Matrix(turned.transpose()))
+                Ok(Self::Matrix(turned.cast(dtype).transpose()))
             }
-            [_, _] => host.into_device(device).map(Self::Matrix),
-            _ => host.into_device(device).map(Self::Kernel),
+            [_, _] => Ok(Self::Matrix(host.into_device(device)?.cast(dtype))),
+            _ => Ok(Self::Kernel(host.into_device(device)?.cast(dtype))),
         }
     }
 }

@@ -1,25 +1,26 @@
 //! A network on disk: its files are checked, nothing of them is loaded.
 
-use burn::tensor::Device;
 use rayon::prelude::*;
 
 use super::{Checkpoint, Weights, list};
+use crate::device::Target;
 use crate::error::Result;
 use crate::layers::{Parameter, Parameters};
 
-/// A network's layers, with files that were checked to hold just their parameters.
+/// A network's layers, with files that were checked to hold their parameters.
 pub struct Stored<L> {
     layers: L,
     checkpoint: Checkpoint,
 }
 
 impl<L: Parameters> Stored<L> {
-    /// `layers` with the `checkpoint` that holds their parameters.
+    /// `layers` with the `checkpoint` that holds their parameters; it may hold others, which are warned
+    /// of and left out.
     ///
     /// # Errors
-    /// As [`Checkpoint::check`].
-    pub fn new(layers: L, checkpoint: Checkpoint) -> Result<Self> {
-        checkpoint.check(&list(&layers))?;
+    /// As [`Checkpoint::keep`].
+    pub fn new(layers: L, mut checkpoint: Checkpoint) -> Result<Self> {
+        checkpoint.keep(&list(&layers))?;
         Ok(Self { layers, checkpoint })
     }
 
@@ -40,16 +41,20 @@ impl<L: Parameters> Stored<L> {
     ///
     /// # Errors
     /// As [`Weights::load_part`].
-    pub fn load(&self, device: &Device) -> Result<Weights> {
-        self.load_part(&list(&self.layers), device)
+    pub fn load(&self, target: impl Into<Target>) -> Result<Weights> {
+        self.load_part(&list(&self.layers), target)
     }
 
     /// Loads `parameters` alone.
     ///
     /// # Errors
     /// As [`Weights::load_part`].
-    pub fn load_part(&self, parameters: &[Parameter], device: &Device) -> Result<Weights> {
-        Weights::load_part(parameters, &self.checkpoint, device)
+    pub fn load_part(
+        &self,
+        parameters: &[Parameter],
+        target: impl Into<Target>,
+    ) -> Result<Weights> {
+        Weights::load_part(parameters, &self.checkpoint, target)
     }
 
     /// Checks that every value of `parameters` is finite, as loading them will.
@@ -70,7 +75,7 @@ mod tests {
     use crate::host::HostTensor;
     use crate::layers::Linear;
     use crate::{ops, wire};
-    use burn::tensor::Tensor;
+    use burn::tensor::{Device, Tensor};
 
     /// Two linear maps.
     struct Pair([Linear; 2]);

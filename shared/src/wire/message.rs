@@ -252,6 +252,19 @@ impl Payload {
         }
     }
 
+    /// The largest magnitude of its numbers; zero of codes, which stand for others.
+    pub fn largest(&self) -> f64 {
+        let of =
+            |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, |most, x| x.abs().max(most));
+        match self {
+            Self::F32(tensor) => tensor.largest(),
+            Self::F16 { data, .. } => of(&mut data.iter().map(|x| x.to_f64())),
+            Self::Bf16 { data, .. } => of(&mut data.iter().map(|x| x.to_f64())),
+            Self::F64 { data, .. } => of(&mut data.iter().copied()),
+            Self::Codes { .. } => 0.0,
+        }
+    }
+
     /// Checks that every value is finite; `name` is what the error calls the tensor.
     ///
     /// # Errors

@@ -71,6 +71,9 @@ pub struct OpenSession {
     /// The worker's strip, for a session that is to hold one; else every request brings its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident: Option<Resident>,
+    /// Names the picture, at random: its lanes are sessions of one picture, and take one place at a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<String>,
 }
 
 /// The answer to [`OpenSession`].

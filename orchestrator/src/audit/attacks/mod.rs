@@ -72,6 +72,7 @@ impl Material<'_> {
                 width: *width,
                 height: *height,
                 rgb: rgb.iter().map(|x| x.clamp(0.0, 1.0)).collect(),
+                alpha: None,
             })
             .collect()
     }

@@ -6,7 +6,7 @@ use shared::unet::UNet;
 
 use crate::commands::{SchemeArguments, by_name, parse_wires};
 use crate::policy::name;
-use crate::schemes::ppidm::{GroupNormMode, Offload};
+use crate::schemes::ppidm::GroupNormMode;
 use crate::schemes::{Scheme, Setting};
 
 /// Lists, of which every combination is a row; those that make no difference to a scheme are left out.
@@ -80,13 +80,13 @@ impl Combinations {
     /// Those of one scheme, each with what it makes no use of at its default.
     fn of(&self, scheme: Scheme) -> Vec<Case> {
         let plain = SchemeArguments {
-            groupnorm: GroupNormMode::default(),
-            offload: Offload::default(),
-            self_attention: Attentions::default(),
-            workers_prompt: Prompt::default(),
-            workers_latents: Latents::default(),
+            groupnorm: None,
+            offload: None,
+            self_attention: None,
+            workers_prompt: None,
+            workers_latents: None,
             lanes: Some(true),
-            wire: Wires::default(),
+            wire: None,
         };
         let case = |workers, settings| Case {
             scheme,
@@ -94,7 +94,7 @@ impl Combinations {
             settings,
         };
         let ppidm = SchemeArguments {
-            groupnorm: self.groupnorm,
+            groupnorm: Some(self.groupnorm),
             ..plain
         };
         match scheme {
@@ -107,11 +107,11 @@ impl Combinations {
                 .flat_map(|at| self.wires.iter().flat_map(|w| &w.0).map(move |w| (at, w)))
                 .map(|((n, how), wire)| {
                     let settings = SchemeArguments {
-                        self_attention: Attentions::all(*how),
-                        workers_prompt: self.workers_prompt,
-                        workers_latents: self.workers_latents,
+                        self_attention: Some(Attentions::all(*how)),
+                        workers_prompt: Some(self.workers_prompt),
+                        workers_latents: Some(self.workers_latents),
                         lanes: Some(self.lanes),
-                        wire: *wire,
+                        wire: Some(*wire),
                         ..plain
                     };
                     case(*n, settings)
@@ -129,7 +129,7 @@ impl Case {
 
     /// How features travel, where the scheme lets one choose.
     pub fn wire(&self) -> Option<String> {
-        let Wires { halo, attention } = self.settings.wire;
+        let Wires { halo, attention } = self.settings.asked().placement().wires;
         let resident = self.scheme == Scheme::Resident;
         resident.then(|| match halo == attention {
             true => name(&halo),
@@ -140,7 +140,8 @@ impl Case {
     /// Who attends to the whole picture, where the scheme lets one choose.
     pub fn self_attention(&self) -> Option<String> {
         let resident = self.scheme == Scheme::Resident;
-        resident.then(|| name(&self.settings.self_attention.at(0)))
+        let attentions = self.settings.asked().placement().self_attention;
+        resident.then(|| name(&attentions.at(0)))
     }
 
     /// The case in a few words.

@@ -18,17 +18,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use crate::cost::Link;
-use crate::cost::count::{Count, count};
+use crate::cost::count::{Count, first_calls};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::link::EmulatedLink;
-use crate::output::{check_writable, write_whole};
+use crate::limits;
+use crate::output::console::Console;
+use crate::output::{Outputs, write_whole};
+use crate::progress::Progress;
 use case::{Case, Combinations};
 use process::Workers;
 use row::{Row, Summary};
@@ -36,6 +38,9 @@ use subject::{Session, Subject, SubjectArguments};
 
 /// Arguments of `lacuna bench`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna bench --model assets/demo-model --link 5g --wires f32,f16,delta4 --plot bench.svg
+  lacuna bench --config sdxl --batch 1 --calls 1 --schemes local,resident")]
 pub struct Arguments {
     #[command(flatten)]
     subject: SubjectArguments,
@@ -81,12 +86,12 @@ struct Report {
 /// # Errors
 /// A bad argument, a model or config that cannot be read, or a device or worker that fails.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    check(&arguments)?;
+    let console = Console::new(check(&arguments)?.take_stdout());
     let cases = arguments.combinations.cases();
     let (subject, device) = Subject::open(&arguments.subject, !arguments.separate).await?;
     let mut rows = cases
         .into_iter()
-        .map(|case| Ok(Row::new(case, count_of(&case, &subject)?)))
+        .map(|case| Ok(Row::new(case, counts_of(&case, &subject)?)))
         .collect::<Result<Vec<_>>>()?;
     let most = rows.iter().map(|row| row.case.workers).max().unwrap_or(0);
     let workers = if arguments.separate {
@@ -100,22 +105,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let config = link.as_ref().map_or(workers.config(), EmulatedLink::config);
 
-    let bar = progress_bar((arguments.turns + 1) * rows.len());
+    let bar = Progress::new("session", (arguments.turns + 1) * rows.len());
     for turn in 0..=arguments.turns {
         let calls = match turn {
             0 => WARM_UP_CALLS.min(subject.calls),
             _ => subject.calls,
         };
         for row in &mut rows {
-            bar.set_message(row.case.label());
+            bar.about(row.case.label());
             workers.forget_peaks();
             let session = session(&subject, row.case, config, calls).await?;
             row.add(session, turn > 0).await;
             row.see_memory(workers.memory(row.case.workers));
-            bar.inc(1);
+            bar.step();
         }
     }
-    bar.finish_and_clear();
+    drop(bar);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         subject: subject.describe(&arguments.subject),
@@ -128,15 +133,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         write_whole(path, plot::draw(&report)?.as_bytes())?;
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        console.line(serde_json::to_string_pretty(&report)?);
     } else {
-        println!("{}", table::table(&report));
+        console.line(table::table(&report));
     }
-    Ok(())
+    Ok(console.finish()?)
 }
 
-/// What can be refused before anything is loaded.
-fn check(arguments: &Arguments) -> Result<()> {
+/// What can be refused before anything is loaded. Gives the files that will be written.
+fn check(arguments: &Arguments) -> Result<Outputs> {
     let refuse = |reason: String| Err(Error::Request(reason));
     arguments.subject.check()?;
     for n in &arguments.combinations.workers {
@@ -144,24 +149,18 @@ fn check(arguments: &Arguments) -> Result<()> {
             return refuse(format!("--workers {n}: from 1 to {MAX_WORKERS}"));
         }
     }
-    if arguments.turns == 0 {
-        return refuse("--turns 0: at least one".into());
+    limits::check("--turns", arguments.turns, limits::COUNT)?;
+    let mut outputs = Outputs::default();
+    if let Some(path) = &arguments.plot {
+        outputs.add_ending("--plot", path, 1, "svg")?;
     }
-    let Some(path) = &arguments.plot else {
-        return Ok(());
-    };
-    if path.extension().is_none_or(|ending| ending != "svg") {
-        return refuse(format!(
-            "--plot {}: plots are SVG; give a file that ends in .svg",
-            path.display()
-        ));
-    }
-    check_writable(path)
+    outputs.check()?;
+    Ok(outputs)
 }
 
-/// What a call of the case sends and computes, from the config alone.
-fn count_of(case: &Case, subject: &Subject) -> Result<Count> {
-    count(subject.unet(), &subject.setting(case), case.workers)
+/// What the first two calls of the case send and compute, from the config alone.
+fn counts_of(case: &Case, subject: &Subject) -> Result<[Count; 2]> {
+    first_calls(subject.unet(), &subject.setting(case), case.workers)
 }
 
 /// One session of a case.
@@ -185,13 +184,4 @@ async fn session(
     };
     let subject = subject.clone();
     Ok(spawn_blocking(move || subject.run(setting, fleet, calls)).await??)
-}
-
-fn progress_bar(sessions: usize) -> ProgressBar {
-    let bar = ProgressBar::new(sessions as u64);
-    // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} session {pos}/{len}, {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -10,6 +10,7 @@ use super::Report;
 use super::row::Summary;
 use super::table::link;
 use crate::error::{Error, Result};
+use crate::evaluation::markup::escape;
 
 /// Pixels of a row, and of what is above and below all rows.
 const ROW: u32 = 34;
@@ -19,12 +20,13 @@ const BELOW: u32 = 50;
 const NAMES: u32 = 310;
 const PANEL: u32 = 440;
 
+// On white each is readable: 4.5:1 at least (WCAG 2.1, 1.4.3).
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
-const LINK: RGBColor = RGBColor(0xe0, 0x8a, 0x2e);
+const LINK: RGBColor = RGBColor(0xa8, 0x5b, 0x00);
 const REST: RGBColor = RGBColor(0x3b, 0x6e, 0xa5);
-const UP: RGBColor = RGBColor(0x5b, 0x9a, 0x68);
-const DOWN: RGBColor = RGBColor(0x8d, 0x6a, 0xa8);
+const UP: RGBColor = RGBColor(0x2f, 0x7a, 0x45);
+const DOWN: RGBColor = RGBColor(0x7a, 0x4f, 0x9a);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -61,7 +63,24 @@ pub fn draw(report: &Report) -> Result<String> {
         draw_on(&root, report).map_err(|e| Error::Plot(e.to_string()))?;
         root.present().map_err(|e| Error::Plot(e.to_string()))?;
     }
-    Ok(svg)
+    Ok(titled(svg, &report.subject.title()))
+}
+
+/// For who cannot see it: what the drawing is.
+fn titled(svg: String, what: &str) -> String {
+    let title = format!(
+        "<title>Seconds and megabytes of a U-Net call: {}</title>",
+        escape(what)
+    );
+    match svg.split_once("<svg ") {
+        Some((before, rest)) => match rest.split_once('>') {
+            Some((attributes, inside)) => {
+                format!("{before}<svg role=\"img\" {attributes}>\n{title}{inside}")
+            }
+            None => svg,
+        },
+        None => svg,
+    }
 }
 
 fn draw_on(
@@ -202,4 +221,39 @@ fn short(value: f64) -> String {
 /// `size` is in units of which a pixel has 1.24: plotters draws letters by their full height.
 fn style(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Contrast to white (WCAG 2.1).
+    fn contrast(RGBColor(r, g, b): RGBColor) -> f64 {
+        let linear = |byte: u8| {
+            let value = f64::from(byte) / 255.0;
+            match value <= 0.03928 {
+                true => value / 12.92,
+                false => ((value + 0.055) / 1.055).powf(2.4),
+            }
+        };
+        1.05 / (0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) + 0.05)
+    }
+
+    #[test]
+    fn what_is_drawn_stands_out() {
+        for color in [INK, LINK, REST, UP, DOWN] {
+            assert!(contrast(color) >= 4.5, "{color:?}: {:.2}", contrast(color));
+        }
+        assert!((contrast(BLACK) - 21.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_drawing_has_a_title() {
+        let svg = titled("<?xml?>\n<svg width=\"1\">x</svg>".into(), "a<b");
+        assert!(
+            svg.contains("<svg role=\"img\" width=\"1\">\n<title>"),
+            "{svg}"
+        );
+        assert!(svg.contains("call: a&lt;b</title>x</svg>"), "{svg}");
+    }
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, WorkerConfig};
 use crate::fleet::local::LocalWorkers;
 use crate::memory;
+use crate::output::console::print;
 
 /// Arguments of the hidden `lacuna bench-worker`.
 #[derive(Args, Clone, Debug)]
@@ -43,7 +44,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let latents = [arguments.batch, arguments.rows, arguments.columns];
     let worker = LocalWorkers::start(1, &Arc::new(model), &device, latents).await?;
     for WorkerConfig { url, token, .. } in &worker.config().workers {
-        println!("{url} {}", token.as_deref().unwrap_or_default());
+        print(format_args!(
+            "{url} {}",
+            token.as_deref().unwrap_or_default()
+        ))?;
     }
     spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     Ok(())

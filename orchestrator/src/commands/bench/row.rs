@@ -6,7 +6,7 @@ use super::case::Case;
 use super::process::Memory;
 use super::subject::{Output, Session};
 use crate::cost::Link;
-use crate::cost::count::Count;
+use crate::cost::count::{Count, once};
 use crate::fleet::tally::Traffic;
 use crate::pipeline::Step;
 use crate::schemes::Scheme;
@@ -15,8 +15,8 @@ use crate::schemes::Scheme;
 pub struct Row {
     /// The case.
     pub case: Case,
-    /// What a call sends, counted.
-    count: Count,
+    /// What the first two calls of a session send and compute, counted.
+    counts: [Count; 2],
     /// Of every call that counts but each session's first.
     seconds: Vec<f64>,
     /// Of each session's first call, which brings along what later ones need not send again.
@@ -29,7 +29,7 @@ pub struct Row {
 struct Account {
     /// Of one call behind the first.
     traffic: Traffic,
-    /// Of one call, over the whole session.
+    /// Of one call behind the first.
     user_gflop: f64,
     workers_gflop: f64,
     output: Output,
@@ -73,7 +73,7 @@ pub struct Summary {
     pub payload_bytes_up_per_call: u64,
     /// The same of the replies.
     pub payload_bytes_down_per_call: u64,
-    /// The user's work, multiply and add counted as two, in 10^9; mean of all calls.
+    /// The user's work in a call behind the first, multiply and add counted as two, in 10^9.
     pub user_gflop_per_call: f64,
     /// All workers' work, likewise.
     pub workers_gflop_per_call: f64,
@@ -87,11 +87,11 @@ pub struct Summary {
 }
 
 impl Row {
-    /// No session yet; `count` is what a call sends.
-    pub fn new(case: Case, count: Count) -> Self {
+    /// No session yet; `counts` is what the first two calls of one send.
+    pub fn new(case: Case, counts: [Count; 2]) -> Self {
         Self {
             case,
-            count,
+            counts,
             seconds: Vec::new(),
             first_seconds: Vec::new(),
             last: None,
@@ -113,11 +113,13 @@ impl Row {
         let seconds: Vec<f64> = seconds.collect();
         self.first_seconds.extend(seconds.first());
         self.seconds.extend(later(&seconds));
-        let per_call = |flop: u64| flop as f64 / 1e9 / session.steps.len() as f64;
+        let calls = session.steps.len() as f64;
+        let per_call = |flop: u64, once: u64| flop.saturating_sub(once) as f64 / 1e9 / calls;
+        let [user_once, workers_once] = once(&self.counts);
         self.last = Some(Account {
             traffic: of_a_later_call(&session.steps),
-            user_gflop: per_call(session.finished.user_flop),
-            workers_gflop: per_call(workers_flop),
+            user_gflop: per_call(session.finished.user_flop, user_once),
+            workers_gflop: per_call(workers_flop, workers_once),
             output: session.output,
         });
     }
@@ -173,7 +175,7 @@ pub fn summarise(rows: &[Row], link: Option<Link>) -> Vec<Summary> {
             payload_up,
             payload_down,
         } = last.traffic;
-        let round_trips = row.count.round_trips();
+        let round_trips = row.counts[1].round_trips();
         let seconds = median(&row.seconds);
         let psnr = local.map(|local| psnr(&last.output, &local.output));
         Summary {

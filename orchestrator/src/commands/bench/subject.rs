@@ -11,17 +11,20 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice, OpenDevice};
 use shared::host::HostTensor;
 use shared::layers::Parameter;
-use shared::unet::{UNet, UNetConfig};
+use shared::unet::UNet;
 use shared::weights::{Weights, list};
 use shared::whole::{AddedConditioning, Conditioning, Whole};
 use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::case::Case;
+use crate::commands::arguments::parse_seed;
 use crate::commands::placed::{self, DEFAULT_GUIDANCE};
-use crate::commands::{ModelArguments, PROMPT_TOKENS};
+use crate::commands::{ModelArguments, PROMPT_TOKENS, unet_config};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
+use crate::interrupt;
+use crate::limits;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling, Step};
@@ -65,18 +68,18 @@ pub struct SubjectArguments {
     #[arg(long, requires = "model", conflicts_with = "config")]
     guidance: Option<f32>,
     /// Of the noise; the weights, where they are random, are always the same.
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = parse_seed)]
     seed: u64,
 }
 
 /// Where a U-Net's weights come from, and where it is computed.
 #[derive(Args, Clone, Debug)]
 pub struct UNetArguments {
-    /// A U-Net's config.json; its weights are random. SDXL's (configs/models/sdxl/unet/config.json) take 10 GB.
-    #[arg(long, default_value = "configs/models/sd15/unet/config.json")]
+    /// sd15, sdxl, or a U-Net's config.json; its weights are random. SDXL's take 10 GB.
+    #[arg(long, default_value = "sd15")]
     pub config: PathBuf,
     /// A diffusers model directory, such as assets/demo-model: times whole pictures in place of random weights.
-    #[arg(long, conflicts_with = "config")]
+    #[arg(short, long, conflicts_with = "config")]
     pub model: Option<PathBuf>,
     /// Weight file variant of the model, e.g. fp16.
     #[arg(long, requires = "model", conflicts_with = "config")]
@@ -99,7 +102,6 @@ const TIMESTEPS: [f64; 2] = [500.0, 20.0];
 impl SubjectArguments {
     /// What can be refused before anything is loaded.
     pub fn check(&self) -> Result<()> {
-        let refuse = |flag: &str| Err(Error::Request(format!("{flag} 0: at least one")));
         for (flag, value) in [
             ("--rows", self.rows),
             ("--columns", self.columns),
@@ -107,10 +109,10 @@ impl SubjectArguments {
             ("--calls", Some(self.calls)),
             ("--steps", Some(self.steps)),
         ] {
-            if value == Some(0) {
-                return refuse(flag);
-            }
+            value.map_or(Ok(()), |n| limits::check(flag, n, limits::COUNT))?;
         }
+        let [rows, columns] = [self.rows, self.columns].map(|side| side.unwrap_or(1));
+        limits::check_latents("--batch, --rows and --columns", [self.batch, rows, columns])?;
         match &self.unet.model {
             Some(model) => placed::check_model(&self.unet.with_model(model.clone())),
             None => Ok(()),
@@ -146,7 +148,7 @@ impl UNetArguments {
     }
 
     fn read_config(&self) -> anyhow::Result<UNet> {
-        let config = UNetConfig::from_file(&self.config);
+        let config = unet_config(&self.config, || self.config.clone());
         Ok(config.context("cannot read the U-Net's config")?.build())
     }
 }
@@ -435,6 +437,7 @@ impl Subject {
             Source::Calls { noises, .. } => {
                 let mut prediction = HostTensor::zeros([0]);
                 for call in 0..calls {
+                    interrupt::check()?;
                     let sample = between(noises, TURN * call as f32)?;
                     let start = Instant::now();
                     let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);

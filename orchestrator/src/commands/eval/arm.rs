@@ -91,6 +91,9 @@ impl ArmSetting {
             let line = text.lines().next().unwrap_or_default();
             refuse(line.trim_start_matches("error: ").to_owned())
         })?;
+        let settings: &SchemeArguments = &options.settings;
+        let unused = settings.check(scheme);
+        unused.map_err(|e| refuse(e.to_string()))?;
         Ok(Self {
             name: name.to_owned(),
             scheme,
@@ -164,8 +167,9 @@ mod tests {
             "resident:wire=halo=f16,attention=delta4;workers=2"
         );
         let options = &arms[0].options.settings;
-        assert_eq!(options.groupnorm, GroupNormMode::Local);
-        assert!(options.offload.conv && options.offload.norm && !options.offload.attention);
+        assert_eq!(options.groupnorm, Some(GroupNormMode::Local));
+        let offload = options.offload.unwrap();
+        assert!(offload.conv && offload.norm && !offload.attention);
         assert_eq!(arms[2].options.workers, Some(2));
         assert_eq!(arms[3].options.size, Some([64, 32]));
         assert_eq!(arms[3].reference().folder(), "reference-steps=3-size=64x32");

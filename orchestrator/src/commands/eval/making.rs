@@ -9,14 +9,17 @@ use tokio::runtime::Handle;
 use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{Placed, default_workers, draw_noise, most_workers};
+use crate::commands::placed::{default_workers, draw_noise, most_workers};
 use crate::error::{Error, Result};
-use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
+use crate::generator::Generator;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::policy::ledger::Ledger;
+use crate::schemes::Setting;
 
 /// What all arms share.
 pub struct Maker {
@@ -28,6 +31,8 @@ pub struct Maker {
     pub whole: Option<Weights>,
     /// Workers that were given, in place of those that are started here.
     pub fleet: Option<FleetConfig>,
+    /// What every arm on given workers must keep to.
+    pub policy: Option<Policy>,
     /// How many to start, where an arm does not say.
     pub local_workers: Option<usize>,
     /// How the sampler goes, where an arm does not say.
@@ -45,7 +50,7 @@ pub struct Maker {
 /// An arm that is ready.
 pub struct Place<'a> {
     maker: &'a Maker,
-    placed: Placed,
+    generator: Generator,
     /// Of the user's part of the U-Net.
     weights: Weights,
     /// `[1, C, H, W]`.
@@ -98,7 +103,31 @@ impl Maker {
             )));
         }
         arm.options.workers = Some(n);
+        if let (Some(policy), Some(fleet)) = (&self.policy, self.fleet_of(arm)) {
+            let setting = self.setting(arm).map_err(|e| refuse(e.to_string()))?;
+            let ledger = Ledger::foresee(unet, &setting, &fleet, &[])?;
+            let kept = policy.check(&setting, &ledger);
+            kept.map_err(|e| refuse(e.to_string()))?;
+        }
         Ok(())
+    }
+
+    /// The given workers that an arm has, where any are given.
+    fn fleet_of(&self, arm: &ArmSetting) -> Option<FleetConfig> {
+        let mut fleet = self.fleet.clone()?;
+        let n = arm.options.workers.unwrap_or(fleet.workers.len());
+        fleet.workers.truncate(n);
+        Some(fleet)
+    }
+
+    fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
+        let [_, _, rows, columns] = self.shape(arm)?;
+        let latents = [self.sampling.batch(), rows, columns];
+        let settings = &arm.options.settings;
+        let unet = self.pipeline.unet();
+        let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
+        setting.lanes = settings.lanes(self.fleet.is_some());
+        Ok(setting)
     }
 
     /// Gets an arm ready: starts its workers, where none were given.
@@ -111,23 +140,15 @@ impl Maker {
             steps: arm.options.steps.unwrap_or(self.sampling.steps),
             ..self.sampling.clone()
         };
-        let [_, _, rows, columns] = shape;
-        let latents = [sampling.batch(), rows, columns];
-        let unet = self.pipeline.unet();
+        let setting = self.setting(arm)?;
         let mut workers = None;
-        let fleet = match (&self.fleet, &self.whole) {
+        let fleet = match (self.fleet_of(arm), &self.whole) {
             _ if !arm.scheme.needs_workers() => None,
-            (Some(fleet), _) => {
-                let mut fleet = fleet.clone();
-                fleet
-                    .workers
-                    .truncate(arm.options.workers.unwrap_or(fleet.workers.len()));
-                Some(fleet)
-            }
+            (Some(fleet), _) => Some(fleet),
             (None, Some(weights)) => {
-                let model = Arc::new(Model::new(unet.clone(), weights.clone()));
+                let model = Arc::new(Model::new(self.pipeline.unet().clone(), weights.clone()));
                 let n = arm.options.workers.unwrap_or(1);
-                let start = LocalWorkers::start(n, &model, &self.device, latents);
+                let start = LocalWorkers::start(n, &model, &self.device, setting.latents);
                 let started = workers.insert(self.runtime.block_on(start)?);
                 Some(started.config().clone())
             }
@@ -136,21 +157,15 @@ impl Maker {
                 return Err(Error::Request(reason.into()));
             }
         };
-        let settings = &arm.options.settings;
-        let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
-        setting.lanes = settings.lanes(self.fleet.is_some());
-        let placed = Placed {
-            setting,
-            whole: self.whole.clone(),
-            pipeline: self.pipeline.clone(),
-            policy: None,
-            sampling,
-            fleet,
-        };
+        let (pipeline, whole) = (self.pipeline.clone(), self.whole.clone());
+        // Fewer workers would be another arm.
+        let generator = Generator::new(pipeline, sampling, setting, whole, fleet)
+            .under(self.policy.clone())
+            .with_the_same_number();
         Ok(Place {
             maker: self,
-            weights: placed.weights()?,
-            placed,
+            weights: generator.weights()?,
+            generator,
             shape,
             _workers: workers,
         })
@@ -162,50 +177,25 @@ impl Place<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub fn picture(&mut self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
+    pub fn picture(&self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
         let picture = self.make(prompt, seed)?;
         let text = [("prompt", prompt.to_owned()), ("seed", seed.to_string())];
         picture.write_png(path, &text).map_err(Failure::OfRun)
     }
 
-    fn make(&mut self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
-        let guided = self.placed.sampling.guided();
+    fn make(&self, prompt: &str, seed: u64) -> Result<Picture, Failure> {
+        let Generator {
+            pipeline, sampling, ..
+        } = &self.generator;
         let negative = &self.maker.negative_prompt;
-        let context = self.placed.pipeline.encode(prompt, negative, guided)?;
+        let context = pipeline.encode(prompt, negative, sampling.guided())?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
-        let fleet = self.open().map_err(Failure::OfRun)?;
-        let own = (self.weights.clone(), fleet);
+        let weights = self.weights.clone();
         let denoised = self
-            .placed
-            .denoise(context, noise, &mut rng, own, &mut |_| {});
-        let (latents, finished) = denoised?;
-        if let Some(fleet) = finished.fleet {
-            self.maker.runtime.block_on(fleet.close());
-        }
-        Ok(self.placed.pipeline.decode(latents)?)
-    }
-
-    /// Opens the sessions of one picture, with a spare in the place of a worker that is lost.
-    fn open(&mut self) -> Result<Option<Fleet>> {
-        loop {
-            let error = match self.maker.runtime.block_on(self.placed.open()) {
-                Ok(fleet) => return Ok(fleet),
-                Err(error) => error,
-            };
-            let fleet = self.placed.fleet.as_ref();
-            let left = fleet.zip(error.lost_worker());
-            let left = left.and_then(|(fleet, url)| {
-                // Fewer workers would be another setting.
-                let left = fleet.without(url)?;
-                (left.workers.len() == fleet.workers.len()).then_some(left)
-            });
-            let Some(left) = left else {
-                return Err(error);
-            };
-            tracing::warn!("{error}; went on with a spare");
-            self.placed.fleet = Some(left);
-        }
+            .generator
+            .denoise(context, noise, &mut rng, weights, &mut |_| {});
+        Ok(pipeline.decode(denoised?)?)
     }
 }
 

@@ -8,15 +8,17 @@ mod run;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
-use shared::weights::Checkpoint;
+use shared::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use super::ModelArguments;
+use super::arguments::{FleetArguments, PictureSize};
 use super::networks::{Given, MetricArguments, Wanted};
 use super::placed::{SamplingArguments, check_model, load, load_whole};
-use super::{ModelArguments, parse_size};
+use super::terms::TermsArguments;
 use crate::error::{Error, Result};
 use crate::evaluation::html;
 use crate::evaluation::prompts::{self, Prompts};
@@ -26,10 +28,11 @@ use crate::evaluation::shard::Shard;
 use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
 use crate::evaluation::table::{Texts, rows_csv};
-use crate::fleet::config::FleetConfig;
+use crate::interrupt;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
-use crate::output::write_whole;
+use crate::output::console::{Console, note};
+use crate::output::{make_directory, write_whole};
 use crate::pipeline::Pipeline;
 use arm::ArmSetting;
 use experiments::Experiment;
@@ -38,7 +41,13 @@ use run::Run;
 
 /// Arguments of `lacuna eval`.
 #[derive(Args, Clone, Debug)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  lacuna eval --prompts prompts.txt --schemes ppidm,resident:wire=f16 --out runs/a
+  lacuna eval --experiment table-4 --limit 16 --out runs/table-4
+  lacuna eval merge runs/0 runs/1 --out runs/all"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -54,7 +63,7 @@ enum Command {
         #[arg(required = true)]
         shards: Vec<PathBuf>,
         /// Where to write the results.
-        #[arg(long)]
+        #[arg(short, long, value_name = "DIR")]
         out: PathBuf,
     },
 }
@@ -83,16 +92,12 @@ struct RunArguments {
     model: ModelArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Columns x rows of the pictures [default: the model's own].
-    #[arg(long, value_parser = parse_size)]
-    size: Option<[usize; 2]>,
-    /// A TOML file that lists the workers (see configs/fleet.example.toml).
-    #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
-    workers: Option<PathBuf>,
-    /// Without --workers: so many workers are started here, on loopback ports [default: 4, or as many
-    /// as there are rows for].
-    #[arg(long)]
-    local_workers: Option<usize>,
+    #[command(flatten)]
+    size: PictureSize,
+    #[command(flatten)]
+    workers: FleetArguments,
+    #[command(flatten)]
+    terms: TermsArguments,
     /// A folder of pictures to compare with, named as this command names its own (INDEX-SEED.png), in
     /// place of the uncut model's.
     #[arg(long)]
@@ -106,9 +111,12 @@ struct RunArguments {
     #[arg(long, default_value_t)]
     shard: Shard,
     /// The directory of the run. A run that was ended goes on there.
-    #[arg(long)]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
+
+/// The first seed where none is given: a run that goes on must know it.
+const SEED: u64 = 42;
 
 /// Prompts of an experiment, where none are given: lines of text.
 const DEMO_PROMPTS: &[u8] = include_bytes!("../../../../configs/prompts/demo.txt");
@@ -135,7 +143,7 @@ fn merge(shards: &[PathBuf], out: &Path) -> anyhow::Result<()> {
         );
     }
     let results = Results::merge(shards)?;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    make_directory(out)?;
     finish(&results, out, 0)
 }
 
@@ -145,6 +153,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
     };
     check_model(&arguments.model)?;
     arguments.sampling.check()?;
+    arguments.workers.check()?;
     let prompts = arguments.prompts()?;
     for (flag, dir) in [
         ("--reference", &arguments.reference),
@@ -170,14 +179,19 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         .load(Given::PromptedSets, open, leave_out)?;
     left_out
         .iter()
-        .for_each(|hint| eprintln!("left out: {hint}"));
+        .for_each(|hint| note(format_args!("left out: {hint}")));
     let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
-    let fleet = arguments.workers.as_deref().map(FleetConfig::from_file);
+    pipeline.check_sampling(&sampling)?;
+    let way = arguments.terms.way;
+    let fleet = arguments.workers.file().map(|path| way.fleet(path));
+    let fleet = fleet.transpose()?;
+    let policy = arguments.terms.policy(fleet.as_ref())?;
     let mut maker = Maker {
         device,
         whole: None,
-        fleet: fleet.transpose()?,
-        local_workers: arguments.local_workers,
+        fleet,
+        policy,
+        local_workers: arguments.workers.number(),
         sampling,
         size,
         negative_prompt: arguments.sampling.negative_prompt.clone(),
@@ -200,7 +214,9 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
             wanted,
             store,
         };
-        let unread = run.go()?;
+        let unread = interrupt::advise(run.go(), || {
+            "what was made is kept; the same command goes on from there".into()
+        })?;
         finish(&Results::of(Store::read(&out)?), &out, unread)
     })
     .await?
@@ -220,8 +236,10 @@ fn finish(results: &Results, out: &Path, unread: usize) -> anyhow::Result<()> {
     for (name, bytes) in files {
         write_whole(&out.join(name), &bytes)?;
     }
-    print!("{table}");
-    println!("{}", out.join("report.html").display());
+    let console = Console::default();
+    console.line(table.trim_end());
+    console.line(out.join("report.html").display());
+    console.finish()?;
     match summary.failed.len() + unread {
         0 => Ok(()),
         n => bail!(
@@ -260,10 +278,7 @@ impl RunArguments {
     }
 
     fn size_of(&self, pipeline: &Pipeline) -> Result<[usize; 2]> {
-        let [width, height] = match self.size {
-            Some([width, height]) => [Some(width), Some(height)],
-            None => [None; 2],
-        };
+        let [width, height] = self.size.sides();
         let [_, _, rows, columns] = pipeline.latent_shape(width, height)?;
         let pixels = pipeline.pixels_per_latent();
         Ok([columns * pixels, rows * pixels])
@@ -276,7 +291,15 @@ impl RunArguments {
         arms: &[ArmSetting],
         wanted: &Wanted,
     ) -> Result<Record> {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        // As it is: the run finds its pictures by it when it goes on.
+        let path = |flag: &str, path: &Option<PathBuf>| match path.as_ref().map(|p| (p, p.to_str()))
+        {
+            Some((path, None)) => Err(Error::Request(format!(
+                "{flag} {}: its name must be UTF-8, run.json keeps it",
+                path.display()
+            ))),
+            kept => Ok(kept.and_then(|(_, text)| text.map(str::to_owned))),
+        };
         let given = self.reference.is_some();
         let metrics = wanted.metrics.iter().map(|metric| {
             let weights = self.metrics.weights_of(*metric);
@@ -291,7 +314,7 @@ impl RunArguments {
             model_name: self.model.model.display().to_string(),
             prompts: prompts.len(),
             prompts_digest: digest(prompts),
-            seed: self.sampling.seed,
+            seed: self.sampling.seed.unwrap_or(SEED),
             steps: self.sampling.steps,
             guidance: maker.sampling.guidance,
             negative_prompt: self.sampling.negative_prompt.clone(),
@@ -301,9 +324,9 @@ impl RunArguments {
                 .map(|scheduler| scheduler.to_string()),
             size: maker.size,
             arms: arms.iter().map(|arm| arm.record(given)).collect(),
-            reference: path(&self.reference),
+            reference: path("--reference", &self.reference)?,
             given: digest_of_given(&[&self.reference, &self.fid_reference])?,
-            fid_reference: path(&self.fid_reference),
+            fid_reference: path("--fid-reference", &self.fid_reference)?,
             metrics: metrics.collect::<Result<BTreeMap<_, _>>>()?,
             lpips_net: wanted.lpips.as_ref().map(|_| self.metrics.lpips_net),
             fid_resize: wanted.inception.as_ref().map(|_| self.metrics.fid_resize),
@@ -346,7 +369,9 @@ fn digest_of_given(folders: &[&Option<PathBuf>]) -> Result<Option<String>> {
 /// Of a file, or of the weights in a directory.
 fn digest_of(path: &Path) -> Result<String> {
     if path.is_dir() {
-        return Ok(Checkpoint::open(path, "model", None)?.digest()?.to_owned());
+        return Ok(Checkpoint::open(path, Library::Transformers, None)?
+            .digest()?
+            .to_owned());
     }
     Ok(Checkpoint::open_file(path)?.digest()?.to_owned())
 }

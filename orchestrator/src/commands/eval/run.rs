@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::arm::ArmSetting;
 use super::making::{Failure, Maker, Place};
@@ -17,6 +16,8 @@ use crate::evaluation::store::{Log, Store};
 use crate::metrics::decode::Rgb8;
 use crate::metrics::folder::{Folder, Pair};
 use crate::metrics::sets::{Network, SetFeatures};
+use crate::output::make_directory;
+use crate::progress::Progress;
 
 /// A run.
 pub struct Run {
@@ -45,7 +46,7 @@ impl Run {
         let references = self.references();
         // Pictures, then rows.
         let works = references.len() + 2 * self.arms.len();
-        let bar = progress_bar((works * range.len()) as u64);
+        let bar = Progress::new("picture or row", works * range.len());
         let mut missing = Missing::new();
         for reference in &references {
             self.make(reference, &bar, &mut missing)
@@ -57,10 +58,8 @@ impl Run {
                 .with_context(|| format!("the run stopped at {}", arm.name))?;
             self.measure(record, &missing, &bar, &mut log)?;
         }
-        bar.set_message("features of sets");
-        let unread = self.take_features(&bar);
-        bar.finish_and_clear();
-        unread
+        bar.about("features of sets");
+        self.take_features(&bar)
     }
 
     /// The uncut runs that the arms are compared with, each once.
@@ -76,15 +75,15 @@ impl Run {
     }
 
     /// Makes the pictures of an arm that are not there.
-    fn make(&self, arm: &ArmSetting, bar: &ProgressBar, missing: &mut Missing) -> Result<()> {
+    fn make(&self, arm: &ArmSetting, bar: &Progress, missing: &mut Missing) -> Result<()> {
         let folder = arm.folder();
-        bar.set_message(arm.name.clone());
+        bar.about(arm.name.clone());
         let mut place: Option<Place> = None;
         for index in self.store.record.shard.of_prompts(self.prompts.len()) {
             let path = self.store.picture(&folder, index);
             let failed = match &self.prompts[index] {
                 _ if path.is_file() => {
-                    pass_over(bar);
+                    bar.skip();
                     continue;
                 }
                 Err(reason) => Some(reason.clone()),
@@ -105,25 +104,19 @@ impl Run {
                 }
             };
             if let Some(reason) = failed {
-                bar.suspend(|| eprintln!("{}, prompt {index}: {reason}", arm.name));
+                bar.note(format_args!("{}, prompt {index}: {reason}", arm.name));
                 missing.insert((folder.clone(), index), reason);
             }
-            bar.inc(1);
+            bar.step();
         }
         Ok(())
     }
 
     /// Appends the rows of an arm that are not there.
-    fn measure(
-        &self,
-        arm: &Arm,
-        missing: &Missing,
-        bar: &ProgressBar,
-        log: &mut Log,
-    ) -> Result<()> {
+    fn measure(&self, arm: &Arm, missing: &Missing, bar: &Progress, log: &mut Log) -> Result<()> {
         for index in self.store.record.shard.of_prompts(self.prompts.len()) {
             if self.store.has(&arm.name, index) {
-                pass_over(bar);
+                bar.skip();
                 continue;
             }
             let prompt = &self.prompts[index];
@@ -136,7 +129,7 @@ impl Run {
                 (None, None) => self.compare(arm, index, prompt.as_deref().unwrap_or_default()),
             };
             if let Outcome::Failed { failed } = &outcome {
-                bar.suspend(|| eprintln!("{}, prompt {index}: {failed}", arm.name));
+                bar.note(format_args!("{}, prompt {index}: {failed}", arm.name));
             }
             log.append(&Row {
                 arm: arm.name.clone(),
@@ -145,7 +138,7 @@ impl Run {
                 prompt: prompt.clone().unwrap_or_default(),
                 outcome,
             })?;
-            bar.inc(1);
+            bar.step();
         }
         Ok(())
     }
@@ -193,7 +186,7 @@ impl Run {
 
     /// Takes the features of every set that are not there. Gives the number of real pictures that cannot
     /// be read.
-    fn take_features(&self, bar: &ProgressBar) -> anyhow::Result<usize> {
+    fn take_features(&self, bar: &Progress) -> anyhow::Result<usize> {
         let record = &self.store.record;
         let sets = record.feature_sets();
         let mut unread = 0;
@@ -214,7 +207,10 @@ impl Run {
                 let keep = self.wanted.keeps(network);
                 let taken = SetFeatures::of(&paths, &*features, keep, |fault| {
                     unread += 1;
-                    bar.suspend(|| eprintln!("not measured: {}: {}", fault.picture, fault.reason));
+                    bar.note(format_args!(
+                        "not measured: {}: {}",
+                        fault.picture, fault.reason
+                    ));
                 });
                 features::save(&file, &taken?)?;
             }
@@ -235,25 +231,5 @@ fn same_bytes(a: &Path, b: &Path) -> bool {
 }
 
 fn make_folder(file: &Path) -> Result<()> {
-    let Some(folder) = file.parent() else {
-        return Ok(());
-    };
-    std::fs::create_dir_all(folder).map_err(|e| crate::Error::Output {
-        path: folder.to_owned(),
-        reason: e.to_string(),
-    })
-}
-
-/// What was there before says nothing about the time that is left.
-fn pass_over(bar: &ProgressBar) {
-    bar.set_length(bar.length().unwrap_or(1).saturating_sub(1));
-}
-
-fn progress_bar(works: u64) -> ProgressBar {
-    let bar = ProgressBar::new(works);
-    // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left, {msg}") {
-        bar.set_style(style);
-    }
-    bar
+    file.parent().map_or(Ok(()), make_directory)
 }

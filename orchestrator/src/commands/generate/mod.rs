@@ -1,5 +1,6 @@
 //! `lacuna generate`: a prompt to pictures.
 
+mod before;
 mod noises;
 mod picture;
 
@@ -7,104 +8,118 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use clap::Args;
-use shared::unet::UNet;
+use shared::host::HostTensor;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::placed::{Placed, SamplingArguments, check_model, default_workers, load, load_whole};
+use super::arguments::{FleetArguments, PictureSize};
+use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
+use super::terms::TermsArguments;
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
-use crate::error::{Error, Result};
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::error::Result;
 use crate::fleet::local::LocalWorkers;
+use crate::generator::Generator;
+use crate::interrupt;
+use crate::limits;
 use crate::memory;
-use crate::output::{check_writable, numbered, write_whole};
+use crate::output::console::Console;
+use crate::output::{Outputs, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
-use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::choose;
 use crate::report::Report;
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::Scheme;
+use before::Before;
 use noises::Noises;
-use picture::Run;
+use picture::{Done, Run};
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  lacuna generate \"a red circle\"
+  lacuna generate -m MODEL -p \"a lighthouse at dusk\" -n blurry --seed 7 --steps 30 -o lighthouse.png
+  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --policy private --report report.json
+  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display")]
 pub struct Arguments {
+    /// What to see; or --prompt.
+    #[arg(value_name = "PROMPT", required_unless_present = "prompt")]
+    words: Option<String>,
     /// What to see.
-    prompt: String,
+    #[arg(short, long, allow_hyphen_values = true, conflicts_with = "words")]
+    prompt: Option<String>,
+    /// Where to write the picture, a PNG; several are numbered. - is the standard output.
+    #[arg(short, long, value_name = "FILE", default_value = "lacuna.png")]
+    out: PathBuf,
+    /// Number of pictures.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: usize,
+    /// Leave prompt, negative prompt, seed and settings out of the picture's file, which has them as text.
+    #[arg(long)]
+    no_metadata: bool,
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// Columns of the picture [default: the model's own].
-    #[arg(long)]
-    width: Option<usize>,
-    /// Rows of the picture [default: the model's own].
-    #[arg(long)]
-    height: Option<usize>,
-    /// Number of pictures.
-    #[arg(long, default_value_t = 1)]
-    count: usize,
+    #[command(flatten)]
+    size: PictureSize,
     /// DDIM's amount of fresh noise, 0 to 1.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
     eta: f32,
     /// Where the U-Net is computed.
-    #[arg(long, default_value_t = Scheme::Resident)]
+    #[arg(long, default_value_t = Scheme::Resident, help_heading = "Scheme")]
     scheme: Scheme,
     #[command(flatten)]
     settings: SchemeArguments,
-    /// What any one provider may see, a TOML file (see configs/policies). Under resident the fastest
-    /// placement that it allows is taken in place of the flags'.
-    #[arg(long)]
-    policy: Option<PathBuf>,
+    #[command(flatten)]
+    terms: TermsArguments,
     #[command(flatten)]
     speed: SpeedArguments,
     #[command(flatten)]
     compute: ComputeArguments,
-    /// A TOML file that lists the workers (see configs/fleet.example.toml).
-    #[arg(long, env = "LACUNA_WORKERS", conflicts_with = "local_workers")]
-    workers: Option<PathBuf>,
-    /// Without --workers: so many workers are started here, on loopback ports [default: 4, or as many
-    /// as there are rows for].
-    #[arg(long)]
-    local_workers: Option<usize>,
+    #[command(flatten)]
+    workers: FleetArguments,
     /// Initial noise, a safetensors file, in place of the seed's.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE", help_heading = "Sampling")]
     latents: Option<PathBuf>,
     /// Where to keep the final latents.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
-    /// Where to write the picture; several are numbered.
-    #[arg(long, default_value = "lacuna.png")]
-    out: PathBuf,
     /// Where to write what it took and who saw what, as JSON.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// Anything from a bad argument to a dead worker, in one line; no picture is written then.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+/// Anything from a bad argument to a dead worker, in one line; that picture is not written then, and the
+/// report says what was done.
+pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
-    check(&arguments)?;
-    let policy = arguments.policy.as_deref().map(Policy::from_file);
-    let policy = policy.transpose()?;
-    let fleet_config = match &arguments.workers {
-        Some(path) if arguments.scheme.needs_workers() => Some(FleetConfig::from_file(path)?),
+    let seed = arguments.sampling.seed.get_or_insert_with(random_seed);
+    let first_seed = *seed;
+    let console = Console::new(check(&arguments)?.take_stdout());
+    let fleet_config = match arguments.workers.file() {
+        Some(path) if arguments.scheme.needs_workers() => Some(arguments.terms.way.fleet(path)?),
         _ => None,
     };
+    let policy = arguments.terms.policy(fleet_config.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
     let sampling = arguments
         .sampling
         .settle(pipeline.guidance_scale, arguments.eta);
+    pipeline.check_sampling(&sampling)?;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.to_string(),
         model: pipeline.digest().to_owned(),
+        seed: first_seed,
         ..Report::default()
     };
     report.seconds.load = start.elapsed().as_secs_f64();
@@ -126,7 +141,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(weights) if arguments.scheme.needs_workers() => {
             let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
             let most = default_workers(arguments.scheme, pipeline.unet(), rows);
-            let n = arguments.local_workers.unwrap_or(most);
+            let n = arguments.workers.number().unwrap_or(most);
             Some(LocalWorkers::start(n, &model, &device, latents).await?)
         }
         _ => None,
@@ -138,113 +153,137 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         arguments
             .settings
             .setting(arguments.scheme, pipeline.unet(), latents, tokens);
-    setting.lanes = arguments.settings.lanes(arguments.workers.is_some());
+    setting.lanes = arguments.settings.lanes(arguments.workers.file().is_some());
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
-            let device = &device.device;
-            let unet = pipeline.unet();
-            permitted(&arguments, policy, setting, unet, fleet, device).await?
+            let before = Before {
+                arguments: &arguments,
+                pipeline: &pipeline,
+                sampling: &sampling,
+                device: &device.device,
+                policy,
+                fleet,
+            };
+            before.settle(setting, &console).await?
+        }
+        (None, Some(_)) if arguments.workers.file().is_some() => {
+            console.line(
+                "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private",
+            );
+            setting
         }
         _ => setting,
     };
+    let generator = Generator::new(pipeline, sampling, setting, whole, fleet_config);
     let run = Arc::new(Run {
         context,
-        placed: Placed {
-            setting,
-            sampling,
-            fleet: fleet_config,
-            policy,
-            whole,
-            pipeline,
-        },
+        generator: generator.under(policy),
         arguments,
     });
-    let count = run.arguments.count;
-    for index in 0..count {
-        // Before a session is opened: values that are not finite shall end the run here.
-        let loading = Instant::now();
-        let weights = {
-            let run = run.clone();
-            spawn_blocking(move || run.placed.weights()).await??
-        };
-        report.seconds.load += loading.elapsed().as_secs_f64();
-        let connecting = Instant::now();
-        let fleet = run.placed.open().await?;
-        report.seconds.connect += connecting.elapsed().as_secs_f64();
-        let noise = noises.get(index);
-        let picture = {
-            let run = run.clone();
-            spawn_blocking(move || run.picture(index, noise, weights, fleet)).await??
-        };
-        report.seconds.denoise += picture.denoise.as_secs_f64();
+    let made = pictures(&run, &noises, &mut report, &console).await;
+    report.error = made.as_ref().err().map(|error| format!("{error:#}"));
+    {
+        let accounts = run.generator.accounts();
+        report.seconds.connect = accounts.connect.as_secs_f64();
+        report.seconds.denoise = accounts.denoise.as_secs_f64();
+        report.user.gflop = accounts.user_flop as f64 / 1e9;
+        report.ledger = Ledger::of_run(&run.generator.setting, &accounts.pictures);
+        accounts
+            .pictures
+            .iter()
+            .for_each(|tallies| report.add_tallies(tallies));
+    }
+    report.seconds.total = start.elapsed().as_secs_f64();
+    report.peak_memory = memory::peak();
+    if made.is_ok() && !report.workers.is_empty() {
+        console.line(report.table());
+    }
+    let reported = match &run.arguments.report {
+        Some(path) => write_whole(path, &serde_json::to_vec_pretty(&report)?),
+        None => Ok(()),
+    };
+    // Why there is a picture less says more than why there is no report.
+    made?;
+    reported?;
+    Ok(console.finish()?)
+}
+
+/// Makes the pictures, one after the other.
+async fn pictures(
+    run: &Arc<Run>,
+    noises: &Noises,
+    report: &mut Report,
+    console: &Console,
+) -> anyhow::Result<()> {
+    for index in 0..run.arguments.count {
+        let picture = picture(run, index, noises.get(index), report).await;
+        let picture = interrupt::advise(picture, || run.rest(index))?;
         report.seconds.decode += picture.decode.as_secs_f64();
-        report.user.gflop += picture.user_flop as f64 / 1e9;
         report.pictures.push(picture.path.display().to_string());
-        if let Some(fleet) = picture.fleet {
-            let mut tallies = fleet.close().await;
-            tallies.extend(picture.past);
-            report.ledger = Ledger::of_run(&run.placed.setting, &tallies);
-            report.add_tallies(&tallies);
-        }
-        println!(
+        console.line(format_args!(
             "{} ({:.1} s for {} steps, seed {})",
             picture.path.display(),
             picture.denoise.as_secs_f64(),
             run.arguments.sampling.steps,
             run.seed(index),
+        ));
+    }
+    if !run.arguments.no_metadata {
+        console.line(
+            "The file holds the prompt, the negative prompt and the seed as text; --no-metadata leaves them out.",
         );
-    }
-    report.seconds.total = start.elapsed().as_secs_f64();
-    report.peak_memory = memory::peak();
-    if !report.workers.is_empty() {
-        println!("{}", report.table());
-    }
-    if let Some(path) = &run.arguments.report {
-        write_whole(path, &serde_json::to_vec_pretty(&report)?)?;
     }
     Ok(())
 }
 
-/// What can be refused before anything is loaded.
-fn check(arguments: &Arguments) -> Result<()> {
-    let refuse = |reason: String| Err(Error::Request(reason));
-    if arguments.count == 0 {
-        return refuse("--count 0: at least one picture".into());
-    }
-    if let Some(n) = arguments
-        .local_workers
-        .filter(|n| !(1..=MAX_WORKERS).contains(n))
-    {
-        return refuse(format!("--local-workers {n}: from 1 to {MAX_WORKERS}"));
-    }
-    arguments.sampling.check()?;
-    for index in 0..arguments.count {
-        check_writable(&numbered(&arguments.out, index, arguments.count))?;
-        if let Some(path) = &arguments.save_latents {
-            check_writable(&numbered(path, index, arguments.count))?;
-        }
-    }
-    arguments.report.as_deref().map_or(Ok(()), check_writable)?;
-    check_model(&arguments.model)
+/// A seed that is short enough to be typed: of more bits torch takes the lower 32.
+fn random_seed() -> u64 {
+    rand::random::<u32>().into()
 }
 
-/// The setting under the policy: planned where that is possible, checked in any case. Nothing has
-/// been sent yet that means anything.
-async fn permitted(
-    arguments: &Arguments,
-    policy: &Policy,
-    setting: Setting,
-    unet: &UNet,
-    fleet: &FleetConfig,
-    device: &Device,
-) -> Result<Setting> {
-    if setting.scheme == Scheme::Resident {
-        let compute = &arguments.compute;
-        let speeds = compute.speeds(&arguments.speed, fleet, device).await?;
-        return Ok(choose(unet, policy, setting, fleet, &speeds)?.setting);
+impl Arguments {
+    fn prompt(&self) -> &str {
+        let words = self.prompt.as_deref().or(self.words.as_deref());
+        words.unwrap_or_default()
     }
-    policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
-    Ok(setting)
+}
+
+/// Makes one picture from `noise`, or from its seed's.
+async fn picture(
+    run: &Arc<Run>,
+    index: usize,
+    noise: Option<HostTensor>,
+    report: &mut Report,
+) -> anyhow::Result<Done> {
+    // Before a session is opened: values that are not finite shall end the run here.
+    let loading = Instant::now();
+    let weights = {
+        let run = run.clone();
+        spawn_blocking(move || run.generator.weights()).await??
+    };
+    report.seconds.load += loading.elapsed().as_secs_f64();
+    let run = run.clone();
+    Ok(spawn_blocking(move || run.picture(index, noise, weights)).await??)
+}
+
+/// What can be refused before anything is loaded. Gives the files that will be written.
+fn check(arguments: &Arguments) -> Result<Outputs> {
+    limits::check("--count", arguments.count, limits::PICTURES)?;
+    arguments.settings.check(arguments.scheme)?;
+    arguments.workers.check()?;
+    arguments.sampling.check()?;
+    let mut outputs = Outputs::default();
+    let count = arguments.count;
+    outputs.add_ending("--out", &arguments.out, count, "png")?;
+    if let Some(path) = &arguments.save_latents {
+        outputs.add("--save-latents", path, count)?;
+    }
+    if let Some(path) = &arguments.report {
+        outputs.add("--report", path, 1)?;
+    }
+    outputs.check()?;
+    check_model(&arguments.model)?;
+    Ok(outputs)
 }
 
 async fn encode(
@@ -258,7 +297,7 @@ async fn encode(
     let guided = sampling.guided();
     let context = spawn_blocking(move || {
         let negative = &arguments.sampling.negative_prompt;
-        pipeline.encode(&arguments.prompt, negative, guided)
+        pipeline.encode(arguments.prompt(), negative, guided)
     });
     let context = context.await??;
     report.seconds.text = start.elapsed().as_secs_f64();

@@ -20,7 +20,10 @@ impl Noises {
     /// [`Error::Input`] or [`Error::Request`], naming the file or the flag.
     pub fn prepare(arguments: &Arguments, pipeline: &Pipeline) -> Result<Self> {
         let Some(path) = &arguments.latents else {
-            let shape = pipeline.latent_shape(arguments.width, arguments.height)?;
+            let shape = {
+                let [width, height] = arguments.size.sides();
+                pipeline.latent_shape(width, height)?
+            };
             return Ok(Self { given: None, shape });
         };
         let given = read_latents(path)?;
@@ -36,9 +39,10 @@ impl Noises {
         let [_, c, rows, columns] = shape;
         let pixels = pipeline.pixels_per_latent();
         // A size that is given must be that of the latents.
+        let [width, height] = arguments.size.sides();
         let wanted = pipeline.latent_shape(
-            arguments.width.or(Some(columns * pixels)),
-            arguments.height.or(Some(rows * pixels)),
+            width.or(Some(columns * pixels)),
+            height.or(Some(rows * pixels)),
         )?;
         if wanted != shape {
             return Err(refuse(format!(

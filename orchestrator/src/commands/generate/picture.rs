@@ -4,26 +4,24 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use indicatif::{ProgressBar, ProgressStyle};
 use shared::host::HostTensor;
 use shared::weights::Weights;
 
 use super::Arguments;
-use crate::commands::placed::{Placed, draw_noise};
+use crate::commands::placed::draw_noise;
 use crate::error::Result;
-use crate::fleet::Fleet;
-use crate::fleet::tally::Tally;
+use crate::generator::Generator;
 use crate::noise::TorchRng;
 use crate::output::numbered;
 use crate::pipeline::{Step, write_latents};
-use crate::schemes::Finished;
+use crate::progress::Progress;
 
 /// What all pictures of a run share.
 pub struct Run {
     /// What was asked for.
     pub arguments: Arguments,
     /// The model, and where it is computed.
-    pub placed: Placed,
+    pub generator: Generator,
     /// What the prompt became.
     pub context: Tensor<3>,
 }
@@ -36,18 +34,28 @@ pub struct Done {
     pub denoise: Duration,
     /// Latents to picture.
     pub decode: Duration,
-    /// Work of the user, multiply and add counted as two.
-    pub user_flop: u64,
-    /// The workers, their sessions still open.
-    pub fleet: Option<Fleet>,
-    /// Accounts of sessions that were given up.
-    pub past: Vec<Tally>,
 }
 
 impl Run {
     /// Of the `index`-th picture.
     pub fn seed(&self, index: usize) -> u64 {
-        self.arguments.sampling.seed.wrapping_add(index as u64)
+        let first = self.arguments.sampling.seed.unwrap_or_default();
+        first.wrapping_add(index as u64)
+    }
+
+    /// How to go on behind an interrupt in the `index`-th picture.
+    pub fn rest(&self, index: usize) -> String {
+        let count = self.arguments.count;
+        if count == 1 || self.arguments.latents.is_some() {
+            return format!(
+                "{index} of {count} pictures are written; the same command begins again"
+            );
+        }
+        format!(
+            "{index} of {count} pictures are written; for the others give --seed {} --count {} and another --out",
+            self.seed(index),
+            count - index
+        )
     }
 
     /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
@@ -60,15 +68,9 @@ impl Run {
         index: usize,
         noise: Option<HostTensor>,
         weights: Weights,
-        fleet: Option<Fleet>,
     ) -> Result<Done> {
         let start = Instant::now();
-        let (latents, finished) = self.denoise(index, noise, weights, fleet)?;
-        let Finished {
-            user_flop,
-            fleet,
-            past,
-        } = finished;
+        let latents = self.denoise(index, noise, weights)?;
         let denoise = start.elapsed();
 
         let start = Instant::now();
@@ -76,16 +78,13 @@ impl Run {
         if let Some(path) = &self.arguments.save_latents {
             write_latents(&numbered(path, index, count), &latents)?;
         }
-        let picture = self.placed.pipeline.decode(latents)?;
+        let picture = self.generator.pipeline.decode(latents)?;
         let path = numbered(&self.arguments.out, index, count);
         picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
         Ok(Done {
             path,
             denoise,
             decode: start.elapsed(),
-            user_flop,
-            fleet,
-            past,
         })
     }
 
@@ -94,38 +93,39 @@ impl Run {
         index: usize,
         noise: Option<HostTensor>,
         weights: Weights,
-        fleet: Option<Fleet>,
-    ) -> Result<(HostTensor, Finished)> {
+    ) -> Result<HostTensor> {
         let mut rng = TorchRng::new(self.seed(index));
         let noise = match noise {
             Some(noise) => noise,
             None => {
-                let (width, height) = (self.arguments.width, self.arguments.height);
-                draw_noise(&mut rng, self.placed.pipeline.latent_shape(width, height)?)?
+                let [width, height] = self.arguments.size.sides();
+                draw_noise(
+                    &mut rng,
+                    self.generator.pipeline.latent_shape(width, height)?,
+                )?
             }
         };
-        let bar = progress_bar();
+        let bar = Progress::new("step", self.generator.sampling.steps);
         let mut show = |step: Step| {
             let megabytes = |bytes: u64| bytes as f64 / 1e6;
             let bytes = step.traffic.map_or(String::new(), |t| {
                 let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
                 format!(", {up:.1} MB up, {down:.1} MB down")
             });
-            bar.set_length(step.of as u64);
-            bar.set_position(step.done as u64);
-            bar.set_message(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+            bar.about(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+            bar.reach(step.done, step.of);
         };
         let context = self.context.clone();
-        let denoised = self
-            .placed
-            .denoise(context, noise, &mut rng, (weights, fleet), &mut show);
-        bar.finish_and_clear();
-        denoised
+        self.generator
+            .denoise(context, noise, &mut rng, weights, &mut show)
     }
 
-    /// The picture's parameters, for the PNG.
+    /// The picture's parameters, for the PNG; none where they are not wanted.
     fn text(&self, index: usize, width: usize, height: usize) -> Vec<(&'static str, String)> {
         let a = &self.arguments;
+        if a.no_metadata {
+            return Vec::new();
+        }
         let sampling = &a.sampling;
         let scheduler = sampling
             .scheduler
@@ -135,24 +135,15 @@ impl Run {
                 "Software",
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
             ),
-            ("prompt", a.prompt.clone()),
+            ("prompt", a.prompt().to_owned()),
             ("negative_prompt", sampling.negative_prompt.clone()),
             ("seed", self.seed(index).to_string()),
             ("steps", sampling.steps.to_string()),
-            ("guidance", self.placed.sampling.guidance.to_string()),
+            ("guidance", self.generator.sampling.guidance.to_string()),
             ("scheduler", scheduler),
             ("scheme", a.scheme.to_string()),
             ("size", format!("{width}x{height}")),
-            ("model", self.placed.pipeline.digest().to_owned()),
+            ("model", self.generator.pipeline.digest().to_owned()),
         ]
     }
-}
-
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; a mistake in it only costs the style.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -13,15 +13,20 @@ use crate::cost::count::{Count, Counted};
 use crate::fleet::tally::{Kind, Seen};
 use crate::schemes::Setting;
 
-/// What one U-Net call sends to `workers` workers; none leaves everything to the user.
-pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
+/// What the first two U-Net calls of a picture send to `workers` workers; none leaves everything to the user.
+/// They differ in the prompt's keys and values, which the user makes once.
+pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2] {
     let (mut count, offload) = (Count::new(workers), setting.offload);
+    let mut once = 0;
     let named = unet.layers().map(|layer| (layer.name().to_owned(), layer));
     let layers: HashMap<String, Layer<'_>> = named.collect();
     // Shapes alone cannot fail.
     let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    // In the middle of a picture the prompt's keys and values are there.
-    for operation in operations.into_iter().filter(|o| !o.makes_prompt_keys()) {
+    for operation in operations {
+        if operation.makes_prompt_keys() {
+            once += operation.flop;
+            continue;
+        }
         let layer = layers.get(&operation.layer).copied();
         let offloaded = match (operation.kind, layer) {
             (survey::Kind::Conv { kernel }, Some(Layer::Conv(conv))) => offload
@@ -58,7 +63,11 @@ pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Count {
             }
         }
     }
-    count
+    let first = Count {
+        user_flop: count.user_flop + once,
+        ..count.clone()
+    };
+    [first, count]
 }
 
 /// The rows that each of `workers` workers computes and is sent, over all layers.

@@ -21,16 +21,17 @@ use shared::ops;
 use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
 use shared::survey::{self, survey};
-use shared::unet::{CONV_IN, TimeEmbedding, UNet};
+use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, UNet};
 use shared::whole::Whole;
 use shared::wire::{Payload, Work};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::{Kind, Seen, Traffic};
 use crate::fleet::{Fleet, Piece};
+use crate::schemes::plausible::{Plausible, check_prediction};
 use crate::schemes::{Account, Finished, Setting};
 
-pub use count::{count, rows_seen};
+pub use count::{first_calls, rows_seen};
 
 /// How the strips' statistics become a group normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -165,15 +166,35 @@ impl Ppidm {
                 output: vec![b * layer.groups, 2],
             })
         })?;
+        let known = Plausible::of([&host]);
         let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
         filled
             .zip(replies)
             .map(|((worker, strip), reply)| {
                 let count = c / layer.groups * strip.own.len() * w;
-                let moments = reply.into_moments(count);
+                let moments = reply.into_moments(count).and_then(|moments| {
+                    known.check_moments(&layer.name, &moments)?;
+                    Ok(moments)
+                });
                 moments.map_err(|e| self.fleet.nonsense(worker, &e))
             })
             .collect()
+    }
+
+    /// The tensors that the workers with rows in `strips` made of `layer`, each of which `check` accepts.
+    fn features(
+        &self,
+        layer: &str,
+        strips: &[Strip],
+        replies: Vec<Payload>,
+        check: impl Fn(&Payload) -> shared::Result<f64>,
+    ) -> Result<Vec<HostTensor>> {
+        let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
+        let read = |((worker, _), reply): ((usize, &Strip), Payload)| {
+            let tensor = check(&reply).and_then(|_| reply.into_tensor(layer));
+            tensor.map_err(|e| self.fleet.nonsense(worker, &e))
+        };
+        filled.zip(replies).map(read).collect()
     }
 
     fn normalise(&mut self, layer: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
@@ -238,14 +259,6 @@ pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
         _ => true,
     });
     Ok(own.map(|operation| operation.layer).collect())
-}
-
-/// The tensors that the workers made of `layer`.
-fn features(layer: &str, replies: Vec<Payload>) -> shared::Result<Vec<HostTensor>> {
-    replies
-        .into_iter()
-        .map(|reply| reply.into_tensor(layer))
-        .collect()
 }
 
 /// A worker's rows of one layer.
@@ -322,7 +335,14 @@ impl Executor for Ppidm {
                 output: vec![b, layer.c_out, strip.own.len(), columns],
             })
         })?;
-        let merged = join(&features(&layer.name, replies)?, Rows::OfFeature)?;
+        let known = Plausible::of([&host]);
+        let features = self.features(&layer.name, &strips, replies, |y| {
+            match layer.name == CONV_OUT {
+                true => check_prediction(&layer.name, y.largest()),
+                false => known.check_made(&layer.name, y.largest()),
+            }
+        })?;
+        let merged = join(&features, Rows::OfFeature)?;
         Ok(merged.into_device(self.whole.device())?)
     }
 
@@ -364,7 +384,11 @@ impl Executor for Ppidm {
                 output: vec![b, strip.own.len(), c],
             })
         })?;
-        let merged = join(&features(&layer.name, replies)?, Rows::OfTokens)?;
+        let known = Plausible::of([&v]);
+        let features = self.features(&layer.name, &strips, replies, |y| {
+            known.check_means(&layer.name, y.largest())
+        })?;
+        let merged = join(&features, Rows::OfTokens)?;
         let merged = merged.into_device(self.whole.device())?;
         Ok(self.whole.linear(&layer.to_out, &merged)?)
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use shared::error::Error as SharedError;
-use shared::exchange::{Exchange, Item, Of, Seat, Tensors, Writing, accept, take};
+use shared::exchange::{Exchange, Item, Of, Seat, Tensors, take};
 use shared::executor::Executor;
 use shared::host::HostTensor;
 use shared::layers::Attention;
@@ -16,19 +16,14 @@ use shared::whole::Whole;
 use shared::wire::{Codec, Payload};
 
 use super::conductor::Hub;
+use super::intake::{Intake, stream};
 use super::seats;
 use super::tiles::Secret;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Handed;
 use crate::fleet::tally::Kind;
-
-/// This side's ends of what goes to and from a worker.
-#[derive(Default)]
-struct Ends {
-    incoming: Codec,
-    outgoing: Codec,
-}
+use crate::schemes::plausible::Plausible;
 
 /// One picture's strips, on a fleet of workers.
 pub struct Cloud {
@@ -36,8 +31,10 @@ pub struct Cloud {
     /// The user's own part of the U-Net.
     whole: Whole,
     wires: Wires,
-    /// This side's ends of what goes to and from each worker.
-    ends: Vec<Ends>,
+    /// This side's end of what goes to each worker.
+    codecs: Vec<Codec>,
+    /// And of what comes from them.
+    intake: Intake,
     rows: Levels,
     /// Each worker's rows of the coarsest level.
     strips: Vec<Range<usize>>,
@@ -71,7 +68,8 @@ impl Cloud {
             fleet,
             whole,
             wires,
-            ends: strips.iter().map(|_| Ends::default()).collect(),
+            codecs: strips.iter().map(|_| Codec::default()).collect(),
+            intake: Intake::new(wires, strips.len()),
             rows,
             strips,
             limit,
@@ -117,33 +115,10 @@ impl Cloud {
             if let Some(tally) = self.fleet.tallies().nth(i) {
                 tally.count_reply(kind, handed.size);
             }
-            let tensors = self.read(i, exchange, *seat, handed);
+            let tensors = self.intake.read(i, exchange, *seat, handed);
             collected.push(tensors.map_err(|e| self.fleet.nonsense(i, &e))?);
         }
         Ok(collected)
-    }
-
-    /// What the `index`-th worker `handed` out, checked, with what the user attends to as plain numbers.
-    /// Halos go on as they came: the neighbour's end holds what this worker's end does.
-    fn read(
-        &mut self,
-        index: usize,
-        exchange: &Exchange<'_>,
-        seat: Seat,
-        handed: Handed,
-    ) -> shared::Result<Tensors> {
-        let items = exchange.from_worker(seat);
-        let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
-        let codec = &mut self.ends[index].incoming;
-        for item in items.iter().filter(|i| i.writing != Writing::Halo) {
-            let Some(wire) = item.wire(self.wires) else {
-                continue;
-            };
-            let payload = take(&mut tensors, item.name)?;
-            let tensor = codec.read(&stream(exchange, item.name), payload, &item.shape, wire)?;
-            tensors.insert(item.name, tensor.into());
-        }
-        Ok(tensors)
     }
 
     /// One tensor from each worker.
@@ -183,14 +158,14 @@ impl Cloud {
             Rows::OfTokens => exchange.columns,
         };
         let stream = stream(exchange, name);
-        let part = |(strip, ends): (_, &mut Ends)| {
+        let part = |(strip, codec): (_, &mut Codec)| {
             let rows = self.rows.scale(strip, exchange.level);
             let [from, to] = [rows.start, rows.end].map(|row| (row * unit) as isize);
             let part = cut(&x, axis, &(from..to))?;
-            let payload = ends.outgoing.write(&stream, part, self.wires.attention)?;
+            let payload = codec.write(&stream, part, self.wires.attention)?;
             Ok(Tensors::from([(name, payload)]))
         };
-        self.strips.iter().zip(&mut self.ends).map(part).collect()
+        self.strips.iter().zip(&mut self.codecs).map(part).collect()
     }
 
     /// Each worker's tile of what all `handed` out.
@@ -211,18 +186,18 @@ impl Cloud {
         let secret = Secret::draw(tokens, layer.heads, width, self.whole.device())?;
         let hidden = secret.hide(q, k, v)?;
         let wire = self.wires.attention.timeless();
-        let deal = |(seat, ends): (&Seat, &mut Ends)| {
+        let deal = |(seat, codec): (&Seat, &mut Codec)| {
             let [queries, keys] = [seat.tile.queries, seat.tile.keys];
             let parts = [("q", queries), ("k", keys), ("v", keys)];
             let cards = parts.into_iter().zip(&hidden).map(|((name, part), x)| {
                 let Range { start, end } = part.range(tokens);
                 let card = cut(x, Rows::OfTokens, &(start as isize..end as isize))?;
-                let payload = ends.outgoing.write(&stream(exchange, name), card, wire)?;
+                let payload = codec.write(&stream(exchange, name), card, wire)?;
                 Ok((name, payload))
             });
             cards.collect::<Result<Tensors>>()
         };
-        let messages = seats.iter().zip(&mut self.ends).map(deal).collect();
+        let messages = seats.iter().zip(&mut self.codecs).map(deal).collect();
         self.secret = Some(secret);
         messages
     }
@@ -244,6 +219,8 @@ impl Cloud {
     /// The step's input for each worker: its rows of the latents with those next to them.
     fn begin(&mut self, exchange: &Exchange<'_>, seats: &[Seat]) -> Result<Vec<Tensors>> {
         let (latents, embedding) = self.begin.take().ok_or_else(|| nothing_to("begin with"))?;
+        let sent = [&latents, &embedding].into_iter().chain(&self.prompt);
+        self.intake.begin(Plausible::of(sent));
         let mut features = match exchange.of {
             Of::Begin {
                 conv_in,
@@ -315,7 +292,8 @@ impl Cloud {
     fn merge(&self, seats: &[Seat], handed: &mut [Tensors], per_row: usize) -> Result<Payload> {
         let mut merged: Vec<Moments> = Vec::new();
         for (i, (tensors, seat)) in handed.iter_mut().zip(seats).enumerate() {
-            let moments = take(tensors, "moments")?.into_moments(per_row * seat.rows);
+            let payload = take(tensors, "moments")?;
+            let moments = self.intake.moments(i, payload, per_row * seat.rows);
             let moments = moments.map_err(|e| self.fleet.nonsense(i, &e))?;
             if merged.is_empty() {
                 merged = moments;
@@ -376,8 +354,8 @@ impl Cloud {
                 for name in ["k", "v"] {
                     let joined = join(&Self::each(&mut handed, name)?, Rows::OfTokens)?;
                     let (stream, wire) = (stream(exchange, name), self.wires.attention);
-                    for (message, ends) in messages.iter_mut().zip(&mut self.ends) {
-                        let payload = ends.outgoing.write(&stream, joined.clone(), wire)?;
+                    for (message, codec) in messages.iter_mut().zip(&mut self.codecs) {
+                        let payload = codec.write(&stream, joined.clone(), wire)?;
                         message.insert(name, payload);
                     }
                 }
@@ -447,11 +425,6 @@ impl Hub for Cloud {
     fn user_does(&mut self, _: &Operation) {
         // The executor of the user's part counts what it does.
     }
-}
-
-/// Tells a tensor from others that go the same way in a step.
-fn stream(exchange: &Exchange<'_>, name: &str) -> String {
-    format!("{}: {name}", exchange.label())
 }
 
 fn nothing_to(what: &str) -> Error {

@@ -2,6 +2,7 @@
 //!
 //! - [`conductor`]: the user's walk of the U-Net, exchange by exchange.
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
+//! - [`intake`]: what workers hand out, read and checked.
 //! - [`tiles`]: what workers attend to without knowing what it is.
 //! - [`count`]: what would travel, without sending it.
 //! - [`own`]: the layers that the user computes.
@@ -10,6 +11,7 @@
 pub mod cloud;
 pub mod conductor;
 pub mod count;
+pub mod intake;
 pub mod own;
 pub mod tiles;
 

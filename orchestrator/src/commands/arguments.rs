@@ -1,0 +1,173 @@
+//! Arguments that several commands read in the same way.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::parse_size;
+use crate::error::{Error, Result};
+use crate::fleet::config::MAX_WORKERS;
+use crate::limits;
+
+/// The size of a picture.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PictureSize {
+    /// Columns x rows of the picture, in pixels [default: the model's own].
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    size: Option<[usize; 2]>,
+    /// The older name of half of --size.
+    #[arg(long, hide = true, conflicts_with = "size")]
+    width: Option<usize>,
+    /// The older name of half of --size.
+    #[arg(long, hide = true, conflicts_with = "size")]
+    height: Option<usize>,
+}
+
+impl PictureSize {
+    /// Columns and rows, where they are given.
+    pub fn sides(&self) -> [Option<usize>; 2] {
+        match self.size {
+            Some(size) => size.map(Some),
+            None => [self.width, self.height],
+        }
+    }
+}
+
+/// The workers: of a file, or so many.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Workers")]
+pub struct FleetArguments {
+    /// A TOML file that lists the workers (see configs/fleet.example.toml).
+    #[arg(long, value_name = "FILE", conflicts_with = "workers")]
+    fleet: Option<PathBuf>,
+    /// Without --fleet: so many workers [default: 4, or as many as there are rows for].
+    #[arg(
+        long,
+        value_name = "N",
+        aliases = ["local-workers", "providers"],
+        value_parser = parse_workers
+    )]
+    workers: Option<Workers>,
+}
+
+/// What `--workers` says.
+#[derive(Clone, Debug)]
+enum Workers {
+    Number(usize),
+    /// As it was before `--fleet`.
+    File(PathBuf),
+}
+
+fn parse_workers(text: &str) -> std::result::Result<Workers, String> {
+    let digits = text.trim_start_matches(['-', '+']);
+    match digits.bytes().all(|b| b.is_ascii_digit()) {
+        true => match text.parse() {
+            Ok(n) => Ok(Workers::Number(n)),
+            Err(_) => Err(format!("from 1 to {MAX_WORKERS}")),
+        },
+        false => Ok(Workers::File(text.into())),
+    }
+}
+
+impl FleetArguments {
+    /// The file that lists them.
+    pub fn file(&self) -> Option<&Path> {
+        match (&self.fleet, &self.workers) {
+            (Some(file), _) | (None, Some(Workers::File(file))) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// A number of them must be one that can be had.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub fn check(&self) -> Result<()> {
+        match self.number() {
+            Some(n) => limits::check("--workers", n, MAX_WORKERS),
+            None => Ok(()),
+        }
+    }
+
+    /// How many there shall be, where there is no file.
+    pub fn number(&self) -> Option<usize> {
+        match self.workers {
+            Some(Workers::Number(n)) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// The file that lists them, where there must be one.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub fn required(&self) -> Result<&Path> {
+        let missing = || Error::Request("--fleet is missing: a file that lists the workers".into());
+        self.file().ok_or_else(missing)
+    }
+}
+
+/// A seed as torch takes it: 64 bits, negative ones by their two's complement.
+pub fn parse_seed(text: &str) -> std::result::Result<u64, String> {
+    let range = i128::from(i64::MIN)..=i128::from(u64::MAX);
+    match text.parse::<i128>() {
+        // The bits that are cut off are all alike.
+        Ok(seed) if range.contains(&seed) => Ok(seed as u64),
+        _ => Err("a whole number from -2^63 to 2^64 - 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        size: PictureSize,
+        #[command(flatten)]
+        fleet: FleetArguments,
+    }
+
+    fn line(words: &str) -> std::result::Result<Line, clap::Error> {
+        Line::try_parse_from(["x"].into_iter().chain(words.split_whitespace()))
+    }
+
+    #[test]
+    fn older_names_mean_what_they_meant() {
+        let sides = |words: &str| line(words).unwrap().size.sides();
+        assert_eq!(sides("--size 512x768"), [Some(512), Some(768)]);
+        assert_eq!(sides("--width 512 --height 768"), [Some(512), Some(768)]);
+        assert_eq!(sides("--height 8"), [None, Some(8)]);
+        assert!(line("--size 8x8 --width 8").is_err());
+
+        for words in ["--fleet f.toml", "--workers f.toml"] {
+            let fleet = line(words).unwrap().fleet;
+            assert_eq!(fleet.file(), Some(Path::new("f.toml")));
+            assert_eq!(fleet.number(), None);
+        }
+        for words in ["--workers 3", "--local-workers 3", "--providers 3"] {
+            let fleet = line(words).unwrap().fleet;
+            assert_eq!((fleet.file(), fleet.number()), (None, Some(3)));
+        }
+        for wrong in ["--workers 0", "--workers 17"] {
+            let error = line(wrong).unwrap().fleet.check().unwrap_err().to_string();
+            assert_eq!(error, format!("{wrong}: from 1 to 16"));
+        }
+        let error = line("--workers 18446744073709551616").err().unwrap();
+        assert!(error.to_string().contains("1 to 16"), "{error}");
+        assert!(line("--fleet f.toml --workers 2").is_err());
+    }
+
+    #[test]
+    fn seeds_are_those_of_torch() {
+        assert_eq!(parse_seed("-1"), Ok(u64::MAX));
+        assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(parse_seed("-9223372036854775808"), Ok(1 << 63));
+        for wrong in ["18446744073709551616", "-9223372036854775809", "1.5", ""] {
+            assert!(parse_seed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What is settled, and said, before anything is sent.
+
+use burn::tensor::Device;
+use shared::device::is_cpu;
+use tokio::task::spawn_blocking;
+
+use super::Arguments;
+use crate::cost::time::{Source, Speeds};
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::measure::refine;
+use crate::memory;
+use crate::output::console::Console;
+use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::foretold::foretell;
+use crate::policy::ledger::Ledger;
+use crate::policy::plan::{Asked, choose};
+use crate::policy::ways::{Question, best, table, ways};
+use crate::policy::{Policy, name, promised_psnr};
+use crate::schemes::{Scheme, Setting};
+
+/// A run whose placement is to be settled.
+pub struct Before<'a> {
+    /// What was asked for.
+    pub arguments: &'a Arguments,
+    /// The model.
+    pub pipeline: &'a Pipeline,
+    /// How it samples.
+    pub sampling: &'a Sampling,
+    /// Where the user computes.
+    pub device: &'a Device,
+    /// What the run must keep to.
+    pub policy: &'a Policy,
+    /// Who computes.
+    pub fleet: &'a FleetConfig,
+}
+
+impl Before<'_> {
+    /// The setting under the policy: planned where that is possible, checked in any case. Nothing has been
+    /// sent before the policy allows something. Where workers are providers', says what they will see, and
+    /// what a picture would take at home.
+    ///
+    /// # Errors
+    /// [`crate::Error::Policy`], naming the rule; those of measuring, where that is asked for.
+    pub async fn settle(&self, setting: Setting, console: &Console) -> anyhow::Result<Setting> {
+        let Self { arguments, .. } = self;
+        let (compute, link) = (&arguments.compute, &arguments.speed);
+        let mut speeds = compute.given(link, self.fleet)?;
+        let mut settled = self.permitted(setting, &speeds)?;
+        let foreign = !self.fleet.is_own();
+        if foreign {
+            let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
+            let device = self.device.clone();
+            speeds = spawn_blocking(move || compute.here(&link, &fleet, &device)).await??;
+        }
+        if compute.measure {
+            speeds = refine(speeds, self.fleet).await?;
+        } else if foreign && speeds.sources.link == Source::Assumed {
+            // A worker that does not answer is for the run to deal with: it may have a spare.
+            match refine(speeds.clone(), self.fleet).await {
+                Ok(measured) => speeds = measured,
+                Err(error) => tracing::warn!("the connection is not measured: {error}"),
+            }
+        }
+        settled = self.permitted(settled, &speeds)?;
+        if foreign {
+            self.say(&settled, &speeds, console)?;
+        }
+        Ok(settled)
+    }
+
+    fn permitted(&self, setting: Setting, speeds: &Speeds) -> Result<Setting> {
+        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
+        if setting.scheme == Scheme::Resident {
+            let asked = self.arguments.settings.asked();
+            return Ok(choose(unet, policy, &asked, setting, fleet, speeds)?.setting);
+        }
+        policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
+        Ok(setting)
+    }
+
+    fn say(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
+        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
+        console.line(format_args!(
+            "{}; policy {}",
+            this_run(setting),
+            policy.file.display()
+        ));
+        let ledger = Ledger::foresee(unet, setting, fleet, &[])?;
+        for line in foretell(&ledger, policy, &Policy::private()?) {
+            console.line(line);
+        }
+        // A row for each scheme, and of wires those of this run.
+        let asked = Asked {
+            wires: Some(setting.placement.wires),
+            ..self.arguments.settings.asked()
+        };
+        let mut ways = ways(&Question {
+            unet,
+            policy,
+            asked: &asked,
+            base: *setting,
+            fleet,
+            speeds,
+            calls: self.pipeline.calls(self.sampling)?,
+            memory: is_cpu(self.device).then(memory::available).flatten(),
+        })?;
+        // What is not allowed is `lacuna plan`'s to tell; home is always to be compared with.
+        ways.retain(|way| way.refused.is_none() || way.setting.scheme == Scheme::Local);
+        console.line(format_args!("for {speeds}:\n{}", table(&ways)));
+        if let Some(best) = best(&ways) {
+            console.line(best.line());
+        }
+        Ok(())
+    }
+}
+
+/// What is about to be done, in a few words.
+fn this_run(setting: &Setting) -> String {
+    let quality = match promised_psnr(setting) {
+        None => "the uncut picture".to_owned(),
+        Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
+    };
+    let wires = setting.placement.wires;
+    match setting.scheme {
+        Scheme::Resident if wires.halo == wires.attention => {
+            format!("resident, features as {} ({quality})", name(&wires.halo))
+        }
+        Scheme::Resident => format!(
+            "resident, features as {} and {} ({quality})",
+            name(&wires.halo),
+            name(&wires.attention)
+        ),
+        scheme => format!("{scheme} ({quality})"),
+    }
+}

@@ -1,0 +1,265 @@
+//! Requests to one worker, and what comes back: bounded, and fit to be shown.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use shared::wire::{Info, OpenSession, PROTOCOL, Refusal, SessionOpened, TENSORS};
+
+use super::config::WorkerConfig;
+use super::session::{Counted, Session};
+use crate::error::{Error, Result, one_line};
+use crate::interrupt;
+
+/// How long to wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Most characters of a session's name.
+const MAX_NAME: usize = 64;
+/// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
+pub const MARGIN: usize = 64 << 10;
+/// Pauses before a request that was not answered is sent again.
+const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// How a worker is reached.
+#[derive(Clone)]
+pub struct Line {
+    http: reqwest::Client,
+    worker: WorkerConfig,
+}
+
+impl Line {
+    /// To `worker`, which is not reached yet.
+    ///
+    /// # Errors
+    /// [`Error::WorkerUnreachable`] when the system gives no HTTP client.
+    pub fn new(worker: &WorkerConfig) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            // Strips go to the worker that they are meant for, and to nobody whom it names.
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build();
+        let http = http.map_err(|e| Error::unreachable(&worker.url, &e))?;
+        Ok(Self {
+            http,
+            worker: worker.clone(),
+        })
+    }
+
+    /// What the worker says of itself, and the time that one round trip took.
+    ///
+    /// # Errors
+    /// Those of [`Self::send_for`]; [`Error::WorkerReply`] when it makes no sense.
+    pub async fn info(&self) -> Result<(Info, Duration)> {
+        // The first request pays for the connection, so the second is timed.
+        self.send(self.request(Method::GET, &["health", "ready"]))
+            .await?;
+        let start = Instant::now();
+        let reply = self
+            .send(self.request(Method::GET, &["v1", "info"]))
+            .await?;
+        let round_trip = start.elapsed();
+        Ok((self.checked(self.json(&reply)?)?, round_trip))
+    }
+
+    /// What the worker says of itself, fit to be shown and to be counted with.
+    fn checked(&self, mut info: Info) -> Result<Info> {
+        let texts = [&mut info.version, &mut info.device, &mut info.adapter];
+        let models = info.models.iter_mut();
+        let models = models.flat_map(|model| [&mut model.kind, &mut model.digest]);
+        for text in texts.into_iter().chain(models) {
+            *text = one_line(text);
+        }
+        if info.gflops.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
+            return Err(self.nonsense("a speed that is not above zero"));
+        }
+        if info.limits.max_body_bytes == 0 {
+            return Err(self.nonsense("it accepts no bytes"));
+        }
+        Ok(info)
+    }
+
+    /// That the worker speaks this side's protocol, by what it says of itself.
+    ///
+    /// # Errors
+    /// [`Error::WorkerProtocol`].
+    pub fn check_protocol(&self, info: &Info) -> Result<()> {
+        if info.protocol == PROTOCOL {
+            return Ok(());
+        }
+        Err(Error::WorkerProtocol {
+            worker: self.worker.url.to_string(),
+            theirs: info.protocol,
+            ours: PROTOCOL,
+        })
+    }
+
+    /// That the worker holds the model of `digest`, by what it says of itself.
+    ///
+    /// # Errors
+    /// [`Error::WorkerModel`].
+    pub fn check_model(&self, info: &Info, digest: &str) -> Result<()> {
+        if info.models.iter().any(|m| m.digest == digest) {
+            return Ok(());
+        }
+        let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
+        Err(Error::WorkerModel {
+            worker: self.worker.url.to_string(),
+            held: one_line(&held.join(", ")),
+            wanted: short(digest).to_owned(),
+        })
+    }
+
+    /// Opens a session, and sees to it that it is closed.
+    ///
+    /// # Errors
+    /// Those of [`Self::send_for`]; [`Error::WorkerSession`] when the worker takes none of this kind.
+    pub async fn open(self, body: &OpenSession) -> Result<Session> {
+        interrupt::check()?;
+        let counted = Counted::new();
+        let request = self.request(Method::POST, &["v1", "sessions"]).json(body);
+        // Not to be left at an interrupt: the session would be open, and its name unknown.
+        let reply = self.deliver(request, MARGIN).await;
+        let reply = reply.map_err(|error| match error {
+            Error::WorkerRefused {
+                worker,
+                status: 422,
+                reason,
+            } => Error::WorkerSession { worker, reason },
+            other => other,
+        })?;
+        let SessionOpened { session: name } = self.json(&reply)?;
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(word) {
+            return Err(self.nonsense("the session's name is no word of letters and digits"));
+        }
+        let path = ["v1", "sessions", &name];
+        let request = self.request(Method::DELETE, &path).timeout(CONNECT);
+        let close = async move {
+            if let Err(error) = self.deliver(request, MARGIN).await {
+                tracing::debug!("closing a session: {error}");
+            }
+        };
+        Ok(Session::new(name, counted, close))
+    }
+
+    /// An error about a request that was not answered. Silence is not worth a second try: it has been
+    /// long enough.
+    fn lost(&self, error: &reqwest::Error) -> Error {
+        if error.is_timeout() && !error.is_connect() {
+            return Error::WorkerSilent {
+                worker: self.worker.url.to_string(),
+                seconds: SILENCE.as_secs(),
+            };
+        }
+        Error::unreachable(&self.worker.url, error)
+    }
+
+    /// An error about what the worker answered.
+    pub fn nonsense(&self, reason: &str) -> Error {
+        Error::reply(&self.worker.url, reason)
+    }
+
+    /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
+    ///
+    /// # Errors
+    /// Those of [`Self::send_for`].
+    pub async fn send_again(&self, path: &[&str], body: &Bytes, limit: usize) -> Result<Vec<u8>> {
+        let mut pauses = RETRIES.into_iter();
+        loop {
+            let request = self
+                .request(Method::POST, path)
+                .header(reqwest::header::CONTENT_TYPE, TENSORS)
+                .body(body.clone());
+            match self.send_for(request, limit).await {
+                Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
+                    tracing::warn!("{}: {reason}; trying again", self.worker.url);
+                    if let Some(pause) = pauses.next() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// A request to the path of these parts, below the worker's own.
+    pub fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let mut url = self.worker.url.clone();
+        // Always a base: the workers' file admits http and https alone.
+        if let Ok(mut parts) = url.path_segments_mut() {
+            parts.pop_if_empty().extend(path);
+        }
+        let request = self.http.request(method, url);
+        match &self.worker.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends a request that little is answered to.
+    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>> {
+        self.send_for(request, MARGIN).await
+    }
+
+    /// Sends a request and gives the answer's body, of at most `limit` bytes, unless this process is asked to
+    /// end.
+    ///
+    /// # Errors
+    /// [`Error::WorkerUnreachable`], [`Error::WorkerSilent`], [`Error::WorkerToken`],
+    /// [`Error::WorkerRefused`], [`Error::WorkerReply`] or [`Error::Interrupted`].
+    pub async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+        interrupt::unless_asked(self.deliver(request, limit)).await
+    }
+
+    /// The same also at an end that was asked for.
+    async fn deliver(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+        let response = request.send().await.map_err(|e| self.lost(&e))?;
+        let status = response.status();
+        let worker = self.worker.url.to_string();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(Error::WorkerToken { worker });
+        }
+        let body = self.body(response, limit).await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let reason = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.error,
+            Err(_) => String::from_utf8_lossy(&body).into_owned(),
+        };
+        Err(Error::WorkerRefused {
+            worker,
+            status: status.as_u16(),
+            reason: one_line(&reason),
+        })
+    }
+
+    /// A body of at most `limit` bytes: a worker must not fill the user's memory.
+    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.lost(&e))? {
+            if body.len() + chunk.len() > limit {
+                let reason = format!("more than {limit} bytes");
+                return Err(self.nonsense(&reason));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
+        serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
+    }
+}
+
+/// The beginning of a digest, enough to tell two models apart.
+pub fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}

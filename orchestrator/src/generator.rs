@@ -1,0 +1,168 @@
+//! Makes the latents of one picture after the other, wherever the U-Net is computed.
+//!
+//! What one picture teaches about the workers, the next one knows: who was lost and who stepped in
+//! ([`crate::fleet::roster`]). What each worker did and saw is kept of every picture, also of one that failed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use burn::tensor::Tensor;
+use shared::host::HostTensor;
+use shared::weights::Weights;
+use shared::whole::{Conditioning, Whole};
+
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::roster::Roster;
+use crate::fleet::tally::Tally;
+use crate::noise::TorchRng;
+use crate::pipeline::{Pipeline, Sampling, Step};
+use crate::policy::Policy;
+use crate::schemes::failover::{Failover, Terms};
+use crate::schemes::{Predictor, Setting};
+
+/// What all pictures share, and what became of the workers so far.
+pub struct Generator {
+    /// The model.
+    pub pipeline: Arc<Pipeline>,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Where the U-Net is computed.
+    pub setting: Setting,
+    /// The whole U-Net's weights, where it is computed in this process.
+    whole: Option<Weights>,
+    /// What a run must keep to.
+    policy: Option<Policy>,
+    /// Whether a picture needs as many workers as were given.
+    same_number: bool,
+    /// The workers, if there are any; held for as long as a picture takes.
+    roster: Option<Mutex<Roster>>,
+    accounts: Mutex<Accounts>,
+}
+
+/// What was done and seen, over all pictures.
+#[derive(Clone, Debug, Default)]
+pub struct Accounts {
+    /// Work of the user, multiply and add counted as two.
+    pub user_flop: u64,
+    /// Reaching the workers.
+    pub connect: Duration,
+    /// All sampler steps.
+    pub denoise: Duration,
+    /// The accounts of every picture's sessions, also of those that were given up.
+    pub pictures: Vec<Vec<Tally>>,
+}
+
+impl Generator {
+    /// Computes by `setting`, on the workers of `fleet` if there are any, and with `whole` where the U-Net is
+    /// computed in this process.
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        sampling: Sampling,
+        setting: Setting,
+        whole: Option<Weights>,
+        fleet: Option<FleetConfig>,
+    ) -> Self {
+        Self {
+            pipeline,
+            sampling,
+            setting,
+            whole,
+            policy: None,
+            same_number: false,
+            roster: fleet.map(|fleet| Mutex::new(Roster::new(fleet))),
+            accounts: Mutex::default(),
+        }
+    }
+
+    /// With a policy that going on without a lost worker must keep to.
+    pub fn under(mut self, policy: Option<Policy>) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Always with as many workers as were given: a spare may step in, but nobody may just be left out.
+    pub fn with_the_same_number(mut self) -> Self {
+        self.same_number = true;
+        self
+    }
+
+    /// The weights of the user's part of the U-Net.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load_unet`].
+    pub fn weights(&self) -> Result<Weights> {
+        match &self.whole {
+            Some(weights) => Ok(weights.clone()),
+            None => {
+                let parameters = self.setting.user_parameters(self.pipeline.unet())?;
+                self.pipeline.load_unet(&parameters)
+            }
+        }
+    }
+
+    /// The latents `[1, C, H, W]` of one picture, from `noise` of those sizes; fresh noise, where the
+    /// scheduler adds any, goes on from `rng`. `context` is of [`Pipeline::encode`], `weights` of
+    /// [`Self::weights`]; `watch` is called after every step. Blocks for as long as it takes, on a thread of the async
+    /// runtime that may block.
+    ///
+    /// # Errors
+    /// Those of the scheme and the sampler, [`crate::Error::Interrupted`] among them. The sessions on the
+    /// workers are closed in any case.
+    pub fn denoise(
+        &self,
+        context: Tensor<3>,
+        noise: HostTensor,
+        rng: &mut TorchRng,
+        weights: Weights,
+        watch: &mut dyn FnMut(Step),
+    ) -> Result<HostTensor> {
+        let conditioning = Conditioning {
+            context,
+            added: None,
+        };
+        let whole = Whole::new(weights, conditioning);
+        let unet = self.pipeline.unet();
+        let sample = |predictor: &mut dyn Predictor| {
+            let start = Instant::now();
+            let pipeline = &self.pipeline;
+            let latents = pipeline.sample(predictor, &self.sampling, noise, rng, watch);
+            self.accounts().denoise += start.elapsed();
+            latents
+        };
+        let Some(roster) = &self.roster else {
+            let mut predictor = self.setting.predictor(unet, whole, None)?;
+            let latents = sample(&mut *predictor);
+            self.accounts().user_flop += predictor.finish().user_flop;
+            return latents;
+        };
+        let mut roster = lock(roster);
+        let terms = Terms {
+            unet,
+            digest: self.pipeline.digest(),
+            setting: self.setting,
+            policy: self.policy.as_ref(),
+            same_number: self.same_number,
+        };
+        let start = Instant::now();
+        let mut predictor = Failover::new(terms, &mut roster, whole)?;
+        let opened = predictor.open();
+        self.accounts().connect += start.elapsed();
+        let latents = opened.and_then(|()| sample(&mut predictor));
+        let (user_flop, tallies) = predictor.close();
+        let mut accounts = self.accounts();
+        accounts.user_flop += user_flop;
+        accounts.pictures.push(tallies);
+        latents
+    }
+
+    /// What was done and seen so far.
+    pub fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        lock(&self.accounts)
+    }
+}
+
+/// What a mutex holds: no change of it is left half done, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,36 @@
+//! What the program logs on the standard error.
+
+use std::io::IsTerminal;
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// What is logged where `RUST_LOG` says nothing.
+const DEFAULT: &str = "warn,cubecl=error,wgpu=error";
+
+/// The crates of this program, as targets of their lines begin.
+const OWN: [&str; 4] = ["lacuna", "orchestrator", "worker", "shared"];
+
+/// Starts logging, as `RUST_LOG` asks; in colours on a terminal, unless `NO_COLOR` is set.
+pub fn start() {
+    let asked = EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT.into());
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_writer(std::io::stderr)
+        // A standard error that is full is no reason to end.
+        .log_internal_errors(false)
+        .with_filter(asked.and(filter_fn(may_be_told)));
+    tracing_subscriber::registry().with(lines).init();
+}
+
+/// Dependencies do not tell what they work on: the tokenizer's finest lines spell the prompt.
+fn may_be_told(line: &Metadata<'_>) -> bool {
+    let own = |target: &str| {
+        let rest = line.target().strip_prefix(target);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    *line.level() <= Level::INFO || OWN.into_iter().any(own)
+}

@@ -1,0 +1,182 @@
+//! What will be shown to whom, in words, before it is.
+
+use super::ledger::{Ledger, SLACK, View};
+use super::{PRIVATE, Policy};
+
+/// A line on what each provider will see, and one on what `policy` gives away beyond `private`, if it does;
+/// nothing where there is no provider.
+pub fn foretell(ledger: &Ledger, policy: &Policy, private: &Policy) -> Vec<String> {
+    let Some(most) = ledger.most() else {
+        return Vec::new();
+    };
+    let names: Vec<&str> = ledger.providers.keys().map(String::as_str).collect();
+    let who = match names[..] {
+        [one] => format!("provider {one} will see"),
+        _ => format!("providers {} will each see", names.join(", ")),
+    };
+    let mut lines = vec![format!("{who} {}", sight(&most))];
+    let weaker = policy.weaker_than(private);
+    if !weaker.is_empty() {
+        lines.push(format!(
+            "weaker than the policy {PRIVATE}, as asked for: {}",
+            weaker.join("; ")
+        ));
+    }
+    lines
+}
+
+/// What is behind a view, in words.
+pub fn sight(view: &View) -> String {
+    let rows = match view.rows > 1.0 - SLACK {
+        true => "every row of the picture nearly as it is: all of it".to_owned(),
+        false => format!(
+            "at most {:.1} % of the picture's rows nearly as they are ({:.1} % with its neighbours' edges)",
+            100.0 * view.rows,
+            100.0 * view.rows_with_halo
+        ),
+    };
+    let mut parts = vec![rows];
+    if view.keys_and_values > view.rows + SLACK {
+        parts.push("everybody's keys and values, which give all of the picture away".into());
+    }
+    if view.tiles[1] > 0.0 {
+        let share = 100.0 * view.tiles[1];
+        parts.push(format!(
+            "{share:.0} % of the keys and values, hidden in a way that can be undone"
+        ));
+    }
+    parts.push(match view.prompt {
+        true => "what the prompt became, from which its words can be told".into(),
+        false => {
+            "not the prompt, but enough to guess about half of what it says (`lacuna audit`)".into()
+        }
+    });
+    parts.join("; ")
+}
+
+/// The same in a table's cell.
+pub fn sight_in_short(ledger: &Ledger) -> String {
+    let Some(most) = ledger.most() else {
+        return "nothing".to_owned();
+    };
+    let mut short = format!("{:.1} % of the rows", 100.0 * most.rows);
+    if most.keys_and_values > most.rows + SLACK {
+        short.push_str(", all by keys and values");
+    }
+    if most.tiles[1] > 0.0 {
+        short.push_str(", tiles");
+    }
+    if most.prompt {
+        short.push_str(", the prompt");
+    }
+    short
+}
+
+/// What can be done where a provider would compute more than `allowed` of the rows: goes on behind the
+/// reason.
+pub fn rows_advice(ledger: &Ledger, allowed: f64) -> String {
+    // A flag that holds the share, of three digits.
+    let flag = (ledger.most_rows() * 1000.0 - SLACK).ceil() / 1000.0;
+    let needed = (1.0 / allowed - SLACK).ceil();
+    let have = match ledger.providers.len() {
+        1 => "with one provider there is nothing to share out".to_owned(),
+        n => format!(
+            "of {n} providers one computes {:.1} % at least",
+            100.0 / n as f64
+        ),
+    };
+    format!(
+        "; {have}. Possible are: workers of {needed} providers; --max-rows {flag}, which shows {}; or --scheme \
+         local, which shows nothing",
+        match flag >= 1.0 {
+            true => "a provider every row, so all of the picture".to_owned(),
+            false => format!(
+                "a provider up to {:.1} % of the rows nearly as they are, and more of what the prompt says",
+                100.0 * flag
+            ),
+        }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn ledger(shares: &[f64]) -> Ledger {
+        let view = |(i, rows): (usize, &f64)| {
+            let view = View {
+                workers: 1,
+                rows: *rows,
+                rows_with_halo: (rows + 0.1).min(1.0),
+                keys_and_values: *rows,
+                ..View::default()
+            };
+            (format!("p{i}"), view)
+        };
+        Ledger {
+            providers: shares.iter().enumerate().map(view).collect(),
+        }
+    }
+
+    fn policy(name: &str) -> Policy {
+        Policy::open(Path::new(name)).unwrap()
+    }
+
+    #[test]
+    fn advice_names_a_share_that_is_enough() {
+        for (shares, flag, need) in [
+            (
+                &[0.5, 0.5][..],
+                "--max-rows 0.5,",
+                "of 2 providers one computes 50.0 %",
+            ),
+            (&[0.25, 0.375, 0.375], "--max-rows 0.375,", "33.3 %"),
+            (&[1.0 / 3.0; 3], "--max-rows 0.334,", "33.3 %"),
+            (&[1.0], "--max-rows 1,", "nothing to share out"),
+        ] {
+            let ledger = ledger(shares);
+            let advice = rows_advice(&ledger, 0.25);
+            for part in [flag, need, "workers of 4 providers", "--scheme local"] {
+                assert!(advice.contains(part), "{part:?} is not in {advice}");
+            }
+            let flag = flag.trim_start_matches("--max-rows ").trim_end_matches(',');
+            assert!(flag.parse::<f64>().unwrap() + SLACK >= ledger.most_rows());
+        }
+        assert!(rows_advice(&ledger(&[1.0]), 0.25).contains("all of the picture"));
+    }
+
+    #[test]
+    fn what_is_weaker_than_private_is_said() {
+        let private = policy(PRIVATE);
+        let ledger = ledger(&[0.25; 4]);
+        let lines = foretell(&ledger, &private, &private);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("providers p0, p1, p2, p3 will each see at most 25.0 %"));
+        let lines = foretell(&ledger, &policy("fast"), &private);
+        for rule in ["max_rows = 1", "prompt = shared"] {
+            assert!(lines[1].contains(rule), "{lines:?}");
+        }
+        assert!(foretell(&Ledger::default(), &private, &private).is_empty());
+    }
+
+    #[test]
+    fn what_gives_the_picture_away_is_said() {
+        let mut view = View {
+            rows: 0.25,
+            keys_and_values: 1.0,
+            prompt: true,
+            ..View::default()
+        };
+        let said = sight(&view);
+        assert!(
+            said.contains("all of the picture") && said.contains("words"),
+            "{said}"
+        );
+        view.rows = 1.0;
+        assert!(sight(&view).contains("every row"));
+        view.prompt = false;
+        assert!(sight(&view).contains("guess about half"));
+    }
+}
