@@ -1,8 +1,11 @@
-//! The pages: every local link leads somewhere, and the README stays short.
+//! The pages: every local link leads somewhere, every flag is there, and the README stays short.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
+
+use clap::CommandFactory;
+use orchestrator::cli::Cli;
 
 /// The most words of the README outside tables and code.
 const MOST_WORDS: usize = 900;
@@ -169,4 +172,79 @@ fn the_readme_is_short() {
         .windows(2)
         .filter(|pair| pair[0].starts_with('|') && pair[1].starts_with("|-"));
     assert_eq!(tables.count(), 1, "tables");
+}
+
+/// Commands and flags on a page: lines of blocks (continued ones as one), and what stands between backticks.
+fn code(text: &str) -> Vec<String> {
+    let text = text.replace("\\\n", " ");
+    let mut block = false;
+    let mut pieces = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            block = !block;
+        } else if block {
+            // What follows a hash is a comment.
+            pieces.extend(line.split('#').next().map(str::to_owned));
+        } else {
+            pieces.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    pieces
+}
+
+/// The long flags of a command and of those under it, with those that are on their way out.
+fn flags_of(command: &clap::Command) -> BTreeSet<String> {
+    let own = command.get_arguments().filter(|flag| !flag.is_hide_set());
+    let own = own.filter_map(|flag| flag.get_long()).map(str::to_owned);
+    let below = command.get_subcommands().flat_map(flags_of);
+    let always = ["help", "version"].map(str::to_owned);
+    own.chain(below).chain(always).collect()
+}
+
+/// The worker's long flags: the fields of its arguments.
+fn worker_flags() -> BTreeSet<String> {
+    let source = read(Path::new("worker/src/main.rs"));
+    let (_, arguments) = source.split_once("struct Arguments {").unwrap();
+    let (arguments, _) = arguments.split_once("\n}").unwrap();
+    let fields = arguments.lines().filter_map(|line| line.split_once(": "));
+    let names = fields.map(|(name, _)| name.trim());
+    let names = names.filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+    names.map(|name| name.replace('_', "-")).collect()
+}
+
+#[test]
+fn every_flag_is_there() {
+    let lacuna = Cli::command();
+    let worker = worker_flags();
+    let any: BTreeSet<String> = flags_of(&lacuna).union(&worker).cloned().collect();
+    let mut named = 0;
+    let mut unknown = Vec::new();
+    // What is changed names what was before; the demo model's page is of its training.
+    let told = |page: &PathBuf| !page.starts_with("assets") && !page.ends_with("CHANGELOG.md");
+    for page in pages().into_iter().filter(told) {
+        for piece in code(&read(&page)) {
+            let words: Vec<&str> = piece.split_whitespace().collect();
+            let program = words.first().and_then(|word| word.rsplit('/').next());
+            let known = match program {
+                Some("lacuna") => {
+                    match words.get(1).and_then(|name| lacuna.find_subcommand(name)) {
+                        Some(command) => flags_of(command),
+                        None => flags_of(&lacuna),
+                    }
+                }
+                Some("lacuna-worker") => worker.clone(),
+                Some(word) if word.starts_with("--") => any.clone(),
+                _ => continue,
+            };
+            let flags = words.iter().filter_map(|word| word.strip_prefix("--"));
+            for flag in flags.filter_map(|flag| flag.split(['=', ',']).next()) {
+                named += 1;
+                if !known.contains(flag) {
+                    unknown.push(format!("{}: no --{flag} in {piece:?}", page.display()));
+                }
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{}", unknown.join("\n"));
+    assert!(named > 50, "only {named} flags were found");
 }
