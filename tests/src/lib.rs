@@ -1,7 +1,7 @@
 //! What the end-to-end tests share.
 //!
 //! - [`golden`]: numbers of the reference library, and how close is close enough.
-//! - [`reference`]: the arithmetic of the layers as plain loops in f64.
+//! - [`mod@reference`]: the arithmetic of the layers as plain loops in f64.
 //! - [`metric_inputs`]: pictures, features and weights that the goldens of metrics are made of.
 //! - [`model_copy`]: a tiny model with something changed.
 //! - [`journey`]: `lacuna generate` from its command line to its files.

@@ -11,7 +11,7 @@
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`memory`]: how much of it this machine has.
 //! - [`service`]: the HTTP routes.
-//! - [`serve`]: runs the service on a socket until told to stop.
+//! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
 #![deny(missing_docs)]
 

@@ -94,7 +94,7 @@ impl Gram {
     /// The best mix for `targets` `[train, m]`.
     ///
     /// # Errors
-    /// Those of [`product`].
+    /// Those of the product of two matrices.
     pub fn fit(&self, targets: &HostTensor) -> Result<Mix> {
         let (aside, kept): (Vec<usize>, Vec<usize>) =
             (0..self.train).partition(|i| i % ASIDE == ASIDE - 1);
@@ -148,7 +148,7 @@ impl Mix {
     /// Predictions of the held-out runs from `targets` `[train, m]`.
     ///
     /// # Errors
-    /// Those of [`product`].
+    /// Those of the product of two matrices.
     pub fn predict(&self, targets: &HostTensor) -> Result<HostTensor> {
         mixed(&self.weights, targets)
     }

@@ -97,7 +97,7 @@ impl Speeds {
     }
 
     /// Seconds of one U-Net call. User, link and workers take turns; with several lanes one computes or sends
-    /// while the other waits. At best that goes on until something is busy all the time; [`OVERLAP`] of the
+    /// while the other waits. At best that goes on until something is busy all the time; `OVERLAP` of the
     /// difference is saved.
     pub fn seconds(&self, count: &Count) -> Seconds {
         let [up, down] = count.total();

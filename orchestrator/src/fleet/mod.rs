@@ -5,7 +5,7 @@
 //! - [`config`]: which workers there are: the TOML file.
 //! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
-//! - [`line`]: the requests to it, and what comes back.
+//! - [`mod@line`]: the requests to it, and what comes back.
 //! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a slow connection to them, emulated.

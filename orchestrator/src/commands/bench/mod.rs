@@ -1,11 +1,11 @@
 //! `lacuna bench`: schemes, wires and numbers of workers side by side, over a link.
 //!
-//! - [`subject`]: what is timed: a model's picture, or U-Net calls of random weights.
-//! - [`case`]: the combinations, one for each row.
+//! - `subject`: what is timed: a model's picture, or U-Net calls of random weights.
+//! - `case`: the combinations, one for each row.
 //! - [`process`]: workers in this process or in their own, and what memory they take.
-//! - [`row`]: what the sessions of one case took.
-//! - [`table`]: the rows as text.
-//! - [`plot`]: the rows as a drawing.
+//! - `row`: what the sessions of one case took.
+//! - `table`: the rows as text.
+//! - `plot`: the rows as a drawing.
 
 mod case;
 mod plot;

@@ -5,7 +5,7 @@
 //! cross-attention and the statistics of every group normalisation are the workers', or some of these
 //! kinds. Everything else, self-attention included, is the user's.
 //!
-//! [`count`] says what is sent, without sending.
+//! `count` says what is sent, without sending.
 
 mod count;
 
