@@ -59,7 +59,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 
 for precision in f32 f16; do
     step "kernels against the CPU, $precision"
-    try 150 "$bin/lacuna-worker" --self-test --device wgpu $software --precision $precision
+    RUST_LOG=warn,shared=debug try ${KERNELS:-100} "$bin/lacuna-worker" --self-test --device wgpu $software --precision $precision
 done
 
 step "speed of one U-Net call, SD 1.5 shape, batch 2, 64x64"
@@ -68,24 +68,19 @@ for flags in --wgpu "--wgpu --f16"; do
     # shellcheck disable=SC2086
     try 120 "$bin/unet_call" configs/models/sd15/unet/config.json 12 $flags
 done
-if python3 -c 'import torch, diffusers' 2>/dev/null; then
-    try 120 python3 scripts/compare_gpu.py --example "$bin/unet_call" --calls 10
-else
-    echo "skipped PyTorch: python3 has not both torch and diffusers"
-fi
 
 step "pictures against the CPU's (decibels)"
 picture() { # NAME MODEL OPTIONS...
     local name=$1 model=$2
     shift 2
     try 60 "$bin/lacuna" generate "a large red circle above a small blue square on a yellow background" --model "$model" \
-        --steps 10 --seed 3 --out "$results/$name.png" "$@" >/dev/null 2>"$results/$name.log" || true
+        --steps 10 --seed 3 --out "$results/$name.png" "$@" >"$results/$name.log" 2>&1
     [ -s "$results/$name.png" ] || { echo "$name: no picture"; tail -n 2 "$results/$name.log"; return; }
     [ "$name" = "${name%cpu}" ] || return 0
     printf '%s: ' "$name"
     "$bin/lacuna" metrics "$results/$name.png" "$results/${name%%-*}-cpu.png" --metrics psnr 2>&1 | tail -n 1
 }
-for model in assets/demo-model tests/goldens/models/sd1 tests/goldens/models/sd2 tests/goldens/models/odd; do
+for model in ${MODELS:-assets/demo-model tests/goldens/models/sd1 tests/goldens/models/sd2 tests/goldens/models/odd}; do
     name=$(basename "$model" | tr -d -)
     picture "$name-cpu" "$model" --scheme local --device cpu
     picture "$name-local" "$model" --scheme local --device wgpu $software
@@ -98,6 +93,13 @@ for precision in f32 f16; do
         --workers "$results/fleet.toml"
     stop_workers
 done
+
+step "PyTorch beside ours, in turns"
+if python3 -c 'import torch, diffusers' 2>/dev/null; then
+    try 120 python3 scripts/compare_gpu.py --example "$bin/unet_call" --calls 10
+else
+    echo "skipped PyTorch: python3 has not both torch and diffusers"
+fi
 
 step "the split: four workers on the one GPU beside the whole"
 try 150 "$bin/lacuna" bench --device wgpu $software --schemes local,resident --lanes true,false --calls 3 --turns 2

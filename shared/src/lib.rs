@@ -20,6 +20,7 @@
 //! - [`config`]: reading a config without ignoring a key.
 //! - [`weights`]: weight files, and weights on a device by name.
 //! - [`ops`]: tensor operations.
+//! - `unfold`: convolution as a product of matrices, for GPUs.
 //! - [`kernels`]: those that burn's CPU backend does slowly, over plain slices.
 //! - [`host`]: tensors in host memory.
 //! - [`device`]: choosing and opening a device.
@@ -44,6 +45,7 @@ pub mod speed;
 pub mod stats;
 pub mod survey;
 pub mod unet;
+mod unfold;
 pub mod weights;
 pub mod whole;
 pub mod wire;

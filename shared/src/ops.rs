@@ -1,14 +1,12 @@
 //! The tensor operations of the networks, each in one place, over burn.
 //!
-//! On the CPU device those that burn-flex does slowly go to [`crate::kernels`]; on a GPU all are
-//! burn's own. There the weights may be in half precision: what meets them is brought to their type
+//! On the CPU device those that burn-flex does slowly go to [`crate::kernels`]; on a GPU convolutions are
+//! products of matrices (`crate::unfold`) and the rest is burn's own. There the weights may be in half precision: what meets them is brought to their type
 //! ([`like`]), and the statistics of norms are taken in f32.
 
 use burn::tensor::activation::{gelu, silu as burn_silu};
-use burn::tensor::module::{
-    attention as burn_attention, conv2d as burn_conv2d, layer_norm as burn_layer_norm,
-};
-use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+use burn::tensor::module::{attention as burn_attention, layer_norm as burn_layer_norm};
+use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::error::{Error, Result};
@@ -16,6 +14,7 @@ use crate::host::HostTensor;
 use crate::kernels::{self, Dense};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::stats::Moments;
+use crate::unfold;
 use crate::weights::Weights;
 
 /// `x` in the number type of `other`.
@@ -88,9 +87,10 @@ fn convolve(
         let [h, w] = sizes.out_size();
         return Ok(kernels::tensor(y, [batch, layer.c_out, h, w]));
     }
-    let options = ConvOptions::new([layer.stride; 2], [pad_rows, layer.padding], [1, 1], 1);
+    check_channels(&layer.name, layer.c_in, x.dims()[1])?;
     let x = like(x, &kernel);
-    Ok(burn_conv2d(x, kernel, Some(bias), options))
+    let padding = [pad_rows, layer.padding];
+    Ok(unfold::conv2d(layer, x, kernel, bias, padding))
 }
 
 /// The input of a layer has the layer's channels.

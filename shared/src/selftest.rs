@@ -237,7 +237,13 @@ fn timed<const D: usize>(
     operation: &'static str,
     mut run: impl FnMut() -> Result<Tensor<D>>,
 ) -> Result<Output> {
+    let start = Instant::now();
     let values = HostTensor::from_device(run()?)?;
+    // The first run compiles, and with autotune tries, the kernels: where it hangs, this tells at what.
+    tracing::debug!(
+        "{operation}: {:.2} s at first",
+        start.elapsed().as_secs_f64()
+    );
     let mut milliseconds = f64::INFINITY;
     for _ in 0..3 {
         let start = Instant::now();
