@@ -56,7 +56,10 @@ impl Workers {
 
     /// `lacuna`'s `command` on these workers, with more arguments.
     fn lacuna(&self, command: &[&str], more: &[&str]) -> Child {
-        let mut lacuna = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        // A signal that was ignored stays so, as SIGINT is for what a script runs in the background.
+        let mut lacuna = Command::new("env");
+        lacuna.arg("--default-signal=INT,TERM,HUP");
+        lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
         lacuna.args(command).arg("--model").arg(model());
         lacuna.args(["--device", "cpu", "--workers"]);
         lacuna.arg(self.path("fleet.toml")).args(more);

@@ -181,16 +181,16 @@ fn this_machine_is_measured_where_nobody_says_its_speed() {
 
 #[test]
 fn a_unet_call_has_one_figure_for_its_work() {
-    let cost = |scheme: &str, wire: &str| json("cost", &["--scheme", scheme, "--wire", wire]);
+    let cost = |arguments: &[&str]| json("cost", &[&["--scheme"], arguments].concat());
     let work = |call: &Value| {
         let workers = call["workers_gflop"].as_array().unwrap();
         workers.iter().map(number).sum::<f64>() + number(&call["user_gflop"])
     };
     for call in [
-        cost("local", "f32"),
-        cost("ppidm", "f32"),
-        cost("resident", "f32"),
-        cost("resident", "delta4"),
+        cost(&["local"]),
+        cost(&["ppidm"]),
+        cost(&["resident", "--wire", "f32"]),
+        cost(&["resident", "--wire", "delta4"]),
     ] {
         assert_eq!(format!("{:.1}", work(&call)), "800.3", "{call}");
         assert_eq!(
@@ -216,7 +216,7 @@ fn what_is_off_is_named() {
         (&["--max-rows", "0"], "--max-rows 0"),
         (&["--max-rows", "1.5"], "--max-rows 1.5"),
         (&["--max-rows", "nan"], "--max-rows NaN"),
-        (&["--policy", "privat"], "private, fast, paper"),
+        (&["--policy", "privat"], "private, fast and paper"),
         (&["--link", "6g"], "5g, fibre, lan"),
         (&["--link", "5g", "--rtt-ms", "3"], "--rtt-ms"),
         (&["--batch", "1", "--guidance", "7"], "--guidance"),

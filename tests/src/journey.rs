@@ -66,6 +66,7 @@ impl Journey {
             .with("--device", "cpu")
             .with("--steps", case["steps"].to_string())
             .with("--guidance", case["guidance"].to_string())
+            .with("--seed", "42")
             .with("--scheme", "local")
     }
 
@@ -109,6 +110,26 @@ impl Journey {
         self.folder.path().join(name)
     }
 
+    /// Without what belongs to the scheme `resident`, where it is another by now: that would be refused.
+    fn for_its_scheme(mut self) -> Self {
+        let scheme = self.arguments.iter().position(|a| a == "--scheme");
+        if scheme.is_some_and(|at| self.arguments[at + 1] == "resident") {
+            return self;
+        }
+        for flag in [
+            "--lanes",
+            "--self-attention",
+            "--wire",
+            "--workers-prompt",
+            "--workers-latents",
+        ] {
+            if let Some(at) = self.arguments.iter().position(|a| a == flag) {
+                self.arguments.drain(at..at + 2);
+            }
+        }
+        self
+    }
+
     /// Makes the pictures; gives their files.
     ///
     /// # Errors
@@ -134,6 +155,7 @@ impl Journey {
         };
         let journey = self
             .clone()
+            .for_its_scheme()
             .with("--out", files.path("pic.png"))
             .with("--save-latents", files.path("latents.safetensors"))
             .with("--report", files.path("report.json"));

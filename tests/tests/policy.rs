@@ -381,7 +381,7 @@ async fn the_plan_command_plans() {
             &["--providers", "2"][..],
             &["max_rows = 0.25", "50.0 %"][..],
         ),
-        (&["--providers", "0"], &["--providers 0"]),
+        (&["--providers", "0"], &["--workers 0"]),
         (&["--user-gflops=-1"], &["--user-gflops"]),
         (&["--measure"], &["--measure", "--workers"]),
     ] {

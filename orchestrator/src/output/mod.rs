@@ -132,11 +132,12 @@ pub fn numbered(path: &Path, index: usize, count: usize) -> PathBuf {
 }
 
 fn failed(path: &Path, e: std::io::Error) -> Error {
-    // The name of the unfinished file says nothing to anybody.
-    let cause = e.get_ref().and_then(|inner| inner.source());
+    let reason = e.to_string();
+    // tempfile adds the name of the unfinished file, which says nothing to anybody.
+    let reason = reason.split(" at path ").next().unwrap_or(&reason);
     Error::Output {
         path: path.to_owned(),
-        reason: cause.map_or_else(|| e.to_string(), |cause| cause.to_string()),
+        reason: reason.to_owned(),
     }
 }
 
