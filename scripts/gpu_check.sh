@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Holds a GPU against the CPU: kernels, pictures, speed, the split, memory. Prints one table a step.
 #
-#     cargo build --release -p worker -p orchestrator --features worker/vulkan,worker/autotune,orchestrator/vulkan,orchestrator/autotune
-#     cargo build --release -p shared --features vulkan,autotune --example unet_call
+#     cargo build --release -p worker -p orchestrator -p shared --features orchestrator/wgpu \
+#         --bin lacuna --bin lacuna-worker --example unet_call
 #     scripts/gpu_check.sh [FOLDER OF THE BINARIES [FOLDER FOR RESULTS]]
 #
 # BUDGET (seconds, 480) bounds the whole; a step that does not fit is left out and said so. PyTorch is timed
@@ -10,6 +10,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=${1:-target/release}
+[ -x "$bin/unet_call" ] || ln -sf examples/unet_call "$bin/unet_call"
 results=${2:-target/gpu-check}
 budget=${BUDGET:-480}
 software=${SOFTWARE:+--allow-software}
@@ -87,10 +88,10 @@ for model in ${MODELS:-assets/demo-model tests/goldens/models/sd1 tests/goldens/
 done
 for precision in f32 f16; do
     start_workers assets/demo-model $precision
-    picture "demomodel-resident-$precision" assets/demo-model --scheme resident --device cpu --workers "$results/fleet.toml"
-    picture "demomodel-ppidm-$precision" assets/demo-model --scheme ppidm --device cpu --workers "$results/fleet.toml"
+    picture "demomodel-resident-$precision" assets/demo-model --scheme resident --device cpu --fleet "$results/fleet.toml"
+    picture "demomodel-ppidm-$precision" assets/demo-model --scheme ppidm --device cpu --fleet "$results/fleet.toml"
     picture "demomodel-residentgpu-$precision" assets/demo-model --scheme resident --device wgpu $software \
-        --workers "$results/fleet.toml"
+        --fleet "$results/fleet.toml"
     stop_workers
 done
 

@@ -183,8 +183,14 @@ impl Parameters for Layers {
 /// Tries every operation on `opened` in `precision`.
 ///
 /// # Errors
-/// [`Error::SelfTest`] naming the operation that differs.
+/// [`Error::Device`] when it cannot compute in `precision`, [`Error::SelfTest`] naming the operation that differs.
 pub fn run(opened: &OpenDevice, precision: Precision) -> Result<Report> {
+    if !opened.device.supports_dtype(precision.dtype()) {
+        return Err(Error::Device(format!(
+            "{} cannot compute in {precision}; use --precision f32",
+            opened.adapter
+        )));
+    }
     let mut trials = Vec::new();
     if !is_cpu(&opened.device) {
         // Where a CPU plays the GPU, larger sizes take minutes and more memory than it lends.
