@@ -375,15 +375,12 @@ async fn the_plan_command_plans() {
         lacuna(arguments)
     };
     plan(&[]).await.unwrap();
-    plan(&["--json", "--providers", "8"]).await.unwrap();
+    plan(&["--json", "--workers", "8"]).await.unwrap();
     for (arguments, parts) in [
-        (
-            &["--providers", "2"][..],
-            &["max_rows = 0.25", "50.0 %"][..],
-        ),
-        (&["--providers", "0"], &["--workers 0"]),
+        (&["--workers", "2"][..], &["max_rows = 0.25", "50.0 %"][..]),
+        (&["--workers", "0"], &["--workers 0"]),
         (&["--user-gflops=-1"], &["--user-gflops"]),
-        (&["--measure"], &["--measure", "--workers"]),
+        (&["--measure"], &["--measure", "--fleet"]),
     ] {
         let error = plan(arguments).await.unwrap_err();
         assert_names(&error, parts);
