@@ -203,9 +203,10 @@ pub fn run(opened: &OpenDevice, precision: Precision) -> Result<Report> {
         }
     }
     let report = Report { trials, precision };
-    // NaN must fail, so the comparison is for success.
     let most = tolerance(precision);
-    match report.trials.iter().find(|t| !(t.difference <= most)) {
+    // NaN must fail, too.
+    let wrong = |t: &&Trial| t.difference.is_nan() || t.difference > most;
+    match report.trials.iter().find(wrong) {
         None => Ok(report),
         Some(trial) => Err(Error::SelfTest(format!(
             "{} of {:?} in {precision} on this device differs from the CPU's by {:.1e} of its largest value; \

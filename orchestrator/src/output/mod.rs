@@ -7,7 +7,7 @@
 pub mod console;
 mod place;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ impl Outputs {
     /// # Errors
     /// [`Error::Output`] naming the path; [`Error::Request`] naming both flags.
     pub fn check(&self) -> Result<()> {
-        let mut directories = HashMap::new();
+        let mut directories = HashSet::new();
         let mut taken: HashMap<PathBuf, &str> = HashMap::new();
         for (flag, path) in &self.files {
             let place = Place::of(path).map_err(|e| failed(path, e))?;

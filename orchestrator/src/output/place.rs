@@ -1,6 +1,6 @@
 //! What a path names: a file, something that is written in place, or the standard output.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{FileType, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
@@ -94,17 +94,16 @@ impl Place {
     }
 
     /// Whether bytes could be written now, without writing any; `tried` are the directories found so far.
-    pub fn check(&self, tried: &mut HashMap<PathBuf, ()>) -> Result<()> {
+    pub fn check(&self, tried: &mut HashSet<PathBuf>) -> Result<()> {
         let Self::File { path, old } = self else {
             return Ok(());
         };
         not_read_only(old.as_ref())?;
         let directory = directory(path);
-        if !tried.contains_key(&directory) {
-            try_directory(&directory)?;
-            tried.insert(directory, ());
+        match tried.insert(directory.clone()) {
+            true => try_directory(&directory),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Writes `bytes`.
