@@ -44,7 +44,7 @@ pub struct View {
 pub struct Tile {
     /// Those that it made of its own rows.
     pub own: [HostTensor; 3],
-    /// Those that it was sent, in secret order and turned.
+    /// Those that it was sent, permuted and rotated.
     pub sent: [HostTensor; 3],
 }
 

@@ -80,7 +80,7 @@ pub struct SchemeArguments {
     /// resident: who attends to the whole picture, at each level from the finest, the last for all
     /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
     /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, in secret order and turned) or broadcast (gives the picture away) [default:
+    /// the queries and keys, permuted and rotated) or broadcast (gives the picture away) [default:
     /// paired; under a policy, what is fastest].
     #[arg(long, value_parser = parse_attentions)]
     pub self_attention: Option<Attentions>,

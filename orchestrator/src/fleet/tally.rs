@@ -91,7 +91,7 @@ pub struct Seen {
     pub rows: Coverage,
     /// Rows that it is sent, halos included, over all layers.
     pub rows_with_halo: Coverage,
-    /// Parts of the queries, and of the keys and values, that it gets in secret order and turned.
+    /// Parts of the queries, and of the keys and values, that it gets permuted and rotated.
     pub tiles: [Coverage; 2],
 }
 

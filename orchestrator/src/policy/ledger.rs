@@ -33,7 +33,7 @@ pub struct View {
     /// Share of the rows whose keys and values it gets or could make: from these alone the picture can
     /// be told.
     pub keys_and_values: f64,
-    /// Share of all queries, and of all keys and values, that it gets in secret order and turned: it
+    /// Share of all queries, and of all keys and values, that it gets permuted and rotated: it
     /// learns the products between them.
     pub tiles: [f64; 2],
     /// Whether it gets its rows of the noisy latents, or gives those of the prediction.

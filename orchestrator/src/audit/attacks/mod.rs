@@ -3,7 +3,7 @@
 //! - [`rows`]: its own rows, pixel by pixel.
 //! - [`strip`]: the whole picture, and the prompt, from its strips of the feature maps.
 //! - [`tokens`]: the whole picture from everybody's keys and values.
-//! - [`tiles`]: those keys and values from tiles in secret order and turned.
+//! - [`tiles`]: those keys and values from tiles permuted and rotated.
 //! - [`words`]: the prompt from what it became.
 //!
 //! Every attack learns from the first runs, which are the attacker's own, and is scored on the others.

@@ -1,4 +1,4 @@
-//! Keys and values from tiles in secret order and turned.
+//! Keys and values from tiles permuted and rotated.
 //!
 //! A turn keeps lengths. A worker knows the queries, keys and values of its own rows as they were, and its
 //! tile holds some of these among the others'. So their lengths, head by head, say which they are. Known pairs

@@ -58,7 +58,7 @@ impl Secret {
         })
     }
 
-    /// Queries, keys and values, `[B, T, C]`, in secret order and turned.
+    /// Queries, keys and values, `[B, T, C]`, permuted and rotated.
     ///
     /// # Errors
     /// Those of the device.
