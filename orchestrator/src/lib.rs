@@ -29,7 +29,7 @@
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
 //! - [`interrupt`]: ending before the end.
-//! - [`memory`]: how much memory this process took.
+//! - [`memory`]: whether there is room for what is computed here.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
 //! - [`limits`]: how large what is asked for may be.

@@ -1,7 +1,8 @@
 //! How large what is asked for may be: no more than memory can hold, so that sums of sizes stay numbers.
 
+use shared::memory;
+
 use crate::error::{Error, Result};
-use crate::memory;
 
 /// Most columns, and most rows, of a picture.
 pub const SIDE: usize = 16_384;

@@ -136,10 +136,8 @@ fn random_weights_give_every_row_its_bytes_and_quality() {
     let report = json(&[
         "--config",
         config.to_str().unwrap(),
-        "--rows",
-        "16",
-        "--columns",
-        "16",
+        "--size",
+        "128x128",
         "--batch",
         "1",
         "--workers",
@@ -264,14 +262,7 @@ fn a_config_that_wants_added_conditioning_gets_some() {
     );
     let path = folder.path().join("config.json");
     std::fs::write(&path, Value::Object(config).to_string()).unwrap();
-    let arguments = [
-        "--config",
-        path.to_str().unwrap(),
-        "--rows",
-        "16",
-        "--columns",
-        "16",
-    ];
+    let arguments = ["--config", path.to_str().unwrap(), "--size", "128x128"];
     let report = json(
         &[
             &arguments[..],
@@ -293,16 +284,7 @@ fn a_config_that_wants_added_conditioning_gets_some() {
 #[test]
 fn the_table_has_a_line_for_each_row() {
     let config = tiny("sd1/unet/config.json");
-    let size = [
-        "--rows",
-        "16",
-        "--columns",
-        "16",
-        "--calls",
-        "1",
-        "--workers",
-        "2",
-    ];
+    let size = ["--size", "128x128", "--calls", "1", "--workers", "2"];
     let output = bench(&[&["--config", config.to_str().unwrap()], &size[..]].concat());
     assert!(output.status.success(), "{output:?}");
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -328,11 +310,15 @@ fn bad_arguments_are_named() {
         (&["--calls", "0"], "--calls 0"),
         (&["--turns", "0"], "--turns 0"),
         (&["--rows", "0"], "--rows 0"),
+        (&["--size", "0x8"], "--width 0"),
+        (&["--size", "128x12"], "--height 12"),
+        (&["--size", "8x8", "--rows", "8"], "--rows"),
         (&["--wires", "f31"], "f31"),
         (&["--self-attentions", "none"], "none"),
         (&["--link", "6g"], "6g"),
         (&["--steps", "3"], "--config"),
         (&["--model", "x"], "--config"),
+        (&["--size", "64x64", "--workers", "16"], "16"),
         (&["--rows", "8", "--workers", "16"], "16"),
     ] {
         refused(&[&["--config", config], arguments].concat(), part);

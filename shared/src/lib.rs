@@ -25,6 +25,7 @@
 //! - [`host`]: tensors in host memory.
 //! - [`device`]: choosing and opening a device.
 //! - [`speed`]: how fast a device computes.
+//! - [`memory`]: how much of it this machine has, and processes took.
 //! - [`selftest`]: a device against the CPU, before it is trusted.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
@@ -37,6 +38,7 @@ pub mod executor;
 pub mod host;
 pub mod kernels;
 pub mod layers;
+pub mod memory;
 pub mod ops;
 pub mod partition;
 pub mod placement;

@@ -9,7 +9,6 @@
 //! - [`strip`]: the U-Net over the worker's own rows.
 //! - [`walk`]: that as a dialogue, on a thread for each session.
 //! - [`sessions`]: who is talking, and what they were last told.
-//! - [`memory`]: how much of it this machine has.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -17,7 +16,6 @@
 
 pub mod compute;
 pub mod error;
-pub mod memory;
 pub mod model;
 pub mod serve;
 pub mod service;

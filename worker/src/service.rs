@@ -15,6 +15,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use shared::device::OpenDevice;
 use shared::exchange::Resident;
+use shared::memory;
 use shared::partition::Levels;
 use shared::wire::{
     AdvanceHeader, Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader,
@@ -24,7 +25,6 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::compute::{Batch, Compute};
 use crate::error::{Error, Result};
-use crate::memory;
 use crate::model::Model;
 use crate::sessions::{Lane, Room, Session, Sessions};
 use crate::walk::Walk;
@@ -99,7 +99,7 @@ impl Service {
     /// when the compute thread does not start.
     pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
         let limits = Limits {
-            max_body_bytes: largest_request(&model, options.max_latents, memory::total())?,
+            max_body_bytes: largest_request(&model, options.max_latents, memory::in_all())?,
             max_sessions: options.max_sessions,
             session_idle_seconds: options.session_idle.as_secs(),
         };

@@ -12,7 +12,7 @@ use crate::limits;
 /// The size of a picture.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct PictureSize {
-    /// Columns x rows of the picture, in pixels [default: the model's own].
+    /// Columns x rows of the picture, in pixels [default: the model's own; of bench's random weights 512x512].
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     size: Option<[usize; 2]>,
     /// The older name of half of --size.

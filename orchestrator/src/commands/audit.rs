@@ -149,9 +149,7 @@ fn check(arguments: &Arguments) -> Result<()> {
         limits::check(flag, value, limits::COUNT)?;
     }
     for n in &arguments.workers {
-        if !(1..=MAX_WORKERS).contains(n) {
-            return refuse(format!("--workers {n}: from 1 to {MAX_WORKERS}"));
-        }
+        limits::check("--workers", *n, MAX_WORKERS)?;
         if arguments.provider >= *n {
             return refuse(format!(
                 "--provider {}: of {n} workers the last is {}",

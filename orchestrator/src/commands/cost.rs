@@ -9,9 +9,9 @@ use shared::unet::UNet;
 use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
 use crate::cost::count::{first_calls, once};
 use crate::cost::{Link, OfKind, by_kind, paper};
-use crate::error::Error;
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::tally::Kind;
+use crate::limits;
 use crate::output::console::print;
 use crate::schemes::Scheme;
 
@@ -85,10 +85,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let workers = arguments.workers;
-    if !(1..=MAX_WORKERS).contains(&workers) {
-        let reason = format!("--workers {workers}: from 1 to {MAX_WORKERS}");
-        return Err(Error::Request(reason).into());
-    }
+    limits::check("--workers", workers, MAX_WORKERS)?;
     arguments.settings.check(arguments.scheme)?;
     let link = arguments.speed.link()?;
     let latents = arguments.size.latents(1)?;

@@ -7,6 +7,7 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
+use super::reach::{LOOPBACK, host};
 use crate::error::{Error, Result};
 
 /// The workers of a run. `configs/fleet.example.toml` shows the file.
@@ -47,29 +48,6 @@ struct Entry {
     /// Whether it only steps in for another.
     #[serde(default)]
     spare: bool,
-}
-
-/// How every name of this machine itself is told from others.
-const LOOPBACK: &str = "localhost";
-
-/// The host of an address, so that the same one reads the same.
-fn host(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let own = match bare.parse::<std::net::IpAddr>() {
-        Ok(address) => {
-            let address = address.to_canonical();
-            address.is_loopback() || address.is_unspecified()
-        }
-        Err(_) => host == LOOPBACK || host.ends_with(".localhost"),
-    };
-    match (own, bare.parse::<std::net::IpAddr>()) {
-        (true, _) => LOOPBACK.into(),
-        // An IPv4 address may be written as an IPv6 one.
-        (false, Ok(address)) => address.to_canonical().to_string(),
-        (false, Err(_)) => host,
-    }
 }
 
 /// The most strips that a picture is cut into.

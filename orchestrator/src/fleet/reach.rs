@@ -9,7 +9,7 @@ impl WorkerConfig {
     /// Whether it is on this machine: then it is the user's own and no provider's. A tunnel that ends here
     /// looks the same; whoever has one names a policy.
     pub fn is_own(&self) -> bool {
-        is_loopback(&self.url)
+        host(&self.url) == LOOPBACK
     }
 
     /// Whether what is sent to it can be read on the way.
@@ -49,23 +49,26 @@ impl FleetConfig {
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
-    let Some(host) = url.host_str() else {
-        return false;
-    };
+/// How every name of this machine itself is told from others.
+pub const LOOPBACK: &str = "localhost";
+
+/// The host of an address, so that the same one reads the same: all that lead to this machine are
+/// [`LOOPBACK`].
+pub fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
     // A literal IPv6 address is in brackets.
-    let literal = host.trim_start_matches('[').trim_end_matches(']');
-    match literal.parse::<std::net::IpAddr>() {
-        Ok(address) => {
-            let address = address.to_canonical();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<std::net::IpAddr>() {
+        // An IPv4 address may be written as an IPv6 one.
+        Ok(address) => match address.to_canonical() {
             // Nowhere in particular is here, too: that is where a connection to it goes.
-            address.is_loopback() || address.is_unspecified()
-        }
-        Err(_) => {
-            let name = host.trim_end_matches('.');
-            // RFC 6761: names that never leave the machine.
-            name == "localhost" || name.ends_with(".localhost")
-        }
+            own if own.is_loopback() || own.is_unspecified() => LOOPBACK.into(),
+            other => other.to_string(),
+        },
+        // RFC 6761: names that never leave the machine.
+        Err(_) if host.ends_with(".localhost") => LOOPBACK.into(),
+        Err(_) => host,
     }
 }
 

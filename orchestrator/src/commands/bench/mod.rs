@@ -23,7 +23,7 @@ use tokio::task::spawn_blocking;
 
 use crate::cost::Link;
 use crate::cost::count::{Count, first_calls};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::link::EmulatedLink;
@@ -142,12 +142,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// What can be refused before anything is loaded. Gives the files that will be written.
 fn check(arguments: &Arguments) -> Result<Outputs> {
-    let refuse = |reason: String| Err(Error::Request(reason));
     arguments.subject.check()?;
     for n in &arguments.combinations.workers {
-        if !(1..=MAX_WORKERS).contains(n) {
-            return refuse(format!("--workers {n}: from 1 to {MAX_WORKERS}"));
-        }
+        limits::check("--workers", *n, MAX_WORKERS)?;
     }
     limits::check("--turns", arguments.turns, limits::COUNT)?;
     let mut outputs = Outputs::default();

@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use shared::device::OpenDevice;
+use shared::memory;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
@@ -18,7 +19,6 @@ use super::subject::{Subject, SubjectArguments, UNetArguments};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, WorkerConfig};
 use crate::fleet::local::LocalWorkers;
-use crate::memory;
 use crate::output::console::print;
 
 /// Arguments of the hidden `lacuna bench-worker`.

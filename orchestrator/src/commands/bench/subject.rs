@@ -18,9 +18,9 @@ use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::case::Case;
-use crate::commands::arguments::parse_seed;
+use crate::commands::arguments::{PictureSize, parse_seed};
 use crate::commands::placed::{self, DEFAULT_GUIDANCE};
-use crate::commands::{ModelArguments, PROMPT_TOKENS, unet_config};
+use crate::commands::{ModelArguments, PIXELS_PER_LATENT, PROMPT_TOKENS, unet_config};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::interrupt;
@@ -35,11 +35,13 @@ use crate::schemes::{Finished, Predictor, Setting};
 pub struct SubjectArguments {
     #[command(flatten)]
     pub unet: UNetArguments,
-    /// Rows of the latents [default: 64; the model's own with --model].
-    #[arg(long)]
+    #[command(flatten)]
+    size: PictureSize,
+    /// The older name of half of --size, in latents.
+    #[arg(long, hide = true, conflicts_with_all = ["size", "height"])]
     rows: Option<usize>,
-    /// Columns of the latents [default: 64; the model's own with --model].
-    #[arg(long)]
+    /// The older name of half of --size, in latents.
+    #[arg(long, hide = true, conflicts_with_all = ["size", "width"])]
     columns: Option<usize>,
     /// Random weights: batch entries of one call; guidance takes two.
     #[arg(long, default_value_t = 2, conflicts_with = "model")]
@@ -92,6 +94,8 @@ pub struct UNetArguments {
     pub allow_software: bool,
 }
 
+/// Pixels of a side of the picture whose latents random weights are called on, where nobody says.
+const USUAL_SIDE: usize = 512;
 /// Random weights are always of this seed, so that processes agree on them.
 const WEIGHTS_SEED: u64 = 0;
 /// Radians from one call's sample to the next: a sampler of 50 steps goes a quarter turn, from noise to latents.
@@ -111,12 +115,22 @@ impl SubjectArguments {
         ] {
             value.map_or(Ok(()), |n| limits::check(flag, n, limits::COUNT))?;
         }
-        let [rows, columns] = [self.rows, self.columns].map(|side| side.unwrap_or(1));
-        limits::check_latents("--batch, --rows and --columns", [self.batch, rows, columns])?;
+        // A model's own pixels per latent are known once it is read, and are no fewer.
+        let [columns, rows] = self
+            .pixels(1)
+            .map(|side| side.map_or(1, |n| n.div_ceil(PIXELS_PER_LATENT)));
+        limits::check_latents("--batch and --size", [self.batch, rows, columns])?;
         match &self.unet.model {
             Some(model) => placed::check_model(&self.unet.with_model(model.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Columns and rows of the picture in pixels, where they are given; latents are of `pixels` each.
+    fn pixels(&self, pixels: usize) -> [Option<usize>; 2] {
+        let [width, height] = self.size.sides();
+        let of = |latents: Option<usize>| latents.map(|n| n.saturating_mul(pixels));
+        [width.or(of(self.columns)), height.or(of(self.rows))]
     }
 }
 
@@ -266,8 +280,8 @@ impl Subject {
         pipeline: Arc<Pipeline>,
         mut rng: TorchRng,
     ) -> Result<Self> {
-        let pixels = |latents: Option<usize>| latents.map(|n| n * pipeline.pixels_per_latent());
-        let shape = pipeline.latent_shape(pixels(arguments.columns), pixels(arguments.rows))?;
+        let [width, height] = arguments.pixels(pipeline.pixels_per_latent());
+        let shape = pipeline.latent_shape(width, height)?;
         let guidance = arguments.guidance.or(pipeline.guidance_scale);
         let sampling = Sampling {
             scheduler: None,
@@ -303,13 +317,14 @@ impl Subject {
         let unet = arguments.unet.read_config()?;
         let none = Weights::random_part(&unet, &[], WEIGHTS_SEED, device)?;
         let mut noise = |shape: &[usize]| HostTensor::new(shape, rng.randn(shape.iter().product()));
-        let side = |given: Option<usize>| given.unwrap_or(64);
-        let latents = [
-            arguments.batch,
-            side(arguments.rows),
-            side(arguments.columns),
-        ];
-        let [b, rows, columns] = latents;
+        let sides = arguments.pixels(PIXELS_PER_LATENT);
+        let [width, height] = sides.map(|side| side.unwrap_or(USUAL_SIDE));
+        for (flag, side) in [("--width", width), ("--height", height)] {
+            limits::check_side(flag, side, PIXELS_PER_LATENT)?;
+        }
+        let [columns, rows] = [width, height].map(|side| side / PIXELS_PER_LATENT);
+        let b = arguments.batch;
+        let latents = [b, rows, columns];
         let sample = [b, unet.in_channels, rows, columns];
         let noises = [noise(&sample)?, noise(&sample)?];
         let context = noise(&[b, PROMPT_TOKENS, unet.context_width])?;

@@ -41,6 +41,8 @@ pub struct Maker {
     pub size: [usize; 2],
     /// What not to see.
     pub negative_prompt: String,
+    /// Whether prompt and seed go into the pictures' files, as text.
+    pub metadata: bool,
     /// Tokens of a prompt.
     pub tokens: usize,
     /// For the dialogue with workers.
@@ -180,7 +182,11 @@ impl Place<'_> {
     pub fn picture(&self, prompt: &str, seed: u64, path: &Path) -> Result<(), Failure> {
         let picture = self.make(prompt, seed)?;
         let text = [("prompt", prompt.to_owned()), ("seed", seed.to_string())];
-        picture.write_png(path, &text).map_err(Failure::OfRun)
+        let text = match self.maker.metadata {
+            true => &text[..],
+            false => &[],
+        };
+        picture.write_png(path, text).map_err(Failure::OfRun)
     }
 
     fn make(&self, prompt: &str, seed: u64) -> Result<Picture, Failure> {

@@ -113,6 +113,9 @@ struct RunArguments {
     /// The directory of the run. A run that was ended goes on there.
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Leave prompt and seed out of the pictures' files, which have them as text. The results name them.
+    #[arg(long)]
+    no_metadata: bool,
 }
 
 /// The first seed where none is given: a run that goes on must know it.
@@ -194,6 +197,7 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
         local_workers: arguments.workers.number(),
         sampling,
         size,
+        metadata: !arguments.no_metadata,
         negative_prompt: arguments.sampling.negative_prompt.clone(),
         tokens: pipeline.tokens(),
         runtime: Handle::current(),

@@ -53,9 +53,7 @@ impl Before<'_> {
             let device = self.device.clone();
             speeds = spawn_blocking(move || compute.here(&link, &fleet, &device)).await??;
         }
-        if compute.measure {
-            speeds = refine(speeds, self.fleet).await?;
-        } else if foreign && speeds.sources.link == Source::Assumed {
+        if compute.measure || (foreign && speeds.sources.link == Source::Assumed) {
             // A worker that does not answer is for the run to deal with: it may have a spare.
             match refine(speeds.clone(), self.fleet).await {
                 Ok(measured) => speeds = measured,

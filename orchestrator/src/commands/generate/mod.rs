@@ -11,6 +11,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use clap::Args;
 use shared::host::HostTensor;
+use shared::memory;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
@@ -18,12 +19,11 @@ use super::arguments::{FleetArguments, PictureSize};
 use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
 use super::terms::TermsArguments;
 use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fleet::local::LocalWorkers;
 use crate::generator::Generator;
 use crate::interrupt;
 use crate::limits;
-use crate::memory;
 use crate::output::console::Console;
 use crate::output::{Outputs, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
@@ -106,8 +106,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let first_seed = *seed;
     let console = Console::new(check(&arguments)?.take_stdout());
     let fleet_config = match arguments.workers.file() {
-        Some(path) if arguments.scheme.needs_workers() => Some(arguments.terms.way.fleet(path)?),
-        _ => None,
+        Some(path) => Some(arguments.terms.way.fleet(path)?),
+        None => None,
     };
     let policy = arguments.terms.policy(fleet_config.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
@@ -246,6 +246,23 @@ impl Arguments {
         let words = self.prompt.as_deref().or(self.words.as_deref());
         words.unwrap_or_default()
     }
+
+    /// Where nobody else computes, nothing is asked of workers or of the way to them.
+    fn check_workers(&self) -> Result<()> {
+        let flags = [
+            ("--fleet", self.workers.file().is_some()),
+            ("--workers", self.workers.number().is_some()),
+            ("--insecure", self.terms.way.insecure),
+            ("--measure", self.compute.measure),
+        ];
+        match flags.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) if !self.scheme.needs_workers() => Err(Error::Request(format!(
+                "{flag}: the scheme {} has no workers; leave it out",
+                self.scheme
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Makes one picture from `noise`, or from its seed's.
@@ -271,6 +288,7 @@ fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
     arguments.settings.check(arguments.scheme)?;
     arguments.workers.check()?;
+    arguments.check_workers()?;
     arguments.sampling.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;
