@@ -18,7 +18,7 @@
 //! - [`evaluation`]: many prompts under several settings.
 //!
 //! The U-Net on others' machines:
-//! - [`schemes`]: how one U-Net call is placed; each is an executor.
+//! - [`schemes`]: how one U-Net call is placed.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
 //! - [`policy`]: what a provider may see and does see, and the fastest plan under that.
 //! - [`cost`]: what a scheme sends and computes, without running it.
@@ -32,6 +32,7 @@
 //! - [`memory`]: whether there is room for what is computed here.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
+//! - [`named`]: values by the names that files and flags have for them.
 //! - [`limits`]: how large what is asked for may be.
 //! - [`logging`]: what is logged, and what never is.
 //! - [`error`]: everything that can go wrong.
@@ -54,6 +55,7 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod model_dir;
+pub mod named;
 pub mod noise;
 pub mod output;
 pub mod picture;

@@ -4,12 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use clap::ValueEnum;
-use orchestrator::cost::count::count;
-use orchestrator::schemes::ppidm::GroupNormMode;
-use orchestrator::schemes::{Scheme, Setting};
+use orchestrator::schemes::registry::find;
+use orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
-use shared::placement::{Placement, Wires};
 use shared::unet::UNetConfig;
 
 /// Tokens of any prompt.
@@ -75,21 +72,20 @@ fn assert_row_as_counted(report: &Value, config: &Path) {
     let unet = UNetConfig::from_file(config).unwrap().build();
     let side = |key: &str| report["subject"][key].as_u64().unwrap() as usize;
     for row in rows(report) {
-        let wire = row["wire"].as_str().unwrap_or("f32");
+        let entry = find(row["scheme"].as_str().unwrap()).unwrap();
+        let wire = row["wire"].as_str();
+        let options = wire.map(|wire| ("wire".to_owned(), wire.to_owned()));
+        let options: Vec<_> = options.into_iter().collect();
         let setting = Setting {
-            scheme: Scheme::from_str(row["scheme"].as_str().unwrap(), false).unwrap(),
-            groupnorm: GroupNormMode::Exact,
-            offload: Default::default(),
-            placement: Placement {
-                wires: Wires::all(serde_json::from_value(wire.into()).unwrap()),
-                ..Placement::default()
+            scheme: entry.with_options(&options).unwrap(),
+            sizes: Sizes {
+                latents: ["batch", "latent_rows", "latent_columns"].map(side),
+                levels: unet.levels(),
+                tokens: TOKENS,
             },
-            lanes: true,
-            latents: ["batch", "latent_rows", "latent_columns"].map(side),
-            levels: unet.levels(),
-            tokens: TOKENS,
         };
-        let count = count(&unet, &setting, row["workers"].as_u64().unwrap() as usize).unwrap();
+        let workers = row["workers"].as_u64().unwrap() as usize;
+        let count = setting.count(&unet, workers).unwrap();
         let sent = ["payload_bytes_up_per_call", "payload_bytes_down_per_call"];
         assert_eq!(
             sent.map(|key| row[key].as_u64().unwrap()),

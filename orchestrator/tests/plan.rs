@@ -266,7 +266,7 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
     assert!(stderr.contains("does not answer"), "{stderr}");
     // The plan chooses the wire where nobody does; f32 would be twice the bytes.
     for part in [
-        "resident, features as f16 (60 dB at least",
+        "resident, f16 (60 dB at least",
         "policy private",
         "providers p0, p1, p2, p3 will each see at most",
         "not the prompt",
@@ -286,7 +286,7 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
     );
     let weaker = text(&generate(&["--policy", "fast", "--wire", "delta4"]));
     for part in [
-        "features as delta4 (40 dB at least",
+        "resident, delta4 (40 dB at least",
         "weaker than the policy private, as asked for: max_rows = 1; prompt = shared",
     ] {
         assert!(weaker.contains(part), "{part:?} is not in: {weaker}");

@@ -4,6 +4,7 @@
 //! - [`mod@reference`]: the arithmetic of the layers as plain loops in f64.
 //! - [`metric_inputs`]: pictures, features and weights that the goldens of metrics are made of.
 //! - [`model_copy`]: a tiny model with something changed.
+//! - [`scheme`]: schemes by their names.
 //! - [`journey`]: `lacuna generate` from its command line to its files.
 //! - [`workers`]: workers in this process, good and bad.
 //! - [`proxy`]: a connection that fails at a chosen request.
@@ -15,4 +16,5 @@ pub mod metric_inputs;
 pub mod model_copy;
 pub mod proxy;
 pub mod reference;
+pub mod scheme;
 pub mod workers;

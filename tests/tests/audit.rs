@@ -1,20 +1,19 @@
 //! `lacuna audit`: what is taken for a provider's view is what its worker was sent and computed, and the
 //! command from its arguments to its files.
 
+use std::ops::Range;
 use std::path::Path;
 
 use orchestrator::audit::view::{self, View};
+use orchestrator::audit::watch::{self, Place};
 use orchestrator::fleet::config::FleetConfig;
 use orchestrator::fleet::tap::Heard;
 use orchestrator::pipeline::Pipeline;
-use orchestrator::schemes::resident::seatings;
-use orchestrator::schemes::{Scheme, Setting};
+use orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
 use shared::device::OpenDevice;
-use shared::exchange::Resident;
 use shared::host::HostTensor;
-use shared::partition::{Levels, Rows, cut};
-use shared::placement::{Attentions, Placement, Prompt, SelfAttention};
+use shared::partition::{Rows, cut};
 use shared::weights::{Weights, list};
 use shared::whole::{Conditioning, Whole};
 use shared::wire::{AdvanceHeader, Message, RunHeader};
@@ -38,7 +37,8 @@ struct Overheard {
     /// The prediction of each step by the whole model.
     whole: Vec<HostTensor>,
     setting: Setting,
-    seating: Resident,
+    /// The rows of the latents that the worker computes.
+    rows: Range<usize>,
     weights: Weights,
 }
 
@@ -48,13 +48,19 @@ fn sample(seed: u64) -> HostTensor {
     HostTensor::new(shape, data).unwrap()
 }
 
-async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt) -> Overheard {
+async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard {
     let first = RunningWorker::start(NAME, &Options::default()).await;
     let (url, bodies) = overheard_worker(NAME).await;
     let folder = tempfile::tempdir().unwrap();
     let file = fleet_file(folder.path(), &[(&first.url, None), (&url, None)]);
     let config = FleetConfig::from_file(&file).unwrap();
     let runtime = Handle::current();
+    let options = [
+        ("self-attention", self_attention),
+        ("workers-prompt", prompt),
+        ("lanes", "false"),
+    ];
+    let scheme = tests::scheme::scheme(scheme, &options);
     let overheard = spawn_blocking(move || {
         let device = OpenDevice::cpu().device;
         let pipeline = Pipeline::open(&model_dir(NAME), None, &device).unwrap();
@@ -66,20 +72,13 @@ async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt)
             context,
             added: None,
         };
-        let placement = Placement {
-            self_attention: Attentions::all(self_attention),
-            prompt,
-            ..Placement::default()
-        };
         let setting = Setting {
             scheme,
-            groupnorm: Default::default(),
-            offload: Default::default(),
-            placement,
-            lanes: false,
-            latents: [2, SIDE, SIDE],
-            levels: unet.levels(),
-            tokens,
+            sizes: Sizes {
+                latents: [2, SIDE, SIDE],
+                levels: unet.levels(),
+                tokens,
+            },
         };
         let opened = setting.open(&config, pipeline.digest(), unet);
         let mut fleet = runtime.block_on(opened).unwrap();
@@ -92,15 +91,16 @@ async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt)
             steps.collect::<Vec<_>>()
         };
         predict(&setting, Some(fleet));
-        let local = Setting {
-            scheme: Scheme::Local,
-            ..setting
-        };
+        let local = setting.by(tests::scheme::scheme("local", &[]));
+        let sizes = &setting.sizes;
+        let rows = watch::of(&*setting.scheme)
+            .unwrap()
+            .rows(unet, sizes, PLACE);
         Overheard {
             bodies: std::mem::take(&mut bodies.lock().unwrap()),
             heard: tap.take(),
             whole: predict(&local, None),
-            seating: seatings(unet, &setting, 2).unwrap().remove(1),
+            rows: rows.unwrap(),
             setting,
             weights: weights.clone(),
         }
@@ -110,37 +110,34 @@ async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt)
 
 impl Overheard {
     fn views(self) -> Vec<View> {
-        let model = model(NAME);
-        if self.setting.scheme == Scheme::Ppidm {
-            return view::of_pieces(&model, self.heard, TIMESTEPS.len()).unwrap();
-        }
-        view::of_walk(model.unet(), &self.weights, self.seating, self.heard).unwrap()
+        let watch = watch::of(&*self.setting.scheme).unwrap();
+        let (model, calls) = (model(NAME), TIMESTEPS.len());
+        let sizes = &self.setting.sizes;
+        let views = watch.views(&model, &self.weights, sizes, PLACE, self.heard, calls);
+        views.unwrap()
     }
 
     /// The worker's rows of `x`.
     fn own_rows(&self, x: &HostTensor) -> HostTensor {
-        let levels = Levels::new(SIDE, self.setting.levels);
-        let rows = levels.scale(&self.seating.strip, 0);
-        cut(
-            x,
-            Rows::OfFeature,
-            &(rows.start as isize..rows.end as isize),
-        )
-        .unwrap()
+        let rows = self.rows.start as isize..self.rows.end as isize;
+        cut(x, Rows::OfFeature, &rows).unwrap()
     }
 }
 
-const RESIDENT: [(SelfAttention, Prompt); 4] = [
-    (SelfAttention::Paired, Prompt::Hidden),
-    (SelfAttention::Tokens, Prompt::Shared),
-    (SelfAttention::Tiled, Prompt::Hidden),
-    (SelfAttention::Broadcast, Prompt::Hidden),
+/// Of the worker that is overheard.
+const PLACE: Place = Place { worker: 1, of: 2 };
+
+const RESIDENT: [(&str, &str); 4] = [
+    ("paired", "hidden"),
+    ("tokens", "shared"),
+    ("tiled", "hidden"),
+    ("broadcast", "hidden"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tap_keeps_just_what_a_worker_receives() {
     for (attention, prompt) in RESIDENT {
-        let run = overhear(Scheme::Resident, attention, prompt).await;
+        let run = overhear("resident", attention, prompt).await;
         assert_eq!(run.bodies.len(), run.heard.messages.len(), "{attention:?}");
         for (body, (at, tensors)) in run.bodies.iter().zip(&run.heard.messages) {
             let received = Message::<AdvanceHeader>::decode(body).unwrap();
@@ -148,7 +145,7 @@ async fn the_tap_keeps_just_what_a_worker_receives() {
             assert!(&received.tensors == tensors, "{attention:?}: {at}");
         }
     }
-    let run = overhear(Scheme::Ppidm, SelfAttention::Paired, Prompt::Hidden).await;
+    let run = overhear("ppidm", "paired", "hidden").await;
     assert_eq!(run.bodies.len(), run.heard.pieces.len());
     for (body, piece) in run.bodies.iter().zip(&run.heard.pieces) {
         let received = Message::<RunHeader>::decode(body).unwrap();
@@ -163,7 +160,7 @@ async fn the_tap_keeps_just_what_a_worker_receives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
     for (attention, prompt) in RESIDENT {
-        let run = overhear(Scheme::Resident, attention, prompt).await;
+        let run = overhear("resident", attention, prompt).await;
         let expected: Vec<_> = (run.whole.iter().enumerate())
             .map(|(i, y)| [run.own_rows(&sample(i as u64)), run.own_rows(y)])
             .collect();
@@ -173,12 +170,12 @@ async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
             let want = view::by_pixel(&[x, y]).unwrap().unwrap();
             assert_begins_with(view.pixels.as_ref().unwrap(), &want);
             assert!(view.stages.contains_key("mid_block"), "{attention:?}");
-            assert_eq!(view.keys.is_some(), attention == SelfAttention::Broadcast);
-            assert_eq!(view.tile.is_some(), attention == SelfAttention::Tiled);
-            assert_eq!(view.prompt.is_some(), prompt == Prompt::Shared);
+            assert_eq!(view.keys.is_some(), attention == "broadcast");
+            assert_eq!(view.tile.is_some(), attention == "tiled");
+            assert_eq!(view.prompt.is_some(), prompt == "shared");
         }
     }
-    let run = overhear(Scheme::Ppidm, SelfAttention::Paired, Prompt::Hidden).await;
+    let run = overhear("ppidm", "paired", "hidden").await;
     let expected: Vec<_> = run.whole.iter().map(|y| run.own_rows(y)).collect();
     for (view, y) in run.views().iter().zip(&expected) {
         let want = view::by_pixel(&[y]).unwrap().unwrap();

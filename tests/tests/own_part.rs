@@ -1,8 +1,7 @@
 //! The user's own part of the U-Net: no more of it is loaded than the setting needs, and that is enough.
 
-use orchestrator::schemes::{Scheme, Setting};
+use orchestrator::schemes::{Setting, Sizes};
 use safetensors::Dtype;
-use serde_json::json;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
 use shared::weights;
@@ -69,22 +68,18 @@ fn unet(model: &std::path::Path) -> UNet {
 }
 
 fn user_parameters(unet: &UNet, [scheme, attention, prompt]: [&str; 3]) -> Vec<Parameter> {
-    let attention: Vec<&str> = attention.split(',').collect();
+    let options = [
+        ("self-attention", attention),
+        ("workers-prompt", prompt),
+        ("workers-latents", prompt),
+    ];
     let setting = Setting {
-        scheme: <Scheme as clap::ValueEnum>::from_str(scheme, false).unwrap(),
-        groupnorm: Default::default(),
-        offload: Default::default(),
-        placement: serde_json::from_value(json!({
-            "self_attention": attention,
-            "prompt": prompt,
-            "latents": prompt,
-            "wires": { "halo": "f32", "attention": "f32" },
-        }))
-        .unwrap(),
-        lanes: true,
-        latents: [2, 64, 64],
-        levels: unet.levels(),
-        tokens: 77,
+        scheme: tests::scheme::scheme(scheme, &options),
+        sizes: Sizes {
+            latents: [2, 64, 64],
+            levels: unet.levels(),
+            tokens: 77,
+        },
     };
     setting.user_parameters(unet).unwrap()
 }

@@ -1,8 +1,7 @@
 //! Resident strips over real workers, against the unsplit picture and against what was promised.
 
-use orchestrator::cost::count::{Count, count};
-use orchestrator::schemes::resident::count::first_calls;
-use orchestrator::schemes::{Scheme, Setting};
+use orchestrator::schemes::count::Count;
+use orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
 use shared::placement::Wire;
 use tests::golden::{Golden, MODELS, golden_png, has_golden, repository};
@@ -138,12 +137,12 @@ async fn a_demo_picture_keeps_what_each_wire_promises() {
     let journey = journey.with("--steps", "25");
     let local = journey.go().await.unwrap().png();
     for wire in Wire::ALL {
-        let flag = orchestrator::policy::name(&wire);
+        let flag = orchestrator::named::name(&wire);
         let split = journey.clone().on_resident_strips(4).with("--wire", &flag);
         let split = split.go().await.unwrap().png();
         let psnr = psnr(&split.values(), &local.values(), 255.0);
         println!("{flag} {psnr:.1} dB");
-        let promised = orchestrator::policy::promised_by(wire);
+        let promised = orchestrator::schemes::resident::promised_by(wire);
         assert!(
             psnr >= promised.unwrap_or(f64::INFINITY),
             "{flag} {psnr:.1} dB"
@@ -225,24 +224,20 @@ async fn the_bytes_are_those_that_were_promised() {
             .with("--wire", wire);
         let report = journey.go().await.unwrap().report();
         let [_, _, rows, columns] = golden.host("pipe.latents").dims().unwrap();
+        let options = [
+            ("self-attention", attention),
+            ("workers-prompt", prompt),
+            ("workers-latents", latents),
+            ("wire", wire),
+            ("lanes", lanes),
+        ];
         let setting = Setting {
-            scheme: match scheme {
-                "ppidm" => Scheme::Ppidm,
-                _ => Scheme::Resident,
+            scheme: tests::scheme::scheme(scheme, &options),
+            sizes: Sizes {
+                latents: [2, rows, columns],
+                levels: 0,
+                tokens: 77,
             },
-            groupnorm: Default::default(),
-            offload: Default::default(),
-            placement: serde_json::from_value(serde_json::json!({
-                "self_attention": [attention],
-                "prompt": prompt,
-                "latents": latents,
-                "wires": { "halo": wire, "attention": wire },
-            }))
-            .unwrap(),
-            lanes: lanes == "true",
-            latents: [2, rows, columns],
-            levels: 0,
-            tokens: 77,
         };
         let promised = promise(setting, n);
         let calls = golden.host("pipe.timesteps").data.len();
@@ -276,12 +271,14 @@ async fn the_bytes_are_those_that_were_promised() {
 fn promise(setting: Setting, workers: usize) -> [Count; 2] {
     let unet = tests::golden::model_dir("sd1").join("unet/config.json");
     let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
-    let levels = unet.levels();
-    let setting = Setting { levels, ..setting };
-    match setting.scheme {
-        Scheme::Resident => first_calls(&unet, &setting, workers).unwrap(),
-        _ => [0, 1].map(|_| count(&unet, &setting, workers).unwrap()),
-    }
+    let sizes = Sizes {
+        levels: unet.levels(),
+        ..setting.sizes
+    };
+    let scheme = setting.scheme;
+    Setting { scheme, sizes }
+        .first_calls(&unet, workers)
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,9 @@ use crate::error::Result;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
-use crate::schemes::{Finished, Predictor, Scheme, Setting};
+use crate::schemes::local::Local;
+use crate::schemes::registry::Options;
+use crate::schemes::{Finished, Predictor, Setting};
 
 /// Of the prompts of an audit.
 const SEED: u64 = 0;
@@ -52,11 +54,8 @@ pub fn make(
     size: Size,
     mut watch: impl FnMut(usize),
 ) -> Result<Vec<Run>> {
-    let [batch, rows, columns] = setting.latents;
-    let local = Setting {
-        scheme: Scheme::Local,
-        ..*setting
-    };
+    let [batch, rows, columns] = setting.sizes.latents;
+    let local = setting.by(Local {}.scheme());
     let shape = [1, pipeline.unet().in_channels, rows, columns];
     let prompts = prompts::draw(size.train + size.held_out, SEED);
     let make = |(i, prompt): (usize, Prompt)| {

@@ -9,6 +9,7 @@
 //! - [`prompts`]: what the pictures show.
 //! - [`corpus`]: the pictures, made once.
 //! - [`target`]: one provider's worker among the others.
+//! - [`watch`]: what is known of each scheme that is attacked.
 //! - [`view`]: what the provider has of each picture.
 //! - [`attacks`]: what it makes of that.
 //! - [`ridge`]: the regressions that the attacks train.
@@ -27,3 +28,4 @@ pub mod sheet;
 pub mod table;
 pub mod target;
 pub mod view;
+pub mod watch;

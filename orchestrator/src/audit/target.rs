@@ -2,19 +2,18 @@
 
 use std::ops::Range;
 
-use shared::partition::{Levels, strips};
-use shared::placement::{Attentions, SelfAttention};
 use shared::weights::Weights;
 use shared::whole::Whole;
 use tokio::runtime::Handle;
 use worker::Model;
 
 use super::corpus::Run;
-use super::view::{self, View};
+use super::view::View;
+use super::watch::{self, Place};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::pipeline::Pipeline;
-use crate::schemes::{Scheme, Setting, resident};
+use crate::schemes::Setting;
 
 /// The workers, and which of them is attacked from.
 pub struct Target<'a> {
@@ -36,19 +35,8 @@ impl Target<'_> {
     /// # Errors
     /// [`shared::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
     pub fn rows(&self, setting: &Setting) -> Result<Range<usize>> {
-        let [_, rows, _] = setting.latents;
-        let workers = self.fleet.workers.len();
-        if setting.scheme == Scheme::Ppidm {
-            let strips = strips(rows, workers);
-            return strips
-                .get(self.worker)
-                .cloned()
-                .ok_or_else(|| self.missing());
-        }
-        let seatings = resident::seatings(self.pipeline.unet(), setting, workers)?;
-        let seating = seatings.get(self.worker).ok_or_else(|| self.missing())?;
-        let levels = Levels::new(rows, setting.levels);
-        Ok(levels.scale(&seating.strip, 0))
+        let watch = watch::of(&*setting.scheme)?;
+        watch.rows(self.pipeline.unet(), &setting.sizes, self.place())
     }
 
     /// Does the audited steps of each of `runs` by `setting`, and gives what the attacker has of them. The
@@ -64,7 +52,7 @@ impl Target<'_> {
         train: usize,
         mut progress: impl FnMut(),
     ) -> Result<Vec<Vec<View>>> {
-        let own = without_tiles(setting);
+        let own = setting.by(watch::of(&*setting.scheme)?.own());
         let each = runs.iter().enumerate().map(|(i, run)| {
             progress();
             let setting = if i < train { &own } else { setting };
@@ -90,14 +78,15 @@ impl Target<'_> {
         if let Some(fleet) = predictor.finish().fleet {
             self.runtime.block_on(fleet.close());
         }
-        let views = if setting.scheme == Scheme::Ppidm {
-            view::of_pieces(self.model, tap.take(), run.calls.len())?
-        } else {
-            let seatings = resident::seatings(unet, setting, self.fleet.workers.len())?;
-            let seating = seatings.into_iter().nth(self.worker);
-            let seating = seating.ok_or_else(|| self.missing())?;
-            view::of_walk(unet, weights, seating, tap.take())?
-        };
+        let watch = watch::of(&*setting.scheme)?;
+        let views = watch.views(
+            self.model,
+            weights,
+            &setting.sizes,
+            self.place(),
+            tap.take(),
+            run.calls.len(),
+        )?;
         if views.len() == run.calls.len() {
             return Ok(views);
         }
@@ -105,27 +94,10 @@ impl Target<'_> {
         Err(Error::Request(reason))
     }
 
-    fn missing(&self) -> Error {
-        let workers = self.fleet.workers.len();
-        Error::Request(format!("--provider {}: there are {workers}", self.worker))
-    }
-}
-
-/// The same, with everybody's keys and values in place of tiles.
-fn without_tiles(setting: &Setting) -> Setting {
-    let mut own = *setting;
-    let each: Vec<SelfAttention> = own.placement.self_attention.into();
-    for (level, how) in each.into_iter().enumerate() {
-        if how == SelfAttention::Tiled {
-            let all = Attentions::all(SelfAttention::Broadcast);
-            own.placement.self_attention = match level {
-                0 => all,
-                _ => own
-                    .placement
-                    .self_attention
-                    .with(level, SelfAttention::Broadcast),
-            };
+    fn place(&self) -> Place {
+        Place {
+            worker: self.worker,
+            of: self.fleet.workers.len(),
         }
     }
-    own
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use shared::device::{self, OpenDevice};
-use shared::placement::Placement;
 use shared::weights::{Weights, list};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -31,9 +30,12 @@ use crate::output::{make_directory, write_whole};
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
-use crate::policy::plan::{Asked, choose};
+use crate::policy::plan::choose;
 use crate::progress::Progress;
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::ppidm::Ppidm;
+use crate::schemes::registry::Options;
+use crate::schemes::resident::Resident;
+use crate::schemes::{Setting, Sizes};
 
 /// Arguments of `lacuna audit`.
 #[derive(Args, Clone, Debug)]
@@ -106,7 +108,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let (mut findings, mut columns) = (Vec::new(), Vec::new());
     for (at, workers) in arguments.workers.iter().copied().enumerate() {
-        let local = LocalWorkers::start(workers, &audit.model, &device, audit.base.latents).await?;
+        let local =
+            LocalWorkers::start(workers, &audit.model, &device, audit.base.sizes.latents).await?;
         let (audit, runs) = (audit.clone(), runs.clone());
         let (asked, policies, console) = (arguments.clone(), policies.clone(), console.clone());
         let runtime = Handle::current();
@@ -198,16 +201,18 @@ fn open(arguments: &Arguments) -> anyhow::Result<(Audit, OpenDevice)> {
         eta: 0.0,
     };
     let [_, _, rows, columns] = pipeline.latent_shape(None, None)?;
-    let base = Setting {
-        scheme: Scheme::Resident,
-        groupnorm: Default::default(),
-        offload: Default::default(),
-        placement: Placement::default(),
+    let strips = Resident {
         // Both halves of a guided step travel in one message: the worker sees the same of them.
-        lanes: false,
-        latents: [sampling.batch(), rows, columns],
-        levels: pipeline.unet().levels(),
-        tokens: PROMPT_TOKENS,
+        lanes: Some(false),
+        ..Resident::default()
+    };
+    let base = Setting {
+        scheme: strips.scheme(),
+        sizes: Sizes {
+            latents: [sampling.batch(), rows, columns],
+            levels: pipeline.unet().levels(),
+            tokens: PROMPT_TOKENS,
+        },
     };
     let audit = Audit {
         model: Arc::new(Model::new(pipeline.unet().clone(), weights.clone())),
@@ -260,14 +265,13 @@ impl Audit {
             match choose(
                 self.pipeline.unet(),
                 policy,
-                &Asked::default(),
-                self.base,
+                &self.base,
                 target.fleet,
                 &speeds,
             ) {
                 Ok(plan) => {
-                    let placement = serde_json::to_string(&plan.setting.placement);
-                    console.line(format_args!("{name}: {}", placement.unwrap_or_default()));
+                    let placement = plan.setting.scheme.placement();
+                    console.line(format_args!("{name}: {placement}"));
                     Ok((name, Some(plan.setting)))
                 }
                 Err(error @ Error::Policy { .. }) => {
@@ -279,10 +283,7 @@ impl Audit {
         };
         let mut cases = policies.iter().map(case).collect::<Result<Vec<Case>>>()?;
         if arguments.ppidm {
-            let paper = Setting {
-                scheme: Scheme::Ppidm,
-                ..self.base
-            };
+            let paper = self.base.by(Ppidm::default().scheme());
             cases.push(("ppidm".to_owned(), Some(paper)));
         }
         Ok(cases)

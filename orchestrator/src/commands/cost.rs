@@ -7,13 +7,13 @@ use serde::Serialize;
 use shared::unet::UNet;
 
 use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
-use crate::cost::count::{first_calls, once};
-use crate::cost::{Link, OfKind, by_kind, paper};
+use crate::cost::{OfKind, by_kind, paper};
 use crate::fleet::config::MAX_WORKERS;
+use crate::fleet::link::Link;
 use crate::fleet::tally::Kind;
 use crate::limits;
 use crate::output::console::print;
-use crate::schemes::Scheme;
+use crate::schemes::count::once;
 
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
@@ -26,11 +26,8 @@ pub struct Arguments {
     /// Number of workers.
     #[arg(long, default_value_t = 4)]
     workers: usize,
-    /// Where the U-Net is computed.
-    #[arg(long, default_value_t = Scheme::Resident)]
-    scheme: Scheme,
     #[command(flatten)]
-    settings: SchemeArguments,
+    scheme: SchemeArguments,
     #[command(flatten)]
     speed: SpeedArguments,
     /// Print JSON.
@@ -86,18 +83,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let workers = arguments.workers;
     limits::check("--workers", workers, MAX_WORKERS)?;
-    arguments.settings.check(arguments.scheme)?;
     let link = arguments.speed.link()?;
     let latents = arguments.size.latents(1)?;
-    let setting = arguments
-        .settings
-        .setting(arguments.scheme, unet, latents, PROMPT_TOKENS);
-    let counts = first_calls(unet, &setting, workers)?;
+    let setting = arguments.scheme.setting(unet, latents, PROMPT_TOKENS);
+    let counts = setting.first_calls(unet, workers)?;
     let once_flop: u64 = once(&counts).iter().sum();
     let [_, count] = counts;
     let [bytes_up, bytes_down] = count.total();
     Ok(Summary {
-        scheme: arguments.scheme.to_string(),
+        scheme: setting.scheme.name().to_owned(),
         workers,
         batch: latents[0],
         kinds: by_kind(&count),

@@ -1,7 +1,7 @@
 //! The commands of the `lacuna` binary, one file each.
 //!
 //! What several need: `placed` (the making of pictures), `networks` (those of the metrics), `terms` (what
-//! workers may see), `arguments`, and the arguments here.
+//! workers may see), `arguments`, `scheme`, and the arguments here.
 
 mod arguments;
 pub mod audit;
@@ -13,6 +13,7 @@ pub mod metrics;
 mod networks;
 mod placed;
 pub mod plan;
+mod scheme;
 mod terms;
 pub mod workers;
 
@@ -21,23 +22,19 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
-use serde::de::DeserializeOwned;
 use shared::config::ConfigReader;
 use shared::device::DeviceChoice;
-use shared::placement::{Attentions, Latents, Prompt, SelfAttention, Wires};
 use shared::speed;
 use shared::unet::{UNet, UNetConfig};
 
-use crate::cost::Link;
 use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
+use crate::fleet::link::Link;
 use crate::limits;
-use crate::policy::plan::Asked;
-use crate::schemes::ppidm::{GroupNormMode, Offload};
-use crate::schemes::{Scheme, Setting};
 use crate::vae::VaeConfig;
 use arguments::PictureSize;
+pub use scheme::SchemeArguments;
 
 /// Tokens that CLIP makes of any prompt.
 pub const PROMPT_TOKENS: usize = 77;
@@ -64,136 +61,6 @@ pub struct ModelArguments {
     /// Accept a GPU that is emulated in software (llvmpipe).
     #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
     pub allow_software: bool,
-}
-
-/// How a scheme computes.
-#[derive(Args, Clone, Copy, Debug, PartialEq)]
-#[command(next_help_heading = "Scheme")]
-pub struct SchemeArguments {
-    /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality
-    /// [default: exact].
-    #[arg(long, value_enum)]
-    pub groupnorm: Option<GroupNormMode>,
-    /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them [default: all].
-    #[arg(long)]
-    pub offload: Option<Offload>,
-    /// resident: who attends to the whole picture, at each level from the finest, the last for all
-    /// further ones. The user: paired (with the cross-attention, in one exchange), fused (with the
-    /// normalisation before, too), tokens or qkv (by what workers send). Workers: tiled (parts of
-    /// the queries and keys, permuted and rotated) or broadcast (gives the picture away) [default:
-    /// paired; under a policy, what is fastest].
-    #[arg(long, value_parser = parse_attentions)]
-    pub self_attention: Option<Attentions>,
-    /// resident: whether workers may know the prompt: hidden or shared [default: hidden; under a policy, what
-    /// is fastest].
-    #[arg(long, value_parser = by_name::<Prompt>)]
-    pub workers_prompt: Option<Prompt>,
-    /// resident: whether the two halves of a guided step go side by side, so that one computes while the
-    /// other waits for the link: true or false [default: true, but for workers on loopback].
-    #[arg(long)]
-    pub lanes: Option<bool>,
-    /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
-    /// convolution stay with you) or shared [default: shared; under a policy, what is fastest].
-    #[arg(long, value_parser = by_name::<Latents>)]
-    pub workers_latents: Option<Latents>,
-    /// resident: how features travel: f32 (exact), f16, bf16, int8, delta8 or delta4 (the change since
-    /// the last step in 8 or 4 bits); or one for each use: halo=f16,attention=delta4 [default: f32; under a
-    /// policy, what is fastest].
-    #[arg(long, value_parser = parse_wires)]
-    pub wire: Option<Wires>,
-}
-
-impl SchemeArguments {
-    /// No flag is dropped without a word: each must be of `scheme`.
-    ///
-    /// # Errors
-    /// [`Error::Request`], naming the flag.
-    pub fn check(&self, scheme: Scheme) -> Result<()> {
-        let flags = [
-            ("--groupnorm", self.groupnorm.is_some(), Scheme::Ppidm),
-            ("--offload", self.offload.is_some(), Scheme::Ppidm),
-            (
-                "--self-attention",
-                self.self_attention.is_some(),
-                Scheme::Resident,
-            ),
-            (
-                "--workers-prompt",
-                self.workers_prompt.is_some(),
-                Scheme::Resident,
-            ),
-            (
-                "--workers-latents",
-                self.workers_latents.is_some(),
-                Scheme::Resident,
-            ),
-            ("--wire", self.wire.is_some(), Scheme::Resident),
-            ("--lanes", self.lanes.is_some(), Scheme::Resident),
-        ];
-        match flags
-            .into_iter()
-            .find(|(_, given, of)| *given && *of != scheme)
-        {
-            Some((flag, _, of)) => Err(Error::Request(format!(
-                "{flag}: it is of the scheme {of}, this is {scheme}; leave it out"
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether the halves of a step go side by side: where nothing else was said, when workers are
-    /// `linked`. On loopback nothing is waited for.
-    pub fn lanes(&self, linked: bool) -> bool {
-        self.lanes.unwrap_or(linked)
-    }
-
-    /// What is asked for of a placement.
-    pub fn asked(&self) -> Asked {
-        Asked {
-            self_attention: self.self_attention,
-            prompt: self.workers_prompt,
-            latents: self.workers_latents,
-            wires: self.wire,
-        }
-    }
-
-    /// `scheme` with these settings, its workers behind a link.
-    pub fn setting(
-        &self,
-        scheme: Scheme,
-        unet: &UNet,
-        latents: [usize; 3],
-        tokens: usize,
-    ) -> Setting {
-        Setting {
-            scheme,
-            groupnorm: self.groupnorm.unwrap_or_default(),
-            offload: self.offload.unwrap_or_default(),
-            placement: self.asked().placement(),
-            lanes: self.lanes(true),
-            latents,
-            levels: unet.levels(),
-            tokens,
-        }
-    }
-}
-
-fn parse_attentions(text: &str) -> std::result::Result<Attentions, String> {
-    let each = text.split(',').map(|name| by_name(name.trim()));
-    Attentions::try_from(each.collect::<std::result::Result<Vec<SelfAttention>, _>>()?)
-}
-
-fn parse_wires(text: &str) -> std::result::Result<Wires, String> {
-    if !text.contains('=') {
-        return Ok(Wires::all(by_name(text)?));
-    }
-    let part = |part: &str| match part.split_once('=') {
-        Some((of, wire)) => Ok((of.trim().to_owned(), wire.trim().into())),
-        None => Err(format!("{part:?}: halo=WIRE,attention=WIRE")),
-    };
-    let parts: std::result::Result<serde_json::Map<_, _>, String> =
-        text.split(',').map(part).collect();
-    serde_json::from_value(parts?.into()).map_err(|e| e.to_string())
 }
 
 /// How fast the connection is, for a plan.
@@ -439,9 +306,4 @@ fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
             Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
         });
     sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
-}
-
-/// A value by the name that it has in messages and files.
-fn by_name<T: DeserializeOwned>(name: &str) -> std::result::Result<T, String> {
-    serde_json::from_value(name.into()).map_err(|e| e.to_string())
 }

@@ -6,7 +6,6 @@ use anyhow::Context;
 use clap::Args;
 use shared::device::{self, OpenDevice, Precision};
 use shared::host::HostTensor;
-use shared::partition::Levels;
 use shared::selftest;
 use shared::unet::UNet;
 use shared::weights::{Weights, list};
@@ -15,7 +14,6 @@ use tokio::task::spawn_blocking;
 use super::ModelArguments;
 use super::arguments::parse_seed;
 use crate::error::{Error, Result};
-use crate::fleet::config::MAX_WORKERS;
 use crate::noise::TorchRng;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::schedulers::SchedulerKind;
@@ -134,14 +132,6 @@ pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
 
 /// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows`
 /// have rows for.
-pub fn default_workers(scheme: Scheme, unet: &UNet, rows: usize) -> usize {
-    LOCAL_WORKERS.min(most_workers(scheme, unet, rows))
-}
-
-/// The largest number of workers that can share latents of `rows`.
-pub fn most_workers(scheme: Scheme, unet: &UNet, rows: usize) -> usize {
-    match scheme {
-        Scheme::Resident => Levels::new(rows, unet.levels()).coarsest(),
-        Scheme::Local | Scheme::Ppidm => MAX_WORKERS,
-    }
+pub fn default_workers(scheme: &dyn Scheme, unet: &UNet, rows: usize) -> usize {
+    LOCAL_WORKERS.min(scheme.most_workers(unet, rows))
 }

@@ -5,7 +5,6 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use shared::device::{self, DeviceChoice};
-use shared::placement::Placement;
 use shared::unet::UNet;
 
 use super::arguments::FleetArguments;
@@ -15,15 +14,16 @@ use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
 use crate::cost::time::{Seconds, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::fleet::measure::refine;
 use crate::limits;
 use crate::memory;
 use crate::output::console::{Console, print};
 use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::{Asked, Plan, Relaxed, choose, relax};
-use crate::policy::ways::{Best, Question, Way, best, table, ways};
-use crate::schemes::{Scheme, Setting};
+use crate::policy::plan::{Plan, Relaxed, choose, relax};
+use crate::policy::ways::{Best, Question, Way, all_schemes, best, table, ways};
+use crate::schemes::registry::Options;
+use crate::schemes::resident::Resident;
+use crate::schemes::{Setting, Sizes};
 
 /// Workers that are planned with where nobody says how many.
 const IMAGINED: usize = 4;
@@ -86,7 +86,7 @@ struct Summary<'a> {
 /// A U-Net call as JSON.
 #[derive(Serialize)]
 struct Call<'a> {
-    placement: Placement,
+    placement: serde_json::Value,
     seconds: Seconds,
     bytes_up: u64,
     bytes_down: u64,
@@ -114,25 +114,24 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let compute = &arguments.compute;
     let mut speeds = compute.here(&arguments.speed, &fleet, &device)?;
     if compute.measure {
-        speeds = refine(speeds, &fleet).await?;
+        speeds = speeds.refine(&fleet).await?;
     }
     let memory = arguments.memory(&device)?;
     let unet = arguments.size.unet()?;
     let base = arguments.setting(&unet)?;
-    let asked = Asked::default();
     let ways = ways(&Question {
         unet: &unet,
         policy: &policy,
-        asked: &asked,
-        base,
+        schemes: all_schemes()?,
+        sizes: base.sizes,
         fleet: &fleet,
         speeds: &speeds,
         calls: arguments.steps,
         memory,
     })?;
-    let plan = choose(&unet, &policy, &asked, base, &fleet, &speeds);
+    let plan = choose(&unet, &policy, &base, &fleet, &speeds);
     let without = match &plan {
-        Ok(_) => relax(&unet, &policy, &asked, base, &fleet, &speeds)?,
+        Ok(_) => relax(&unet, &policy, &base, &fleet, &speeds)?,
         Err(_) => Vec::new(),
     };
     if arguments.json {
@@ -184,7 +183,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn call(plan: &Plan) -> Call<'_> {
     let [bytes_up, bytes_down] = plan.count.total();
     Call {
-        placement: plan.setting.placement,
+        placement: plan.setting.scheme.placement(),
         seconds: plan.seconds,
         bytes_up,
         bytes_down,
@@ -211,14 +210,12 @@ impl Arguments {
         limits::check("--steps", self.steps, limits::COUNT)?;
         let guided = self.guidance.unwrap_or(DEFAULT_GUIDANCE) > 1.0;
         Ok(Setting {
-            scheme: Scheme::Resident,
-            groupnorm: Default::default(),
-            offload: Default::default(),
-            placement: Placement::default(),
-            lanes: true,
-            latents: self.size.latents(if guided { 2 } else { 1 })?,
-            levels: unet.levels(),
-            tokens: PROMPT_TOKENS,
+            scheme: Resident::default().scheme(),
+            sizes: Sizes {
+                latents: self.size.latents(if guided { 2 } else { 1 })?,
+                levels: unet.levels(),
+                tokens: PROMPT_TOKENS,
+            },
         })
     }
 
@@ -237,7 +234,7 @@ impl Arguments {
 
     fn title(&self, setting: &Setting, policy: &Policy) -> Result<String> {
         let pixels = self.size.pixels()?;
-        let [batch, rows, columns] = setting.latents;
+        let [batch, rows, columns] = setting.sizes.latents;
         let (width, height) = (columns * pixels, rows * pixels);
         let workers = match self.workers.file() {
             Some(path) => format!("the workers of {}", path.display()),

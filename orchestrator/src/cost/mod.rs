@@ -1,12 +1,10 @@
 //! What a scheme costs, from a model's config alone.
 //!
-//! - [`count`]: every exchange of one U-Net call and its bytes.
 //! - [`time`]: how long that takes, on machines and a link of some speed.
 //! - [`picture`]: what all calls of a picture take.
 //! - [`paper`]: the tables of PPIDM beside what they should say.
-//! - here: summaries, and the time on a link.
+//! - here: summaries.
 
-pub mod count;
 pub mod paper;
 pub mod picture;
 pub mod time;
@@ -16,63 +14,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::fleet::tally::Kind;
-use count::Count;
-
-/// The user's connection, which all workers share.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Link {
-    /// From the user, 10^6 bits a second.
-    pub uplink_mbps: f64,
-    /// To the user, 10^6 bits a second.
-    pub downlink_mbps: f64,
-    /// Milliseconds from a request to its answer, were both empty.
-    pub rtt_ms: f64,
-}
-
-impl std::str::FromStr for Link {
-    type Err = String;
-
-    /// `5g` (the paper's), `fibre`, `lan`, or numbers: up, down in 10^6 bits a second, milliseconds.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let [uplink_mbps, downlink_mbps, rtt_ms] = match text {
-            "5g" => return Ok(Self::PAPER),
-            "fibre" => [500.0, 1000.0, 10.0],
-            "lan" => [10_000.0, 10_000.0, 0.2],
-            other => {
-                let numbers = other.split(',').map(|n| n.trim().parse::<f64>().ok());
-                let numbers: Option<Vec<f64>> = numbers.collect();
-                let numbers = numbers.and_then(|n| <[f64; 3]>::try_from(n).ok());
-                let valid = |n: &[f64; 3]| {
-                    n.iter().all(|n| n.is_finite()) && n[0] > 0.0 && n[1] > 0.0 && n[2] >= 0.0
-                };
-                let hint = "5g, fibre, lan, or UP,DOWN,MILLISECONDS such as 50,200,30";
-                numbers.filter(valid).ok_or(hint)?
-            }
-        };
-        Ok(Self {
-            uplink_mbps,
-            downlink_mbps,
-            rtt_ms,
-        })
-    }
-}
-
-impl Link {
-    /// The paper's 5G, with a round trip that it does not say.
-    pub const PAPER: Self = Self {
-        uplink_mbps: 81.14,
-        downlink_mbps: 340.56,
-        rtt_ms: 20.0,
-    };
-
-    /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
-    /// nothing overlaps.
-    pub fn seconds(&self, [up, down]: [u64; 2], round_trips: usize) -> f64 {
-        let transfer = |bytes: u64, mbps: f64| bytes as f64 * 8.0 / (mbps * 1e6);
-        let waits = round_trips as f64 * self.rtt_ms / 1e3;
-        transfer(up, self.uplink_mbps) + transfer(down, self.downlink_mbps) + waits
-    }
-}
+use crate::schemes::count::{Count, Counted};
 
 /// Bytes of the single layers of a kind: least and most of one, and all together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -108,17 +50,17 @@ pub struct OfKind {
 
 /// Bytes by kind of layer, for the worker that gets the most.
 pub fn by_kind(count: &Count) -> BTreeMap<Kind, OfKind> {
-    let mut kinds: BTreeMap<Kind, Vec<&count::Counted>> = BTreeMap::new();
+    let mut kinds: BTreeMap<Kind, Vec<&Counted>> = BTreeMap::new();
     for exchange in &count.exchanges {
         kinds.entry(exchange.kind).or_default().push(exchange);
     }
     let workers = count.workers_flop.len();
     // Only the layers in which anything goes that way.
-    let layers = |of: &[&count::Counted], side: fn(&count::Counted) -> &[usize], worker: usize| {
+    let layers = |of: &[&Counted], side: fn(&Counted) -> &[usize], worker: usize| {
         let bytes = of.iter().map(|e| side(e)[worker]);
         Span::of(&bytes.filter(|bytes| *bytes > 0).collect::<Vec<_>>())
     };
-    let most = |of: &[&count::Counted], side: fn(&count::Counted) -> &[usize]| {
+    let most = |of: &[&Counted], side: fn(&Counted) -> &[usize]| {
         let spans = (0..workers).map(|worker| layers(of, side, worker));
         spans.max_by_key(|span| span.total).unwrap_or_default()
     };
@@ -140,28 +82,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_takes_bytes_one_way_after_the_other() {
-        let link = Link {
-            uplink_mbps: 80.0,
-            downlink_mbps: 160.0,
-            rtt_ms: 20.0,
-        };
-        let seconds = link.seconds([10_000_000, 10_000_000], 50);
-        assert!((seconds - (1.0 + 0.5 + 1.0)).abs() < 1e-12);
-    }
-
-    #[test]
-    fn links_have_names_or_numbers() {
-        let named: Link = "5g".parse().unwrap();
-        assert_eq!(named, "81.14, 340.56, 20".parse().unwrap());
-        for wrong in ["", "6g", "1,2", "1,2,3,4", "0,1,1", "1,nan,1", "1,1,-1"] {
-            assert!(wrong.parse::<Link>().is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
     fn the_worker_that_gets_the_most_counts() {
-        let exchange = |up: [usize; 2]| count::Counted {
+        let exchange = |up: [usize; 2]| Counted {
             label: "layer".into(),
             kind: Kind::Conv,
             up: up.to_vec(),

@@ -8,15 +8,14 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use shared::placement::Placement;
 use shared::unet::UNet;
 
-use super::count::count;
 use super::{OfKind, by_kind};
 use crate::error::Result;
 use crate::fleet::tally::Kind;
-use crate::schemes::ppidm::GroupNormMode;
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::ppidm::Ppidm;
+use crate::schemes::registry::Options;
+use crate::schemes::{Setting, Sizes};
 
 /// Megabits a second of the paper's link, up and down.
 const LINK: [f64; 2] = [81.14, 340.56];
@@ -98,7 +97,7 @@ pub fn cells(sd15: &UNet) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
     let mut four_devices = Vec::new();
     for (i, devices) in DEVICES.into_iter().enumerate() {
-        let kinds = by_kind(&count(sd15, &setting(), devices)?);
+        let kinds = by_kind(&setting().count(sd15, devices)?);
         let tables = [
             ("VIII convolution", Kind::Conv, CONV[i]),
             ("IX attention", Kind::Attention, ATTENTION[i]),
@@ -126,14 +125,12 @@ pub fn cells(sd15: &UNet) -> Result<Vec<Cell>> {
 
 fn setting() -> Setting {
     Setting {
-        scheme: Scheme::Ppidm,
-        groupnorm: GroupNormMode::Exact,
-        offload: Default::default(),
-        placement: Placement::default(),
-        latents: [1, 64, 64],
-        lanes: false,
-        levels: 4,
-        tokens: TOKENS,
+        scheme: Ppidm::default().scheme(),
+        sizes: Sizes {
+            latents: [1, 64, 64],
+            levels: 4,
+            tokens: TOKENS,
+        },
     }
 }
 

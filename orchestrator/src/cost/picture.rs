@@ -4,10 +4,9 @@ use serde::Serialize;
 use shared::survey::survey;
 use shared::unet::UNet;
 
-use super::count::first_calls;
 use super::time::Speeds;
 use crate::error::Result;
-use crate::schemes::{Scheme, Setting, resident};
+use crate::schemes::Setting;
 
 /// What one picture takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -40,7 +39,7 @@ impl PictureCost {
         calls: usize,
         speeds: &Speeds,
     ) -> Result<Self> {
-        let counts = first_calls(unet, setting, workers)?;
+        let counts = setting.first_calls(unet, workers)?;
         let times = [1.min(calls), calls.saturating_sub(1)];
         let mut cost = Self {
             calls,
@@ -80,12 +79,9 @@ pub fn user_memory(unet: &UNet, setting: &Setting) -> Result<u64> {
         .iter()
         .map(|parameter| parameter.values() as u64)
         .sum();
-    let operations = survey(unet, setting.latents, setting.tokens)?;
-    let own = match setting.scheme {
-        Scheme::Resident => Some(resident::own::user_layers(unet, setting)?),
-        // Every feature map is whole at the user's, whoever computes on it.
-        Scheme::Local | Scheme::Ppidm => None,
-    };
+    let sizes = &setting.sizes;
+    let operations = survey(unet, sizes.latents, sizes.tokens)?;
+    let own = setting.scheme.user_features(unet, sizes)?;
     let own = |layer: &String| own.as_ref().is_none_or(|own| own.contains(layer));
     let values = |shape: [usize; 4]| shape.into_iter().map(|n| n as u64).product::<u64>();
     let largest = operations

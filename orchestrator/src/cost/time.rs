@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 
-use super::Link;
-use super::count::Count;
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::link::Link;
+use crate::fleet::measure::measure;
+use crate::schemes::count::Count;
 
 /// How fast everything is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -89,6 +92,29 @@ impl std::fmt::Display for Speeds {
 const OVERLAP: f64 = 0.5;
 
 impl Speeds {
+    /// The same with what is measured of `fleet`, in place of what was assumed.
+    ///
+    /// # Errors
+    /// As [`measure`].
+    pub async fn refine(mut self, fleet: &FleetConfig) -> Result<Self> {
+        if self.sources.link == Source::Given && self.sources.workers == Source::Given {
+            return Ok(self);
+        }
+        let measured = measure(fleet).await?;
+        if self.sources.link == Source::Assumed {
+            self.link = measured.link;
+            self.sources.link = Source::Measured;
+        }
+        if self.sources.workers == Source::Assumed {
+            for (taken, measured) in self.worker_gflops.iter_mut().zip(measured.worker_gflops) {
+                // A worker in this process has this machine's speed, and says nothing of it.
+                *taken = measured.unwrap_or(self.user_gflops);
+            }
+            self.sources.workers = Source::Measured;
+        }
+        Ok(self)
+    }
+
     /// Seconds until the last of the workers has done its part of the operations in `flop`.
     pub fn slowest(&self, flop: impl Iterator<Item = u64>) -> f64 {
         let each = flop.zip(&self.worker_gflops);
@@ -140,9 +166,9 @@ impl Seconds {
 
 #[cfg(test)]
 mod tests {
-    use super::super::count::Counted;
     use super::*;
     use crate::fleet::tally::Kind;
+    use crate::schemes::count::Counted;
 
     #[test]
     fn lanes_save_half_of_what_they_could() {

@@ -1,155 +1,84 @@
-//! An emulated link: what a slow connection does to a run, tried on one machine.
-//!
-//! Every worker gets a stand-in on a loopback port. What passes goes through one uplink and one
-//! downlink, which all workers share as they share the user's own, each with a rate and a delay.
+//! A connection to the workers, by its numbers.
 
-use std::sync::Arc;
-use std::time::Duration;
+use serde::Serialize;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
-
-use super::config::FleetConfig;
-use crate::cost::Link;
-use crate::error::{Error, Result};
-
-/// Bytes that take their turn on the link at a time: about what a network's packets come in bursts of.
-const PIECE: usize = 16 << 10;
-/// Pieces that may be on their way in one direction of one connection.
-const IN_FLIGHT: usize = 1024;
-
-/// A link that is emulated for as long as this lives.
-pub struct EmulatedLink {
-    config: FleetConfig,
-    tasks: Vec<JoinHandle<()>>,
+/// The user's connection, which all workers share.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Link {
+    /// From the user, 10^6 bits a second.
+    pub uplink_mbps: f64,
+    /// To the user, 10^6 bits a second.
+    pub downlink_mbps: f64,
+    /// Milliseconds from a request to its answer, were both empty.
+    pub rtt_ms: f64,
 }
 
-impl EmulatedLink {
-    /// Puts `link` between this process and the workers of `config`, which must be reached by plain
-    /// HTTP.
-    ///
-    /// # Errors
-    /// [`Error::LocalWorker`] when the system gives no port, or a worker's address is not plain.
-    pub async fn start(config: &FleetConfig, link: Link) -> Result<Self> {
-        let failed = |e: &dyn std::fmt::Display| Error::LocalWorker(e.to_string());
-        let delay = Duration::from_secs_f64(link.rtt_ms / 2e3);
-        let up = Lane::new(link.uplink_mbps, delay);
-        let down = Lane::new(link.downlink_mbps, delay);
-        let mut config = config.clone();
-        let mut tasks = Vec::with_capacity(config.workers.len());
-        for worker in &mut config.workers {
-            let host = worker.url.host_str().unwrap_or_default().to_owned();
-            let port = worker.url.port_or_known_default().unwrap_or(80);
-            if worker.url.scheme() != "http" {
-                return Err(failed(&format!("{} is not plain HTTP", worker.url)));
+impl std::str::FromStr for Link {
+    type Err = String;
+
+    /// `5g` (the paper's), `fibre`, `lan`, or numbers: up, down in 10^6 bits a second, milliseconds.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let [uplink_mbps, downlink_mbps, rtt_ms] = match text {
+            "5g" => return Ok(Self::PAPER),
+            "fibre" => [500.0, 1000.0, 10.0],
+            "lan" => [10_000.0, 10_000.0, 0.2],
+            other => {
+                let numbers = other.split(',').map(|n| n.trim().parse::<f64>().ok());
+                let numbers: Option<Vec<f64>> = numbers.collect();
+                let numbers = numbers.and_then(|n| <[f64; 3]>::try_from(n).ok());
+                let valid = |n: &[f64; 3]| {
+                    n.iter().all(|n| n.is_finite()) && n[0] > 0.0 && n[1] > 0.0 && n[2] >= 0.0
+                };
+                let hint = "5g, fibre, lan, or UP,DOWN,MILLISECONDS such as 50,200,30";
+                numbers.filter(valid).ok_or(hint)?
             }
-            let listener = TcpListener::bind("127.0.0.1:0")
-                .await
-                .map_err(|e| failed(&e))?;
-            let address = listener.local_addr().map_err(|e| failed(&e))?;
-            worker.url = format!("http://{address}/")
-                .parse()
-                .map_err(|e| failed(&e))?;
-            let (up, down) = (up.clone(), down.clone());
-            tasks.push(tokio::spawn(async move {
-                while let Ok((user, _)) = listener.accept().await {
-                    match TcpStream::connect((host.as_str(), port)).await {
-                        Ok(worker) => join(user, worker, &up, &down),
-                        // The user's side sees a connection that ends at once, as it would.
-                        Err(error) => tracing::warn!("{host}:{port}: {error}"),
-                    }
-                }
-            }));
-        }
-        Ok(Self { config, tasks })
-    }
-
-    /// The workers as they are reached through the link.
-    pub fn config(&self) -> &FleetConfig {
-        &self.config
-    }
-}
-
-impl Drop for EmulatedLink {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-/// One direction of the link.
-struct Lane {
-    bytes_per_second: f64,
-    delay: Duration,
-    /// When the last piece will have left.
-    free: Mutex<Instant>,
-}
-
-impl Lane {
-    fn new(mbps: f64, delay: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            bytes_per_second: mbps * 1e6 / 8.0,
-            delay,
-            free: Mutex::new(Instant::now()),
+        };
+        Ok(Self {
+            uplink_mbps,
+            downlink_mbps,
+            rtt_ms,
         })
     }
+}
 
-    /// Waits until `bytes` have left; gives when they arrive.
-    async fn pass(&self, bytes: usize) -> Instant {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
-        let left = {
-            let mut free = self.free.lock().await;
-            *free = (*free).max(Instant::now()) + takes;
-            *free
+impl Link {
+    /// The paper's 5G, with a round trip that it does not say.
+    pub const PAPER: Self = Self {
+        uplink_mbps: 81.14,
+        downlink_mbps: 340.56,
+        rtt_ms: 20.0,
+    };
+
+    /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
+    /// nothing overlaps.
+    pub fn seconds(&self, [up, down]: [u64; 2], round_trips: usize) -> f64 {
+        let transfer = |bytes: u64, mbps: f64| bytes as f64 * 8.0 / (mbps * 1e6);
+        let waits = round_trips as f64 * self.rtt_ms / 1e3;
+        transfer(up, self.uplink_mbps) + transfer(down, self.downlink_mbps) + waits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_takes_bytes_one_way_after_the_other() {
+        let link = Link {
+            uplink_mbps: 80.0,
+            downlink_mbps: 160.0,
+            rtt_ms: 20.0,
         };
-        sleep_until(left).await;
-        left + self.delay
+        let seconds = link.seconds([10_000_000, 10_000_000], 50);
+        assert!((seconds - (1.0 + 0.5 + 1.0)).abs() < 1e-12);
     }
-}
 
-/// Passes everything between the two, both ways.
-fn join(user: TcpStream, worker: TcpStream, up: &Arc<Lane>, down: &Arc<Lane>) {
-    for stream in [&user, &worker] {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::warn!("cannot set TCP_NODELAY: {error}");
+    #[test]
+    fn links_have_names_or_numbers() {
+        let named: Link = "5g".parse().unwrap();
+        assert_eq!(named, "81.14, 340.56, 20".parse().unwrap());
+        for wrong in ["", "6g", "1,2", "1,2,3,4", "0,1,1", "1,nan,1", "1,1,-1"] {
+            assert!(wrong.parse::<Link>().is_err(), "{wrong:?}");
         }
     }
-    let (from_user, to_user) = user.into_split();
-    let (from_worker, to_worker) = worker.into_split();
-    tokio::spawn(carry(from_user, to_worker, up.clone()));
-    tokio::spawn(carry(from_worker, to_user, down.clone()));
-}
-
-async fn carry(
-    mut from: impl AsyncReadExt + Unpin,
-    mut to: impl AsyncWriteExt + Unpin + Send + 'static,
-    lane: Arc<Lane>,
-) {
-    let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
-    let arrivals = tokio::spawn(async move {
-        while let Some((arrives, piece)) = pieces.recv().await {
-            sleep_until(arrives).await;
-            if to.write_all(&piece).await.is_err() {
-                return;
-            }
-        }
-        // The other side learns that nothing more comes; if it is gone already, so be it.
-        let _ = to.shutdown().await;
-    });
-    let mut buffer = vec![0; PIECE];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let arrives = lane.pass(read).await;
-        if sender
-            .send((arrives, buffer[..read].to_vec()))
-            .await
-            .is_err()
-        {
-            break;
-        }
-    }
-    drop(sender);
-    // A panic there has been reported already.
-    let _ = arrivals.await;
 }

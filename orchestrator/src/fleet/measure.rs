@@ -6,8 +6,7 @@ use futures::future::try_join_all;
 
 use super::client::Client;
 use super::config::FleetConfig;
-use crate::cost::Link;
-use crate::cost::time::{Source, Speeds};
+use super::link::Link;
 use crate::error::Result;
 
 /// Requests whose round trips are timed, of which the fastest counts.
@@ -57,29 +56,6 @@ pub async fn measure(config: &FleetConfig) -> Result<Measured> {
         link,
         worker_gflops,
     })
-}
-
-/// `speeds` with what is measured of `fleet`, in place of what was assumed.
-///
-/// # Errors
-/// As [`measure`].
-pub async fn refine(mut speeds: Speeds, fleet: &FleetConfig) -> Result<Speeds> {
-    if speeds.sources.link == Source::Given && speeds.sources.workers == Source::Given {
-        return Ok(speeds);
-    }
-    let measured = measure(fleet).await?;
-    if speeds.sources.link == Source::Assumed {
-        speeds.link = measured.link;
-        speeds.sources.link = Source::Measured;
-    }
-    if speeds.sources.workers == Source::Assumed {
-        for (taken, measured) in speeds.worker_gflops.iter_mut().zip(measured.worker_gflops) {
-            // A worker in this process has this machine's speed, and says nothing of it.
-            *taken = measured.unwrap_or(speeds.user_gflops);
-        }
-        speeds.sources.workers = Source::Measured;
-    }
-    Ok(speeds)
 }
 
 /// 10^6 bits a second that go through when every client moves as many bytes as `sizes` makes of a size,

@@ -8,7 +8,8 @@
 //! - [`mod@line`]: the requests to it, and what comes back.
 //! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
-//! - [`link`]: a slow connection to them, emulated.
+//! - [`link`]: a connection to them, by its numbers.
+//! - [`emulated`]: a slow one, tried on one machine.
 //! - [`measure`]: how fast the connection and the workers are.
 //! - [`reach`]: on this machine, or over a network that others share.
 //! - [`tally`]: how much was sent to whom.
@@ -17,6 +18,7 @@
 
 pub mod client;
 pub mod config;
+pub mod emulated;
 pub mod line;
 pub mod link;
 pub mod local;

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use shared::placement::{Latents, Prompt, SelfAttention};
 use shared::unet::UNet;
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::{Seen, Tally};
-use crate::schemes::{Scheme, Setting, ppidm, resident};
+use crate::schemes::{Exposure, Setting};
 
 /// What each provider sees. Workers of one provider are one view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -79,11 +78,7 @@ impl Ledger {
         past: &[Tally],
     ) -> Result<Self> {
         let n = fleet.workers.len();
-        let seen = match setting.scheme {
-            Scheme::Local => Vec::new(),
-            Scheme::Ppidm => ppidm::rows_seen(unet, setting, n),
-            Scheme::Resident => resident::seen(unet, setting, n)?,
-        };
+        let seen = setting.scheme.seen(unet, &setting.sizes, n)?;
         let workers = fleet.workers.iter().zip(&seen);
         let workers = workers.map(|(w, seen)| (w.provider.as_str(), w.url.as_str(), seen));
         Ok(Self::new(setting, workers.chain(past.iter().map(shown))))
@@ -127,21 +122,11 @@ impl Ledger {
             workers.insert(worker);
             all.extend(seen);
         }
-        let placement = setting.placement;
-        let prompt = match setting.scheme {
-            Scheme::Local => false,
-            Scheme::Ppidm => true,
-            Scheme::Resident => placement.prompt == Prompt::Shared,
-        };
-        let latents = match setting.scheme {
-            Scheme::Local => false,
-            // The paper's first convolution stays with the user, the last does not.
-            Scheme::Ppidm => true,
-            Scheme::Resident => placement.latents == Latents::Shared,
-        };
-        let attentions = placement.self_attention.of_levels(setting.levels);
-        let broadcast =
-            setting.scheme == Scheme::Resident && attentions.contains(&SelfAttention::Broadcast);
+        let Exposure {
+            prompt,
+            latents,
+            keys_and_values,
+        } = setting.scheme.exposure(setting.sizes.levels);
         let view = |(provider, (workers, seen)): (&str, (BTreeSet<&str>, Seen))| {
             let rows = seen.rows.share();
             let view = View {
@@ -149,7 +134,7 @@ impl Ledger {
                 pictures: 1,
                 rows,
                 rows_with_halo: seen.rows_with_halo.share(),
-                keys_and_values: if broadcast { 1.0 } else { rows },
+                keys_and_values: if keys_and_values { 1.0 } else { rows },
                 tiles: seen.tiles.map(|part| part.share()),
                 latents,
                 prompt,

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 
 use crate::error::{Error, Result};
-use crate::schemes::{Scheme, Setting};
+use crate::named::name;
+use crate::schemes::{Rules, Setting, Uses};
 use ledger::{Ledger, SLACK};
 
 /// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` shows the harm of.
@@ -79,44 +80,11 @@ pub enum Quality {
 
 impl Quality {
     fn allows(self, setting: &Setting) -> bool {
-        match (self, promised_psnr(setting)) {
+        match (self, setting.scheme.promised_psnr()) {
             (_, None) => true,
             (Self::Exact, Some(_)) => false,
             (Self::Psnr(least), Some(promised)) => promised >= least,
         }
-    }
-}
-
-/// What a setting promises at least, in dB; none where the picture is exact.
-pub fn promised_psnr(setting: &Setting) -> Option<f64> {
-    let wires = used_wires(setting);
-    wires
-        .into_iter()
-        .filter_map(promised_by)
-        .min_by(f64::total_cmp)
-}
-
-/// What features that travel by `wire` cost at most: the least PSNR of a picture of the demo model in 25
-/// steps against the uncut one, in dB; none where it costs nothing. The tests hold the figures
-/// (`a_demo_picture_keeps_what_each_wire_promises`). Other models, and temporal wires over fewer steps,
-/// may give less; `lacuna bench` measures it.
-pub fn promised_by(wire: Wire) -> Option<f64> {
-    match wire {
-        Wire::F32 => None,
-        Wire::F16 => Some(60.0),
-        Wire::Delta8 => Some(55.0),
-        Wire::Bf16 => Some(50.0),
-        Wire::Int8 => Some(45.0),
-        Wire::Delta4 => Some(40.0),
-    }
-}
-
-/// The wires that features of the setting travel by.
-fn used_wires(setting: &Setting) -> Vec<Wire> {
-    match setting.scheme {
-        Scheme::Local => Vec::new(),
-        Scheme::Ppidm => vec![Wire::F32],
-        Scheme::Resident => setting.placement.wires.each().to_vec(),
     }
 }
 
@@ -196,6 +164,16 @@ impl Policy {
         })
     }
 
+    /// What it leaves to be chosen.
+    pub fn rules(&self) -> Rules<'_> {
+        Rules {
+            prompt: self.prompt,
+            latents: self.latents,
+            self_attention: &self.self_attention,
+            wires: &self.wires,
+        }
+    }
+
     /// The rules by which it allows more than `other`, each as the file has it.
     pub fn weaker_than(&self, other: &Self) -> Vec<String> {
         let mut weaker = Vec::new();
@@ -248,31 +226,22 @@ impl Policy {
                 return refuse("latents = hidden", reason);
             }
         }
-        let resident = setting.scheme == Scheme::Resident;
-        let attentions = setting.placement.self_attention.of_levels(setting.levels);
+        let Uses {
+            self_attention,
+            wires,
+        } = setting.scheme.uses(setting.sizes.levels);
         let forbidden = |how: &&SelfAttention| !self.self_attention.contains(how);
-        if let Some(how) = attentions.iter().find(forbidden).filter(|_| resident) {
+        if let Some(how) = self_attention.iter().find(forbidden) {
             let reason = format!("{} is not among them", name(how));
             return refuse("self_attention", reason);
         }
-        let wires = used_wires(setting);
         if let Some(wire) = wires.iter().find(|wire| !self.wires.contains(wire)) {
             return refuse("wires", format!("{} is not among them", name(wire)));
         }
         if !self.quality.allows(setting) {
-            let wires: Vec<String> = wires.iter().map(name).collect();
-            let reason = format!("{} on the wire promise less", wires.join(" and "));
+            let reason = format!("{} promises less", setting.scheme.label());
             return refuse("quality", reason);
         }
         Ok(())
-    }
-}
-
-/// A value as files and flags name it.
-pub fn name<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(name)) => name,
-        Ok(other) => other.to_string(),
-        Err(_) => String::new(),
     }
 }

@@ -1,41 +1,18 @@
 //! The fastest placement that a policy allows.
 
+use std::sync::Arc;
+
 use serde::Serialize;
-use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wire, Wires};
+use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 use shared::unet::UNet;
 
 use super::ledger::Ledger;
-use super::{Policy, Quality, name};
-use crate::cost::count::{Count, count};
+use super::{Policy, Quality};
 use crate::cost::time::{Seconds, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::schemes::Setting;
-
-/// What the user asks for of a placement; what is not asked for is the plan's to choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Asked {
-    /// Who attends to the whole picture.
-    pub self_attention: Option<Attentions>,
-    /// Whether workers may know the prompt.
-    pub prompt: Option<Prompt>,
-    /// Whether workers get the noisy latents.
-    pub latents: Option<Latents>,
-    /// How features travel.
-    pub wires: Option<Wires>,
-}
-
-impl Asked {
-    /// What is asked for, and else the usual.
-    pub fn placement(self) -> Placement {
-        Placement {
-            self_attention: self.self_attention.unwrap_or_default(),
-            prompt: self.prompt.unwrap_or_default(),
-            latents: self.latents.unwrap_or_default(),
-            wires: self.wires.unwrap_or_default(),
-        }
-    }
-}
+use crate::schemes::count::Count;
+use crate::schemes::{Scheme, Setting};
 
 /// A placement with what it takes.
 #[derive(Clone, Debug)]
@@ -59,27 +36,23 @@ pub struct Relaxed {
     pub seconds: f64,
 }
 
-/// The fastest placement of `setting`'s scheme that is as `asked` and that `policy` allows on `fleet`.
+/// The fastest way of filling in what `setting`'s scheme leaves open that `policy` allows on `fleet`.
 ///
 /// # Errors
-/// [`Error::Policy`], the rule that the first placement breaks, when none is allowed;
+/// [`Error::Policy`], the rule that the first choice breaks, when none is allowed;
 /// [`shared::Error::TooManyStrips`].
 pub fn choose(
     unet: &UNet,
     policy: &Policy,
-    asked: &Asked,
-    setting: Setting,
+    setting: &Setting,
     fleet: &FleetConfig,
     speeds: &Speeds,
 ) -> Result<Plan> {
-    let consider = |placement: Placement| -> Result<Plan> {
-        let setting = Setting {
-            placement,
-            ..setting
-        };
+    let consider = |scheme: Arc<dyn Scheme>| -> Result<Plan> {
+        let setting = setting.by(scheme);
         let ledger = Ledger::foresee(unet, &setting, fleet, &[])?;
         policy.check(&setting, &ledger)?;
-        let count = count(unet, &setting, fleet.workers.len())?;
+        let count = setting.count(unet, fleet.workers.len())?;
         let seconds = speeds.seconds(&count);
         Ok(Plan {
             setting,
@@ -88,10 +61,15 @@ pub fn choose(
             seconds,
         })
     };
+    let rules = policy.rules();
+    let mut choices = setting.scheme.choices(&rules);
+    if choices.is_empty() {
+        choices.push(setting.scheme.clone());
+    }
     let mut best: Option<Plan> = None;
     let mut refused = None;
-    for placement in placements(policy, asked) {
-        match consider(placement) {
+    for scheme in choices {
+        match consider(scheme) {
             Ok(plan) => {
                 let seconds = plan.seconds.total();
                 if best.as_ref().is_none_or(|b| seconds < b.seconds.total()) {
@@ -108,17 +86,15 @@ pub fn choose(
         let nothing = || Error::Request("the policy allows no placement".into());
         return Err(refused.unwrap_or_else(nothing));
     };
-    if asked.self_attention.is_some() {
-        return Ok(best);
-    }
-    // What one level takes does not depend on the others, so each is chosen by itself.
-    for level in 0..setting.levels {
-        for how in &policy.self_attention {
-            let placement = best.setting.placement;
-            let plan = consider(Placement {
-                self_attention: placement.self_attention.with(level, *how),
-                ..placement
-            })?;
+    // What one part takes does not depend on the others, so each is chosen by itself.
+    let levels = setting.sizes.levels;
+    for part in 0.. {
+        let chosen = best.setting.scheme.clone();
+        let Some(variants) = setting.scheme.variants(&*chosen, part, levels, &rules) else {
+            break;
+        };
+        for scheme in variants {
+            let plan = consider(scheme)?;
             if plan.seconds.total() < best.seconds.total() {
                 best = plan;
             }
@@ -135,8 +111,7 @@ pub fn choose(
 pub fn relax(
     unet: &UNet,
     policy: &Policy,
-    asked: &Asked,
-    setting: Setting,
+    setting: &Setting,
     fleet: &FleetConfig,
     speeds: &Speeds,
 ) -> Result<Vec<Relaxed>> {
@@ -165,7 +140,7 @@ pub fn relax(
         ),
     ];
     let relaxed = without.into_iter().map(|(rule, policy)| {
-        let plan = choose(unet, &policy, asked, setting, fleet, speeds)?;
+        let plan = choose(unet, &policy, setting, fleet, speeds)?;
         let seconds = plan.seconds.total();
         Ok(Relaxed { rule, seconds })
     });
@@ -181,69 +156,16 @@ const ATTENTIONS: [SelfAttention; 6] = [
     SelfAttention::Broadcast,
 ];
 
-/// Every placement that is as asked, or, where nothing is asked, that the policy's lists allow. What is asked
-/// for and not allowed is found by the policy's own check, which names the rule.
-fn placements(policy: &Policy, asked: &Asked) -> Vec<Placement> {
-    let prompts = match (asked.prompt, policy.prompt) {
-        (Some(prompt), _) => vec![prompt],
-        (None, Prompt::Hidden) => vec![Prompt::Hidden],
-        (None, Prompt::Shared) => vec![Prompt::Hidden, Prompt::Shared],
-    };
-    let latents = match (asked.latents, policy.latents) {
-        (Some(latents), _) => vec![latents],
-        (None, Latents::Hidden) => vec![Latents::Hidden],
-        (None, Latents::Shared) => vec![Latents::Shared, Latents::Hidden],
-    };
-    let wires = match asked.wires {
-        Some(wires) => vec![wires],
-        None => {
-            let pairs = policy.wires.iter().flat_map(|&halo| {
-                let with = move |&attention| Wires { halo, attention };
-                policy.wires.iter().map(with)
-            });
-            pairs.collect()
-        }
-    };
-    let attentions = match asked.self_attention {
-        Some(attentions) => vec![attentions],
-        None => policy
-            .self_attention
-            .iter()
-            .copied()
-            .map(Attentions::all)
-            .collect(),
-    };
-    let mut all = Vec::new();
-    for &self_attention in &attentions {
-        for &prompt in &prompts {
-            for &latents in &latents {
-                all.extend(wires.iter().map(|&wires| Placement {
-                    self_attention,
-                    prompt,
-                    latents,
-                    wires,
-                }));
-            }
-        }
-    }
-    all
-}
-
 impl Plan {
     /// The placement and what a call by it takes, in words.
     pub fn summary(&self) -> String {
-        let placement = self.setting.placement;
         let [up, down] = self.count.total();
         let seconds = self.seconds;
         format!(
-            "self-attention by level {}, prompt {}, latents {}, wires: halo {}, attention {}\n\
+            "{}\n\
              one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, side by side {:.2}), {:.1} MB up, \
              {:.1} MB down, {} round trips",
-            name(&placement.self_attention),
-            name(&placement.prompt),
-            name(&placement.latents),
-            name(&placement.wires.halo),
-            name(&placement.wires.attention),
+            self.setting.scheme.in_words(),
             seconds.total(),
             seconds.link,
             seconds.workers,

@@ -1,32 +1,33 @@
 //! Everything that could be done, side by side: at home, or on workers by each scheme and wire.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::Serialize;
-use shared::placement::{Wire, Wires};
 use shared::unet::UNet;
 
 use super::foretold::sight_in_short;
 use super::ledger::Ledger;
-use super::plan::{Asked, choose};
-use super::{Policy, Quality, name, promised_psnr};
+use super::plan::choose;
+use super::{Policy, Quality};
 use crate::cost::picture::PictureCost;
 use crate::cost::time::Speeds;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::registry::SCHEMES;
+use crate::schemes::{Scheme, Setting, Sizes};
 
 /// What is to be compared.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Question<'a> {
     /// The model.
     pub unet: &'a UNet,
     /// What is allowed.
     pub policy: &'a Policy,
-    /// What is asked for of a placement.
-    pub asked: &'a Asked,
-    /// Sizes and settings; scheme and placement are what differs.
-    pub base: Setting,
+    /// What is compared; options that are left open are filled in.
+    pub schemes: Vec<Arc<dyn Scheme>>,
+    /// Sizes of the U-Net calls.
+    pub sizes: Sizes,
     /// Who would compute.
     pub fleet: &'a FleetConfig,
     /// How fast everything is.
@@ -40,7 +41,7 @@ pub struct Question<'a> {
 /// One way to make a picture.
 #[derive(Clone, Debug, Serialize)]
 pub struct Way {
-    /// The scheme, and the wire where it has one.
+    /// The scheme, in a few words.
     pub name: String,
     /// How to compute.
     #[serde(skip)]
@@ -55,68 +56,63 @@ pub struct Way {
     pub refused: Option<String>,
 }
 
-/// All ways, home first, then from the most exact on.
+/// All ways, in the order of the schemes.
 ///
 /// # Errors
 /// None but those of a walk over shapes: what cannot be done is a way that says so.
 pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
-    let by = |scheme| Setting {
-        scheme,
-        ..question.base
-    };
-    let wires = match question.asked.wires {
-        Some(wires) => vec![wires],
-        None => Wire::ALL.map(Wires::all).to_vec(),
-    };
-    let mut ways = vec![question.way("local".into(), by(Scheme::Local))?];
-    for wires in wires {
-        ways.extend(resident(question, wires)?);
+    let mut ways = Vec::new();
+    for scheme in &question.schemes {
+        match question.fill_in(scheme) {
+            Ok(setting) => ways.push(question.way(setting)?),
+            // The picture has not enough rows for the workers.
+            Err(Error::Shared(shared::Error::TooManyStrips { .. })) => {}
+            Err(error) => return Err(error),
+        }
     }
-    ways.push(question.way("ppidm".into(), by(Scheme::Ppidm))?);
     Ok(ways)
 }
 
-/// The fastest placement with `wires`, whether the policy allows wires, quality and rows or not; none where
-/// there is none, or the picture has not enough rows for the workers.
-fn resident(question: &Question<'_>, wires: Wires) -> Result<Option<Way>> {
-    let free = Policy {
-        max_rows: 1.0,
-        wires: wires.each().to_vec(),
-        quality: Quality::Psnr(0.0),
-        ..question.policy.clone()
-    };
-    let asked = Asked {
-        wires: Some(wires),
-        ..*question.asked
-    };
-    let base = Setting {
-        scheme: Scheme::Resident,
-        ..question.base
-    };
-    let Question {
-        unet,
-        fleet,
-        speeds,
-        ..
-    } = question;
-    let plan = match choose(unet, &free, &asked, base, fleet, speeds) {
-        Ok(plan) => plan,
-        Err(Error::Policy { .. } | Error::Shared(shared::Error::TooManyStrips { .. })) => {
-            return Ok(None);
+/// Every scheme that there is, in each way that a comparison tells apart.
+///
+/// # Errors
+/// None: options that are left out are never off.
+pub fn all_schemes() -> Result<Vec<Arc<dyn Scheme>>> {
+    let mut all = Vec::new();
+    for entry in &SCHEMES {
+        let scheme = entry.with_options(&[]).map_err(Error::Request)?;
+        match scheme.ways() {
+            ways if ways.is_empty() => all.push(scheme),
+            ways => all.extend(ways),
         }
-        Err(error) => return Err(error),
-    };
-    let wire = match wires.halo == wires.attention {
-        true => name(&wires.halo),
-        false => format!("{}/{}", name(&wires.halo), name(&wires.attention)),
-    };
-    Ok(Some(
-        question.way(format!("resident, {wire}"), plan.setting)?,
-    ))
+    }
+    Ok(all)
 }
 
 impl Question<'_> {
-    fn way(&self, name: String, setting: Setting) -> Result<Way> {
+    /// The fastest way of filling in what `scheme` leaves open, whether the policy allows its wires, quality and
+    /// rows or not.
+    fn fill_in(&self, scheme: &Arc<dyn Scheme>) -> Result<Setting> {
+        let setting = Setting {
+            scheme: scheme.clone(),
+            sizes: self.sizes,
+        };
+        let wires = scheme.uses(self.sizes.levels).wires;
+        let free = Policy {
+            max_rows: 1.0,
+            wires,
+            quality: Quality::Psnr(0.0),
+            ..self.policy.clone()
+        };
+        match choose(self.unet, &free, &setting, self.fleet, self.speeds) {
+            Ok(plan) => Ok(plan.setting),
+            // As it is: the row says why it is not allowed.
+            Err(Error::Policy { .. }) => Ok(setting),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn way(&self, setting: Setting) -> Result<Way> {
         let workers = self.fleet.workers.len();
         let ledger = Ledger::foresee(self.unet, &setting, self.fleet, &[])?;
         let cost = PictureCost::new(self.unet, &setting, workers, self.calls, self.speeds)?;
@@ -135,11 +131,11 @@ impl Question<'_> {
             Err(error) => return Err(error),
         };
         Ok(Way {
-            name,
+            name: setting.scheme.label(),
+            least_psnr: setting.scheme.promised_psnr(),
             setting,
             cost,
             ledger,
-            least_psnr: promised_psnr(&setting),
             refused,
         })
     }
@@ -196,22 +192,19 @@ impl Best {
 /// A wire that is not so much faster than a more exact one is not worth a row.
 const WORTH_IT: f64 = 0.95;
 
-/// Those that a table tells: wires that gain nothing are left out, but for that which is the fastest.
+/// Those that a table tells: of one scheme's ways those that gain nothing are left out, but for the fastest.
 fn worth_a_row(ways: &[Way]) -> Vec<&Way> {
-    let fastest = ways
-        .iter()
-        .filter(|way| way.refused.is_none() && way.setting.scheme == Scheme::Resident)
-        .map(|way| way.cost.seconds)
-        .fold(f64::INFINITY, f64::min);
     let mut told: Vec<&Way> = Vec::new();
     for way in ways {
-        let as_fast = |other: &&Way| {
-            other.setting.scheme == Scheme::Resident
+        let like = |other: &&Way| {
+            other.setting.scheme.name() == way.setting.scheme.name()
                 && other.refused.is_some() == way.refused.is_some()
-                && WORTH_IT * other.cost.seconds <= way.cost.seconds
         };
-        let taken = way.refused.is_none() && way.cost.seconds <= fastest;
-        if taken || way.setting.scheme != Scheme::Resident || !told.iter().any(as_fast) {
+        let as_fast = |other: &Way| WORTH_IT * other.cost.seconds <= way.cost.seconds;
+        let fastest = ways.iter().filter(like).map(|other| other.cost.seconds);
+        let fastest = way.cost.seconds <= fastest.fold(f64::INFINITY, f64::min);
+        let taken = way.refused.is_none() && fastest;
+        if taken || !told.iter().copied().filter(like).any(as_fast) {
             told.push(way);
         }
     }

@@ -21,12 +21,11 @@ use clap::Args;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use crate::cost::Link;
-use crate::cost::count::{Count, first_calls};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::config::{FleetConfig, MAX_WORKERS};
-use crate::fleet::link::EmulatedLink;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::emulated::EmulatedLink;
+use crate::fleet::link::Link;
 use crate::limits;
 use crate::output::console::Console;
 use crate::output::{Outputs, write_whole};
@@ -87,11 +86,16 @@ struct Report {
 /// A bad argument, a model or config that cannot be read, or a device or worker that fails.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let console = Console::new(check(&arguments)?.take_stdout());
-    let cases = arguments.combinations.cases();
+    let cases = arguments.combinations.cases()?;
     let (subject, device) = Subject::open(&arguments.subject, !arguments.separate).await?;
     let mut rows = cases
         .into_iter()
-        .map(|case| Ok(Row::new(case, counts_of(&case, &subject)?)))
+        .map(|case| {
+            let counts = subject
+                .setting(&case)
+                .first_calls(subject.unet(), case.workers)?;
+            Ok(Row::new(case, counts))
+        })
         .collect::<Result<Vec<_>>>()?;
     let most = rows.iter().map(|row| row.case.workers).max().unwrap_or(0);
     let workers = if arguments.separate {
@@ -114,7 +118,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         for row in &mut rows {
             bar.about(row.case.label());
             workers.forget_peaks();
-            let session = session(&subject, row.case, config, calls).await?;
+            let session = session(&subject, &row.case, config, calls).await?;
             row.add(session, turn > 0).await;
             row.see_memory(workers.memory(row.case.workers));
             bar.step();
@@ -143,9 +147,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// What can be refused before anything is loaded. Gives the files that will be written.
 fn check(arguments: &Arguments) -> Result<Outputs> {
     arguments.subject.check()?;
-    for n in &arguments.combinations.workers {
-        limits::check("--workers", *n, MAX_WORKERS)?;
-    }
     limits::check("--turns", arguments.turns, limits::COUNT)?;
     let mut outputs = Outputs::default();
     if let Some(path) = &arguments.plot {
@@ -155,19 +156,14 @@ fn check(arguments: &Arguments) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// What the first two calls of the case send and compute, from the config alone.
-fn counts_of(case: &Case, subject: &Subject) -> Result<[Count; 2]> {
-    first_calls(subject.unet(), &subject.setting(case), case.workers)
-}
-
 /// One session of a case.
 async fn session(
     subject: &Arc<Subject>,
-    case: Case,
+    case: &Case,
     config: &FleetConfig,
     calls: usize,
 ) -> anyhow::Result<Session> {
-    let setting = subject.setting(&case);
+    let setting = subject.setting(case);
     let fleet: Option<Fleet> = match case.workers {
         0 => None,
         n => {

@@ -1,15 +1,18 @@
 //! What the sessions of one case took.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::case::Case;
 use super::process::Memory;
 use super::subject::{Output, Session};
-use crate::cost::Link;
-use crate::cost::count::{Count, once};
+use crate::fleet::link::Link;
 use crate::fleet::tally::Traffic;
 use crate::pipeline::Step;
-use crate::schemes::Scheme;
+use crate::schemes::count::{Count, once};
+use crate::schemes::local::Local;
+use crate::schemes::registry::Options;
 
 /// One case's sessions.
 pub struct Row {
@@ -41,14 +44,13 @@ pub struct Summary {
     /// The case in a few words.
     #[serde(skip)]
     pub label: String,
-    /// `local`, `ppidm` or `resident`.
+    /// The scheme's name.
     pub scheme: String,
     /// Number of workers.
     pub workers: usize,
-    /// How features travel, under `resident`.
-    pub wire: Option<String>,
-    /// Who attends to the whole picture, under `resident`.
-    pub self_attention: Option<String>,
+    /// The scheme's options that tell one row from another, such as `wire`.
+    #[serde(flatten)]
+    pub details: BTreeMap<&'static str, String>,
     /// Of the calls behind each session's first; of that where there is no other.
     pub seconds_per_call_median: f64,
     /// The shortest of them.
@@ -161,7 +163,9 @@ fn of_a_later_call(steps: &[Step]) -> Traffic {
 
 /// All rows in short.
 pub fn summarise(rows: &[Row], link: Option<Link>) -> Vec<Summary> {
-    let local = rows.iter().find(|row| row.case.scheme == Scheme::Local);
+    let local = rows
+        .iter()
+        .find(|row| row.case.scheme.name() == Local::NAME);
     let local = local.and_then(|row| row.last.as_ref());
     let first = rows.first().map_or(f64::NAN, |row| median(&row.seconds));
     let each = rows
@@ -180,10 +184,9 @@ pub fn summarise(rows: &[Row], link: Option<Link>) -> Vec<Summary> {
         let psnr = local.map(|local| psnr(&last.output, &local.output));
         Summary {
             label: row.case.label(),
-            scheme: row.case.scheme.to_string(),
+            scheme: row.case.scheme.name().to_owned(),
             workers: row.case.workers,
-            wire: row.case.wire(),
-            self_attention: row.case.self_attention(),
+            details: row.case.scheme.details().into_iter().collect(),
             seconds_per_call_median: seconds,
             seconds_per_call_min: row.seconds.iter().copied().fold(f64::INFINITY, f64::min),
             seconds_per_call_max: row.seconds.iter().copied().fold(0.0, f64::max),

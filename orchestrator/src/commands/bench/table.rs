@@ -3,7 +3,7 @@
 use super::Report;
 use super::process::Memory;
 use super::row::Summary;
-use crate::cost::Link;
+use crate::fleet::link::Link;
 
 /// What was timed, and a line for each row.
 pub fn table(report: &Report) -> String {

@@ -1,11 +1,16 @@
 //! Settings to compare, as `--schemes` names them.
 
+use std::sync::Arc;
+
 use clap::Parser;
 
-use crate::commands::{SchemeArguments, parse_size};
+use crate::commands::parse_size;
 use crate::error::{Error, Result};
 use crate::evaluation::record::{self, GIVEN};
 use crate::schemes::Scheme;
+use crate::schemes::local::Local;
+use crate::schemes::registry::Options as _;
+use crate::schemes::spec::Spec;
 
 /// A scheme with options, such as `resident:wire=f16;workers=2`.
 #[derive(Clone, Debug)]
@@ -13,19 +18,17 @@ pub struct ArmSetting {
     /// As it was written.
     pub name: String,
     /// Where the U-Net is computed.
-    pub scheme: Scheme,
+    pub scheme: Arc<dyn Scheme>,
     /// What is not as by default.
     pub options: Options,
     /// The paper's row that it stands beside, in an experiment.
     pub paper: Option<&'static str>,
 }
 
-/// The flags of an arm, without their dashes.
+/// The options of an arm that are not its scheme's, without dashes.
 #[derive(Parser, Clone, Debug)]
 #[command(no_binary_name = true)]
 pub struct Options {
-    #[command(flatten)]
-    pub settings: SchemeArguments,
     /// Number of workers: the first of the file's, or so many started here.
     #[arg(long)]
     pub workers: Option<usize>,
@@ -38,31 +41,17 @@ pub struct Options {
 }
 
 impl ArmSetting {
-    /// Reads a list. A comma begins the next arm where a scheme follows it; other commas are of an option's
-    /// value.
+    /// Reads a list, as [`Spec::parse_list`] does.
     ///
     /// # Errors
     /// [`Error::Request`], naming the arm that is off.
     pub fn parse_list(text: &str) -> Result<Vec<Self>> {
-        let mut names: Vec<String> = Vec::new();
-        for piece in text.split(',') {
-            let piece = piece.trim();
-            match names.last_mut() {
-                Some(last) if scheme_of(piece).is_none() && last.contains(':') => {
-                    last.push(',');
-                    last.push_str(piece);
-                }
-                _ => names.push(piece.to_owned()),
-            }
-        }
-        let arms: Vec<Self> = names
-            .iter()
-            .map(|name| Self::parse(name))
-            .collect::<Result<_>>()?;
+        let specs = Spec::parse_list(text).map_err(refuse)?;
+        let arms = specs.into_iter().map(Self::of);
+        let arms: Vec<Self> = arms.collect::<Result<_>>()?;
         for (i, arm) in arms.iter().enumerate() {
             if arms[..i].iter().any(|other| other.folder() == arm.folder()) {
-                let reason = format!("--schemes: {} is there twice", arm.name);
-                return Err(Error::Request(reason));
+                return Err(refuse(format!("{} is there twice", arm.name)));
             }
         }
         Ok(arms)
@@ -73,30 +62,21 @@ impl ArmSetting {
     /// # Errors
     /// As [`Self::parse_list`].
     pub fn parse(name: &str) -> Result<Self> {
-        let refuse = |reason: String| Error::Request(format!("--schemes: {name:?}: {reason}"));
-        let scheme = scheme_of(name)
-            .ok_or_else(|| refuse("it begins with none of local, ppidm and resident".into()))?;
-        let options = name.split_once(':').map_or("", |(_, options)| options);
-        let flags = options
-            .split(';')
-            .filter(|option| !option.trim().is_empty());
-        let flags = flags
-            .map(|option| match option.split_once('=') {
-                Some((key, value)) => Ok([format!("--{}", key.trim()), value.trim().to_owned()]),
-                None => Err(refuse(format!("{option:?} is no option=value"))),
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let options = Options::try_parse_from(flags.concat()).map_err(|e| {
+        Self::of(Spec::parse(name).map_err(refuse)?)
+    }
+
+    fn of(spec: Spec) -> Result<Self> {
+        let flags = spec.others.iter();
+        let flags = flags.map(|(name, value)| format!("--{name}={value}"));
+        let options = Options::try_parse_from(flags).map_err(|e| {
             let text = e.to_string();
             let line = text.lines().next().unwrap_or_default();
-            refuse(line.trim_start_matches("error: ").to_owned())
+            let line = line.trim_start_matches("error: ");
+            refuse(format!("{:?}: {line}", spec.text))
         })?;
-        let settings: &SchemeArguments = &options.settings;
-        let unused = settings.check(scheme);
-        unused.map_err(|e| refuse(e.to_string()))?;
         Ok(Self {
-            name: name.to_owned(),
-            scheme,
+            scheme: spec.scheme().map_err(refuse)?,
+            name: spec.text,
             options,
             paper: None,
         })
@@ -123,7 +103,7 @@ impl ArmSetting {
                 steps.unwrap_or_default(),
                 size.unwrap_or_default()
             ),
-            scheme: Scheme::Local,
+            scheme: Local {}.scheme(),
             options: self.options.clone(),
             paper: None,
         }
@@ -144,32 +124,20 @@ impl ArmSetting {
     }
 }
 
-fn scheme_of(name: &str) -> Option<Scheme> {
-    let scheme = name.split(':').next().unwrap_or_default().trim();
-    <Scheme as clap::ValueEnum>::from_str(scheme, false).ok()
+fn refuse(reason: String) -> Error {
+    Error::Request(format!("--schemes: {reason}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schemes::ppidm::GroupNormMode;
 
     #[test]
-    fn a_list_is_cut_where_a_scheme_begins() {
+    fn an_arm_is_a_scheme_with_options_of_its_own() {
         let text = "ppidm:groupnorm=local;offload=conv,norm,resident, \
                     resident:wire=halo=f16,attention=delta4;workers=2,local:steps=3;size=64x32";
         let arms = ArmSetting::parse_list(text).unwrap();
-        let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
-        assert_eq!(names[0], "ppidm:groupnorm=local;offload=conv,norm");
-        assert_eq!(names[1], "resident");
-        assert_eq!(
-            names[2],
-            "resident:wire=halo=f16,attention=delta4;workers=2"
-        );
-        let options = &arms[0].options.settings;
-        assert_eq!(options.groupnorm, Some(GroupNormMode::Local));
-        let offload = options.offload.unwrap();
-        assert!(offload.conv && offload.norm && !offload.attention);
+        assert_eq!(arms[0].scheme.promised_psnr(), Some(0.0));
         assert_eq!(arms[2].options.workers, Some(2));
         assert_eq!(arms[3].options.size, Some([64, 32]));
         assert_eq!(arms[3].reference().folder(), "reference-steps=3-size=64x32");
@@ -182,13 +150,12 @@ mod tests {
     #[test]
     fn what_is_off_is_named() {
         for (text, parts) in [
-            ("residnt", ["residnt", "none of local"]),
             ("ppidm,residnt", ["residnt", "none of local"]),
             ("ppidm:wires=f16", ["ppidm:wires=f16", "--wires"]),
+            ("ppidm:wire=f16", ["ppidm:wire=f16", "--wire"]),
             ("resident:wire=f17", ["resident:wire=f17", "f17"]),
-            ("resident:lanes", ["resident:lanes", "option=value"]),
+            ("resident:steps=x", ["resident:steps=x", "--steps"]),
             ("local,local", ["local", "twice"]),
-            ("", ["\"\"", "none of local"]),
         ] {
             let error = ArmSetting::parse_list(text).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

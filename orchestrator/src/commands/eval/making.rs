@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{default_workers, draw_noise, most_workers};
+use crate::commands::placed::{default_workers, draw_noise};
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
@@ -19,7 +19,7 @@ use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
 use crate::policy::ledger::Ledger;
-use crate::schemes::Setting;
+use crate::schemes::{Setting, Sizes};
 
 /// What all arms share.
 pub struct Maker {
@@ -93,12 +93,12 @@ impl Maker {
         let unet = self.pipeline.unet();
         let given = self.fleet.as_ref().map(|fleet| fleet.workers.len());
         let n = arm.options.workers.or(given).or(self.local_workers);
-        let n = n.unwrap_or_else(|| default_workers(arm.scheme, unet, rows));
+        let n = n.unwrap_or_else(|| default_workers(&*arm.scheme, unet, rows));
         let most = given.unwrap_or(MAX_WORKERS);
         if n == 0 || n > most {
             return Err(refuse(format!("{n} workers, from 1 to {most} can be had")));
         }
-        let strips = most_workers(arm.scheme, unet, rows);
+        let strips = arm.scheme.most_workers(unet, rows);
         if n > strips {
             return Err(refuse(format!(
                 "{n} workers, and {strips} rows at the coarsest level of the U-Net: at most one a row"
@@ -125,11 +125,15 @@ impl Maker {
     fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
         let [_, _, rows, columns] = self.shape(arm)?;
         let latents = [self.sampling.batch(), rows, columns];
-        let settings = &arm.options.settings;
-        let unet = self.pipeline.unet();
-        let mut setting = settings.setting(arm.scheme, unet, latents, self.tokens);
-        setting.lanes = settings.lanes(self.fleet.is_some());
-        Ok(setting)
+        let setting = Setting {
+            scheme: arm.scheme.clone(),
+            sizes: Sizes {
+                latents,
+                levels: self.pipeline.unet().levels(),
+                tokens: self.tokens,
+            },
+        };
+        Ok(setting.linked(self.fleet.is_some()))
     }
 
     /// Gets an arm ready: starts its workers, where none were given.
@@ -150,7 +154,7 @@ impl Maker {
             (None, Some(weights)) => {
                 let model = Arc::new(Model::new(self.pipeline.unet().clone(), weights.clone()));
                 let n = arm.options.workers.unwrap_or(1);
-                let start = LocalWorkers::start(n, &model, &self.device, setting.latents);
+                let start = LocalWorkers::start(n, &model, &self.device, setting.sizes.latents);
                 let started = workers.insert(self.runtime.block_on(start)?);
                 Some(started.config().clone())
             }

@@ -8,16 +8,15 @@ use super::Arguments;
 use crate::cost::time::{Source, Speeds};
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
-use crate::fleet::measure::refine;
 use crate::memory;
 use crate::output::console::Console;
 use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
 use crate::policy::foretold::foretell;
 use crate::policy::ledger::Ledger;
-use crate::policy::plan::{Asked, choose};
-use crate::policy::ways::{Question, best, table, ways};
-use crate::policy::{Policy, name, promised_psnr};
-use crate::schemes::{Scheme, Setting};
+use crate::policy::plan::choose;
+use crate::policy::ways::{Question, Way, all_schemes, best, table, ways};
+use crate::schemes::Setting;
 
 /// A run whose placement is to be settled.
 pub struct Before<'a> {
@@ -46,7 +45,8 @@ impl Before<'_> {
         let Self { arguments, .. } = self;
         let (compute, link) = (&arguments.compute, &arguments.speed);
         let mut speeds = compute.given(link, self.fleet)?;
-        let mut settled = self.permitted(setting, &speeds)?;
+        // Refused now, rather than after measuring.
+        self.permitted(&setting, &speeds)?;
         let foreign = !self.fleet.is_own();
         if foreign {
             let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
@@ -55,26 +55,21 @@ impl Before<'_> {
         }
         if compute.measure || (foreign && speeds.sources.link == Source::Assumed) {
             // A worker that does not answer is for the run to deal with: it may have a spare.
-            match refine(speeds.clone(), self.fleet).await {
+            match speeds.clone().refine(self.fleet).await {
                 Ok(measured) => speeds = measured,
                 Err(error) => tracing::warn!("the connection is not measured: {error}"),
             }
         }
-        settled = self.permitted(settled, &speeds)?;
+        let settled = self.permitted(&setting, &speeds)?;
         if foreign {
             self.say(&settled, &speeds, console)?;
         }
         Ok(settled)
     }
 
-    fn permitted(&self, setting: Setting, speeds: &Speeds) -> Result<Setting> {
-        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
-        if setting.scheme == Scheme::Resident {
-            let asked = self.arguments.settings.asked();
-            return Ok(choose(unet, policy, &asked, setting, fleet, speeds)?.setting);
-        }
-        policy.check(&setting, &Ledger::foresee(unet, &setting, fleet, &[])?)?;
-        Ok(setting)
+    fn permitted(&self, setting: &Setting, speeds: &Speeds) -> Result<Setting> {
+        let unet = self.pipeline.unet();
+        Ok(choose(unet, self.policy, setting, self.fleet, speeds)?.setting)
     }
 
     fn say(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
@@ -88,24 +83,29 @@ impl Before<'_> {
         for line in foretell(&ledger, policy, &Policy::private()?) {
             console.line(line);
         }
-        // A row for each scheme, and of wires those of this run.
-        let asked = Asked {
-            wires: Some(setting.placement.wires),
-            ..self.arguments.settings.asked()
-        };
+        // A row for each scheme; of the run's own the one that it takes.
+        let own = setting.scheme.name();
+        let mut schemes = all_schemes()?;
+        if let Some(at) = schemes.iter().position(|scheme| scheme.name() == own) {
+            schemes.retain(|scheme| scheme.name() != own);
+            schemes.insert(at, setting.scheme.clone());
+        }
         let mut ways = ways(&Question {
             unet,
             policy,
-            asked: &asked,
-            base: *setting,
+            schemes,
+            sizes: setting.sizes,
             fleet,
             speeds,
             calls: self.pipeline.calls(self.sampling)?,
             memory: is_cpu(self.device).then(memory::available).flatten(),
         })?;
         // What is not allowed is `lacuna plan`'s to tell; this run and home are told in any case.
-        let told = [Scheme::Local, setting.scheme];
-        ways.retain(|way| way.refused.is_none() || told.contains(&way.setting.scheme));
+        let told = |way: &Way| {
+            let scheme = &way.setting.scheme;
+            scheme.name() == own || !scheme.needs_workers()
+        };
+        ways.retain(|way| way.refused.is_none() || told(way));
         console.line(format_args!("for {speeds}:\n{}", table(&ways)));
         if let Some(best) = best(&ways) {
             console.line(best.line());
@@ -116,20 +116,9 @@ impl Before<'_> {
 
 /// What is about to be done, in a few words.
 fn this_run(setting: &Setting) -> String {
-    let quality = match promised_psnr(setting) {
+    let quality = match setting.scheme.promised_psnr() {
         None => "the uncut picture".to_owned(),
         Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
     };
-    let wires = setting.placement.wires;
-    match setting.scheme {
-        Scheme::Resident if wires.halo == wires.attention => {
-            format!("resident, features as {} ({quality})", name(&wires.halo))
-        }
-        Scheme::Resident => format!(
-            "resident, features as {} and {} ({quality})",
-            name(&wires.halo),
-            name(&wires.attention)
-        ),
-        scheme => format!("{scheme} ({quality})"),
-    }
+    format!("{} ({quality})", setting.scheme.label())
 }

@@ -29,7 +29,6 @@ use crate::output::{Outputs, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::ledger::Ledger;
 use crate::report::Report;
-use crate::schemes::Scheme;
 use before::Before;
 use noises::Noises;
 use picture::{Done, Run};
@@ -71,11 +70,8 @@ pub struct Arguments {
         help_heading = "Sampling"
     )]
     eta: f32,
-    /// Where the U-Net is computed.
-    #[arg(long, default_value_t = Scheme::Resident, help_heading = "Scheme")]
-    scheme: Scheme,
     #[command(flatten)]
-    settings: SchemeArguments,
+    scheme: SchemeArguments,
     #[command(flatten)]
     terms: TermsArguments,
     #[command(flatten)]
@@ -117,7 +113,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     pipeline.check_sampling(&sampling)?;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        scheme: arguments.scheme.to_string(),
+        scheme: arguments.scheme.scheme.name().to_owned(),
         model: pipeline.digest().to_owned(),
         seed: first_seed,
         ..Report::default()
@@ -138,9 +134,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let [_, _, rows, columns] = noises.shape;
     let latents = [sampling.batch(), rows, columns];
     let local = match &whole {
-        Some(weights) if arguments.scheme.needs_workers() => {
+        Some(weights) if arguments.scheme.scheme.needs_workers() => {
             let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
-            let most = default_workers(arguments.scheme, pipeline.unet(), rows);
+            let most = default_workers(&*arguments.scheme.scheme, pipeline.unet(), rows);
             let n = arguments.workers.number().unwrap_or(most);
             Some(LocalWorkers::start(n, &model, &device, latents).await?)
         }
@@ -149,11 +145,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let fleet_config = fleet_config.or(local.as_ref().map(|l| l.config().clone()));
 
     let [_, tokens, _] = context.dims();
-    let mut setting =
-        arguments
-            .settings
-            .setting(arguments.scheme, pipeline.unet(), latents, tokens);
-    setting.lanes = arguments.settings.lanes(arguments.workers.file().is_some());
+    let setting = arguments.scheme.setting(pipeline.unet(), latents, tokens);
+    let setting = setting.linked(arguments.workers.file().is_some());
     let setting = match (&policy, &fleet_config) {
         (Some(policy), Some(fleet)) => {
             let before = Before {
@@ -256,9 +249,9 @@ impl Arguments {
             ("--measure", self.compute.measure),
         ];
         match flags.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) if !self.scheme.needs_workers() => Err(Error::Request(format!(
+            Some((flag, _)) if !self.scheme.scheme.needs_workers() => Err(Error::Request(format!(
                 "{flag}: the scheme {} has no workers; leave it out",
-                self.scheme
+                self.scheme.scheme.name()
             ))),
             _ => Ok(()),
         }
@@ -286,7 +279,6 @@ async fn picture(
 /// What can be refused before anything is loaded. Gives the files that will be written.
 fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
-    arguments.settings.check(arguments.scheme)?;
     arguments.workers.check()?;
     arguments.check_workers()?;
     arguments.sampling.check()?;

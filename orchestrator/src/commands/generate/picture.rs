@@ -141,7 +141,7 @@ impl Run {
             ("steps", sampling.steps.to_string()),
             ("guidance", self.generator.sampling.guidance.to_string()),
             ("scheduler", scheduler),
-            ("scheme", a.scheme.to_string()),
+            ("scheme", a.scheme.scheme.name().to_owned()),
             ("size", format!("{width}x{height}")),
             ("model", self.generator.pipeline.digest().to_owned()),
         ]

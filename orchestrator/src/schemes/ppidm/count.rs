@@ -8,21 +8,29 @@ use shared::partition::{rows_with_halo, strips};
 use shared::survey::{self, Operation, survey};
 use shared::unet::{Layer, UNet};
 
-use super::Strip;
-use crate::cost::count::{Count, Counted};
+use super::options::Offload;
+use super::strip::Strip;
+use crate::error::Result;
 use crate::fleet::tally::{Kind, Seen};
-use crate::schemes::Setting;
+use crate::schemes::Sizes;
+use crate::schemes::count::{Count, Counted};
 
-/// What the first two U-Net calls of a picture send to `workers` workers; none leaves everything to the user.
-/// They differ in the prompt's keys and values, which the user makes once.
-pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2] {
-    let (mut count, offload) = (Count::new(workers), setting.offload);
+/// What the first two U-Net calls of a picture send to `workers` workers. They differ in the prompt's keys and
+/// values, which the user makes once.
+///
+/// # Errors
+/// None today: shapes alone cannot fail.
+pub fn first_calls(
+    unet: &UNet,
+    sizes: &Sizes,
+    offload: Offload,
+    workers: usize,
+) -> Result<[Count; 2]> {
+    let mut count = Count::new(workers);
     let mut once = 0;
     let named = unet.layers().map(|layer| (layer.name().to_owned(), layer));
     let layers: HashMap<String, Layer<'_>> = named.collect();
-    // Shapes alone cannot fail.
-    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    for operation in operations {
+    for operation in survey(unet, sizes.latents, sizes.tokens)? {
         if operation.makes_prompt_keys() {
             once += operation.flop;
             continue;
@@ -33,7 +41,7 @@ pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2]
                 .has_conv(&conv.name, kernel)
                 .then(|| (Kind::Conv, conv_bytes(conv, &operation, workers))),
             (survey::Kind::CrossAttention, _) if offload.attention => {
-                let bytes = attention_bytes(&operation, setting.tokens, workers);
+                let bytes = attention_bytes(&operation, sizes.tokens, workers);
                 Some((Kind::Attention, bytes))
             }
             (survey::Kind::GroupNorm, Some(Layer::Norm(norm))) if offload.norm => {
@@ -42,7 +50,7 @@ pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2]
             _ => None,
         };
         match offloaded {
-            Some((kind, strips)) if workers > 0 => {
+            Some((kind, strips)) => {
                 for (flop, (share, ..)) in count.workers_flop.iter_mut().zip(&strips) {
                     *flop += (operation.flop as f64 * share).round() as u64;
                 }
@@ -55,7 +63,7 @@ pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2]
                     user_flop: 0,
                 });
             }
-            _ => {
+            None => {
                 count.user_flop += operation.flop;
                 if let Some(exchange) = count.exchanges.last_mut() {
                     exchange.user_flop += operation.flop;
@@ -67,21 +75,26 @@ pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> [Count; 2]
         user_flop: count.user_flop + once,
         ..count.clone()
     };
-    [first, count]
+    Ok([first, count])
 }
 
 /// The rows that each of `workers` workers computes and is sent, over all layers.
-pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
-    let offload = setting.offload;
+///
+/// # Errors
+/// None today: shapes alone cannot fail.
+pub fn rows_seen(
+    unet: &UNet,
+    sizes: &Sizes,
+    offload: Offload,
+    workers: usize,
+) -> Result<Vec<Seen>> {
     let mut seen: Vec<Seen> = (0..workers).map(|_| Seen::default()).collect();
     let convs = unet.layers().filter_map(|layer| match layer {
         Layer::Conv(conv) => Some((conv.name.clone(), conv)),
         _ => None,
     });
     let convs: HashMap<String, &Conv2d> = convs.collect();
-    // Shapes alone cannot fail.
-    let operations = survey(unet, setting.latents, setting.tokens).unwrap_or_default();
-    for operation in operations {
+    for operation in survey(unet, sizes.latents, sizes.tokens)? {
         let [_, second, third, _] = operation.input;
         let strips = match (operation.kind, convs.get(&operation.layer)) {
             (survey::Kind::Conv { kernel }, Some(conv)) if offload.has_conv(&conv.name, kernel) => {
@@ -95,7 +108,7 @@ pub fn rows_seen(unet: &UNet, setting: &Setting, workers: usize) -> Vec<Seen> {
             strip.add_to(seen);
         }
     }
-    seen
+    Ok(seen)
 }
 
 /// Of each worker: its share of a layer, bytes to it and from it.

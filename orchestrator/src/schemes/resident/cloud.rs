@@ -17,7 +17,7 @@ use shared::wire::{Codec, Payload};
 
 use super::conductor::Hub;
 use super::intake::{Intake, stream};
-use super::seats;
+use super::places::seats;
 use super::tiles::Secret;
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;

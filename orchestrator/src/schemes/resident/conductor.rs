@@ -11,7 +11,7 @@ use shared::placement::{Latents, Placement, Prompt, SelfAttention};
 use shared::survey::{Kind, Operation, Surveyor};
 use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, Transformer, TransformerBlock, UNet};
 
-use crate::schemes::Setting;
+use super::layout::Layout;
 
 /// Meets the workers at the exchanges.
 pub trait Hub {
@@ -50,11 +50,11 @@ pub struct Conductor<H> {
 
 impl<H: Hub> Conductor<H> {
     /// A conductor of `unet`.
-    pub fn new(unet: &UNet, setting: &Setting, hub: H) -> Self {
-        let Setting {
+    pub fn new(unet: &UNet, layout: &Layout, hub: H) -> Self {
+        let Layout {
             placement, tokens, ..
-        } = *setting;
-        let [batch, _, columns] = setting.latents;
+        } = *layout;
+        let [batch, _, columns] = layout.latents;
         let shared = placement.prompt == Prompt::Shared;
         Self {
             hub,

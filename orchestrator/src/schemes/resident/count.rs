@@ -10,28 +10,28 @@ use shared::unet::UNet;
 
 use super::cloud::kind_of;
 use super::conductor::{Conductor, Hub};
-use super::{cut_strips, seats};
-use crate::cost::count::{Count, Counted};
+use super::layout::Layout;
+use super::places::{cut_strips, seats};
 use crate::error::{Error, Result};
-use crate::schemes::Setting;
+use crate::schemes::count::{Count, Counted};
 
 /// Counts the first two calls of a picture: the first may bring the prompt along, and features whole of
 /// which later only changes travel; all later ones are like the second.
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
-pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Count; 2]> {
-    let lanes = setting.lane_count();
-    let setting = &setting.of_lane();
-    let [_, rows, _] = setting.latents;
+pub fn first_calls(unet: &UNet, layout: &Layout, workers: usize) -> Result<[Count; 2]> {
+    let lanes = layout.lane_count();
+    let layout = &layout.of_lane();
+    let [_, rows, _] = layout.latents;
     let levels = Levels::new(rows, unet.levels());
     let counter = Counter {
         strips: cut_strips(&levels, workers)?,
         rows: levels,
-        placement: setting.placement,
+        placement: layout.placement,
         count: Count::new(workers),
     };
-    let mut conductor = Conductor::new(unet, setting, counter);
+    let mut conductor = Conductor::new(unet, layout, counter);
     let mut call = || {
         conductor.call(unet, rows, 0.0)?;
         let count = std::mem::replace(&mut conductor.hub.count, Count::new(workers));

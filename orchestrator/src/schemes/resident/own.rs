@@ -7,17 +7,17 @@ use shared::survey::Operation;
 use shared::unet::UNet;
 
 use super::conductor::{Conductor, Hub};
+use super::layout::Layout;
 use crate::error::Result;
-use crate::schemes::Setting;
 
 /// Tensor prefixes of the layers that the user computes in the first call of a picture, which makes the
 /// prompt's keys and values; later calls do no others.
 ///
 /// # Errors
 /// None today: shapes alone cannot fail.
-pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
-    let [_, rows, _] = setting.latents;
-    let mut conductor = Conductor::new(unet, setting, Own::default());
+pub fn user_layers(unet: &UNet, layout: &Layout) -> Result<HashSet<String>> {
+    let [_, rows, _] = layout.latents;
+    let mut conductor = Conductor::new(unet, layout, Own::default());
     conductor.call(unet, rows, 0.0)?;
     Ok(conductor.hub.layers)
 }

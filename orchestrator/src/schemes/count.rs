@@ -1,10 +1,6 @@
 //! What one U-Net call sends, exchange by exchange.
 
-use shared::unet::UNet;
-
-use crate::error::Result;
 use crate::fleet::tally::Kind;
-use crate::schemes::{Scheme, Setting, ppidm, resident};
 
 /// One exchange with all workers.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,29 +78,6 @@ impl Count {
     pub fn largest_reply(&self) -> usize {
         let replies = self.exchanges.iter().flat_map(|e| &e.down);
         replies.copied().max().unwrap_or(0)
-    }
-}
-
-/// Counts one U-Net call in the middle of a picture: nothing is new any more. Its work is what "the
-/// U-Net's work" is everywhere; what the first call of a picture does beside it is of [`first_calls`].
-///
-/// # Errors
-/// [`shared::Error::TooManyStrips`].
-pub fn count(unet: &UNet, setting: &Setting, workers: usize) -> Result<Count> {
-    let [_, later] = first_calls(unet, setting, workers)?;
-    Ok(later)
-}
-
-/// Counts the first two calls of a picture. The first makes the prompt's keys and values, which stay, and
-/// may send whole what later calls send the changes of; all later ones are like the second.
-///
-/// # Errors
-/// [`shared::Error::TooManyStrips`].
-pub fn first_calls(unet: &UNet, setting: &Setting, workers: usize) -> Result<[Count; 2]> {
-    match setting.scheme {
-        Scheme::Local => Ok(ppidm::first_calls(unet, setting, 0)),
-        Scheme::Ppidm => Ok(ppidm::first_calls(unet, setting, workers)),
-        Scheme::Resident => resident::count::first_calls(unet, setting, workers),
     }
 }
 

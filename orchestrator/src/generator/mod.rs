@@ -2,6 +2,9 @@
 //!
 //! What one picture teaches about the workers, the next one knows: who was lost and who stepped in
 //! ([`crate::fleet::roster`]). What each worker did and saw is kept of every picture, also of one that failed.
+//! [`failover`] goes on when a worker is lost.
+
+pub mod failover;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,8 +21,8 @@ use crate::fleet::tally::Tally;
 use crate::noise::TorchRng;
 use crate::pipeline::{Pipeline, Sampling, Step};
 use crate::policy::Policy;
-use crate::schemes::failover::{Failover, Terms};
 use crate::schemes::{Predictor, Setting};
+use failover::{Failover, Terms};
 
 /// What all pictures share, and what became of the workers so far.
 pub struct Generator {
@@ -140,7 +143,7 @@ impl Generator {
         let terms = Terms {
             unet,
             digest: self.pipeline.digest(),
-            setting: self.setting,
+            setting: &self.setting,
             policy: self.policy.as_ref(),
             same_number: self.same_number,
         };

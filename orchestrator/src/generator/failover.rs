@@ -11,13 +11,13 @@ use shared::unet::UNet;
 use shared::whole::Whole;
 use tokio::runtime::Handle;
 
-use super::{Finished, Predictor, Setting};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
 use crate::fleet::tally::{Tally, Traffic};
 use crate::policy::Policy;
 use crate::policy::ledger::{Ledger, SLACK};
+use crate::schemes::{Finished, Predictor, Setting};
 
 /// What is computed, and under which conditions.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub struct Terms<'a> {
     /// Digest of its weights.
     pub digest: &'a str,
     /// How the scheme computes.
-    pub setting: Setting,
+    pub setting: &'a Setting,
     /// What the run must keep to.
     pub policy: Option<&'a Policy>,
     /// Whether there must be as many workers as were given: fewer are another setting.
@@ -57,7 +57,7 @@ impl<'a> Failover<'a> {
     /// # Errors
     /// [`shared::Error::TooManyStrips`].
     pub fn new(terms: Terms<'a>, roster: &'a mut Roster, whole: Whole) -> Result<Self> {
-        let given = Ledger::foresee(terms.unet, &terms.setting, roster.given(), &[])?;
+        let given = Ledger::foresee(terms.unet, terms.setting, roster.given(), &[])?;
         Ok(Self {
             terms,
             most_rows: given.most_rows(),
@@ -116,9 +116,9 @@ impl<'a> Failover<'a> {
             ..
         } = self.terms;
         let config = self.roster.config();
-        let ledger = Ledger::foresee(unet, &setting, config, &self.past)?;
+        let ledger = Ledger::foresee(unet, setting, config, &self.past)?;
         match policy {
-            Some(policy) => policy.check(&setting, &ledger)?,
+            Some(policy) => policy.check(setting, &ledger)?,
             None if ledger.most_rows() > self.most_rows + SLACK => {
                 let reason = format!(
                     "a provider would see {:.1} % of the rows where {:.1} % was the most; give a \
@@ -131,7 +131,7 @@ impl<'a> Failover<'a> {
             None => {}
         }
         let fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
-        let [batch, ..] = setting.latents;
+        let [batch, ..] = setting.sizes.latents;
         let whole = self.whole.of_entries(0, batch);
         self.current = Some(setting.predictor(unet, whole, Some(fleet))?);
         Ok(())

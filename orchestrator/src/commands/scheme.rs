@@ -1,0 +1,132 @@
+//! `--scheme`, and the options of all schemes.
+
+use std::sync::Arc;
+
+use clap::builder::PossibleValuesParser;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use shared::unet::UNet;
+
+use crate::schemes::registry::{DEFAULT, SCHEMES, find, possible_values};
+use crate::schemes::{Scheme, Setting, Sizes};
+
+/// The scheme that was asked for, with its options.
+#[derive(Clone, Debug)]
+pub struct SchemeArguments {
+    /// The scheme.
+    pub scheme: Arc<dyn Scheme>,
+}
+
+const FLAG: &str = "scheme";
+
+impl SchemeArguments {
+    /// The scheme for latents of `[B, H, W]` and a prompt of `tokens` tokens.
+    pub fn setting(&self, unet: &UNet, latents: [usize; 3], tokens: usize) -> Setting {
+        Setting {
+            scheme: self.scheme.clone(),
+            sizes: Sizes {
+                latents,
+                levels: unet.levels(),
+                tokens,
+            },
+        }
+    }
+}
+
+impl Args for SchemeArguments {
+    fn augment_args(command: Command) -> Command {
+        let scheme = Arg::new(FLAG)
+            .long(FLAG)
+            .value_name("SCHEME")
+            .default_value(DEFAULT)
+            .value_parser(PossibleValuesParser::new(possible_values()))
+            .help("Where the U-Net is computed")
+            .help_heading("Scheme");
+        let command = command.arg(scheme);
+        SCHEMES
+            .iter()
+            .fold(command, |command, entry| entry.with_flags(command))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SchemeArguments {
+    /// No flag is dropped without a word: each must be of the scheme that is asked for.
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let name = matches
+            .get_one::<String>(FLAG)
+            .map_or(DEFAULT, String::as_str);
+        let refuse = |reason: String| clap::Error::raw(ErrorKind::ArgumentConflict, reason);
+        let Some(entry) = find(name) else {
+            return Err(refuse(format!(
+                "--scheme {name}: there is no such scheme\n"
+            )));
+        };
+        for other in SCHEMES.iter().filter(|other| other.name != name) {
+            let flags = other.with_flags(Command::new(other.name));
+            let given = flags.get_arguments().find(|flag| {
+                let given = matches.try_contains_id(flag.get_id().as_str());
+                given.unwrap_or(false)
+            });
+            if let Some(flag) = given.and_then(|flag| flag.get_long()) {
+                return Err(refuse(format!(
+                    "--{flag}: it is of the scheme {}, this is {name}; leave it out\n",
+                    other.name
+                )));
+            }
+        }
+        Ok(Self {
+            scheme: entry.read(matches)?,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        scheme: SchemeArguments,
+    }
+
+    #[test]
+    fn each_flag_is_of_its_scheme() {
+        let read = |words: &str| {
+            Line::try_parse_from(
+                ["x"]
+                    .into_iter()
+                    .chain(words.split(' ').filter(|w| !w.is_empty())),
+            )
+        };
+        let label = |words: &str| read(words).unwrap().scheme.scheme.label();
+        assert_eq!(label(""), "resident, f32");
+        assert_eq!(label("--wire f16"), "resident, f16");
+        assert_eq!(label("--scheme ppidm --groupnorm averaged"), "ppidm");
+        for (words, parts) in [
+            (
+                "--scheme local --wire f16",
+                ["--wire", "of the scheme resident, this is local"],
+            ),
+            (
+                "--groupnorm exact",
+                ["--groupnorm", "of the scheme ppidm, this is resident"],
+            ),
+            ("--scheme residnt", ["residnt", "resident"]),
+        ] {
+            let error = read(words).err().unwrap().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+}

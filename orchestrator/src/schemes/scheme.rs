@@ -1,0 +1,279 @@
+//! What a scheme is: everything that the rest of the program asks of one.
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use shared::layers::Parameter;
+use shared::placement::{Latents, Prompt, SelfAttention, Wire};
+use shared::unet::UNet;
+use shared::weights::list;
+use shared::whole::Whole;
+
+use super::count::Count;
+use super::local;
+use super::predictor::Predictor;
+use crate::error::Result;
+use crate::fleet::Fleet;
+use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::tally::Seen;
+
+/// Sizes of a picture's U-Net calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Batch, rows and columns of the latents.
+    pub latents: [usize; 3],
+    /// Levels of the U-Net.
+    pub levels: usize,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+}
+
+/// What a policy leaves to be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// Whether providers may know the prompt.
+    pub prompt: Prompt,
+    /// Whether providers may get their rows of the noisy latents.
+    pub latents: Latents,
+    /// How self-attention may be done.
+    pub self_attention: &'a [SelfAttention],
+    /// Number types that features may travel in.
+    pub wires: &'a [Wire],
+}
+
+/// What a scheme uses of what a policy lists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Uses {
+    /// How self-attention is done, by level; none where workers take no part in it.
+    pub self_attention: Vec<SelfAttention>,
+    /// Number types that features travel in; none where none travel.
+    pub wires: Vec<Wire>,
+}
+
+/// What every provider is shown beside its rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exposure {
+    /// The prompt's embedding, or keys and values made of it.
+    pub prompt: bool,
+    /// Its rows of the noisy latents, or those of the prediction.
+    pub latents: bool,
+    /// Everybody's keys and values: from these alone the picture can be told.
+    pub keys_and_values: bool,
+}
+
+/// A scheme with its options: how the U-Net is placed.
+///
+/// Options that nobody chose may stay open; [`Self::choices`] says what they can be, and a plan chooses. An open
+/// option has a usual value, so that a scheme can always compute.
+pub trait Scheme: Debug + Send + Sync {
+    /// Its name, as `--scheme` takes it.
+    fn name(&self) -> &'static str;
+
+    /// Its name with what tells it from others like it, in a few words.
+    fn label(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// The options that tell one row of a benchmark from another, each by its name.
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// What was chosen, for a person.
+    fn in_words(&self) -> String {
+        self.label()
+    }
+
+    /// Who does what, for reports.
+    fn placement(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// For an audit, which knows the schemes that it attacks.
+    fn as_any(&self) -> &dyn Any;
+
+    /// Whether it computes on workers.
+    fn needs_workers(&self) -> bool {
+        true
+    }
+
+    /// The largest number of workers that can share latents of `rows`.
+    fn most_workers(&self, _unet: &UNet, _rows: usize) -> usize {
+        MAX_WORKERS
+    }
+
+    /// The same, knowing whether workers are behind a link; none where that changes nothing.
+    fn linked(&self, _linked: bool) -> Option<Arc<dyn Scheme>> {
+        None
+    }
+
+    /// What the open options can be under `rules`, all of them chosen in each; nothing where none is open. What is
+    /// chosen and not allowed is for the policy's own check, which names the rule.
+    fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
+        Vec::new()
+    }
+
+    /// `best`, the best of [`Self::choices`], with its `part`-th part done in other ways, where what one part takes
+    /// does not depend on the others; none where there are no more parts.
+    fn variants(
+        &self,
+        _best: &dyn Scheme,
+        _part: usize,
+        _levels: usize,
+        _rules: &Rules<'_>,
+    ) -> Option<Vec<Arc<dyn Scheme>>> {
+        None
+    }
+
+    /// The ways that a comparison of all schemes tells apart; nothing where there is this one alone.
+    fn ways(&self) -> Vec<Arc<dyn Scheme>> {
+        Vec::new()
+    }
+
+    /// What it uses of what a policy lists, on a U-Net of so many levels.
+    fn uses(&self, levels: usize) -> Uses;
+
+    /// The least PSNR against the uncut picture that it promises, in dB; none where the two are equal to rounding.
+    fn promised_psnr(&self) -> Option<f64> {
+        None
+    }
+
+    /// What every provider is shown beside its rows.
+    fn exposure(&self, levels: usize) -> Exposure;
+
+    /// The rows that each of `workers` workers will be shown.
+    ///
+    /// # Errors
+    /// [`shared::Error::TooManyStrips`].
+    fn seen(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<Vec<Seen>>;
+
+    /// Counts the first two calls of a picture on `workers` workers. The first makes the prompt's keys and values,
+    /// which stay, and may send whole what later calls send the changes of; all later ones are like the second.
+    ///
+    /// # Errors
+    /// [`shared::Error::TooManyStrips`].
+    fn first_calls(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<[Count; 2]>;
+
+    /// Tensor prefixes of the layers whose parameters the user needs; none where these are all.
+    ///
+    /// # Errors
+    /// None today: shapes alone cannot fail.
+    fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>>;
+
+    /// Tensor prefixes of the layers whose features are whole at the user's; none where these are all.
+    ///
+    /// # Errors
+    /// As [`Self::user_layers`].
+    fn user_features(&self, _unet: &UNet, _sizes: &Sizes) -> Result<Option<HashSet<String>>> {
+        Ok(None)
+    }
+
+    /// Opens sessions on every worker of `config` for the model of `digest`.
+    ///
+    /// # Errors
+    /// As [`Fleet::open`]; [`shared::Error::TooManyStrips`].
+    fn open<'a>(
+        &'a self,
+        config: &'a FleetConfig,
+        digest: &'a str,
+        unet: &'a UNet,
+        sizes: &'a Sizes,
+    ) -> BoxFuture<'a, Result<Fleet>>;
+
+    /// Predicts on the `fleet` that [`Self::open`] opened, with the user's part in `whole`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shared`] when the device does not give the prompt back.
+    fn predictor<'a>(
+        &self,
+        unet: &'a UNet,
+        sizes: &Sizes,
+        whole: Whole,
+        fleet: Fleet,
+    ) -> Result<Box<dyn Predictor + 'a>>;
+}
+
+/// A scheme for latents of one size.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The scheme.
+    pub scheme: Arc<dyn Scheme>,
+    /// Sizes of the U-Net calls.
+    pub sizes: Sizes,
+}
+
+impl Setting {
+    /// The same sizes by another scheme.
+    pub fn by(&self, scheme: Arc<dyn Scheme>) -> Self {
+        Self {
+            scheme,
+            sizes: self.sizes,
+        }
+    }
+
+    /// The same, knowing whether workers are behind a link.
+    pub fn linked(self, linked: bool) -> Self {
+        match self.scheme.linked(linked) {
+            Some(scheme) => self.by(scheme),
+            None => self,
+        }
+    }
+
+    /// As [`Scheme::open`].
+    ///
+    /// # Errors
+    /// As [`Scheme::open`].
+    pub async fn open(&self, config: &FleetConfig, digest: &str, unet: &UNet) -> Result<Fleet> {
+        self.scheme.open(config, digest, unet, &self.sizes).await
+    }
+
+    /// As [`Scheme::first_calls`].
+    ///
+    /// # Errors
+    /// As [`Scheme::first_calls`].
+    pub fn first_calls(&self, unet: &UNet, workers: usize) -> Result<[Count; 2]> {
+        self.scheme.first_calls(unet, &self.sizes, workers)
+    }
+
+    /// Counts one U-Net call in the middle of a picture: nothing is new any more. Its work is what "the U-Net's
+    /// work" is everywhere; what the first call of a picture does beside it is of [`Self::first_calls`].
+    ///
+    /// # Errors
+    /// As [`Scheme::first_calls`].
+    pub fn count(&self, unet: &UNet, workers: usize) -> Result<Count> {
+        let [_, later] = self.first_calls(unet, workers)?;
+        Ok(later)
+    }
+
+    /// The parameters of the layers that the user computes; the others' are never looked at here.
+    ///
+    /// # Errors
+    /// As [`Scheme::user_layers`].
+    pub fn user_parameters(&self, unet: &UNet) -> Result<Vec<Parameter>> {
+        let mut parameters = list(unet);
+        if let Some(layers) = self.scheme.user_layers(unet, &self.sizes)? {
+            parameters.retain(|parameter| layers.contains(parameter.layer()));
+        }
+        Ok(parameters)
+    }
+
+    /// Predicts by the scheme on the `fleet` that [`Self::open`] opened; without one, here. The user's part is in
+    /// `whole`.
+    ///
+    /// # Errors
+    /// As [`Scheme::predictor`].
+    pub fn predictor<'a>(
+        &self,
+        unet: &'a UNet,
+        whole: Whole,
+        fleet: Option<Fleet>,
+    ) -> Result<Box<dyn Predictor + 'a>> {
+        match fleet {
+            Some(fleet) => self.scheme.predictor(unet, &self.sizes, whole, fleet),
+            None => Ok(local::predictor(unet, whole)),
+        }
+    }
+}
