@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use orchestrator::cost::Link;
 use orchestrator::fleet::config::FleetConfig;
-use orchestrator::fleet::link::EmulatedLink;
+use orchestrator::fleet::emulated::EmulatedLink;
+use orchestrator::fleet::link::Link;
 use orchestrator::fleet::measure::measure;
 use orchestrator::policy::Policy;
 use serde_json::Value;
