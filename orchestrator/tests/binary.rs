@@ -168,7 +168,7 @@ fn copy_folder(from: &Path, to: &Path) {
 #[test]
 fn a_picture_is_written_and_nothing_is_said_on_stderr() {
     let place = Workplace::new();
-    for scheme in ["local", "ppidm"] {
+    for scheme in ["resident", "ppidm"] {
         let output = place.generate(&["--scheme", scheme]);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{stderr}");
