@@ -10,7 +10,6 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use tokio::task::spawn_blocking;
 
-use super::networks::{Given, MetricArguments, Wanted};
 use crate::metrics::folder::{Folder, Pair};
 use crate::metrics::frechet::frechet_distance;
 use crate::metrics::inception::{FEATURES, InputResize};
@@ -18,6 +17,7 @@ use crate::metrics::kid::kernel_distance;
 use crate::metrics::lpips::Net;
 use crate::metrics::measure::{Fault, Mean, PairMetrics, PairValues};
 use crate::metrics::metric::Metric;
+use crate::metrics::networks::{Given, MetricArguments, Wanted};
 use crate::metrics::sets::{Network, SetFeatures};
 use crate::output::console::{note, print};
 

@@ -15,10 +15,13 @@ use shared::memory;
 use tokio::task::spawn_blocking;
 use worker::Model;
 
-use super::arguments::{FleetArguments, PictureSize};
-use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
-use super::terms::TermsArguments;
-use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
+use crate::arguments::fleet::{FleetArguments, default_workers};
+use crate::arguments::model::{ModelArguments, check_model, load, load_whole};
+use crate::arguments::sampling::SamplingArguments;
+use crate::arguments::scheme::SchemeArguments;
+use crate::arguments::size::PictureSize;
+use crate::arguments::speed::{ComputeArguments, SpeedArguments};
+use crate::arguments::terms::TermsArguments;
 use crate::error::{Error, Result};
 use crate::fleet::local::LocalWorkers;
 use crate::generator::Generator;

@@ -8,7 +8,7 @@ use shared::host::HostTensor;
 use shared::weights::Weights;
 
 use super::Arguments;
-use crate::commands::placed::draw_noise;
+use crate::arguments::sampling::draw_noise;
 use crate::error::Result;
 use crate::generator::Generator;
 use crate::noise::TorchRng;

@@ -1,10 +1,5 @@
 //! `lacuna eval`: many prompts under several settings, from the same noise, against the uncut model.
 
-mod arm;
-mod experiments;
-mod making;
-mod run;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +9,20 @@ use shared::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::ModelArguments;
-use super::arguments::{FleetArguments, PictureSize};
-use super::networks::{Given, MetricArguments, Wanted};
-use super::placed::{SamplingArguments, check_model, load, load_whole};
-use super::terms::TermsArguments;
+use crate::arguments::fleet::FleetArguments;
+use crate::arguments::model::{ModelArguments, check_model, load, load_whole};
+use crate::arguments::sampling::SamplingArguments;
+use crate::arguments::size::PictureSize;
+use crate::arguments::terms::TermsArguments;
 use crate::error::{Error, Result};
+use crate::evaluation::arm::ArmSetting;
+use crate::evaluation::experiments::Experiment;
 use crate::evaluation::html;
+use crate::evaluation::making::Maker;
 use crate::evaluation::prompts::{self, Prompts};
 use crate::evaluation::record::Record;
 use crate::evaluation::results::Results;
+use crate::evaluation::run::Run;
 use crate::evaluation::shard::Shard;
 use crate::evaluation::store::Store;
 use crate::evaluation::summary::Summary;
@@ -31,13 +30,10 @@ use crate::evaluation::table::{Texts, rows_csv};
 use crate::interrupt;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
+use crate::metrics::networks::{Given, MetricArguments, Wanted};
 use crate::output::console::{Console, note};
 use crate::output::{make_directory, write_whole};
 use crate::pipeline::Pipeline;
-use arm::ArmSetting;
-use experiments::Experiment;
-use making::Maker;
-use run::Run;
 
 /// Arguments of `lacuna eval`.
 #[derive(Args, Clone, Debug)]
@@ -122,7 +118,7 @@ struct RunArguments {
 const SEED: u64 = 42;
 
 /// Prompts of an experiment, where none are given: lines of text.
-const DEMO_PROMPTS: &[u8] = include_bytes!("../../../../configs/prompts/demo.txt");
+const DEMO_PROMPTS: &[u8] = include_bytes!("../../../configs/prompts/demo.txt");
 
 /// Runs the command. A picture that cannot be made is named and left out; the others are made, and the run
 /// fails at its end.

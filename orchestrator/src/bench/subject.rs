@@ -18,9 +18,9 @@ use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::case::Case;
-use crate::commands::arguments::{PictureSize, parse_seed};
-use crate::commands::placed::{self, DEFAULT_GUIDANCE};
-use crate::commands::{ModelArguments, PIXELS_PER_LATENT, PROMPT_TOKENS, unet_config};
+use crate::arguments::model::{self, ModelArguments, unet_config};
+use crate::arguments::sampling::{DEFAULT_GUIDANCE, parse_seed};
+use crate::arguments::size::{PIXELS_PER_LATENT, PROMPT_TOKENS, PictureSize};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::interrupt;
@@ -33,6 +33,7 @@ use crate::schemes::{Finished, Predictor, Setting};
 /// Which U-Net, and how it is called.
 #[derive(Args, Clone, Debug)]
 pub struct SubjectArguments {
+    /// Whose calls.
     #[command(flatten)]
     pub unet: UNetArguments,
     #[command(flatten)]
@@ -121,7 +122,7 @@ impl SubjectArguments {
             .map(|side| side.map_or(1, |n| n.div_ceil(PIXELS_PER_LATENT)));
         limits::check_latents("--batch and --size", [self.batch, rows, columns])?;
         match &self.unet.model {
-            Some(model) => placed::check_model(&self.unet.with_model(model.clone())),
+            Some(model) => model::check_model(&self.unet.with_model(model.clone())),
             None => Ok(()),
         }
     }
@@ -250,7 +251,7 @@ impl Subject {
         let (mut subject, device) = match &arguments.unet.model {
             Some(model) => {
                 let model = arguments.unet.with_model(model.clone());
-                let (pipeline, device) = placed::load(&model).await?;
+                let (pipeline, device) = model::load(&model).await?;
                 let arguments = arguments.clone();
                 let subject = spawn_blocking(move || Self::picture(&arguments, pipeline, rng));
                 (subject.await??, device)

@@ -9,7 +9,8 @@ use tokio::runtime::Handle;
 use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{default_workers, draw_noise};
+use crate::arguments::fleet::default_workers;
+use crate::arguments::sampling::draw_noise;
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::local::LocalWorkers;
