@@ -1,6 +1,7 @@
 //! Many prompts under several settings, measured against the uncut model: what `lacuna eval` keeps and
 //! shows.
 //!
+//! - [`asked`]: what is asked of a run.
 //! - [`run`]: a run: every prompt under every [`arm`], [`making`] what is not there; [`experiments`]: the arms of
 //!   the paper's tables.
 //! - [`prompts`]: prompt files of three kinds.
@@ -14,6 +15,7 @@
 //! - `plots`: its plots; `markup`: text and bytes inside it.
 
 pub mod arm;
+pub mod asked;
 pub mod experiments;
 pub mod features;
 pub mod html;

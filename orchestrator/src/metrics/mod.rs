@@ -20,9 +20,11 @@
 //! - `network`: what the two networks are made of.
 //! - [`folder`]: which pictures there are, and which belong together.
 //! - [`metric`]: the metrics by name; [`networks`]: what each takes, as arguments say it.
+//! - [`comparison`]: the pictures of two sides by all of them.
 //! - [`measure`]: many files in bounded memory, with the bad ones named.
 
 pub mod clip_score;
+pub mod comparison;
 pub mod decode;
 pub mod demo;
 pub mod folder;
