@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -13,7 +14,7 @@ use orchestrator::error::{Error, Result};
 use orchestrator::fleet::config::FleetConfig;
 use orchestrator::fleet::tally::{Kind, Seen, Traffic};
 use orchestrator::fleet::{Fleet, Piece};
-use orchestrator::generator::Generator;
+use orchestrator::generator::{Event, Generator, Request};
 use orchestrator::noise::TorchRng;
 use orchestrator::pipeline::{Pipeline, Sampling};
 use orchestrator::policy::Policy;
@@ -314,8 +315,13 @@ async fn the_house_takes_it_as_it_takes_its_own() {
         let generator = Generator::new(pipeline.clone(), sampling.clone(), setting, whole, fleet);
         spawn_blocking(move || {
             let weights = generator.weights().unwrap();
-            let mut rng = TorchRng::new(1);
-            let latents = generator.denoise(context, noise, &mut rng, weights, &mut |_| {});
+            let request = Request {
+                context,
+                noise,
+                rng: TorchRng::new(1),
+            };
+            let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
+            let latents = generator.denoise(request, weights, &mut go_on);
             (latents.unwrap(), generator.accounts().clone())
         })
     };

@@ -3,15 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use shared::unet::UNet;
 
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
 use crate::limits;
-use crate::schemes::Scheme;
-
-/// Workers that are started here when nothing else is said.
-const LOCAL_WORKERS: usize = 4;
 
 /// The workers: of a file, or so many.
 #[derive(Args, Clone, Debug)]
@@ -85,12 +80,6 @@ impl FleetArguments {
         let missing = || Error::Request("--fleet is missing: a file that lists the workers".into());
         self.file().ok_or_else(missing)
     }
-}
-
-/// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows`
-/// have rows for.
-pub fn default_workers(scheme: &dyn Scheme, unet: &UNet, rows: usize) -> usize {
-    LOCAL_WORKERS.min(scheme.most_workers(unet, rows))
 }
 
 #[cfg(test)]

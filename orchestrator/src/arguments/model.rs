@@ -9,7 +9,6 @@ use shared::config::ConfigReader;
 use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::selftest;
 use shared::unet::UNetConfig;
-use shared::weights::{Weights, list};
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -109,14 +108,4 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
         Ok((Arc::new(pipeline), device))
     })
     .await?
-}
-
-/// Loads the whole U-Net, for where it is computed in this process.
-///
-/// # Errors
-/// As [`Pipeline::check_room_for_unet`] and [`Pipeline::load_unet`].
-pub async fn load_whole(pipeline: &Arc<Pipeline>) -> anyhow::Result<Weights> {
-    pipeline.check_room_for_unet()?;
-    let pipeline = pipeline.clone();
-    Ok(spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet()))).await??)
 }

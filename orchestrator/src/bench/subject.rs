@@ -1,5 +1,6 @@
 //! What is timed: a model's picture, or U-Net calls of random weights.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,7 +28,7 @@ use crate::interrupt;
 use crate::limits;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::pipeline::{Pipeline, Sampling, Step};
+use crate::pipeline::{Pipeline, Sampling, Step, go_on};
 use crate::schemes::{Finished, Predictor, Setting};
 
 /// Which U-Net, and how it is called.
@@ -408,7 +409,10 @@ impl Subject {
         let whole = Whole::new(self.own_weights(&setting)?, self.conditioning.clone());
         let mut predictor = setting.predictor(self.unet(), whole, fleet)?;
         let mut steps = Vec::with_capacity(calls);
-        let mut watch = |step| steps.push(step);
+        let mut watch = |step| {
+            steps.push(step);
+            ControlFlow::Continue(())
+        };
         let last = self.sample(&mut *predictor, calls, &mut watch)?;
         // The weights go before the picture is decoded, as `generate` does it.
         let finished = predictor.finish();
@@ -434,7 +438,7 @@ impl Subject {
         &self,
         predictor: &mut dyn Predictor,
         calls: usize,
-        watch: &mut dyn FnMut(Step),
+        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
         match &self.source {
             Source::Picture {
@@ -458,12 +462,12 @@ impl Subject {
                     let start = Instant::now();
                     let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);
                     prediction = predictor.predict(sample, timestep)?;
-                    watch(Step {
+                    go_on(watch(Step {
                         done: call + 1,
                         of: calls,
                         took: start.elapsed(),
                         traffic: predictor.traffic(),
-                    });
+                    }))?;
                 }
                 Ok(prediction)
             }

@@ -17,11 +17,12 @@ use super::run::Run;
 use super::shard::Shard;
 use super::store::Store;
 use crate::arguments::fleet::FleetArguments;
-use crate::arguments::model::{ModelArguments, check_model, load, load_whole};
+use crate::arguments::model::{ModelArguments, check_model, load};
 use crate::arguments::sampling::SamplingArguments;
 use crate::arguments::size::PictureSize;
 use crate::arguments::terms::TermsArguments;
 use crate::error::{Error, Result};
+use crate::generator::order::load_whole;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
 use crate::metrics::networks::{Given, MetricArguments, Wanted};
@@ -137,7 +138,6 @@ impl RunArguments {
             size,
             metadata: !self.no_metadata,
             negative_prompt: self.sampling.negative_prompt.clone(),
-            tokens: pipeline.tokens(),
             runtime: Handle::current(),
             pipeline,
         };
