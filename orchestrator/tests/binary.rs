@@ -300,8 +300,8 @@ fn flags_without_effect_are_refused() {
         ),
         (
             1,
-            &["--scheme", "local", "--insecure"],
-            ["--insecure", "has no workers"],
+            &["--scheme", "local"],
+            ["--workers", "has no workers"],
         ),
     ] {
         place.fails_with(code, arguments, &parts);
