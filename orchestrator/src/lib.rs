@@ -30,7 +30,7 @@
 //! - [`arguments`]: what several commands read in the same way.
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
-//! - [`interrupt`]: ending before the end.
+//! - [`ending`]: how a command ends; [`interrupt`]: the switch that a signal throws.
 //! - [`memory`]: whether there is room for what is computed here.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
@@ -49,6 +49,7 @@ pub mod cli;
 pub mod commands;
 pub mod corrections;
 pub mod cost;
+pub mod ending;
 pub mod error;
 pub mod evaluation;
 pub mod fleet;
@@ -56,6 +57,7 @@ pub mod generator;
 pub mod interrupt;
 pub mod limits;
 pub mod logging;
+mod markup;
 pub mod memory;
 pub mod metrics;
 pub mod model_dir;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use orchestrator::cli::Cli;
-use orchestrator::interrupt::{self, Ending};
+use orchestrator::ending::{self, Ending};
 use orchestrator::logging;
 use orchestrator::output::console::note;
 
@@ -27,7 +27,7 @@ async fn main() -> ExitCode {
             };
         }
     };
-    let (result, code) = match interrupt::run(cli.run()).await {
+    let (result, code) = match ending::run(cli.run()).await {
         Ending::Itself(Ok(())) => return ExitCode::SUCCESS,
         Ending::Itself(Err(error)) => (Some(Err(error)), 1),
         // As shells count the ends by signals.

@@ -298,11 +298,7 @@ fn flags_without_effect_are_refused() {
             &["--policy", "privte"],
             ["privte", "private, fast and paper"],
         ),
-        (
-            1,
-            &["--scheme", "local"],
-            ["--workers", "has no workers"],
-        ),
+        (1, &["--scheme", "local"], ["--workers", "has no workers"]),
     ] {
         place.fails_with(code, arguments, &parts);
     }

@@ -10,7 +10,7 @@ use super::Report;
 use super::row::Summary;
 use super::table::link;
 use crate::error::{Error, Result};
-use crate::evaluation::markup::escape;
+use crate::markup::escape;
 
 /// Pixels of a row, and of what is above and below all rows.
 const ROW: u32 = 34;

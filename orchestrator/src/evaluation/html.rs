@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::markup::{base64, escape};
 use super::paper;
 use super::plots::DotPlot;
 use super::record::{Record, Row, Values};
 use super::results::Results;
 use super::summary::Summary;
 use super::table::Texts;
+use crate::markup::{base64, escape};
 use crate::metrics::decode::Rgb8;
 use crate::picture::encode_png;
 

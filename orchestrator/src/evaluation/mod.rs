@@ -12,7 +12,7 @@
 //!   CSV and Markdown.
 //! - [`paper`]: the tables that the paper prints.
 //! - [`html`]: the report that needs no other file.
-//! - `plots`: its plots; `markup`: text and bytes inside it.
+//! - `plots`: its plots.
 
 pub mod arm;
 pub mod asked;
@@ -20,7 +20,6 @@ pub mod experiments;
 pub mod features;
 pub mod html;
 pub mod making;
-pub(crate) mod markup;
 pub mod paper;
 mod plots;
 pub mod prompts;

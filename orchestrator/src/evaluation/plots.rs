@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::markup::escape;
+use crate::markup::escape;
 
 /// Rows of dots, one row for each arm.
 pub struct DotPlot<'a> {
