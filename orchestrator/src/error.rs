@@ -61,15 +61,6 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The pictures of a pair do not fit together.
-    #[error("the pictures differ in size: {}x{} and {}x{}", .0[0][0], .0[0][1], .0[1][0], .0[1][1])]
-    Sizes(
-        /// Columns and rows of each.
-        [[usize; 2]; 2],
-    ),
-    /// Sets of picture features cannot be compared.
-    #[error("comparing sets of pictures: {0}")]
-    Features(String),
     /// A result could not be written.
     #[error("cannot write {path}: {reason}")]
     Output {
@@ -78,9 +69,6 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The results could not be drawn.
-    #[error("cannot draw the plot: {0}")]
-    Plot(String),
     /// The file that lists the workers is wrong.
     #[error("fleet file {path}: {reason}")]
     FleetFile {

@@ -47,13 +47,23 @@ pub async fn unless_asked<T>(work: impl Future<Output = Result<T>>) -> Result<T>
     }
 }
 
-/// `result`, with `advice` on how to go on where it ended with [`Error::Interrupted`].
+/// `result`, with `advice` on how to go on where it ended because this process was asked to end, as `asked` tells
+/// by the error.
 ///
 /// # Errors
 /// Those of `result`.
-pub fn advise<T>(result: anyhow::Result<T>, advice: impl FnOnce() -> String) -> anyhow::Result<T> {
-    result.map_err(|error| match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted) => error.context(advice()),
-        _ => error,
+pub fn advise<T>(
+    result: anyhow::Result<T>,
+    asked: impl FnOnce(&anyhow::Error) -> bool,
+    advice: impl FnOnce() -> String,
+) -> anyhow::Result<T> {
+    result.map_err(|error| match asked(&error) {
+        true => error.context(advice()),
+        false => error,
     })
+}
+
+/// Whether it is [`Error::Interrupted`].
+pub fn is_interrupted(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Interrupted))
 }

@@ -13,53 +13,36 @@
 //! - [`pipeline`]: all of these in a row.
 //! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
 //!
-//! How good it is:
-//! - [`metrics`]: pictures against reference pictures, one by one or as sets.
-//! - [`evaluation`]: many prompts under several settings.
-//! - [`bench`]: schemes side by side, with their seconds and bytes.
 //!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
 //! - [`policy`]: what a provider may see and does see, and the fastest plan under that.
 //! - [`cost`]: what a scheme sends and computes, without running it.
-//! - [`audit`]: what a provider can make of what it sees.
 //!
 //! At the edge:
-//! - [`cli`]: the command line.
 //! - [`arguments`]: what several commands read in the same way.
-//! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
-//! - [`ending`]: how a command ends; [`interrupt`]: the switch that a signal throws.
+//! - [`interrupt`]: the switch that ends a run before its end.
 //! - [`memory`]: whether there is room for what is computed here.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
 //! - [`named`]: values by the names that files and flags have for them.
 //! - [`limits`]: how large what is asked for may be.
-//! - [`logging`]: what is logged, and what never is.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
 // They end the program where nobody listens: see output::console.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod arguments;
-pub mod audit;
-pub mod bench;
-pub mod cli;
-pub mod commands;
 pub mod corrections;
 pub mod cost;
-pub mod ending;
 pub mod error;
-pub mod evaluation;
 pub mod fleet;
 pub mod generator;
 pub mod interrupt;
 pub mod limits;
-pub mod logging;
-mod markup;
 pub mod memory;
-pub mod metrics;
 pub mod model_dir;
 pub mod named;
 pub mod noise;

@@ -95,7 +95,7 @@ impl TorchRng {
 
     /// A uniform number in `0..=most`, as numpy's legacy generator draws it: words of as many bits as
     /// `most` has, until one is not too large. `most` must fit 32 bits.
-    pub(crate) fn below(&mut self, most: usize) -> usize {
+    pub fn below(&mut self, most: usize) -> usize {
         let mask = most.checked_ilog2().map_or(0, |bits| (2 << bits) - 1);
         loop {
             let drawn = self.word() as usize & mask;

@@ -1,6 +1,6 @@
 //! Holds [`TorchRng`] to the numbers torch itself drew (`scripts/goldens/noise.py`).
 
-use orchestrator::noise::TorchRng;
+use lacuna_orchestrator::noise::TorchRng;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 

@@ -1,8 +1,8 @@
 //! Holds every step of every scheduler to `diffusers` (`scripts/goldens/schedulers.py`), and the
 //! refusals to their names.
 
-use orchestrator::noise::TorchRng;
-use orchestrator::schedulers::{SchedulerConfig, SchedulerError, SchedulerKind, build};
+use lacuna_orchestrator::noise::TorchRng;
+use lacuna_orchestrator::schedulers::{SchedulerConfig, SchedulerError, SchedulerKind, build};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Parser;
-use orchestrator::cli::Cli;
-use orchestrator::pipeline::{read_latents, write_latents};
+use lacuna::cli::Cli;
+use lacuna_orchestrator::pipeline::{read_latents, write_latents};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use shared::host::HostTensor;

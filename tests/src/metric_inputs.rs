@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use orchestrator::metrics::decode::Rgb8;
+use lacuna_instruments::metrics::decode::Rgb8;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use orchestrator::schemes::Scheme;
-use orchestrator::schemes::registry::find;
+use lacuna_orchestrator::schemes::Scheme;
+use lacuna_orchestrator::schemes::registry::find;
 
 /// The scheme of that name, with those of `options` that it has.
 pub fn scheme(name: &str, options: &[(&str, &str)]) -> Arc<dyn Scheme> {

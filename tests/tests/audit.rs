@@ -4,12 +4,12 @@
 use std::ops::Range;
 use std::path::Path;
 
-use orchestrator::audit::view::{self, View};
-use orchestrator::audit::watch::{self, Place};
-use orchestrator::fleet::config::FleetConfig;
-use orchestrator::fleet::tap::Heard;
-use orchestrator::pipeline::Pipeline;
-use orchestrator::schemes::{Setting, Sizes};
+use lacuna_instruments::audit::view::{self, View};
+use lacuna_instruments::audit::watch::{self, Place};
+use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::fleet::tap::Heard;
+use lacuna_orchestrator::pipeline::Pipeline;
+use lacuna_orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
 use shared::device::OpenDevice;
 use shared::host::HostTensor;
@@ -44,7 +44,7 @@ struct Overheard {
 
 fn sample(seed: u64) -> HostTensor {
     let shape = [2, 4, SIDE, SIDE];
-    let data = orchestrator::noise::TorchRng::new(seed).randn(shape.iter().product());
+    let data = lacuna_orchestrator::noise::TorchRng::new(seed).randn(shape.iter().product());
     HostTensor::new(shape, data).unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! Every key of every config file, changed one by one: another picture, a refusal that names it, or a place
 //! on the list of keys that are known to change nothing.
 
-use orchestrator::{corrections, model_dir, schedulers, text, vae};
+use lacuna_orchestrator::{corrections, model_dir, schedulers, text, vae};
 use serde_json::{Map, Value, json};
 use shared::config::WithoutEffect;
 use shared::host::HostTensor;

@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use orchestrator::metrics::clip_score::ClipScore;
-use orchestrator::metrics::decode::Rgb8;
-use orchestrator::metrics::demo::DemoFeatures;
-use orchestrator::metrics::folder::Folder;
-use orchestrator::metrics::frechet::{FeatureStatistics, frechet_distance};
-use orchestrator::metrics::inception::{Inception, InputResize, Prepared};
-use orchestrator::metrics::kid::{Subsets, kernel_distance};
-use orchestrator::metrics::lpips::{Lpips, Net};
-use orchestrator::metrics::psnr::psnr;
-use orchestrator::metrics::sets::{FeatureNetwork, SetFeatures};
-use orchestrator::metrics::ssim::ssim;
+use lacuna_instruments::metrics::clip_score::ClipScore;
+use lacuna_instruments::metrics::decode::Rgb8;
+use lacuna_instruments::metrics::demo::DemoFeatures;
+use lacuna_instruments::metrics::folder::Folder;
+use lacuna_instruments::metrics::frechet::{FeatureStatistics, frechet_distance};
+use lacuna_instruments::metrics::inception::{Inception, InputResize, Prepared};
+use lacuna_instruments::metrics::kid::{Subsets, kernel_distance};
+use lacuna_instruments::metrics::lpips::{Lpips, Net};
+use lacuna_instruments::metrics::psnr::psnr;
+use lacuna_instruments::metrics::sets::{FeatureNetwork, SetFeatures};
+use lacuna_instruments::metrics::ssim::ssim;
 use serde_json::Value;
 use tests::golden::{model_dir, repository};
 use tests::metric_inputs::{features, picture, write_weights};

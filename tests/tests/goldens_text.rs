@@ -1,7 +1,7 @@
 //! Tokenizer and text encoder against the reference library.
 
 use burn::tensor::Device;
-use orchestrator::text::{ClipTextEncoder, ClipTokenizer};
+use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer};
 use serde_json::Value;
 use tests::golden::{Golden, MODELS, model_dir};
 

@@ -1,7 +1,7 @@
 //! Autoencoder against the reference library.
 
 use burn::tensor::{Device, Tensor};
-use orchestrator::vae::Vae;
+use lacuna_orchestrator::vae::Vae;
 use tests::golden::{Golden, MODELS, model_dir};
 
 /// Compares a block's output where the golden file has it, and counts it.

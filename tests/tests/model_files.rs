@@ -2,10 +2,10 @@
 //! each breakage is an error that names the thing.
 
 use burn::tensor::{Device, Tensor};
-use orchestrator::model_dir::ModelDir;
-use orchestrator::pipeline::Pipeline;
-use orchestrator::text::{ClipTextEncoder, ClipTokenizer};
-use orchestrator::vae::Vae;
+use lacuna_orchestrator::model_dir::ModelDir;
+use lacuna_orchestrator::pipeline::Pipeline;
+use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer};
+use lacuna_orchestrator::vae::Vae;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tests::golden::{Golden, MODELS, model_dir};

@@ -1,6 +1,6 @@
 //! The user's own part of the U-Net: no more of it is loaded than the setting needs, and that is enough.
 
-use orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::schemes::{Setting, Sizes};
 use safetensors::Dtype;
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use clap::CommandFactory;
-use orchestrator::cli::Cli;
+use lacuna::cli::Cli;
 
 /// The most words of the README outside tables and code.
 const MOST_WORDS: usize = 900;

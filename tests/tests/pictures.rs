@@ -1,7 +1,7 @@
 //! Whole journeys: a command line in, a picture out, over real workers on loopback ports.
 
-use orchestrator::noise::TorchRng;
-use orchestrator::pipeline::Pipeline;
+use lacuna_orchestrator::noise::TorchRng;
+use lacuna_orchestrator::pipeline::Pipeline;
 use serde_json::Value;
 use shared::device::OpenDevice;
 use shared::host::HostTensor;

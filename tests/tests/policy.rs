@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use orchestrator::fleet::config::FleetConfig;
-use orchestrator::fleet::emulated::EmulatedLink;
-use orchestrator::fleet::link::Link;
-use orchestrator::fleet::measure::measure;
-use orchestrator::policy::Policy;
+use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::fleet::emulated::EmulatedLink;
+use lacuna_orchestrator::fleet::link::Link;
+use lacuna_orchestrator::fleet::measure::measure;
+use lacuna_orchestrator::policy::Policy;
 use serde_json::Value;
 use shared::placement::SelfAttention;
 use tests::golden::{Golden, repository};

@@ -136,7 +136,7 @@ fn conv(layer: &str) -> Work {
 }
 
 fn tensor(shape: &[usize], seed: u64) -> HostTensor {
-    let mut rng = orchestrator::noise::TorchRng::new(seed);
+    let mut rng = lacuna_orchestrator::noise::TorchRng::new(seed);
     HostTensor::new(shape, rng.randn(shape.iter().product())).unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! Resident strips over real workers, against the unsplit picture and against what was promised.
 
-use orchestrator::schemes::count::Count;
-use orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::schemes::count::Count;
+use lacuna_orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
 use shared::placement::Wire;
 use tests::golden::{Golden, MODELS, golden_png, has_golden, repository};
@@ -137,12 +137,12 @@ async fn a_demo_picture_keeps_what_each_wire_promises() {
     let journey = journey.with("--steps", "25");
     let local = journey.go().await.unwrap().png();
     for wire in Wire::ALL {
-        let flag = orchestrator::named::name(&wire);
+        let flag = lacuna_orchestrator::named::name(&wire);
         let split = journey.clone().on_resident_strips(4).with("--wire", &flag);
         let split = split.go().await.unwrap().png();
         let psnr = psnr(&split.values(), &local.values(), 255.0);
         println!("{flag} {psnr:.1} dB");
-        let promised = orchestrator::schemes::resident::promised_by(wire);
+        let promised = lacuna_orchestrator::schemes::resident::promised_by(wire);
         assert!(
             psnr >= promised.unwrap_or(f64::INFINITY),
             "{flag} {psnr:.1} dB"
@@ -327,7 +327,7 @@ async fn more_workers_than_rows_are_refused() {
 async fn the_papers_tables_are_recomputed_cell_by_cell() {
     let unet = repository().join("configs/models/sd15/unet/config.json");
     let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
-    let cells = orchestrator::cost::paper::cells(&unet).unwrap();
+    let cells = lacuna_orchestrator::cost::paper::cells(&unet).unwrap();
     assert_eq!(cells.len(), 3 * 3 * 6 + 7);
     for cell in &cells {
         // Either the digits agree or the reason is known, never both.

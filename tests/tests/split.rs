@@ -78,7 +78,7 @@ impl Tiny {
 
 /// Numbers of about standard deviation one that no symmetry hides an error in.
 fn numbers(shape: &[usize], seed: u64) -> HostTensor {
-    let mut rng = orchestrator::noise::TorchRng::new(seed);
+    let mut rng = lacuna_orchestrator::noise::TorchRng::new(seed);
     HostTensor::new(shape, rng.randn(shape.iter().product())).unwrap()
 }
 

@@ -10,19 +10,19 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use clap::Args;
 use futures::future::BoxFuture;
-use orchestrator::error::{Error, Result};
-use orchestrator::fleet::config::FleetConfig;
-use orchestrator::fleet::tally::{Kind, Seen, Traffic};
-use orchestrator::fleet::{Fleet, Piece};
-use orchestrator::generator::{Event, Generator, Request};
-use orchestrator::noise::TorchRng;
-use orchestrator::pipeline::{Pipeline, Sampling};
-use orchestrator::policy::Policy;
-use orchestrator::policy::ledger::Ledger;
-use orchestrator::schemes::count::{Count, Counted};
-use orchestrator::schemes::local::Local;
-use orchestrator::schemes::registry::{Entry, Options};
-use orchestrator::schemes::{
+use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::fleet::tally::{Kind, Seen, Traffic};
+use lacuna_orchestrator::fleet::{Fleet, Piece};
+use lacuna_orchestrator::generator::{Event, Generator, Request};
+use lacuna_orchestrator::noise::TorchRng;
+use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::policy::Policy;
+use lacuna_orchestrator::policy::ledger::Ledger;
+use lacuna_orchestrator::schemes::count::{Count, Counted};
+use lacuna_orchestrator::schemes::local::Local;
+use lacuna_orchestrator::schemes::registry::{Entry, Options};
+use lacuna_orchestrator::schemes::{
     Account, Exposure, Finished, Placed, Predictor, Scheme, Setting, Sizes, Uses,
 };
 use shared::device::OpenDevice;

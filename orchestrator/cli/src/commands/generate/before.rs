@@ -1,0 +1,124 @@
+//! What is settled, and said, before anything is sent.
+
+use burn::tensor::Device;
+use shared::device::is_cpu;
+use tokio::task::spawn_blocking;
+
+use super::Arguments;
+use lacuna_orchestrator::cost::time::{Source, Speeds};
+use lacuna_orchestrator::error::Result;
+use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::memory;
+use lacuna_orchestrator::output::console::Console;
+use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::policy::Policy;
+use lacuna_orchestrator::policy::foretold::foretell;
+use lacuna_orchestrator::policy::ledger::Ledger;
+use lacuna_orchestrator::policy::plan::choose;
+use lacuna_orchestrator::policy::ways::{Question, Way, all_schemes, best, table, ways};
+use lacuna_orchestrator::schemes::Setting;
+
+/// A run whose placement is to be settled.
+pub struct Before<'a> {
+    /// What was asked for.
+    pub arguments: &'a Arguments,
+    /// The model.
+    pub pipeline: &'a Pipeline,
+    /// How it samples.
+    pub sampling: &'a Sampling,
+    /// Where the user computes.
+    pub device: &'a Device,
+    /// What the run must keep to.
+    pub policy: &'a Policy,
+    /// Who computes.
+    pub fleet: &'a FleetConfig,
+}
+
+impl Before<'_> {
+    /// The setting under the policy: planned where that is possible, checked in any case. Nothing has been
+    /// sent before the policy allows something. Where workers are providers', says what they will see, and
+    /// what a picture would take at home.
+    ///
+    /// # Errors
+    /// [`lacuna_orchestrator::Error::Policy`], naming the rule; those of measuring, where that is asked for.
+    pub async fn settle(&self, setting: Setting, console: &Console) -> anyhow::Result<Setting> {
+        let Self { arguments, .. } = self;
+        let (compute, link) = (&arguments.compute, &arguments.speed);
+        let mut speeds = compute.given(link, self.fleet)?;
+        // Refused now, rather than after measuring.
+        self.permitted(&setting, &speeds)?;
+        let foreign = !self.fleet.is_own();
+        if foreign {
+            let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
+            let device = self.device.clone();
+            speeds = spawn_blocking(move || compute.here(&link, &fleet, &device)).await??;
+        }
+        if compute.measure || (foreign && speeds.sources.link == Source::Assumed) {
+            // A worker that does not answer is for the run to deal with: it may have a spare.
+            match speeds.clone().refine(self.fleet).await {
+                Ok(measured) => speeds = measured,
+                Err(error) => tracing::warn!("the connection is not measured: {error}"),
+            }
+        }
+        let settled = self.permitted(&setting, &speeds)?;
+        if foreign {
+            self.say(&settled, &speeds, console)?;
+        }
+        Ok(settled)
+    }
+
+    fn permitted(&self, setting: &Setting, speeds: &Speeds) -> Result<Setting> {
+        let unet = self.pipeline.unet();
+        Ok(choose(unet, self.policy, setting, self.fleet, speeds)?.setting)
+    }
+
+    fn say(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
+        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
+        console.line(format_args!(
+            "{}; policy {}",
+            this_run(setting),
+            policy.file.display()
+        ));
+        let ledger = Ledger::foresee(unet, setting, fleet, &[])?;
+        for line in foretell(&ledger, policy, &Policy::private()?) {
+            console.line(line);
+        }
+        // A row for each scheme; of the run's own the one that it takes.
+        let own = setting.scheme.name();
+        let mut schemes = all_schemes()?;
+        if let Some(at) = schemes.iter().position(|scheme| scheme.name() == own) {
+            schemes.retain(|scheme| scheme.name() != own);
+            schemes.insert(at, setting.scheme.clone());
+        }
+        let mut ways = ways(&Question {
+            unet,
+            policy,
+            schemes,
+            sizes: setting.sizes,
+            fleet,
+            speeds,
+            calls: self.pipeline.calls(self.sampling)?,
+            memory: is_cpu(self.device).then(memory::available).flatten(),
+        })?;
+        // What is not allowed is `lacuna plan`'s to tell; this run and home are told in any case.
+        let told = |way: &Way| {
+            let scheme = &way.setting.scheme;
+            scheme.name() == own || !scheme.needs_workers()
+        };
+        ways.retain(|way| way.refused.is_none() || told(way));
+        console.line(format_args!("for {speeds}:\n{}", table(&ways)));
+        if let Some(best) = best(&ways) {
+            console.line(best.line());
+        }
+        Ok(())
+    }
+}
+
+/// What is about to be done, in a few words.
+fn this_run(setting: &Setting) -> String {
+    let quality = match setting.scheme.promised_psnr() {
+        None => "the uncut picture".to_owned(),
+        Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
+    };
+    format!("{} ({quality})", setting.scheme.label())
+}

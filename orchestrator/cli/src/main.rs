@@ -1,0 +1,43 @@
+//! `lacuna`: pictures from a diffusion model on clouds that you do not trust.
+
+use std::process::ExitCode;
+
+use lacuna::cli::Cli;
+use lacuna::ending::{self, Ending};
+use lacuna::logging;
+use lacuna_orchestrator::output::console::note;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    logging::start();
+    let cli = match Cli::read(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(asked_or_wrong) => {
+            let code = u8::try_from(asked_or_wrong.exit_code()).unwrap_or(1);
+            return match asked_or_wrong.print() {
+                Ok(()) => ExitCode::from(code),
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::from(code),
+                Err(e) => {
+                    note(format_args!("error: cannot write the standard output: {e}"));
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
+    let (result, code) = match ending::run(cli.run()).await {
+        Ending::Itself(Ok(())) => return ExitCode::SUCCESS,
+        Ending::Itself(Err(error)) => (Some(Err(error)), 1),
+        // As shells count the ends by signals.
+        Ending::Signal(number, result) => (result, 128 + number),
+    };
+    match result {
+        Some(Err(error)) => note(format_args!("error: {error:#}")),
+        Some(Ok(())) => {}
+        None => note("error: interrupted; what was finished before is kept"),
+    }
+    // What still computes is of no use to anybody, and would be waited for.
+    std::process::exit(code)
+}

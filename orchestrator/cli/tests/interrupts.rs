@@ -1,0 +1,175 @@
+//! The binary is told to end in the middle: it ends soon, says how to go on, and leaves no session behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use shared::device::OpenDevice;
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+use worker::{Model, Options, Service, serve};
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More steps than anybody waits for.
+const STEPS: &str = "900";
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/sd2")
+}
+
+/// Workers on loopback, with room for one picture each.
+struct Workers {
+    folder: tempfile::TempDir,
+    services: Vec<Service>,
+}
+
+impl Workers {
+    async fn start() -> Self {
+        let device = OpenDevice::cpu();
+        let unet = Model::load(&model().join("unet"), None, &device.device).unwrap();
+        let unet = Arc::new(unet);
+        let folder = tempfile::tempdir().unwrap();
+        let (mut services, mut fleet) = (Vec::new(), String::new());
+        for i in 0..2 {
+            let options = Options {
+                max_sessions: 1,
+                ..Options::default()
+            };
+            let service = Service::new(unet.clone(), &device, &options).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            fleet += &format!("[[worker]]\nurl = \"{url}\"\nprovider = \"p{i}\"\n");
+            let stop = std::future::pending();
+            tokio::spawn(serve(listener, service.clone(), stop, Duration::ZERO));
+            services.push(service);
+        }
+        std::fs::write(folder.path().join("fleet.toml"), fleet).unwrap();
+        Self { folder, services }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `lacuna`'s `command` on these workers, with more arguments.
+    fn lacuna(&self, command: &[&str], more: &[&str]) -> Child {
+        // A signal that was ignored stays so, as SIGINT is for what a script runs in the background.
+        let mut lacuna = Command::new("env");
+        lacuna.arg("--default-signal=INT,TERM,HUP");
+        lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
+        lacuna.args(command).arg("--model").arg(model());
+        lacuna.args(["--device", "cpu", "--workers"]);
+        lacuna.arg(self.path("fleet.toml")).args(more);
+        lacuna.stdout(Stdio::piped()).stderr(Stdio::piped());
+        lacuna.spawn().unwrap()
+    }
+
+    fn generate(&self, steps: &str, more: &[&str]) -> Child {
+        let picture = self.path("pic.png");
+        let out = picture.to_str().unwrap();
+        let common = [
+            "--steps", steps, "--out", out, "--width", "32", "--height", "32",
+        ];
+        self.lacuna(&["generate", "a red circle"], &[&common, more].concat())
+    }
+
+    fn sessions(&self) -> usize {
+        self.services.iter().map(Service::open_sessions).sum()
+    }
+
+    /// Waits until every worker has a session.
+    async fn begun(&self) {
+        let begun = async {
+            while self.services.iter().any(|s| s.open_sessions() == 0) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, begun).await.expect("it begins");
+        // Into the middle of a step.
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Sends a signal, and waits for the end.
+async fn end_by(signal: &str, child: Child) -> Output {
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+    assert!(sent.success());
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    timeout(PATIENCE, ended).await.expect("it ends").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_signal_leaves_a_session_behind() {
+    let workers = Workers::start().await;
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129), ("-INT", 130)] {
+        // Two lanes on each worker, which takes one picture: the one before has left nothing.
+        let child = workers.generate(STEPS, &["--lanes", "true"]);
+        workers.begun().await;
+        let output = end_by(signal, child).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{signal}: {said}");
+        assert_eq!(workers.sessions(), 0, "{signal}: {said}");
+        assert!(said.contains("the same command begins again"), "{said}");
+        assert!(!workers.path("pic.png").exists());
+    }
+    let child = workers.generate("2", &[]);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(workers.sessions(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_says_what_is_left_and_writes_the_report() {
+    let workers = Workers::start().await;
+    let report = workers.path("report.json");
+    let more = ["--count", "3", "--seed", "7", "--report"];
+    let more = [&more[..], &[report.to_str().unwrap()]].concat();
+    // A picture of this many steps is there soon; one of the next is interrupted.
+    let child = workers.generate("60", &more);
+    let first = workers.path("pic-0.png");
+    let made = async {
+        while !first.exists() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, made).await.expect("a first picture");
+    let output = end_by("-INT", child).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert_eq!(workers.sessions(), 0);
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let made = report["pictures"].as_array().unwrap().len();
+    assert!((1..3).contains(&made), "{report}");
+    let rest = format!("--seed {} --count {}", 7 + made, 3 - made);
+    assert!(said.contains(&rest), "{rest:?} is not in: {said}");
+    assert!(report["error"].as_str().unwrap().contains(&rest));
+    assert!(report["ledger"]["p0"]["pictures"].as_u64().unwrap() >= made as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_ends_and_goes_on() {
+    let workers = Workers::start().await;
+    std::fs::write(workers.path("prompts.txt"), "a red circle\na blue square\n").unwrap();
+    let [prompts, out] = ["prompts.txt", "eval"].map(|name| workers.path(name));
+    let more = [
+        "--prompts",
+        prompts.to_str().unwrap(),
+        "--schemes",
+        "resident",
+        "--size",
+        "32x32",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let child = workers.lacuna(&["eval"], &[&more[..], &["--steps", STEPS]].concat());
+    workers.begun().await;
+    let output = end_by("-TERM", child).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(143), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    assert_eq!(workers.sessions(), 0);
+}

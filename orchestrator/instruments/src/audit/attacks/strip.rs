@@ -1,0 +1,166 @@
+//! The whole picture, and what the prompt says, from one provider's strips of the feature maps.
+
+use shared::host::HostTensor;
+
+use super::Material;
+use super::words::Accuracy;
+use crate::audit::prompts::QUESTIONS;
+use crate::audit::ridge::Gram;
+use crate::error::Result;
+use lacuna_orchestrator::picture::Picture;
+
+/// What is thought of one prompt, in the order of [`QUESTIONS`].
+pub type Answers = [&'static str; QUESTIONS.len()];
+
+/// The features that an attack reads: their stage, or all of them, of a step, or of all.
+pub struct Features {
+    /// The stage; none for all of them.
+    pub stage: Option<String>,
+    /// The audited step; none for all of them.
+    pub step: Option<usize>,
+    gram: Gram,
+}
+
+/// Every stage at every step; all stages of each step; all of everything, which comes last.
+///
+/// # Errors
+/// Those of the products.
+pub fn features(material: &Material<'_>) -> Result<Vec<Features>> {
+    let mut all = Vec::new();
+    for step in 0..material.steps() {
+        let views = material.at_step(step);
+        let stages = views.first().map(|v| v.stages.keys().cloned());
+        let from = all.len();
+        for stage in stages.into_iter().flatten() {
+            let each = views.iter().filter_map(|v| v.stages.get(&stage));
+            let each: Vec<&[f32]> = each.map(Vec::as_slice).collect();
+            all.push(Features {
+                gram: Gram::of(&each, material.train)?,
+                stage: Some(stage),
+                step: Some(step),
+            });
+        }
+        let of_step: Vec<&Gram> = all[from..].iter().map(|f| &f.gram).collect();
+        if let Some(gram) = Gram::sum(&of_step) {
+            all.push(Features {
+                stage: None,
+                step: Some(step),
+                gram,
+            });
+        }
+    }
+    let of_steps = all.iter().filter(|f| f.stage.is_none());
+    let of_steps: Vec<&Gram> = of_steps.map(|f| &f.gram).collect();
+    if let Some(gram) = Gram::sum(&of_steps) {
+        all.push(Features {
+            stage: None,
+            step: None,
+            gram,
+        });
+    }
+    Ok(all)
+}
+
+/// A guess at every held-out picture, and how good such guesses were on training runs that were set aside.
+pub struct Guess {
+    /// The pictures.
+    pub pictures: Vec<Picture>,
+    /// Their latents, `[n, C H W]`.
+    pub latents: HostTensor,
+    /// Mean square error of the latents.
+    pub error: f64,
+}
+
+impl Features {
+    /// Ridge regression to the latents, and with the same penalty to the pictures' pixels.
+    ///
+    /// # Errors
+    /// Those of the products.
+    pub fn pictures(&self, material: &Material<'_>) -> Result<Guess> {
+        let latents = material.targets(|run| &run.latents.data)?;
+        let mix = self.gram.fit(&latents)?;
+        let pixels = mix.predict(&material.targets(|run| &run.picture.rgb)?)?;
+        Ok(Guess {
+            pictures: material.pictures(&pixels),
+            latents: mix.predict(&latents)?,
+            error: mix.error,
+        })
+    }
+
+    /// The answers to [`QUESTIONS`] of each held-out run, by ridge regression to each answer's indicator.
+    ///
+    /// # Errors
+    /// Those of the products.
+    pub fn answers(&self, material: &Material<'_>) -> Result<Vec<Answers>> {
+        let mut answers = vec![[""; QUESTIONS.len()]; material.held_out().len()];
+        for question in 0..QUESTIONS.len() {
+            let own = material.runs[..material.train].iter();
+            let known: Vec<&'static str> = own.map(|r| r.prompt.answers[question]).collect();
+            let mut kinds = known.clone();
+            kinds.sort_unstable();
+            kinds.dedup();
+            let indicator = |word| {
+                kinds
+                    .iter()
+                    .map(move |kind| f32::from(u8::from(*kind == word)))
+            };
+            let targets = known.iter().flat_map(|word| indicator(*word)).collect();
+            let targets = HostTensor::new([known.len(), kinds.len()], targets)?;
+            let scores = self.gram.fit(&targets)?.predict(&targets)?;
+            for (answer, row) in answers
+                .iter_mut()
+                .zip(scores.data.chunks_exact(kinds.len()))
+            {
+                answer[question] = kinds[largest(row)];
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// Where the largest value is.
+pub fn largest(values: &[f32]) -> usize {
+    let best = values.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(at, _)| at)
+}
+
+/// How many answers to each question are right, and how many the training runs' most frequent answer gets
+/// right.
+pub fn accuracy(material: &Material<'_>, answers: &[Answers]) -> Vec<Accuracy> {
+    let held = material.held_out();
+    let share = |right: usize| right as f64 / held.len().max(1) as f64;
+    let of_question = |question: usize| {
+        let own = material.runs[..material.train].iter();
+        let known: Vec<&str> = own.map(|run| run.prompt.answers[question]).collect();
+        let most = most_frequent(&known);
+        let truths = held.iter().map(|run| run.prompt.answers[question]);
+        let right = truths.clone().zip(answers);
+        let right = right.filter(|(truth, answer)| *truth == answer[question]);
+        Accuracy {
+            right: share(right.count()),
+            chance: share(truths.filter(|truth| Some(*truth) == most).count()),
+        }
+    };
+    (0..QUESTIONS.len()).map(of_question).collect()
+}
+
+/// The most frequent of `words`, the first by the alphabet of several.
+pub fn most_frequent<'a>(words: &[&'a str]) -> Option<&'a str> {
+    let mut sorted = words.to_vec();
+    sorted.sort_unstable();
+    let runs = sorted.chunk_by(|a, b| a == b);
+    let longest = runs.rev().max_by_key(|run| run.len());
+    longest.map(|run| run[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_frequent_word_wins() {
+        assert_eq!(most_frequent(&["b", "a", "b", "c"]), Some("b"));
+        assert_eq!(most_frequent(&["b", "a"]), Some("a"));
+        assert_eq!(most_frequent(&[]), None);
+    }
+}
