@@ -13,7 +13,7 @@ pub mod resident;
 
 use burn::tensor::{Device, Tensor};
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::Parameter;
 use shared::placement::Placement;
 use shared::unet::UNet;

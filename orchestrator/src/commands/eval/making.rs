@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use shared::device::OpenDevice;
 use shared::weights::Weights;
+use shared::wire;
 use tokio::runtime::Handle;
 use worker::Model;
 
@@ -212,7 +213,9 @@ impl From<Error> for Failure {
         match error {
             Error::Prompt(_)
             | Error::Tokens(_)
-            | Error::Shared(shared::Error::NotFinite { .. } | shared::Error::TooLarge { .. })
+            | Error::Shared(shared::Error::Tensor(
+                wire::Error::NotFinite { .. } | wire::Error::TooLarge { .. },
+            ))
             | Error::WorkerRefused { status: 422, .. } => Self::OfPicture(error),
             _ => Self::OfRun(error),
         }

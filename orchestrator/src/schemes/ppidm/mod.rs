@@ -15,15 +15,15 @@ use std::str::FromStr;
 
 use burn::tensor::Tensor;
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::ops;
 use shared::partition::{Rows, cut, join, rows_with_halo, strips};
 use shared::stats::Moments;
 use shared::survey::{self, survey};
 use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, UNet};
 use shared::whole::Whole;
 use shared::wire::{Payload, Work};
+use shared::{ops, statistics};
 
 use crate::error::{Error, Result};
 use crate::fleet::tally::{Kind, Seen, Traffic};
@@ -172,7 +172,7 @@ impl Ppidm {
             .zip(replies)
             .map(|((worker, strip), reply)| {
                 let count = c / layer.groups * strip.own.len() * w;
-                let moments = reply.into_moments(count).and_then(|moments| {
+                let moments = statistics::from_payload(&reply, count).and_then(|moments| {
                     known.check_moments(&layer.name, &moments)?;
                     Ok(moments)
                 });
@@ -187,7 +187,7 @@ impl Ppidm {
         layer: &str,
         strips: &[Strip],
         replies: Vec<Payload>,
-        check: impl Fn(&Payload) -> shared::Result<f64>,
+        check: impl Fn(&Payload) -> shared::wire::Result<f64>,
     ) -> Result<Vec<HostTensor>> {
         let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
         let read = |((worker, _), reply): ((usize, &Strip), Payload)| {

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use shared::exchange::{Resident as Seating, Seat};
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::partition::{Levels, strips};
 use shared::placement::{Prompt, SelfAttention, Tile};
 use shared::unet::UNet;
@@ -171,7 +171,8 @@ fn predict(
     lane.hub.set_step(sample, embedding);
     lane.call(unet, rows, timestep)?;
     let prediction = lane.hub.take_prediction();
-    prediction.ok_or_else(|| shared::Error::Message("the step did not end".into()).into())
+    prediction
+        .ok_or_else(|| shared::protocol::Error::OutOfTurn("the step did not end".into()).into())
 }
 
 impl Predictor for Resident<'_> {
