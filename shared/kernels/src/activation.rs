@@ -40,10 +40,17 @@ pub fn silu(x: &[f32]) -> Vec<f32> {
 }
 
 /// `h * gelu(g)` of rows `[h, g]` that are `2 * width` long: `[rows, width]`.
+///
+/// # Panics
+/// When `x` is not such rows.
 pub fn geglu(x: &[f32], width: usize) -> Vec<f32> {
-    if width == 0 {
+    if x.is_empty() {
         return Vec::new();
     }
+    assert!(
+        width > 0 && x.len().is_multiple_of(2 * width),
+        "rows of a gated activation"
+    );
     let rows = x.len() / (2 * width);
     let step = CHUNK.div_ceil(width);
     let write = |out: Target| {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::exp::exp;
 use super::matmul::{View, product};
 use super::simd::vectorised;
-use super::{Target, filled, scratch};
+use super::{Target, filled, scratch, values};
 
 /// Most queries of one task: a multiple of the widest product kernel.
 const QUERIES: usize = 256;
@@ -23,7 +23,7 @@ pub struct Sizes {
     pub keys: usize,
     /// Channels of all heads together, C.
     pub channels: usize,
-    /// Heads; divides C.
+    /// Heads; divides C, and is at least one where there are channels.
     pub heads: usize,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
@@ -66,7 +66,7 @@ vectorised! {
 /// `[B, T, C]`.
 ///
 /// # Panics
-/// When the sizes do not agree, or there are no keys.
+/// When the sizes do not agree, there are no keys, or channels without heads.
 pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
     attend(q, k, v, sizes, None)
 }
@@ -77,11 +77,29 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> {
 /// # Panics
 /// As [`attention`].
 pub fn attention_part(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> [Vec<f32>; 2] {
+    if sizes.channels == 0 {
+        let y = attend(q, k, v, sizes, None);
+        return [y, sums_without_channels(sizes)];
+    }
     let mut y = Vec::new();
     let write = |sums| y = attend(q, k, v, sizes, Some(sums));
     // SAFETY: every task writes the sums of its queries, and the tasks are all of them.
-    let sums = unsafe { filled(sizes.batch * sizes.queries * sizes.heads, write) };
+    let sums = unsafe { filled(values([sizes.batch, sizes.queries, sizes.heads]), write) };
     [y, sums]
+}
+
+/// Without channels every score is zero: the logarithm of the number of keys that each query sees.
+fn sums_without_channels(sizes: Sizes) -> Vec<f32> {
+    let len = values([sizes.batch, sizes.queries, sizes.heads]);
+    let sum = |i: usize| {
+        let query = i / sizes.heads % sizes.queries;
+        let seen = match sizes.causal {
+            true => sizes.keys.min(query + 1),
+            false => sizes.keys,
+        };
+        (seen as f32).ln()
+    };
+    (0..len).map(sum).collect()
 }
 
 fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, sums: Option<Target>) -> Vec<f32> {
@@ -93,14 +111,18 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, sums: Option<Target>) -
         heads,
         ..
     } = sizes;
-    let width = channels / heads;
+    let width = channels.checked_div(heads).unwrap_or(0);
     assert_eq!(width * heads, channels, "heads of an attention");
     assert_eq!(
         q.len(),
-        batch * queries * channels,
+        values([batch, queries, channels]),
         "queries of an attention"
     );
-    assert_eq!(k.len(), batch * keys * channels, "keys of an attention");
+    assert_eq!(
+        k.len(),
+        values([batch, keys, channels]),
+        "keys of an attention"
+    );
     assert_eq!(v.len(), k.len(), "values of an attention");
     assert!(keys > 0, "an attention without keys");
     if q.is_empty() {

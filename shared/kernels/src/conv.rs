@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::matmul::{View, even_part, product};
 use super::simd::vectorised;
-use super::{Target, filled, scratch, winograd};
+use super::{Target, filled, scratch, values, winograd};
 
 /// Most output positions of one task.
 const PIXELS: usize = 512;
@@ -149,20 +149,33 @@ vectorised! {
 /// `[B, C_out, H_out, W_out]`.
 ///
 /// # Panics
-/// When the sizes do not agree.
+/// When the sizes do not agree, or the kernel or the stride is zero.
 pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
-    let [h, w] = sizes.size;
+    let Sizes {
+        batch,
+        c_in,
+        c_out,
+        size: [h, w],
+        kernel,
+        stride,
+        ..
+    } = sizes;
+    assert!(kernel > 0 && stride > 0, "kernel of a convolution");
     assert_eq!(
         x.len(),
-        sizes.batch * sizes.c_in * h * w,
+        values([batch, c_in, h, w]),
         "input of a convolution"
     );
     assert_eq!(
         weight.len(),
-        sizes.c_out * sizes.c_in * sizes.kernel * sizes.kernel,
+        values([c_out, c_in, kernel, kernel]),
         "weight of a convolution"
     );
-    assert_eq!(bias.len(), sizes.c_out, "bias of a convolution");
+    assert_eq!(bias.len(), c_out, "bias of a convolution");
+    let [h_out, w_out] = sizes.out_size();
+    if values([batch, c_out, h_out, w_out]) == 0 {
+        return Vec::new();
+    }
     if winograd::suits(&sizes) {
         winograd::conv2d(x, weight, bias, sizes)
     } else {
@@ -170,13 +183,10 @@ pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32>
     }
 }
 
-/// [`conv2d`] by its definition.
+/// [`conv2d`] by its definition; there is something to compute.
 pub(super) fn direct(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
     let pixels = sizes.out_pixels();
     let len = sizes.batch * sizes.c_out * pixels;
-    if len == 0 {
-        return Vec::new();
-    }
     let blocks = Blocks::new(pixels, sizes.batch);
     let cuts = (2 * rayon::current_num_threads()).div_ceil(blocks.count);
     let channels = sizes.c_out.div_ceil(cuts).next_multiple_of(8);
@@ -249,6 +259,9 @@ impl Task<'_> {
     /// Adds the products to `dst`, whose channels are `rows` apart; it is this task's own.
     fn accumulate(&self, dst: *mut f32, rows: usize) {
         let sizes = &self.sizes;
+        if sizes.c_in == 0 {
+            return;
+        }
         let taps = sizes.kernel * sizes.kernel;
         let n = self.pixels.len();
         let weights = |channel: usize| View {

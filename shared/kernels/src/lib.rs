@@ -1,7 +1,7 @@
 //! CPU kernels for what burn-flex does slowly: plain functions over f32 slices.
 //!
 //! Each kernel is a file: [`attention`], [`conv`] (and
-//! [`winograd`]), [`norm`], [`activation`]; [`simd`] compiles
+//! `winograd`), [`norm`], [`activation`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. [`stats`] are group statistics that
 //! merge exactly.
@@ -22,7 +22,7 @@ mod matmul;
 pub mod norm;
 pub mod simd;
 pub mod stats;
-pub mod winograd;
+mod winograd;
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -64,6 +64,16 @@ impl Target {
         // SAFETY: `at` checks the bounds and the caller sees to disjointness.
         unsafe { std::slice::from_raw_parts_mut(self.at(offset, len).cast(), len) }
     }
+}
+
+/// The number of values of a tensor of `sizes`.
+///
+/// # Panics
+/// When it is more than any slice has: then no check against a slice could be trusted.
+fn values<const D: usize>(sizes: [usize; D]) -> usize {
+    let product = sizes.into_iter().try_fold(1, usize::checked_mul);
+    assert!(product.is_some(), "sizes of a kernel: {sizes:?}");
+    product.unwrap_or(0)
 }
 
 /// `len` values that `write` writes, without zeroing them first: touching fresh pages twice costs as
@@ -267,5 +277,195 @@ mod strips {
                 "strip {i}"
             );
         }
+    }
+}
+
+/// Sizes of zero: nothing in, nothing out, and never a value that nobody wrote.
+#[cfg(test)]
+mod empty {
+    use super::{activation, attention, conv, norm};
+
+    #[test]
+    fn attention() {
+        let all = [
+            // batch, queries, keys, channels, heads
+            [0, 3, 5, 8, 2],
+            [2, 0, 5, 8, 2],
+            [2, 3, 5, 0, 2],
+            [2, 3, 5, 0, 0],
+            [0, 0, 5, 0, 0],
+        ];
+        for [batch, queries, keys, channels, heads] in all {
+            let sizes = attention::Sizes {
+                batch,
+                queries,
+                keys,
+                channels,
+                heads,
+                causal: false,
+            };
+            let zeros = |tokens| vec![0.0; batch * tokens * channels];
+            let (q, k) = (zeros(queries), zeros(keys));
+            assert!(attention::attention(&q, &k, &k, sizes).is_empty());
+            let [y, sums] = attention::attention_part(&q, &k, &k, sizes);
+            assert!(y.is_empty());
+            // Without channels every score is zero, so that each of the keys counts one.
+            let want = vec![(keys as f32).ln(); batch * queries * heads];
+            assert_eq!(sums, want, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "sizes of a kernel")]
+    fn sizes_beyond_counting_are_refused() {
+        let sizes = attention::Sizes {
+            batch: 1 << 40,
+            queries: 1 << 40,
+            keys: 1,
+            channels: 0,
+            heads: 1,
+            causal: false,
+        };
+        attention::attention_part(&[], &[], &[], sizes);
+    }
+
+    #[test]
+    #[should_panic(expected = "heads of an attention")]
+    fn channels_without_heads_are_refused() {
+        let sizes = attention::Sizes {
+            batch: 1,
+            queries: 1,
+            keys: 1,
+            channels: 2,
+            heads: 0,
+            causal: false,
+        };
+        attention::attention(&[0.0; 2], &[0.0; 2], &[0.0; 2], sizes);
+    }
+
+    #[test]
+    fn convolution() {
+        // The first are wide enough for Winograd, the others are not.
+        for channels in [32, 3] {
+            let full = conv::Sizes {
+                batch: 2,
+                c_in: channels,
+                c_out: channels,
+                size: [16, 16],
+                kernel: 3,
+                stride: 1,
+                padding: [1, 1],
+                odd: false,
+            };
+            let empty = [
+                conv::Sizes { batch: 0, ..full },
+                conv::Sizes { c_out: 0, ..full },
+                conv::Sizes {
+                    size: [0, 16],
+                    padding: [0, 1],
+                    ..full
+                },
+                conv::Sizes {
+                    size: [2, 16],
+                    padding: [0, 1],
+                    odd: true,
+                    ..full
+                },
+                conv::Sizes {
+                    size: [16, 0],
+                    padding: [1, 0],
+                    ..full
+                },
+            ];
+            for sizes in empty {
+                let [h, w] = sizes.size;
+                let x = vec![1.0; sizes.batch * sizes.c_in * h * w];
+                let weight = vec![1.0; sizes.c_out * sizes.c_in * 9];
+                let y = conv::conv2d(&x, &weight, &vec![1.0; sizes.c_out], sizes);
+                assert!(y.is_empty(), "{sizes:?}");
+            }
+            // Nothing to sum: the bias. An empty map with padding is one of zeros.
+            let bias: Vec<f32> = (0..channels).map(|i| i as f32).collect();
+            let nothing = [
+                conv::Sizes { c_in: 0, ..full },
+                conv::Sizes {
+                    c_in: 0,
+                    size: [40, 40],
+                    kernel: 1,
+                    padding: [0, 0],
+                    ..full
+                },
+                conv::Sizes {
+                    size: [0, 16],
+                    padding: [2, 1],
+                    ..full
+                },
+            ];
+            for sizes in nothing {
+                let [h, w] = sizes.size;
+                let x = vec![1.0; sizes.batch * sizes.c_in * h * w];
+                let weight = vec![1.0; sizes.c_out * sizes.c_in * sizes.kernel * sizes.kernel];
+                let y = conv::conv2d(&x, &weight, &bias, sizes);
+                let [h, w] = sizes.out_size();
+                assert_eq!(y.len(), 2 * channels * h * w);
+                let maps = y.chunks_exact(h * w).zip(bias.iter().cycle());
+                for (map, bias) in maps {
+                    assert!(map.iter().all(|y| y == bias), "{sizes:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "kernel of a convolution")]
+    fn a_convolution_without_a_kernel_is_refused() {
+        let sizes = conv::Sizes {
+            batch: 1,
+            c_in: 1,
+            c_out: 1,
+            size: [1, 1],
+            kernel: 0,
+            stride: 1,
+            padding: [0, 0],
+            odd: false,
+        };
+        conv::conv2d(&[0.0], &[], &[0.0], sizes);
+    }
+
+    #[test]
+    fn norm_and_activation() {
+        let affine = norm::Affine {
+            gamma: &[],
+            beta: &[],
+            groups: 0,
+            eps: 1e-5,
+            silu: true,
+        };
+        assert!(norm::group_norm(&[], 2, affine, None).is_empty());
+        assert!(norm::group_norm(&[], 0, affine, Some(&[])).is_empty());
+        assert!(norm::group_moments(&[], 0).is_empty());
+        assert_eq!(norm::moments(&[]), Default::default());
+        assert!(activation::silu(&[]).is_empty());
+        assert!(activation::geglu(&[], 4).is_empty());
+        assert!(activation::geglu(&[], 0).is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "groups of a group norm")]
+    fn values_without_groups_are_refused() {
+        let affine = norm::Affine {
+            gamma: &[1.0],
+            beta: &[0.0],
+            groups: 0,
+            eps: 1e-5,
+            silu: false,
+        };
+        norm::group_norm(&[1.0], 1, affine, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of a gated activation")]
+    fn half_a_row_is_refused() {
+        activation::geglu(&[1.0; 3], 1);
     }
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::exp::silu;
 use super::simd::{mul_add, vectorised};
-use super::{Target, filled};
+use super::{Target, filled, values};
 use crate::stats::Moments;
 
 /// Partial sums side by side: enough to keep the adders busy at the widest vectors.
@@ -60,7 +60,14 @@ pub fn moments(x: &[f32]) -> Moments {
 }
 
 /// [`moments`] of each group of `len` values.
+///
+/// # Panics
+/// When `x` is not such groups.
 pub fn group_moments(x: &[f32], len: usize) -> Vec<Moments> {
+    assert!(
+        x.is_empty() || len > 0 && x.len().is_multiple_of(len),
+        "values of a group"
+    );
     x.par_chunks(len.max(1)).map(moments).collect()
 }
 
@@ -111,17 +118,21 @@ pub fn group_norm(
     affine: Affine<'_>,
     given: Option<&[Moments]>,
 ) -> Vec<f32> {
-    let groups = batch * affine.groups;
+    let groups = values([batch, affine.groups]);
     if x.is_empty() {
         return Vec::new();
     }
+    assert!(groups > 0, "groups of a group norm");
     if let Some(given) = given {
         assert_eq!(given.len(), groups, "statistics of a group norm");
     }
     let channels = affine.gamma.len();
     assert_eq!(affine.beta.len(), channels, "shift of a group norm");
     assert_eq!(channels % affine.groups, 0, "groups of a group norm");
-    assert_eq!(x.len() % (batch * channels), 0, "input of a group norm");
+    assert!(
+        channels > 0 && x.len().is_multiple_of(values([batch, channels])),
+        "input of a group norm"
+    );
     let len = x.len() / groups;
     let write = |out: Target| {
         x.par_chunks(len).enumerate().for_each(|(group, x)| {

@@ -189,7 +189,7 @@ vectorised! {
     }
 }
 
-/// As [`super::conv::conv2d`], for sizes that [`suits`] accepts.
+/// As [`super::conv::conv2d`], for sizes that [`suits`] accepts and an output that is not empty.
 ///
 /// # Panics
 /// When the slices are shorter than the sizes say.
