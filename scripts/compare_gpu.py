@@ -2,7 +2,7 @@
 
 Both build the U-Net of one config with random weights: batch 2, 77 prompt tokens, latents of at most 64x64.
 
-    cargo build --release -p shared --features wgpu --example unet_call
+    cargo build --release -p lacuna-model --features wgpu --example unet_call
     python scripts/compare_gpu.py --example target/release/examples/unet_call
 """
 

@@ -15,6 +15,9 @@ pub enum Error {
     /// Loading weights, reading a config or computing a layer failed.
     #[error(transparent)]
     Shared(#[from] shared::Error),
+    /// A dialogue with a worker failed.
+    #[error(transparent)]
+    Protocol(#[from] shared::protocol::Error),
     /// A file of the tokenizer is garbled or does not fit the others.
     #[error("tokenizer: {path}: {reason}")]
     Tokenizer {
@@ -205,6 +208,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl From<shared::wire::Error> for Error {
+    fn from(error: shared::wire::Error) -> Self {
+        Self::Shared(error.into())
+    }
 }
 
 impl Error {

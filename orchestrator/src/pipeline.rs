@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use shared::device::is_cpu;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::Parameter;
 use shared::unet::{UNet, UNetConfig};
 use shared::weights::{Checkpoint, Library, Stored, Weights, list};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 
 /// The tiny models, each of one family.
 pub const MODELS: [&str; 3] = ["sd1", "sd2", "odd"];

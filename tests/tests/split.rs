@@ -239,7 +239,7 @@ fn moments_of_strip(
     let reply = model.run(&work, vec![strip]).unwrap();
     assert_eq!(reply.shape(), [x.shape[0] * layer.groups, 2]);
     let count = layer.channels / layer.groups * own.len() * COLUMNS;
-    reply.into_moments(count).unwrap()
+    shared::statistics::from_payload(&reply, count).unwrap()
 }
 
 #[test]

@@ -27,7 +27,7 @@ use lacuna_orchestrator::schemes::{
 };
 use shared::device::OpenDevice;
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::{Rows, cut, rows_with_halo};
 use shared::placement::Wire;

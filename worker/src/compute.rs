@@ -80,14 +80,10 @@ fn work(model: &Model, inbox: &Receiver<Job>) {
 /// The backend panics where a GPU runs out of memory, say: that must cost one request, not the
 /// worker.
 fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
-    catch_unwind(AssertUnwindSafe(|| model.run(work, inputs)))
-        .unwrap_or_else(|panic| {
-            Err(shared::Error::Compute {
-                layer: work.layer().to_owned(),
-                reason: reason(&*panic),
-            })
-        })
-        .map_err(Error::from)
+    catch_unwind(AssertUnwindSafe(|| Ok(model.run(work, inputs)?))).unwrap_or_else(|panic| {
+        let (layer, reason) = (work.layer().to_owned(), reason(&*panic));
+        Err(shared::Error::Compute { layer, reason }.into())
+    })
 }
 
 /// What a panic said.

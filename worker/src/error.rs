@@ -58,12 +58,27 @@ pub enum Error {
     Compute(String),
 }
 
+impl From<shared::wire::Error> for Error {
+    fn from(error: shared::wire::Error) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
 impl From<shared::Error> for Error {
     fn from(error: shared::Error) -> Self {
         match error {
             shared::Error::Device(_) | shared::Error::Compute { .. } => {
                 Self::Compute(error.to_string())
             }
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+impl From<shared::protocol::Error> for Error {
+    fn from(error: shared::protocol::Error) -> Self {
+        match error {
+            shared::protocol::Error::Model(error) => error.into(),
             other => Self::Invalid(other.to_string()),
         }
     }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use shared::device::Target;
-use shared::error::Error;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
+use shared::protocol::{Error, Result};
 use shared::survey::{Kind, survey};
 use shared::unet::{Layer, UNet, UNetConfig};
 use shared::weights::{Checkpoint, Library, Stored, Weights, list};
-use shared::wire::{Payload, Work};
-use shared::{Result, ops};
+use shared::wire::{self, Payload, Work};
+use shared::{ops, statistics};
 
 use burn::tensor::Tensor;
 
@@ -57,7 +57,11 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`], [`Stored::new`] and [`Stored::load`].
-    pub fn load(dir: &Path, variant: Option<&str>, target: impl Into<Target>) -> Result<Self> {
+    pub fn load(
+        dir: &Path,
+        variant: Option<&str>,
+        target: impl Into<Target>,
+    ) -> shared::Result<Self> {
         let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
         let stored = Stored::new(unet, Checkpoint::open(dir, Library::Diffusers, variant)?)?;
         let weights = stored.load(target)?;
@@ -89,7 +93,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`survey`].
-    pub fn largest_request(&self, [batch, rows, columns]: [usize; 3]) -> Result<usize> {
+    pub fn largest_request(&self, [batch, rows, columns]: [usize; 3]) -> shared::Result<usize> {
         let values = |[b, c, h, w]: [usize; 4]| b * c * h * w;
         let largest = survey(&self.unet, [batch, rows, columns], PROMPT_TOKENS)?
             .into_iter()
@@ -118,8 +122,8 @@ impl Model {
     /// Does one piece of work; `inputs` are the tensors that [`Work::inputs`] names, in order.
     ///
     /// # Errors
-    /// [`Error::Message`] when the model has no such layer, [`Error::WrongShape`] when an input does
-    /// not fit it, [`Error::NotFinite`] when the result overflowed.
+    /// [`Error::NoLayer`], [`Error::Tensor`] when an input does not fit the layer or the result
+    /// overflowed, [`Error::Model`] when the device fails.
     pub fn run(&self, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
         let name = work.layer();
         let output = match (work, self.layers.get(name), inputs.try_into()) {
@@ -133,9 +137,8 @@ impl Model {
                 self.attention(layer, *qkv)?.into()
             }
             _ => {
-                return Err(Error::Message(format!(
-                    "the model has no layer {name} for {work:?} with these tensors"
-                )));
+                let work = format!("{work:?}");
+                return Err(Error::NoLayer { work });
             }
         };
         output.check_finite(name)?;
@@ -152,7 +155,8 @@ impl Model {
             &x.shape,
         )?;
         let x = x.into_device(self.weights.device())?;
-        HostTensor::from_device(ops::conv2d_of_strip(&self.weights, layer, x, odd)?)
+        let y = ops::conv2d_of_strip(&self.weights, layer, x, odd)?;
+        Ok(HostTensor::from_device(y)?)
     }
 
     fn moments(&self, layer: &GroupNorm, x: HostTensor) -> Result<Payload> {
@@ -161,7 +165,7 @@ impl Model {
         expect(fits, &layer.name, &[b, layer.channels, h, w], &x.shape)?;
         let x = x.into_device(self.weights.device())?;
         let moments = ops::group_moments(x, layer.groups)?;
-        Ok(Payload::of_moments(&moments))
+        Ok(statistics::to_payload(&moments))
     }
 
     fn attention(&self, layer: &Attention, [q, k, v]: [HostTensor; 3]) -> Result<HostTensor> {
@@ -188,7 +192,8 @@ impl Model {
             k.into_device(device)?,
             v.into_device(device)?,
         ];
-        HostTensor::from_device(ops::attention(q, k, v, layer.heads, false))
+        let y = ops::attention(q, k, v, layer.heads, false);
+        Ok(HostTensor::from_device(y)?)
     }
 }
 
@@ -216,9 +221,9 @@ fn expect(fits: bool, name: &str, want: &[usize], got: &[usize]) -> Result<()> {
     if fits {
         return Ok(());
     }
-    Err(Error::WrongShape {
+    Err(wire::Error::WrongShape {
         name: format!("the input of {name}"),
         want: want.to_vec(),
         got: got.to_vec(),
-    })
+    })?
 }

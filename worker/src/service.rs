@@ -417,7 +417,7 @@ async fn compute(compute: &Compute, mut message: Message<RunHeader>) -> Result<B
                 let name = format!("{i}.{part}");
                 message.take(&name)?.into_tensor(&name)
             })
-            .collect::<shared::Result<Vec<_>>>()?;
+            .collect::<shared::wire::Result<Vec<_>>>()?;
         batch.push((work, inputs));
     }
     if let Some(name) = message.tensors.keys().next() {

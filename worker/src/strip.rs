@@ -7,19 +7,19 @@
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
-use shared::error::Error;
 use shared::exchange::{Exchange, Item, Of, Resident, Seat, Tensors, accept, take};
 use shared::executor::{Executor, attentions_apart, enter_apart};
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::Levels;
 use shared::placement::{Latents, Prompt, SelfAttention};
+use shared::protocol::{Error, Result};
 use shared::stats::Moments;
 use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
 use shared::wire::{Codec, Payload};
-use shared::{Result, ops};
+use shared::{ops, statistics};
 
 /// What a message brings: the label of the exchange that it is of, and its tensors.
 pub type Incoming = (String, HashMap<String, Payload>);
@@ -29,7 +29,7 @@ pub trait Outside {
     /// Waits for the first message.
     ///
     /// # Errors
-    /// [`Error::Message`] when none will come: the session was closed.
+    /// [`Error::Closed`] when none will come.
     fn wait(&mut self) -> Result<Incoming>;
 
     /// Hands out what is due at the exchange `at` and waits for the next message.
@@ -51,7 +51,7 @@ pub trait Outside {
 /// Computes step after step over one strip until `outside` says no more.
 ///
 /// # Errors
-/// [`Error::Message`] when the session is closed, which is how it ends; else what went wrong.
+/// [`Error::Closed`], which is how it ends; else what went wrong.
 pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outside) -> Result<()> {
     let count = unet.levels();
     let mut strip = Strip {
@@ -215,12 +215,12 @@ impl<O: Outside> Strip<O> {
         let outgoing = &mut self.outgoing;
         let write = |item: Item| {
             let payload = match (out.remove(item.name), item.wire(wires)) {
-                (Some(Handed::Statistics(moments)), None) => Payload::of_moments(&moments),
+                (Some(Handed::Statistics(moments)), None) => statistics::to_payload(&moments),
                 (Some(Handed::Features(tensor)), None) => tensor.into(),
                 (Some(Handed::Features(tensor)), Some(wire)) => {
                     outgoing.write(&format!("{label}: {}", item.name), tensor, wire)?
                 }
-                _ => return Err(Error::Message(format!("no {} to hand out", item.name))),
+                _ => return Err(Error::OutOfTurn(format!("no {} to hand out", item.name))),
             };
             Ok((item.name.to_owned(), payload))
         };
@@ -229,9 +229,8 @@ impl<O: Outside> Strip<O> {
     }
 
     fn place<const D: usize>(&self, payload: Payload) -> Result<Tensor<D>> {
-        payload
-            .into_tensor("a feature")?
-            .into_device(self.whole.device())
+        let tensor = payload.into_tensor("a feature")?;
+        Ok(tensor.into_device(self.whole.device())?)
     }
 
     fn take<const D: usize>(&self, got: &mut Tensors, name: &'static str) -> Result<Tensor<D>> {
@@ -249,7 +248,7 @@ impl<O: Outside> Strip<O> {
 
     /// First and last row, for the neighbours.
     fn edges(&self, x: &Tensor<4>) -> Result<[(&'static str, Handed); 2]> {
-        let row = |at| Ok(Handed::Features(host(x.clone().narrow(2, at, 1))?));
+        let row = |at| Ok::<_, Error>(Handed::Features(host(x.clone().narrow(2, at, 1))?));
         let last = x.dims()[2] - 1;
         Ok([("first", row(0)?), ("last", row(last)?)])
     }
@@ -281,7 +280,7 @@ impl<O: Outside> Strip<O> {
     fn merged(&self, norm: &GroupNorm, x: &Tensor<4>, got: &mut Tensors) -> Result<Vec<Moments>> {
         let [_, c, _, w] = x.dims();
         let count = c / norm.groups * self.rows.rows(self.level) * w;
-        take(got, "moments")?.into_moments(count)
+        Ok(statistics::from_payload(&take(got, "moments")?, count)?)
     }
 
     fn normalise(&mut self, norm: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
@@ -289,12 +288,18 @@ impl<O: Outside> Strip<O> {
         let out = HashMap::from([("moments", Handed::Statistics(moments))]);
         let mut got = self.meet(Of::Norm(norm), out)?;
         let merged = self.merged(norm, x, &mut got)?;
-        ops::group_norm_by(self.whole.weights(), norm, x.clone(), &merged, silu)
+        Ok(ops::group_norm_by(
+            self.whole.weights(),
+            norm,
+            x.clone(),
+            &merged,
+            silu,
+        )?)
     }
 }
 
 fn host<const D: usize>(x: Tensor<D>) -> Result<HostTensor> {
-    HostTensor::from_device(x)
+    Ok(HostTensor::from_device(x)?)
 }
 
 impl<O: Outside> Executor for Strip<O> {
@@ -306,7 +311,7 @@ impl<O: Outside> Executor for Strip<O> {
     fn embed_time(&mut self, _: &TimeEmbedding, _: f64) -> Result<Tensor<2>> {
         match &self.begun {
             Some(begun) => Ok(begun.embedding.clone()),
-            None => Err(Error::Message("the step has not begun".into())),
+            None => Err(Error::OutOfTurn("the step has not begun".into())),
         }
     }
 
@@ -315,7 +320,7 @@ impl<O: Outside> Executor for Strip<O> {
             return Ok(x.clone());
         }
         if layer.kernel == 1 {
-            return self.whole.conv(layer, x);
+            return Ok(self.whole.conv(layer, x)?);
         }
         let halo = match &mut self.begun {
             Some(begun) if layer.name == CONV_IN => std::mem::take(&mut begun.halo),
@@ -358,7 +363,7 @@ impl<O: Outside> Executor for Strip<O> {
 
     fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
         self.level = self.level.saturating_sub(1);
-        self.whole.upsample(x, like)
+        Ok(self.whole.upsample(x, like)?)
     }
 
     fn enter(&mut self, transformer: &Transformer, x: &Tensor<4>) -> Result<Tensor<3>> {
@@ -403,7 +408,7 @@ impl<O: Outside> Executor for Strip<O> {
                 ];
                 let mut got = self.meet(of, HashMap::from(out))?;
                 let y = self.take(&mut got, "y")?;
-                self.whole.linear(&layer.to_out, &y)
+                Ok(self.whole.linear(&layer.to_out, &y)?)
             }
             SelfAttention::Tiled => {
                 let [q, k, v] = self.whole.project(layer, x, false)?;
@@ -422,7 +427,7 @@ impl<O: Outside> Executor for Strip<O> {
                 let out = [("y", features(&y)?), ("sums", features(&sums)?)];
                 let mut got = self.meet(Of::Merge(layer), HashMap::from(out))?;
                 let y = self.take(&mut got, "y")?;
-                self.whole.linear(&layer.to_out, &y)
+                Ok(self.whole.linear(&layer.to_out, &y)?)
             }
             SelfAttention::Broadcast => {
                 let [q, k, v] = self.whole.project(layer, x, false)?;
@@ -430,20 +435,20 @@ impl<O: Outside> Executor for Strip<O> {
                 let mut got = self.meet(of, HashMap::from(out))?;
                 let all = [self.take(&mut got, "k")?, self.take(&mut got, "v")?];
                 let y = self.whole.attend_to(layer, q, all);
-                self.whole.linear(&layer.to_out, &y)
+                Ok(self.whole.linear(&layer.to_out, &y)?)
             }
         }
     }
 
     fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
         if self.resident.placement.prompt == Prompt::Shared {
-            return self.whole.cross_attention(layer, x);
+            return Ok(self.whole.cross_attention(layer, x)?);
         }
         let q = self.whole.linear(&layer.to_q, x)?;
         let out = HashMap::from([("q", Handed::Features(host(q)?))]);
         let mut got = self.meet(Of::CrossAttention(layer), out)?;
         let y = self.take(&mut got, "y")?;
-        self.whole.linear(&layer.to_out, &y)
+        Ok(self.whole.linear(&layer.to_out, &y)?)
     }
 
     fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use shared::exchange::Resident;
+use shared::protocol;
 use shared::wire::Payload;
 use tokio::sync::oneshot;
 
@@ -85,23 +86,24 @@ impl Line {
 }
 
 impl Outside for &mut Line {
-    fn wait(&mut self) -> shared::Result<Incoming> {
-        let turn = self
-            .inbox
-            .recv()
-            .map_err(|_| shared::Error::Message("the session was closed".into()))?;
+    fn wait(&mut self) -> protocol::Result<Incoming> {
+        let turn = self.inbox.recv().map_err(|_| protocol::Error::Closed)?;
         self.reply = Some(turn.reply);
         Ok(turn.incoming)
     }
 
-    fn exchange(&mut self, at: String, out: HashMap<String, Payload>) -> shared::Result<Incoming> {
+    fn exchange(
+        &mut self,
+        at: String,
+        out: HashMap<String, Payload>,
+    ) -> protocol::Result<Incoming> {
         self.answer(Ok((at, out)));
         self.wait()
     }
 }
 
 impl Model {
-    fn walk(&self, resident: Resident, outside: impl Outside) -> shared::Result<()> {
+    fn walk(&self, resident: Resident, outside: impl Outside) -> protocol::Result<()> {
         strip::run(self.unet(), self.weights().clone(), resident, outside)
     }
 }

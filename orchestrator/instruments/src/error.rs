@@ -36,11 +36,18 @@ pub enum Error {
     Plot(String),
 }
 
-impl From<shared::Error> for Error {
-    fn from(error: shared::Error) -> Self {
-        Self::Orchestrator(error.into())
-    }
+/// What making pictures stands on fails as making them does.
+macro_rules! as_of_the_orchestrator {
+    ($($below:ty),*) => {
+        $(impl From<$below> for Error {
+            fn from(error: $below) -> Self {
+                Self::Orchestrator(error.into())
+            }
+        })*
+    };
 }
+
+as_of_the_orchestrator!(shared::Error, shared::wire::Error, shared::protocol::Error);
 
 impl Error {
     /// A result that could not be written to `path`.

@@ -192,7 +192,7 @@ impl Client {
         let path = self.path("advance")?;
         let reply = self.line.send_again(&path, &body, limit + MARGIN).await?;
         self.tally.count_request(kind, size);
-        let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
+        let nonsense = |e: shared::wire::Error| self.nonsense(&e.to_string());
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
         self.check_sequence(message.header.sequence)?;
         let size = Size {
@@ -232,7 +232,7 @@ impl Client {
         bytes: &[u8],
         wanted: Vec<(String, Dtype, Vec<usize>)>,
     ) -> Result<(Vec<Payload>, Size)> {
-        let nonsense = |e: shared::Error| self.nonsense(&e.to_string());
+        let nonsense = |e: shared::wire::Error| self.nonsense(&e.to_string());
         let mut reply = Message::<ReplyHeader>::decode(bytes).map_err(nonsense)?;
         self.check_sequence(reply.header.sequence)?;
         let size = Size {
@@ -250,7 +250,7 @@ impl Client {
                 if payload.shape() == shape {
                     return Ok(payload);
                 }
-                Err(nonsense(shared::Error::WrongShape {
+                Err(nonsense(shared::wire::Error::WrongShape {
                     name,
                     want: shape,
                     got: payload.shape().to_vec(),

@@ -182,7 +182,7 @@ impl Fleet {
     }
 
     /// `error` as one about what the `index`-th worker answered.
-    pub fn nonsense(&self, index: usize, error: &shared::Error) -> Error {
+    pub fn nonsense(&self, index: usize, error: &impl std::fmt::Display) -> Error {
         self.clients[index].nonsense(&error.to_string())
     }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::unet::UNet;
 
 use crate::error::{Error, Result};

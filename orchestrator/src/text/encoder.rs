@@ -86,7 +86,7 @@ impl EncoderLayer {
     /// `[B, T, D]` to the same; `causal` hides later tokens from earlier ones.
     ///
     /// # Errors
-    /// [`shared::Error::MissingTensor`] where `weights` are of another model.
+    /// [`shared::wire::Error::MissingTensor`] where `weights` are of another model.
     pub fn forward(&self, weights: &Weights, x: Tensor<3>, causal: bool) -> Result<Tensor<3>> {
         let h = ops::layer_norm(weights, &self.norm1, x.clone())?;
         let attention = &self.attention;

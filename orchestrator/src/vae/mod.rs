@@ -138,7 +138,7 @@ impl Vae {
     /// `[B, out_channels, rows, columns]` in about -1..1.
     ///
     /// # Errors
-    /// [`shared::Error::WrongShape`] for another number of channels.
+    /// [`shared::wire::Error::WrongShape`] for another number of channels.
     pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>> {
         self.decode_observed(latents, &mut |_, _| {})
     }
@@ -160,7 +160,7 @@ impl Vae {
     /// by the scaling factor.
     ///
     /// # Errors
-    /// [`shared::Error::WrongShape`] for another number of channels.
+    /// [`shared::wire::Error::WrongShape`] for another number of channels.
     pub fn encode(&self, picture: Tensor<4>) -> Result<Posterior> {
         self.encode_observed(picture, &mut |_, _| {})
     }
@@ -192,11 +192,11 @@ fn check_channels(name: &str, x: &Tensor<4>, channels: usize) -> Result<(), shar
     if c == channels {
         return Ok(());
     }
-    Err(shared::Error::WrongShape {
+    Err(shared::wire::Error::WrongShape {
         name: name.into(),
         want: vec![b, channels, h, w],
         got: vec![b, c, h, w],
-    })
+    })?
 }
 
 /// The names of an attention's projections today, for those of files from before 2023, which also

@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use burn::tensor::Tensor;
 use shared::exchange::Resident;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
+use shared::protocol;
 use shared::unet::{CONV_OUT, UNet};
 use shared::weights::Weights;
-use shared::wire::{Payload, Work};
+use shared::wire::{self, Payload, Work};
 use worker::Model;
 use worker::strip::{self, Incoming, Outside};
 
@@ -99,10 +100,10 @@ struct Scene {
 }
 
 impl Replay {
-    fn next(&mut self) -> shared::Result<Incoming> {
+    fn next(&mut self) -> protocol::Result<Incoming> {
         let next = self.heard.pop_front();
         self.ended = next.is_none();
-        next.ok_or_else(|| shared::Error::Message("the record ends".into()))
+        next.ok_or(protocol::Error::Closed)
     }
 
     /// Keeps what of a message the attacks read; `out` is what the worker handed out for it.
@@ -143,7 +144,7 @@ impl Replay {
     }
 
     /// The step ended with the prediction `y`.
-    fn end(&mut self, y: Option<&HostTensor>) -> shared::Result<()> {
+    fn end(&mut self, y: Option<&HostTensor>) -> protocol::Result<()> {
         let scene = std::mem::take(&mut self.scene);
         let finest = finest(&scene.blocks);
         let of_pixels = [scene.begin.get("x"), y, finest].into_iter().flatten();
@@ -168,14 +169,18 @@ impl Replay {
 }
 
 impl Outside for &mut Replay {
-    fn wait(&mut self) -> shared::Result<Incoming> {
+    fn wait(&mut self) -> protocol::Result<Incoming> {
         let (at, tensors) = self.next()?;
         let sent = decoded(&tensors)?;
         self.keep(&at, &sent, None);
         Ok((at, tensors))
     }
 
-    fn exchange(&mut self, at: String, out: HashMap<String, Payload>) -> shared::Result<Incoming> {
+    fn exchange(
+        &mut self,
+        at: String,
+        out: HashMap<String, Payload>,
+    ) -> protocol::Result<Incoming> {
         let out = decoded(&out)?;
         if at == "end" {
             self.end(out.get("y"))?;
@@ -187,7 +192,7 @@ impl Outside for &mut Replay {
         Ok((at, tensors))
     }
 
-    fn observe(&mut self, block: &str, x: &Tensor<4>) -> shared::Result<()> {
+    fn observe(&mut self, block: &str, x: &Tensor<4>) -> protocol::Result<()> {
         if let Some(stage) = stage_of(block).filter(|_| !block.contains("samplers")) {
             let x = HostTensor::from_device(x.clone())?;
             self.scene.blocks.insert(stage, x);
@@ -197,7 +202,7 @@ impl Outside for &mut Replay {
 }
 
 /// The tensors as plain numbers.
-fn decoded(tensors: &HashMap<String, Payload>) -> shared::Result<Named> {
+fn decoded(tensors: &HashMap<String, Payload>) -> wire::Result<Named> {
     let decode = |(name, payload): (&String, &Payload)| {
         let tensor = match payload {
             Payload::F64 { shape, data } => {
@@ -206,7 +211,7 @@ fn decoded(tensors: &HashMap<String, Payload>) -> shared::Result<Named> {
             }
             Payload::Codes { .. } => {
                 let reason = "an audit reads f32, f16 and bf16 on the wire, not codes";
-                return Err(shared::Error::Message(reason.into()));
+                return Err(wire::Error::Message(reason.into()));
             }
             other => other.clone().into_tensor(name)?,
         };
@@ -290,20 +295,20 @@ fn last_entry(x: &HostTensor) -> Option<HostTensor> {
 }
 
 /// `[B, T, C]` each to `[T, all B C]`.
-pub fn by_token(parts: &[HostTensor]) -> shared::Result<HostTensor> {
+pub fn by_token(parts: &[HostTensor]) -> wire::Result<HostTensor> {
     let entries = parts.iter().map(|part| {
         let [b, t, c] = part.dims()?;
         let entries = part.data.chunks_exact(t * c).take(b);
         entries
             .map(|entry| HostTensor::new([t, c], entry.to_vec()))
-            .collect::<shared::Result<Vec<_>>>()
+            .collect::<wire::Result<Vec<_>>>()
     });
-    let entries = entries.collect::<shared::Result<Vec<_>>>()?.concat();
+    let entries = entries.collect::<wire::Result<Vec<_>>>()?.concat();
     side_by_side(&entries)
 }
 
 /// `[B, C, H, W]` each to `[H W, all B C]`; none of nothing.
-pub fn by_pixel(parts: &[&HostTensor]) -> shared::Result<Option<HostTensor>> {
+pub fn by_pixel(parts: &[&HostTensor]) -> wire::Result<Option<HostTensor>> {
     let mut planes: Vec<&[f32]> = Vec::new();
     let mut pixels = 0;
     for part in parts {
@@ -320,7 +325,7 @@ pub fn by_pixel(parts: &[&HostTensor]) -> shared::Result<Option<HostTensor>> {
 }
 
 /// `[T, C]` each to `[T, all C]`.
-pub fn side_by_side(parts: &[HostTensor]) -> shared::Result<HostTensor> {
+pub fn side_by_side(parts: &[HostTensor]) -> wire::Result<HostTensor> {
     let rows = parts.first().map_or(0, |part| part.shape[0]);
     let mut data = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
     for row in 0..rows {

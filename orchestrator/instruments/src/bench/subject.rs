@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use shared::device::{self, DeviceChoice, OpenDevice};
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::Parameter;
 use shared::unet::UNet;
 use shared::weights::{Weights, list};

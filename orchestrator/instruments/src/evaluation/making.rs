@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use shared::device::OpenDevice;
 use shared::weights::Weights;
+use shared::wire;
 use tokio::runtime::Handle;
 
 use super::arm::ArmSetting;
@@ -209,7 +210,9 @@ impl From<lacuna_orchestrator::Error> for Failure {
         match error {
             Error::Prompt(_)
             | Error::Tokens(_)
-            | Error::Shared(shared::Error::NotFinite { .. } | shared::Error::TooLarge { .. })
+            | Error::Shared(shared::Error::Tensor(
+                wire::Error::NotFinite { .. } | wire::Error::TooLarge { .. },
+            ))
             | Error::WorkerRefused { status: 422, .. } => Self::OfPicture(error.into()),
             _ => Self::OfRun(error.into()),
         }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{LayerNorm, Linear, Parameter, Parameters};
 use shared::ops;
 use shared::weights::{Checkpoint, Library, Weights};

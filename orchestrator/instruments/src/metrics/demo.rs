@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::weights::{Checkpoint, Weights};
 

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Conv2d, Parameter, Parameters};
 use shared::weights::{Checkpoint, Weights};
 

@@ -2,14 +2,14 @@
 
 use burn::tensor::Tensor;
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::ops;
 use shared::partition::{Rows, cut, join, strips};
 use shared::stats::Moments;
 use shared::unet::{CONV_OUT, TimeEmbedding};
 use shared::whole::Whole;
 use shared::wire::{Payload, Work};
+use shared::{ops, statistics};
 
 use super::options::{GroupNormMode, Offload};
 use super::strip::Strip;
@@ -84,7 +84,7 @@ impl Layerwise {
             .zip(replies)
             .map(|((worker, strip), reply)| {
                 let count = c / layer.groups * strip.own.len() * w;
-                let moments = reply.into_moments(count).and_then(|moments| {
+                let moments = statistics::from_payload(&reply, count).and_then(|moments| {
                     known.check_moments(&layer.name, &moments)?;
                     Ok(moments)
                 });
@@ -99,7 +99,7 @@ impl Layerwise {
         layer: &str,
         strips: &[Strip],
         replies: Vec<Payload>,
-        check: impl Fn(&Payload) -> shared::Result<f64>,
+        check: impl Fn(&Payload) -> shared::wire::Result<f64>,
     ) -> Result<Vec<HostTensor>> {
         let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
         let read = |((worker, _), reply): ((usize, &Strip), Payload)| {

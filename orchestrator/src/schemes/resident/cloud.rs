@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use shared::error::Error as SharedError;
 use shared::exchange::{Exchange, Item, Of, Seat, Tensors, take};
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::layers::Attention;
 use shared::partition::{Levels, Rows, cut, join};
 use shared::placement::{Latents, SelfAttention, Wires};
+use shared::statistics;
 use shared::stats::Moments;
 use shared::survey::Operation;
 use shared::whole::Whole;
@@ -124,7 +124,10 @@ impl Cloud {
     /// One tensor from each worker.
     fn each(handed: &mut [Tensors], name: &'static str) -> Result<Vec<HostTensor>> {
         let one = |tensors: &mut Tensors| take(tensors, name)?.into_tensor(name);
-        Ok(handed.iter_mut().map(one).collect::<shared::Result<_>>()?)
+        Ok(handed
+            .iter_mut()
+            .map(one)
+            .collect::<shared::wire::Result<_>>()?)
     }
 
     /// The tokens `name` of the whole picture, on the user's device.
@@ -303,7 +306,7 @@ impl Cloud {
                 }
             }
         }
-        Ok(Payload::of_moments(&merged))
+        Ok(statistics::to_payload(&merged))
     }
 
     /// What each worker gets at `exchange`, for what they `handed` out.
@@ -428,7 +431,7 @@ impl Hub for Cloud {
 }
 
 fn nothing_to(what: &str) -> Error {
-    Error::Shared(SharedError::Message(format!("there is nothing to {what}")))
+    shared::protocol::Error::OutOfTurn(format!("there is nothing to {what}")).into()
 }
 
 /// Under which kind of layer an exchange's bytes are counted.

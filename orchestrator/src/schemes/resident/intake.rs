@@ -2,6 +2,8 @@
 
 use shared::exchange::{Exchange, Of, Seat, Tensors, Writing, accept, take};
 use shared::placement::{Latents, Wires};
+use shared::protocol;
+use shared::statistics;
 use shared::stats::Moments;
 use shared::wire::{Codec, Dtype, Payload};
 
@@ -46,14 +48,14 @@ impl Intake {
     /// go on as they came: the neighbour's end holds what this worker's end does.
     ///
     /// # Errors
-    /// [`shared::Error`], naming the tensor that is not what it should be.
+    /// [`protocol::Error`], naming the tensor that is not what it should be.
     pub fn read(
         &mut self,
         index: usize,
         exchange: &Exchange<'_>,
         seat: Seat,
         handed: Handed,
-    ) -> shared::Result<Tensors> {
+    ) -> protocol::Result<Tensors> {
         let items = exchange.from_worker(seat);
         let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
         let known = self.known();
@@ -100,14 +102,14 @@ impl Intake {
     /// `count` values of its strip.
     ///
     /// # Errors
-    /// [`shared::Error`], when there are no such values, or the edge rows cannot be among them.
+    /// [`protocol::Error`], when there are no such values, or the edge rows cannot be among them.
     pub fn moments(
         &self,
         index: usize,
         payload: Payload,
         count: usize,
-    ) -> shared::Result<Vec<Moments>> {
-        let moments = payload.into_moments(count)?;
+    ) -> protocol::Result<Vec<Moments>> {
+        let moments = statistics::from_payload(&payload, count)?;
         self.known().check_moments_of_made("moments", &moments)?;
         // What is sent as a change may be rounded by as much as it changes.
         if !self.wires.halo.is_temporal() {

@@ -1,7 +1,7 @@
 //! Predicts noise on resident strips.
 
 use shared::executor::Executor;
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::partition::Levels;
 use shared::placement::Prompt;
 use shared::unet::UNet;
@@ -77,7 +77,8 @@ fn predict(
     lane.hub.set_step(sample, embedding);
     lane.call(unet, rows, timestep)?;
     let prediction = lane.hub.take_prediction();
-    prediction.ok_or_else(|| shared::Error::Message("the step did not end".into()).into())
+    prediction
+        .ok_or_else(|| shared::protocol::Error::OutOfTurn("the step did not end".into()).into())
 }
 
 impl Predictor for Strips<'_> {

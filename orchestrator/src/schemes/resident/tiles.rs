@@ -12,7 +12,7 @@
 use burn::tensor::{Device, Int, Tensor};
 use rand::seq::SliceRandom;
 use rand_distr::{Distribution, StandardNormal};
-use shared::host::HostTensor;
+use shared::host::{HostTensor, OnDevice};
 use shared::placement::Tile;
 
 use crate::error::Result;

@@ -339,6 +339,7 @@ mod tests {
     use burn::tensor::{Device, Tensor};
     use lacuna_orchestrator::noise::TorchRng;
     use lacuna_orchestrator::schemes::resident::tiles::Secret;
+    use shared::host::OnDevice;
 
     #[test]
     fn own_tokens_undo_the_secret_of_a_tile() {

@@ -1,0 +1,169 @@
+//! Times each CPU kernel against burn's own operation at the shapes of SD 1.5, in turns.
+//!
+//! Prints milliseconds of both and the ratio; under other load only the ratio means much.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+use burn::tensor::{Tensor, activation, module};
+use lacuna_model::dense::{Dense, tensor};
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn wave<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    let len = shape.iter().product::<usize>();
+    let wave = |i| (i as f32 * 0.731).sin() + (i as f32 * 0.0173).cos();
+    tensor((0..len).map(wave).collect(), shape)
+}
+
+/// Medians of five, taken in turns.
+fn compare<R, S>(name: &str, mut burns: impl FnMut() -> R, mut ours: impl FnMut() -> S) {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..6 {
+        let start = Instant::now();
+        black_box(burns());
+        times[0].push(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        black_box(ours());
+        times[1].push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let [burns, ours] = times.map(|mut t| {
+        t.remove(0); // warms up
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2]
+    });
+    println!(
+        "{name:34} burn {burns:8.1} ms, ours {ours:8.1} ms, {:.2}",
+        ours / burns
+    );
+}
+
+fn main() {
+    let only = std::env::args().nth(1).unwrap_or_default();
+    let wanted = |name: &str| name.contains(&only);
+
+    for (t, s, c) in [
+        (4096, 4096, 320),
+        (4096, 77, 320),
+        (1024, 1024, 640),
+        (256, 256, 1280),
+    ] {
+        let name = format!("attention {t}x{s}, 8 of {}", c / 8);
+        let (q, k, v) = (wave([2, t, c]), wave([2, s, c]), wave([2, s, c]));
+        let split = |x: &Tensor<3>| {
+            let [b, t, c] = x.dims();
+            x.clone().reshape([b, t, 8, c / 8]).swap_dims(1, 2)
+        };
+        let burns = || {
+            let options = AttentionModuleOptions::default();
+            module::attention(split(&q), split(&k), split(&v), None, None, options)
+                .swap_dims(1, 2)
+                .reshape([2, t, c])
+        };
+        let ours = || lacuna_model::ops::attention(q.clone(), k.clone(), v.clone(), 8, false);
+        if wanted(&name) {
+            compare(&name, burns, ours);
+        }
+    }
+
+    for (c_in, c_out, size, kernel, stride) in [
+        (320, 320, 64, 3, 1),
+        (640, 640, 32, 3, 1),
+        (1280, 1280, 16, 3, 1),
+        (2560, 1280, 8, 3, 1),
+        (320, 320, 64, 3, 2),
+        (4, 320, 64, 3, 1),
+        (320, 4, 64, 3, 1),
+        (320, 320, 64, 1, 1),
+        (1280, 1280, 16, 1, 1),
+    ] {
+        let name = format!("conv {c_in}->{c_out} {kernel}x{kernel}/{stride} at {size}x{size}");
+        if !wanted(&name) {
+            continue;
+        }
+        let x = wave([2, c_in, size, size]);
+        let weight = wave([c_out, c_in, kernel, kernel]);
+        let bias = wave([c_out]);
+        let pad = kernel / 2;
+        let burns = || {
+            let options = ConvOptions::new([stride; 2], [pad; 2], [1, 1], 1);
+            module::conv2d(x.clone(), weight.clone(), Some(bias.clone()), options)
+        };
+        let ours = || {
+            let sizes = lacuna_kernels::conv::Sizes {
+                batch: 2,
+                c_in,
+                c_out,
+                size: [size; 2],
+                kernel,
+                stride,
+                padding: [pad; 2],
+                odd: false,
+            };
+            let (x, weight, bias) = (Dense::of(&x)?, Dense::of(&weight)?, Dense::of(&bias)?);
+            Some(lacuna_kernels::conv::conv2d(
+                x.values(),
+                weight.values(),
+                bias.values(),
+                sizes,
+            ))
+        };
+        compare(&name, burns, ours);
+    }
+
+    if wanted("geglu") {
+        let x = wave([2, 4096, 2560]);
+        let burns = || {
+            let gate = activation::gelu(x.clone().narrow(2, 1280, 1280));
+            x.clone().narrow(2, 0, 1280) * gate
+        };
+        compare("geglu 2x4096x2560", burns, || {
+            lacuna_model::ops::geglu(x.clone())
+        });
+    }
+    if wanted("silu") {
+        let x = wave([2, 320, 64, 64]);
+        compare(
+            "silu 2x320x64x64",
+            || activation::silu(x.clone()),
+            || lacuna_model::ops::silu(x.clone()),
+        );
+    }
+    if wanted("group norm") {
+        let x = wave([2, 320, 64, 64]);
+        let (gamma, beta) = (wave([320]), wave([320]));
+        let burns = || {
+            let grouped = x.clone().reshape([64, 10 * 4096]);
+            let mean = grouped.clone().mean_dim(1);
+            let variance = (grouped - mean.clone()).powi_scalar(2).mean_dim(1);
+            let per_channel = |t: Tensor<2>| {
+                t.reshape([2, 32, 1])
+                    .expand([2, 32, 10])
+                    .reshape([2, 320, 1, 1])
+            };
+            let scale =
+                gamma.clone().reshape([1, 320, 1, 1]) / (per_channel(variance) + 1e-5).sqrt();
+            let shift = beta.clone().reshape([1, 320, 1, 1]) - per_channel(mean) * scale.clone();
+            activation::silu(x.clone() * scale + shift)
+        };
+        let ours = || {
+            let (x, gamma, beta) = (Dense::of(&x)?, Dense::of(&gamma)?, Dense::of(&beta)?);
+            let affine = lacuna_kernels::norm::Affine {
+                gamma: gamma.values(),
+                beta: beta.values(),
+                groups: 32,
+                eps: 1e-5,
+                silu: true,
+            };
+            Some(lacuna_kernels::norm::group_norm(
+                x.values(),
+                2,
+                affine,
+                None,
+            ))
+        };
+        compare("group norm + silu 2x320x64x64", burns, ours);
+    }
+}

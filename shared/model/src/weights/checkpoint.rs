@@ -1,0 +1,362 @@
+//! Weight files of one network: safetensors in f32, f16 or bf16, whole or sharded.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde::Deserialize;
+
+use super::file::WeightFile;
+use crate::error::{Error, Result};
+use crate::layers::Parameter;
+use lacuna_wire::{Error as TensorError, HostTensor};
+
+/// The open weight files of one network. Nothing is read until a tensor is asked for, and no more of it
+/// at a time than is being looked at.
+pub struct Checkpoint {
+    origin: String,
+    files: Vec<WeightFile>,
+    entries: BTreeMap<String, Entry>,
+    /// Made when first asked for.
+    digest: OnceLock<String>,
+}
+
+/// The library that wrote a part of a model. The two name their weight files differently, and differ in
+/// which they read where a whole file lies beside shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// Wrote the U-Net and the autoencoder, `diffusion_pytorch_model.safetensors`; shards come first.
+    Diffusers,
+    /// Wrote the text encoder, `model.safetensors`; the whole file comes first.
+    Transformers,
+}
+
+impl Library {
+    /// What the weight files' names begin with.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusion_pytorch_model",
+            Self::Transformers => "model",
+        }
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+struct Entry {
+    file: usize,
+    /// First byte in the file.
+    offset: u64,
+    bytes: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+/// `*.safetensors.index.json`: which shard holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens the weights in `dir` by the names that `library` gives them: `stem.safetensors`, or shards by
+    /// `stem.safetensors.index.json`. With a `variant` these are `stem.variant.safetensors` and
+    /// `stem.safetensors.index.variant.json`; a directory without any file of it is read as without a
+    /// variant, with a warning. Without a `variant`, a directory that holds only one (`fp16`, say) is read
+    /// all the same.
+    ///
+    /// # Errors
+    /// [`Error::NoWeights`], [`Error::Read`], [`Error::Json`] or [`Error::BadWeights`].
+    pub fn open(dir: &Path, library: Library, variant: Option<&str>) -> Result<Self> {
+        Self::of_files(dir.display().to_string(), &locate(dir, library, variant)?)
+    }
+
+    /// Whether `dir` holds files of a variant, which are then the only ones to be read.
+    pub fn has_variant(dir: &Path, variant: &str) -> bool {
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return false;
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let ending = format!("index.{variant}.json");
+        let of_variant = |name: String| {
+            // `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors` and their index.
+            let infix = name.split('.').nth(1);
+            infix.is_some_and(|infix| infix.starts_with(variant)) || name.ends_with(&ending)
+        };
+        names.into_iter().any(of_variant)
+    }
+
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// [`Error::Read`] or [`Error::BadWeights`].
+    pub fn open_file(path: &Path) -> Result<Self> {
+        Self::of_files(path.display().to_string(), &[path.to_owned()])
+    }
+
+    fn of_files(origin: String, paths: &[PathBuf]) -> Result<Self> {
+        let mut files = Vec::with_capacity(paths.len());
+        let mut entries = BTreeMap::new();
+        for path in paths {
+            let (file, header) = WeightFile::open(path)?;
+            for (name, tensor) in header.tensors() {
+                let (start, end) = tensor.data_offsets;
+                let entry = Entry {
+                    file: files.len(),
+                    offset: file.data() + start as u64,
+                    bytes: end - start,
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.clone(),
+                };
+                if entries.insert(name.clone(), entry).is_some() {
+                    return Err(file.bad(format!("tensor {name} is in two shards")));
+                }
+            }
+            files.push(file);
+        }
+        Ok(Self {
+            origin,
+            files,
+            entries,
+            digest: OnceLock::new(),
+        })
+    }
+
+    /// Gives tensors the names (and shapes) of the model's layers: published files differ in both.
+    ///
+    /// `rename` sees each name with its shape; `None` leaves the tensor out. A changed shape must
+    /// have the same number of values.
+    pub fn adapt(&mut self, rename: impl Fn(&str, &mut Vec<usize>) -> Option<String>) {
+        self.entries = std::mem::take(&mut self.entries)
+            .into_iter()
+            .filter_map(|(name, mut entry)| {
+                let name = rename(&name, &mut entry.shape)?;
+                Some((name, entry))
+            })
+            .collect();
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Keeps `parameters` alone, after a check that they are there; warns of the tensors left out.
+    ///
+    /// # Errors
+    /// As [`Self::check_part`].
+    pub fn keep(&mut self, parameters: &[Parameter]) -> Result<()> {
+        self.check_part(parameters)?;
+        if let Some(first) = self.stray(parameters) {
+            let unused = self.entries.len() - parameters.len();
+            let origin = &self.origin;
+            tracing::warn!(
+                "{origin}: {unused} unused tensors, {first} the first: the config describes a model without"
+            );
+        }
+        let known: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        self.entries.retain(|name, _| known.contains(name.as_str()));
+        Ok(())
+    }
+
+    /// Checks that the files hold exactly the model's `parameters`, in a type that can be read.
+    ///
+    /// # Errors
+    /// As [`Self::check_part`], and [`Error::UnknownTensor`] for the first tensor that is none of them.
+    pub fn check(&self, parameters: &[Parameter]) -> Result<()> {
+        self.check_part(parameters)?;
+        match self.stray(parameters) {
+            Some(name) => Err(Error::UnknownTensor {
+                origin: self.origin.clone(),
+                name: name.into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first tensor that is none of `parameters`.
+    fn stray(&self, parameters: &[Parameter]) -> Option<&str> {
+        let known: HashSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        self.names().find(|name| !known.contains(name))
+    }
+
+    /// Checks that the files hold `parameters`, in a type that can be read; they may hold others.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`], [`TensorError::WrongShape`] or [`TensorError::WrongDtype`] for the first tensor that
+    /// is off.
+    pub fn check_part(&self, parameters: &[Parameter]) -> Result<()> {
+        for parameter in parameters {
+            let entry = self.entry(&parameter.name)?;
+            if entry.shape != parameter.shape {
+                return Err(TensorError::WrongShape {
+                    name: format!("{}: {}", self.origin, parameter.name),
+                    want: parameter.shape.clone(),
+                    got: entry.shape.clone(),
+                }
+                .into());
+            }
+            if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(TensorError::WrongDtype {
+                    name: format!("{}: {}", self.origin, parameter.name),
+                    dtype: format!("{:?}", entry.dtype),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one tensor as f32.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`], [`TensorError::WrongDtype`], [`TensorError::NotFinite`], or [`Error::Read`] when the
+    /// file has become shorter.
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
+        let entry = self.entry(name)?;
+        let full_name = || format!("{}: {name}", self.origin);
+        let decode = decoder(entry.dtype).ok_or_else(|| TensorError::WrongDtype {
+            name: full_name(),
+            dtype: format!("{:?}", entry.dtype),
+        })?;
+        let mut data = Vec::with_capacity(entry.shape.iter().product());
+        self.each_part(entry, |bytes| decode(bytes, &mut data))?;
+        let tensor = HostTensor::new(entry.shape.clone(), data)?;
+        tensor.check_finite(&full_name())?;
+        Ok(tensor)
+    }
+
+    /// A digest of the weights: BLAKE3 over each tensor's name, type, shape and bytes in the order
+    /// of names. It does not depend on how the file is sharded, but does on the number type.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn digest(&self) -> Result<&str> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest);
+        }
+        let parts: Vec<blake3::Hash> = self
+            .entries
+            .par_iter()
+            .map(|(name, entry)| {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(format!("{name} {:?} {:?} ", entry.dtype, entry.shape).as_bytes());
+                self.each_part(entry, |bytes| {
+                    hasher.update(bytes);
+                })?;
+                Ok(hasher.finalize())
+            })
+            .collect::<Result<_>>()?;
+        let mut all = blake3::Hasher::new();
+        for part in parts {
+            all.update(part.as_bytes());
+        }
+        let digest = all.finalize().to_hex().to_string();
+        Ok(self.digest.get_or_init(|| digest))
+    }
+
+    /// Shows a tensor's bytes to `look`, part after part.
+    fn each_part(&self, entry: &Entry, look: impl FnMut(&[u8])) -> Result<()> {
+        self.files[entry.file].each_part(entry.offset, entry.bytes, look)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| {
+            TensorError::MissingTensor {
+                origin: self.origin.clone(),
+                name: name.into(),
+            }
+            .into()
+        })
+    }
+}
+
+/// Appends little-endian numbers as f32. The bytes may be misaligned.
+type Decode = fn(&[u8], &mut Vec<f32>);
+
+/// How numbers of a type are read, or `None` where they are not.
+fn decoder(dtype: Dtype) -> Option<Decode> {
+    fn numbers<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, read: impl Fn([u8; N]) -> f32) {
+        out.extend(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)));
+    }
+    match dtype {
+        Dtype::F32 => Some(|bytes, out| numbers(bytes, out, f32::from_le_bytes)),
+        Dtype::F16 => Some(|bytes, out| numbers(bytes, out, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Some(|bytes, out| numbers(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
+        _ => None,
+    }
+}
+
+/// The files that make up a part in `dir`.
+fn locate(dir: &Path, library: Library, variant: Option<&str>) -> Result<Vec<PathBuf>> {
+    let stem = library.stem();
+    let found = |variant: Option<&str>| -> Result<Option<Vec<PathBuf>>> {
+        let infix = variant.map(|v| format!(".{v}")).unwrap_or_default();
+        let whole = dir.join(format!("{stem}{infix}.safetensors"));
+        let shards_first = library == Library::Diffusers;
+        // The second is what diffusers wrote until 2024.
+        let indices = [
+            format!("index{infix}"),
+            format!("{}.index", &infix[infix.len().min(1)..]),
+        ];
+        for index in &indices[..1 + usize::from(shards_first && variant.is_some())] {
+            let index = dir.join(format!("{stem}.safetensors.{index}.json"));
+            if index.is_file() && (shards_first || !whole.is_file()) {
+                return shards(dir, &index).map(Some);
+            }
+        }
+        Ok(whole.is_file().then(|| vec![whole]))
+    };
+    if !dir.is_dir() {
+        let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such directory");
+        return Err(Error::read(dir, source));
+    }
+    let others: &[Option<&str>] = match variant {
+        Some(variant) if Checkpoint::has_variant(dir, variant) => &[],
+        Some(variant) => {
+            tracing::warn!(
+                "{}: no files of the variant {variant}: the plain ones are read",
+                dir.display()
+            );
+            &[None]
+        }
+        None => &[Some("fp16"), Some("bf16"), Some("fp32")],
+    };
+    for variant in std::iter::once(&variant).chain(others) {
+        if let Some(paths) = found(*variant)? {
+            return Ok(paths);
+        }
+    }
+    Err(Error::NoWeights {
+        dir: dir.to_owned(),
+        stem: stem.to_owned(),
+        variant: variant
+            .map(|v| format!(", nor the variant {v}"))
+            .unwrap_or_default(),
+    })
+}
+
+fn shards(dir: &Path, path: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
+    let index: Index = serde_json::from_str(&text).map_err(|cause| Error::Json {
+        path: path.to_owned(),
+        cause,
+    })?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    // An index comes from a download: it may only name files beside itself.
+    if let Some(name) = names
+        .iter()
+        .find(|n| Path::new(n).file_name() != Some(n.as_ref()))
+    {
+        return Err(Error::BadWeights {
+            path: path.to_owned(),
+            reason: format!("shard {name:?} is not a file name"),
+        });
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}

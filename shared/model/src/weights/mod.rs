@@ -1,0 +1,227 @@
+//! Weights on a device, by name; checked against the layers that need them.
+//!
+//! - [`Checkpoint`]: the weight files of one network.
+//! - [`Stored`]: a network with its files, of which nothing is loaded.
+//! - [`Weights`]: what of them is loaded.
+
+mod checkpoint;
+mod file;
+mod stored;
+
+pub use checkpoint::{Checkpoint, Library};
+pub use stored::Stored;
+
+use std::collections::HashMap;
+
+use burn::tensor::{Device, Tensor};
+
+use crate::device::{Target, is_cpu};
+use crate::error::{Error, Result};
+use crate::host::OnDevice;
+use crate::layers::{Parameter, Parameters};
+use lacuna_wire::Error as TensorError;
+use lacuna_wire::host::{HostTensor, transpose_each};
+
+/// A parameter on the device, by its number of axes.
+#[derive(Clone, Debug)]
+enum Weight {
+    /// Bias, or scale of a norm: `[C]`.
+    Vector(Tensor<1>),
+    /// Linear map or embedding: `[D_out, D_in]`, as stored.
+    Matrix(Tensor<2>),
+    /// Convolution: `[C_out, C_in, K, K]`.
+    Kernel(Tensor<4>),
+}
+
+/// The weights of one network on one device. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    tensors: HashMap<String, Weight>,
+    device: Device,
+    digest: String,
+}
+
+impl Weights {
+    /// Loads from `checkpoint` what `model` needs.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] for a tensor that `model` has no place for; as [`Self::load_part`].
+    pub fn load(
+        model: &impl Parameters,
+        checkpoint: &Checkpoint,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
+        let parameters = list(model);
+        checkpoint.check(&parameters)?;
+        Self::load_part(&parameters, checkpoint, target)
+    }
+
+    /// Loads `parameters` alone. The digest is that of all of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`], [`TensorError::WrongShape`], [`TensorError::WrongDtype`], [`TensorError::NotFinite`] or
+    /// [`Error::Read`], naming the tensor or file.
+    pub fn load_part(
+        parameters: &[Parameter],
+        checkpoint: &Checkpoint,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
+        let target = target.into();
+        checkpoint.check_part(parameters)?;
+        let mut tensors = HashMap::with_capacity(parameters.len());
+        for parameter in parameters {
+            let host = checkpoint.read(&parameter.name)?;
+            let weight = Weight::place(parameter.table, host, &target)?;
+            tensors.insert(parameter.name.clone(), weight);
+        }
+        Ok(Self {
+            tensors,
+            device: target.device,
+            digest: checkpoint.digest()?.to_owned(),
+        })
+    }
+
+    /// Random weights of the true shapes, for timing without a download: uniform with the variance
+    /// `1 / fan_in`, norms near one. The same `seed` gives the same weights anywhere.
+    ///
+    /// # Errors
+    /// [`TensorError::WrongShape`] when a parameter has neither 1, 2 nor 4 axes.
+    pub fn random(model: &impl Parameters, seed: u64, target: impl Into<Target>) -> Result<Self> {
+        Self::random_part(model, &list(model), seed, target)
+    }
+
+    /// Of those, `parameters` alone; the digest is of all.
+    ///
+    /// # Errors
+    /// As [`Self::random`].
+    pub fn random_part(
+        model: &impl Parameters,
+        parameters: &[Parameter],
+        seed: u64,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
+        let target = target.into();
+        let mut digest = blake3::Hasher::new();
+        digest.update(b"random weights");
+        digest.update(&seed.to_le_bytes());
+        for parameter in list(model) {
+            digest.update(format!("{parameter:?}").as_bytes());
+        }
+        let mut tensors = HashMap::new();
+        for parameter in parameters {
+            let host = random_parameter(parameter, seed)?;
+            let weight = Weight::place(parameter.table, host, &target)?;
+            tensors.insert(parameter.name.clone(), weight);
+        }
+        Ok(Self {
+            tensors,
+            device: target.device,
+            digest: digest.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// Identifies the network's weights, loaded or not: equal digests, equal weights (see
+    /// [`Checkpoint::digest`]).
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A vector `[C]`, by the tensor's full name.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`] when there is no vector of that name.
+    pub fn vector(&self, name: &str) -> Result<Tensor<1>> {
+        match self.tensors.get(name) {
+            Some(Weight::Vector(t)) => Ok(t.clone()),
+            _ => Err(self.missing(name)),
+        }
+    }
+
+    /// A matrix as stored, `[D_out, D_in]` (or `[entries, D]` of an embedding), by full name.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`] when there is no matrix of that name.
+    pub fn matrix(&self, name: &str) -> Result<Tensor<2>> {
+        match self.tensors.get(name) {
+            Some(Weight::Matrix(t)) => Ok(t.clone()),
+            _ => Err(self.missing(name)),
+        }
+    }
+
+    /// A convolution's kernel, `[C_out, C_in, K, K]`, by full name.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`] when there is no kernel of that name.
+    pub fn kernel(&self, name: &str) -> Result<Tensor<4>> {
+        match self.tensors.get(name) {
+            Some(Weight::Kernel(t)) => Ok(t.clone()),
+            _ => Err(self.missing(name)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        TensorError::MissingTensor {
+            origin: "the loaded weights".into(),
+            name: name.into(),
+        }
+        .into()
+    }
+}
+
+impl Weight {
+    fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
+        let (device, dtype) = (&target.device, target.precision.dtype());
+        match host.shape[..] {
+            [_] => Ok(Self::Vector(host.into_device(device)?.cast(dtype))),
+            // A product packs the matrix anew at each call, and slowly across its rows: with four workers
+            // in one process that was 7 % of all processor time.
+            [rows, columns] if is_cpu(device) && !table => {
+                let turned = transpose_each(&host.data, rows, columns);
+                let turned = HostTensor::new([columns, rows], turned)?;
+                let turned: Tensor<2> = turned.into_device(device)?;
+                Ok(Self::Matrix(turned.cast(dtype).transpose()))
+            }
+            [_, _] => Ok(Self::Matrix(host.into_device(device)?.cast(dtype))),
+            _ => Ok(Self::Kernel(host.into_device(device)?.cast(dtype))),
+        }
+    }
+}
+
+/// Every parameter of a model.
+pub fn list(model: &impl Parameters) -> Vec<Parameter> {
+    let mut out = Vec::new();
+    model.parameters(&mut out);
+    out
+}
+
+fn random_parameter(parameter: &Parameter, seed: u64) -> Result<HostTensor> {
+    let shape = &parameter.shape;
+    let len: usize = shape.iter().product();
+    let fan_in: usize = shape.iter().skip(1).product();
+    let (centre, spread) = match shape.len() {
+        1 if parameter.name.ends_with(".weight") => (1.0, 0.1),
+        1 => (0.0, 0.1),
+        // Uniform on [-a, a] has the variance a^2 / 3.
+        _ => (0.0, (3.0 / fan_in as f32).sqrt()),
+    };
+    let name = blake3::hash(parameter.name.as_bytes());
+    let mut state = seed ^ u64::from_le_bytes(std::array::from_fn(|i| name.as_bytes()[i]));
+    let data = (0..len)
+        .map(|_| centre + spread * (2.0 * uniform(&mut state) - 1.0))
+        .collect();
+    Ok(HostTensor::new(shape.clone(), data)?)
+}
+
+/// SplitMix64 (Steele et al. 2014), its upper bits as a number in [0, 1).
+fn uniform(state: &mut u64) -> f32 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+}

@@ -1,0 +1,142 @@
+//! A network on disk: its files are checked, nothing of them is loaded.
+
+use rayon::prelude::*;
+
+use super::{Checkpoint, Weights, list};
+use crate::device::Target;
+use crate::error::Result;
+use crate::layers::{Parameter, Parameters};
+
+/// A network's layers, with files that were checked to hold their parameters.
+pub struct Stored<L> {
+    layers: L,
+    checkpoint: Checkpoint,
+}
+
+impl<L: Parameters> Stored<L> {
+    /// `layers` with the `checkpoint` that holds their parameters; it may hold others, which are warned
+    /// of and left out.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::keep`].
+    pub fn new(layers: L, mut checkpoint: Checkpoint) -> Result<Self> {
+        checkpoint.keep(&list(&layers))?;
+        Ok(Self { layers, checkpoint })
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &L {
+        &self.layers
+    }
+
+    /// [`Checkpoint::digest`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn digest(&self) -> Result<&str> {
+        self.checkpoint.digest()
+    }
+
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load(&self, target: impl Into<Target>) -> Result<Weights> {
+        self.load_part(&list(&self.layers), target)
+    }
+
+    /// Loads `parameters` alone.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_part(
+        &self,
+        parameters: &[Parameter],
+        target: impl Into<Target>,
+    ) -> Result<Weights> {
+        Weights::load_part(parameters, &self.checkpoint, target)
+    }
+
+    /// Checks that every value of `parameters` is finite, as loading them will.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn check_values(&self, parameters: &[Parameter]) -> Result<()> {
+        let checkpoint = &self.checkpoint;
+        let values = parameters.par_iter().map(|p| checkpoint.read(&p.name));
+        values.try_for_each(|tensor| tensor.map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::host::OnDevice;
+    use crate::layers::Linear;
+    use crate::ops;
+    use burn::tensor::{Device, Tensor};
+    use lacuna_wire::HostTensor;
+
+    /// Two linear maps.
+    struct Pair([Linear; 2]);
+
+    impl Parameters for Pair {
+        fn parameters(&self, out: &mut Vec<Parameter>) {
+            self.0.iter().for_each(|linear| linear.parameters(out));
+        }
+    }
+
+    fn stored(dir: &tempfile::TempDir, last: f32) -> Stored<Pair> {
+        let pair = Pair(["a", "b"].map(|name| Linear::new(name, 3, 2)));
+        let tensors: Vec<(String, HostTensor)> = list(&pair)
+            .into_iter()
+            .map(|parameter| {
+                let mut data = vec![1.0; parameter.values()];
+                data[0] = if parameter.name == "b.bias" {
+                    last
+                } else {
+                    2.0
+                };
+                let tensor = HostTensor::new(parameter.shape, data).unwrap();
+                (parameter.name, tensor)
+            })
+            .collect();
+        let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        let path = dir.path().join("pair.safetensors");
+        std::fs::write(&path, lacuna_wire::to_safetensors(tensors, None).unwrap()).unwrap();
+        Stored::new(pair, Checkpoint::open_file(&path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_part_holds_its_own_and_names_what_it_lacks() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+        let stored = stored(&dir, 5.0);
+        let [a, b] = &stored.layers().0;
+        let mut of_b = Vec::new();
+        b.parameters(&mut of_b);
+        let (all, part) = (stored.load(&device), stored.load_part(&of_b, &device));
+        let (all, part) = (all.unwrap(), part.unwrap());
+        assert_eq!(part.digest(), all.digest());
+        let x = || Tensor::<2>::ones([1, 3], &device);
+        let values = |weights, layer| {
+            let y = ops::linear(weights, layer, x())?;
+            Ok::<_, Error>(HostTensor::from_device(y)?.data)
+        };
+        assert_eq!(values(&part, b).unwrap(), [9.0, 4.0]);
+        assert_eq!(values(&part, b).unwrap(), values(&all, b).unwrap());
+        let lacks = values(&part, a).unwrap_err().to_string();
+        assert!(lacks.contains("a.weight is missing"), "{lacks}");
+    }
+
+    #[test]
+    fn values_are_checked_without_being_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = stored(&dir, f32::INFINITY);
+        let error = stored.check_values(&list(stored.layers())).unwrap_err();
+        assert!(error.to_string().contains("b.bias"), "{error}");
+        let mut of_a = Vec::new();
+        stored.layers().0[0].parameters(&mut of_a);
+        stored.check_values(&of_a).unwrap();
+    }
+}

@@ -1,0 +1,17 @@
+//! What the user and a worker say to each other, above the bytes of `lacuna_wire`.
+//!
+//! - [`session`]: what a worker says of itself, sessions, and the headers of tensor messages.
+//! - [`placement`]: who computes what a strip alone cannot.
+//! - [`exchange`]: what a strip needs from outside, and what travels for it.
+//! - [`statistics`]: group statistics in messages.
+//! - [`error`]: everything that can go wrong.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod exchange;
+pub mod placement;
+pub mod session;
+pub mod statistics;
+
+pub use error::{Error, Result};
