@@ -125,9 +125,13 @@ impl Pipeline {
                 unet.context_width,
             );
         }
-        if vae.latent_channels() != unet.in_channels {
+        if vae.latent_channels() != unet.latent_channels() {
             let channels = vae.latent_channels();
-            return unfit("the VAE's latent channels are", channels, unet.in_channels);
+            return unfit(
+                "the VAE's latent channels are",
+                channels,
+                unet.latent_channels(),
+            );
         }
         if unet.time.added.is_some() {
             return Err(Error::Request(
@@ -143,11 +147,11 @@ impl Pipeline {
                 self.tokens()
             )));
         }
-        if unet.out_channels != unet.in_channels {
+        if unet.in_channels != unet.latent_channels() {
             return unfit(
-                "the U-Net's out_channels are",
-                unet.out_channels,
+                "the U-Net's in_channels are",
                 unet.in_channels,
+                unet.latent_channels(),
             );
         }
         // The others are loaded before anything is sent, the decoder after all was computed.
@@ -215,7 +219,7 @@ impl Pipeline {
         limits::check_latents("--size", [1, rows, columns])?;
         let vae = self.vae.layers();
         limits::check_memory("--size", vae.least_memory(rows * columns * pixels * pixels))?;
-        Ok([1, self.unet().in_channels, rows, columns])
+        Ok([1, self.unet().latent_channels(), rows, columns])
     }
 
     /// Tokens `T` of every prompt.

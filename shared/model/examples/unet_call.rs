@@ -85,7 +85,7 @@ fn conditioning(unet: &UNet, opened: &OpenDevice) -> lacuna_model::Result<Condit
             let pooled = added.linear_1.d_in - 6 * added.channels;
             Some(AddedConditioning {
                 pooled: wave([2, pooled]).into_device(&opened.device)?,
-                sizes: [512.0, 512.0, 0.0, 0.0, 512.0, 512.0],
+                sizes: vec![[512.0, 512.0, 0.0, 0.0, 512.0, 512.0]; 2],
             })
         }
     };

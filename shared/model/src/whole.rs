@@ -25,8 +25,8 @@ pub struct Conditioning {
 pub struct AddedConditioning {
     /// `[B, D]`.
     pub pooled: Tensor<2>,
-    /// Original, crop and target sizes, the same for every batch entry.
-    pub sizes: [f32; 6],
+    /// Original, crop and target sizes of each batch entry.
+    pub sizes: Vec<[f32; 6]>,
 }
 
 /// Is shown every block's output under the block's name.
@@ -69,7 +69,7 @@ impl Whole {
             context: all.context.clone().narrow(0, start, len),
             added: all.added.as_ref().map(|added| AddedConditioning {
                 pooled: added.pooled.clone().narrow(0, start, len),
-                sizes: added.sizes,
+                sizes: added.sizes.iter().skip(start).take(len).copied().collect(),
             }),
         });
         Self {
@@ -290,14 +290,18 @@ impl Executor for Whole {
                 "the model wants pooled text and sizes (addition_embed_type = text_time)",
             ));
         };
-        let sizes = input
-            .sizes
-            .iter()
-            .flat_map(|s| layer.sinusoid(f64::from(*s), added.channels));
         let batch = input.pooled.dims()[0];
-        let sizes = row(sizes.collect());
-        let width = sizes.dims()[1];
-        let sizes = ops::like(sizes, &input.pooled).expand([batch, width]);
+        if input.sizes.len() != batch {
+            return Err(Error::Conditioning(
+                "there are not as many sizes as batch entries",
+            ));
+        }
+        let rows = input.sizes.iter().map(|sizes| {
+            let each = sizes.iter();
+            let each = each.flat_map(|size| layer.sinusoid(f64::from(*size), added.channels));
+            row(each.collect())
+        });
+        let sizes = ops::like(Tensor::cat(rows.collect(), 0), &input.pooled);
         let h = Tensor::cat(vec![input.pooled, sizes], 1);
         let h = self.apply(&added.linear_1, h)?;
         let h = self.apply(&added.linear_2, ops::silu(h))?;

@@ -58,7 +58,7 @@ pub fn make(
 ) -> Result<Vec<Run>> {
     let [batch, rows, columns] = setting.sizes.latents;
     let local = setting.by(Local {}.scheme());
-    let shape = [1, pipeline.unet().in_channels, rows, columns];
+    let shape = [1, pipeline.unet().latent_channels(), rows, columns];
     let prompts = prompts::draw(size.train + size.held_out, SEED);
     let make = |(i, prompt): (usize, Prompt)| {
         watch(i);

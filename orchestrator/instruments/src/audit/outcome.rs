@@ -234,7 +234,7 @@ impl<'a> Scribe<'a> {
             }
             if let Some(realigned) = tiles::attack(material, step)? {
                 let found = 100.0 * realigned.found;
-                let attack = format!("tiles turned back, {found:.0} % of own tokens found");
+                let attack = format!("tiles rotated back, {found:.0} % of own tokens found");
                 let pictures = whole(realigned.latents)?;
                 self.pictures(&attack, &time, &pictures, last);
                 best = Some(pictures);

@@ -341,7 +341,10 @@ impl Subject {
                     .d_in
                     .saturating_sub(sizes.len() * layer.channels);
                 let pooled = noise(&[b, pooled])?.into_device(device)?;
-                Some(AddedConditioning { pooled, sizes })
+                Some(AddedConditioning {
+                    pooled,
+                    sizes: vec![sizes; b],
+                })
             }
         };
         Ok(Self {

@@ -1,17 +1,18 @@
 //! `UNet2DConditionModel` of SD 1.x, SD 2.x and SDXL: its layers, and the one walk over them.
 //!
 //! A [`UNet`] holds no weights. It is built from the config alone, lists the tensors that it needs
-//! ([`Parameters`]) and walks its blocks over any [`Executor`].
+//! ([`Parameters`]) and walks its blocks over any [`Executor`](crate::executor::Executor): `walk`.
 
 mod blocks;
 mod config;
 mod keys;
+mod walk;
 
 pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
 pub use config::UNetConfig;
 pub use keys::{SampleSize, WITHOUT_EFFECT};
+pub use walk::{Descent, Residuals};
 
-use crate::executor::Executor;
 use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
 
 /// Name of the first convolution. It sees the noisy latents, so it stays with the user.
@@ -83,7 +84,7 @@ impl Parameters for TimeEmbedding {
 /// The U-Net: noisy latents and a timestep in, the prediction of the noise (`eps`, or `v`) out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNet {
-    /// Channels of the latents.
+    /// Channels of the input.
     pub in_channels: usize,
     /// Channels of the prediction.
     pub out_channels: usize,
@@ -106,66 +107,10 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// One prediction: the walk over every block.
-    ///
-    /// `sample` is `[B, in_channels, H, W]`, the result `[B, out_channels, H, W]`.
-    ///
-    /// # Errors
-    /// Those of the executor.
-    pub fn forward<E: Executor>(
-        &self,
-        executor: &mut E,
-        sample: &E::Feature,
-        timestep: f64,
-    ) -> Result<E::Feature, E::Error> {
-        let embedding = executor.embed_time(&self.time, timestep)?;
-        let mut x = executor.conv(&self.conv_in, sample)?;
-        executor.observe(CONV_IN, &x)?;
-        let mut skips = vec![x.clone()];
-
-        for stage in &self.down {
-            for (resnet, transformer) in stage.pairs() {
-                x = resnet.forward(executor, &x, &embedding)?;
-                if let Some(transformer) = transformer {
-                    x = transformer.forward(executor, x)?;
-                }
-                skips.push(x.clone());
-            }
-            if let Some(conv) = &stage.resample {
-                x = executor.conv(conv, &x)?;
-                executor.observe(&stage.resample_name(), &x)?;
-                skips.push(x.clone());
-            }
-        }
-
-        for (resnet, transformer) in self.mid.pairs() {
-            x = resnet.forward(executor, &x, &embedding)?;
-            if let Some(transformer) = transformer {
-                x = transformer.forward(executor, x)?;
-            }
-        }
-
-        for stage in &self.up {
-            for (resnet, transformer) in stage.pairs() {
-                // The builder made as many resnets on the way up as there are skips.
-                if let Some(skip) = skips.pop() {
-                    x = executor.concat(x, skip)?;
-                }
-                x = resnet.forward(executor, &x, &embedding)?;
-                if let Some(transformer) = transformer {
-                    x = transformer.forward(executor, x)?;
-                }
-            }
-            if let (Some(conv), Some(like)) = (&stage.resample, skips.last()) {
-                x = executor.upsample(&x, like)?;
-                x = executor.conv(conv, &x)?;
-                executor.observe(&stage.resample_name(), &x)?;
-            }
-        }
-
-        let x = executor.norm_conv(&self.conv_norm_out, &self.conv_out, &x)?;
-        executor.observe(CONV_OUT, &x)?;
-        Ok(x)
+    /// Channels of the latents, which the prediction is of. An inpainting model takes more channels in: a mask and a
+    /// masked picture.
+    pub fn latent_channels(&self) -> usize {
+        self.out_channels
     }
 
     /// Sizes of the embedding of a timestep: the same for all of a batch, or one for each entry where

@@ -133,7 +133,7 @@ fn places(keys: &[HostTensor]) -> Result<Linear> {
     Linear::fit(&samples.collect::<Vec<_>>())
 }
 
-/// A tile turned back.
+/// A tile rotated back.
 pub struct Aligned {
     /// Keys and values of the tokens that are not the provider's own, `[n, D]`, as [`by_token`] gives them.
     pub others: HostTensor,
@@ -177,7 +177,7 @@ pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
         .filter(|i| !known.contains(i))
         .collect();
     let total = 2 * batch * width;
-    let mut turned_back = vec![0f32; others.len() * total];
+    let mut rotated_back = vec![0f32; others.len() * total];
     for head in 0..heads {
         let of_queries = [(&own[0], &sent[0], &queries), (&own[1], &sent[1], &keys)];
         let of_values = [(&own[2], &sent[2], &keys)];
@@ -190,7 +190,7 @@ pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
                 for (b, slice) in slices.iter().enumerate() {
                     let x = &sent[1 + kind].data[token * batch * width + slice..][..depth];
                     let to = row * total + kind * batch * width + b * width + head * depth;
-                    for (j, value) in turned_back[to..][..depth].iter_mut().enumerate() {
+                    for (j, value) in rotated_back[to..][..depth].iter_mut().enumerate() {
                         let dot = |i: usize| f64::from(x[i]) * back[i * depth + j];
                         *value = (0..depth).map(dot).sum::<f64>() as f32;
                     }
@@ -199,7 +199,7 @@ pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
         }
     }
     Ok(Some(Aligned {
-        others: HostTensor::new([others.len(), total], turned_back)?,
+        others: HostTensor::new([others.len(), total], rotated_back)?,
         found: keys.len(),
     }))
 }
