@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::builder::FalseyValueParser;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::bench::process;
 use crate::commands::{audit, bench, cost, eval, generate, metrics, plan, workers};
 
 /// Makes pictures from text on clouds that you do not trust.
@@ -46,7 +47,7 @@ enum Command {
     Bench(bench::Arguments),
     /// A worker of `bench --separate`; ends when its standard input does.
     #[command(hide = true)]
-    BenchWorker(bench::process::Arguments),
+    BenchWorker(process::Arguments),
 }
 
 impl Cli {
@@ -73,7 +74,7 @@ impl Cli {
             Command::Plan(arguments) => plan::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
-            Command::BenchWorker(arguments) => bench::process::run(arguments).await,
+            Command::BenchWorker(arguments) => process::run(arguments).await,
         }
     }
 }

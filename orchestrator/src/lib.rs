@@ -16,6 +16,7 @@
 //! How good it is:
 //! - [`metrics`]: pictures against reference pictures, one by one or as sets.
 //! - [`evaluation`]: many prompts under several settings.
+//! - [`bench`]: schemes side by side, with their seconds and bytes.
 //!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed.
@@ -26,6 +27,7 @@
 //!
 //! At the edge:
 //! - [`cli`]: the command line.
+//! - [`arguments`]: what several commands read in the same way.
 //! - [`commands`]: the commands of the `lacuna` binary.
 //! - [`report`]: what a run took and who saw what.
 //! - [`interrupt`]: ending before the end.
@@ -40,7 +42,9 @@
 // They end the program where nobody listens: see output::console.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod arguments;
 pub mod audit;
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod corrections;

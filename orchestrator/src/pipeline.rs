@@ -1,5 +1,6 @@
 //! From a prompt to a picture: what stays with the user, around any scheme's U-Net calls.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -264,7 +265,7 @@ impl Pipeline {
     }
 
     /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
-    /// every step and `watch` after it. Fresh noise, where the scheduler adds any, goes on from
+    /// every step and `watch` after it, which may end it. Fresh noise, where the scheduler adds any, goes on from
     /// `rng`.
     ///
     /// # Errors
@@ -275,7 +276,7 @@ impl Pipeline {
         sampling: &Sampling,
         noise: HostTensor,
         rng: &mut TorchRng,
-        watch: &mut dyn FnMut(Step),
+        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
         let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
@@ -296,12 +297,12 @@ impl Pipeline {
                 false => output.data,
             };
             latents = scheduler.step(i, &output, &latents, rng);
-            watch(Step {
+            go_on(watch(Step {
                 done: i + 1,
                 of: timesteps.len(),
                 took: start.elapsed(),
                 traffic: predictor.traffic(),
-            });
+            }))?;
         }
         let latents = HostTensor::new([1, c, h, w], latents)?;
         latents.check_finite("the latents")?;
@@ -318,6 +319,17 @@ impl Pipeline {
         let decoded = vae.decode(latents / self.vae.layers().scaling_factor())?;
         drop(vae);
         Picture::from_decoded(HostTensor::from_device(decoded)?)
+    }
+}
+
+/// Whether whoever watches wants more.
+///
+/// # Errors
+/// [`Error::Interrupted`] when not.
+pub fn go_on(answer: ControlFlow<()>) -> Result<()> {
+    match answer {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::fleet::tally::{Kind, Tally, Traffic};
+use crate::generator::Generator;
 use crate::policy::ledger::Ledger;
 
 /// The report of one run, all its pictures together.
@@ -100,6 +101,17 @@ impl Worker {
 }
 
 impl Report {
+    /// Adds what `generator` did and was shown.
+    pub fn add_accounts(&mut self, generator: &Generator) {
+        let accounts = generator.accounts();
+        self.seconds.connect = accounts.connect.as_secs_f64();
+        self.seconds.denoise = accounts.denoise.as_secs_f64();
+        self.user.gflop = accounts.user_flop as f64 / 1e9;
+        self.ledger = Ledger::of_run(&generator.setting, &accounts.pictures);
+        let pictures = accounts.pictures.iter();
+        pictures.for_each(|tallies| self.add_tallies(tallies));
+    }
+
     /// Adds the account of one picture's session.
     pub fn add_tallies(&mut self, tallies: &[Tally]) {
         for tally in tallies {

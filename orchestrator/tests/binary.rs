@@ -97,9 +97,15 @@ impl Workplace {
     /// and nothing written.
     #[track_caller]
     fn fails<A: AsRef<OsStr>>(&self, more: &[A], parts: &[&str]) {
+        self.fails_with(1, more, parts);
+    }
+
+    /// The same with an exit code: 2 is that of a command line that makes no sense.
+    #[track_caller]
+    fn fails_with<A: AsRef<OsStr>>(&self, code: i32, more: &[A], parts: &[&str]) {
         let output = self.generate(more);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
         // A TOML error draws where it is.
         let drawn = stderr.contains("TOML parse error") && stderr.contains("\n  |\n");
         assert!(drawn || stderr.lines().count() == 1, "{stderr}");
@@ -280,18 +286,25 @@ fn sizes_that_no_memory_holds_are_refused_in_words() {
 #[test]
 fn flags_without_effect_are_refused() {
     let place = Workplace::new();
-    for (arguments, parts) in [
-        (&["--groupnorm", "local"][..], ["--groupnorm", "ppidm"]),
+    for (code, arguments, parts) in [
+        (2, &["--groupnorm", "local"][..], ["--groupnorm", "ppidm"]),
         (
+            2,
             &["--scheme", "ppidm", "--wire", "f16"],
             ["--wire", "resident"],
         ),
         (
+            1,
             &["--policy", "privte"],
             ["privte", "private, fast and paper"],
         ),
+        (
+            1,
+            &["--scheme", "local"],
+            ["--workers", "has no workers"],
+        ),
     ] {
-        place.fails(arguments, &parts);
+        place.fails_with(code, arguments, &parts);
     }
 }
 

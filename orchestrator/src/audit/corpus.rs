@@ -1,5 +1,7 @@
 //! The pictures of an audit: some for the attacker to train on, the others held out.
 
+use std::ops::ControlFlow;
+
 use shared::host::HostTensor;
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
@@ -71,7 +73,8 @@ pub fn make(
         };
         let mut rng = TorchRng::new(i as u64);
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
-        let latents = pipeline.sample(&mut recorder, sampling, noise, &mut rng, &mut |_| ())?;
+        let mut on = |_| ControlFlow::Continue(());
+        let latents = pipeline.sample(&mut recorder, sampling, noise, &mut rng, &mut on)?;
         Ok(Run {
             prompt,
             context,

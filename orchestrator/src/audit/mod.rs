@@ -15,7 +15,7 @@
 //! - [`ridge`]: the regressions that the attacks train.
 //! - [`score`]: how near a guess comes.
 //! - [`table`], [`sheet`], [`font`]: the results as text and as pictures.
-//! - [`outcome`]: all attacks on one placement.
+//! - [`outcome`]: all attacks on one placement; [`trial`]: on all of a model's.
 
 pub mod attacks;
 pub mod corpus;
@@ -27,5 +27,6 @@ pub mod score;
 pub mod sheet;
 pub mod table;
 pub mod target;
+pub mod trial;
 pub mod view;
 pub mod watch;

@@ -6,7 +6,9 @@ use clap::Args;
 use serde::Serialize;
 use shared::unet::UNet;
 
-use super::{PROMPT_TOKENS, SchemeArguments, SizeArguments, SpeedArguments};
+use crate::arguments::scheme::SchemeArguments;
+use crate::arguments::size::{PROMPT_TOKENS, SizeArguments};
+use crate::arguments::speed::SpeedArguments;
 use crate::cost::{OfKind, by_kind, paper};
 use crate::fleet::config::MAX_WORKERS;
 use crate::fleet::link::Link;

@@ -7,10 +7,11 @@ use serde::Serialize;
 use shared::device::{self, DeviceChoice};
 use shared::unet::UNet;
 
-use super::arguments::FleetArguments;
-use super::placed::DEFAULT_GUIDANCE;
-use super::terms::TermsArguments;
-use super::{ComputeArguments, PROMPT_TOKENS, SizeArguments, SpeedArguments};
+use crate::arguments::fleet::FleetArguments;
+use crate::arguments::sampling::DEFAULT_GUIDANCE;
+use crate::arguments::size::{PROMPT_TOKENS, SizeArguments};
+use crate::arguments::speed::{ComputeArguments, SpeedArguments};
+use crate::arguments::terms::TermsArguments;
 use crate::cost::time::{Seconds, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;

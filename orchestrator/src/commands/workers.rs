@@ -9,8 +9,8 @@ use shared::weights::{Checkpoint, Library};
 use shared::wire::Info;
 use tokio::task::spawn_blocking;
 
-use super::arguments::FleetArguments;
-use super::terms::WayArguments;
+use crate::arguments::fleet::FleetArguments;
+use crate::arguments::terms::WayArguments;
 use crate::fleet::client::Client;
 use crate::fleet::config::WorkerConfig;
 use crate::fleet::line::short;

@@ -1,11 +1,16 @@
-//! Makes the latents of one picture after the other, wherever the U-Net is computed.
+//! Makes one picture after the other, wherever the U-Net is computed.
+//!
+//! [`order`] says what is wanted, and gets ready. Whoever asks for a picture hears of its progress as
+//! [`Event`]s, and can end it at each.
 //!
 //! What one picture teaches about the workers, the next one knows: who was lost and who stepped in
 //! ([`crate::fleet::roster`]). What each worker did and saw is kept of every picture, also of one that failed.
 //! [`failover`] goes on when a worker is lost.
 
 pub mod failover;
+pub mod order;
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,10 +21,12 @@ use shared::whole::{Conditioning, Whole};
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
+use crate::fleet::local::LocalWorkers;
 use crate::fleet::roster::Roster;
 use crate::fleet::tally::Tally;
 use crate::noise::TorchRng;
-use crate::pipeline::{Pipeline, Sampling, Step};
+use crate::picture::Picture;
+use crate::pipeline::{Pipeline, Sampling, Step, go_on};
 use crate::policy::Policy;
 use crate::schemes::{Predictor, Setting};
 use failover::{Failover, Terms};
@@ -41,6 +48,39 @@ pub struct Generator {
     /// The workers, if there are any; held for as long as a picture takes.
     roster: Option<Mutex<Roster>>,
     accounts: Mutex<Accounts>,
+    /// Workers of one's own, which live as long as this.
+    _local: Option<LocalWorkers>,
+}
+
+/// What one picture is made of.
+pub struct Request {
+    /// Of [`Pipeline::encode`].
+    pub context: Tensor<3>,
+    /// Noise `[1, C, H, W]` of standard deviation 1.
+    pub noise: HostTensor,
+    /// Fresh noise, where the scheduler adds any, goes on from here.
+    pub rng: TorchRng,
+}
+
+/// What happened to a picture. `Break` in answer ends it with [`crate::Error::Interrupted`].
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The weights of the user's part of the U-Net are there.
+    Loaded(Duration),
+    /// A sampler step is done.
+    Step(Step),
+    /// The final latents, `[1, C, H, W]`, are there; they are decoded next.
+    Denoised(&'a HostTensor),
+}
+
+/// A picture.
+pub struct Made {
+    /// The picture.
+    pub picture: Picture,
+    /// All sampler steps, and reaching the workers.
+    pub denoise: Duration,
+    /// Latents to picture.
+    pub decode: Duration,
 }
 
 /// What was done and seen, over all pictures.
@@ -75,6 +115,7 @@ impl Generator {
             same_number: false,
             roster: fleet.map(|fleet| Mutex::new(Roster::new(fleet))),
             accounts: Mutex::default(),
+            _local: None,
         }
     }
 
@@ -104,22 +145,48 @@ impl Generator {
         }
     }
 
-    /// The latents `[1, C, H, W]` of one picture, from `noise` of those sizes; fresh noise, where the
-    /// scheduler adds any, goes on from `rng`. `context` is of [`Pipeline::encode`], `weights` of
-    /// [`Self::weights`]; `watch` is called after every step. Blocks for as long as it takes, on a thread of the async
-    /// runtime that may block.
+    /// One picture. The user's part of the U-Net is loaded for it, unless all of it is there, and dropped before the
+    /// picture is decoded. Blocks for as long as it takes, on a thread of the async runtime that may block.
+    ///
+    /// # Errors
+    /// As [`Self::weights`] and [`Self::denoise`]; those of the decoder.
+    pub fn picture(
+        &self,
+        request: Request,
+        hear: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Made> {
+        let start = Instant::now();
+        let weights = self.weights()?;
+        // Before a session is opened: values that are not finite end it here.
+        go_on(hear(Event::Loaded(start.elapsed())))?;
+        let start = Instant::now();
+        let latents = self.denoise(request, weights, hear)?;
+        let denoise = start.elapsed();
+        go_on(hear(Event::Denoised(&latents)))?;
+        let start = Instant::now();
+        Ok(Made {
+            picture: self.pipeline.decode(latents)?,
+            denoise,
+            decode: start.elapsed(),
+        })
+    }
+
+    /// The latents `[1, C, H, W]` of one picture, with `weights` of [`Self::weights`].
     ///
     /// # Errors
     /// Those of the scheme and the sampler, [`crate::Error::Interrupted`] among them. The sessions on the
     /// workers are closed in any case.
     pub fn denoise(
         &self,
-        context: Tensor<3>,
-        noise: HostTensor,
-        rng: &mut TorchRng,
+        request: Request,
         weights: Weights,
-        watch: &mut dyn FnMut(Step),
+        hear: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
+        let Request {
+            context,
+            noise,
+            mut rng,
+        } = request;
         let conditioning = Conditioning {
             context,
             added: None,
@@ -129,7 +196,8 @@ impl Generator {
         let sample = |predictor: &mut dyn Predictor| {
             let start = Instant::now();
             let pipeline = &self.pipeline;
-            let latents = pipeline.sample(predictor, &self.sampling, noise, rng, watch);
+            let mut watch = |step| hear(Event::Step(step));
+            let latents = pipeline.sample(predictor, &self.sampling, noise, &mut rng, &mut watch);
             self.accounts().denoise += start.elapsed();
             latents
         };

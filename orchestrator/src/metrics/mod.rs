@@ -19,10 +19,12 @@
 //! - [`resize`]: resizing as Pillow and torch do it.
 //! - `network`: what the two networks are made of.
 //! - [`folder`]: which pictures there are, and which belong together.
-//! - [`metric`]: the metrics by name.
+//! - [`metric`]: the metrics by name; [`networks`]: what each takes, as arguments say it.
+//! - [`comparison`]: the pictures of two sides by all of them.
 //! - [`measure`]: many files in bounded memory, with the bad ones named.
 
 pub mod clip_score;
+pub mod comparison;
 pub mod decode;
 pub mod demo;
 pub mod folder;
@@ -33,6 +35,7 @@ pub mod lpips;
 pub mod measure;
 pub mod metric;
 mod network;
+pub mod networks;
 pub mod psnr;
 pub mod resize;
 pub mod sets;

@@ -10,28 +10,27 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
-use shared::host::HostTensor;
 use shared::memory;
 use tokio::task::spawn_blocking;
-use worker::Model;
 
-use super::arguments::{FleetArguments, PictureSize};
-use super::placed::{SamplingArguments, check_model, default_workers, load, load_whole};
-use super::terms::TermsArguments;
-use super::{ComputeArguments, ModelArguments, SchemeArguments, SpeedArguments};
+use crate::arguments::fleet::FleetArguments;
+use crate::arguments::model::{ModelArguments, check_model, load};
+use crate::arguments::sampling::SamplingArguments;
+use crate::arguments::scheme::SchemeArguments;
+use crate::arguments::size::PictureSize;
+use crate::arguments::speed::{ComputeArguments, SpeedArguments};
+use crate::arguments::terms::TermsArguments;
 use crate::error::{Error, Result};
-use crate::fleet::local::LocalWorkers;
-use crate::generator::Generator;
+use crate::generator::order::Order;
 use crate::interrupt;
 use crate::limits;
 use crate::output::console::Console;
 use crate::output::{Outputs, write_whole};
 use crate::pipeline::{Pipeline, Sampling};
-use crate::policy::ledger::Ledger;
 use crate::report::Report;
 use before::Before;
 use noises::Noises;
-use picture::{Done, Run};
+use picture::Run;
 
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
@@ -101,11 +100,11 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let seed = arguments.sampling.seed.get_or_insert_with(random_seed);
     let first_seed = *seed;
     let console = Console::new(check(&arguments)?.take_stdout());
-    let fleet_config = match arguments.workers.file() {
+    let fleet = match arguments.workers.file() {
         Some(path) => Some(arguments.terms.way.fleet(path)?),
         None => None,
     };
-    let policy = arguments.terms.policy(fleet_config.as_ref())?;
+    let policy = arguments.terms.policy(fleet.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
     let sampling = arguments
         .sampling
@@ -119,73 +118,50 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         ..Report::default()
     };
     report.seconds.load = start.elapsed().as_secs_f64();
-
     let noises = Noises::prepare(&arguments, &pipeline)?;
     let context = encode(&arguments, &sampling, &pipeline, &mut report).await?;
-    let whole = match &fleet_config {
-        Some(_) => None,
-        None => {
-            let loading = Instant::now();
-            let weights = load_whole(&pipeline).await?;
-            report.seconds.load += loading.elapsed().as_secs_f64();
-            Some(weights)
-        }
+    let given = fleet.is_some();
+    let users = device.device.clone();
+    let order = Order {
+        pipeline,
+        device,
+        sampling,
+        scheme: arguments.scheme.scheme.clone(),
+        shape: noises.shape,
+        whole: None,
+        fleet,
+        workers: arguments.workers.number(),
     };
-    let [_, _, rows, columns] = noises.shape;
-    let latents = [sampling.batch(), rows, columns];
-    let local = match &whole {
-        Some(weights) if arguments.scheme.scheme.needs_workers() => {
-            let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
-            let most = default_workers(&*arguments.scheme.scheme, pipeline.unet(), rows);
-            let n = arguments.workers.number().unwrap_or(most);
-            Some(LocalWorkers::start(n, &model, &device, latents).await?)
-        }
-        _ => None,
-    };
-    let fleet_config = fleet_config.or(local.as_ref().map(|l| l.config().clone()));
-
-    let [_, tokens, _] = context.dims();
-    let setting = arguments.scheme.setting(pipeline.unet(), latents, tokens);
-    let setting = setting.linked(arguments.workers.file().is_some());
-    let setting = match (&policy, &fleet_config) {
+    let ready = order.ready().await?;
+    report.seconds.load += ready.loading.as_secs_f64();
+    let setting = match (&policy, &ready.fleet) {
         (Some(policy), Some(fleet)) => {
             let before = Before {
                 arguments: &arguments,
-                pipeline: &pipeline,
-                sampling: &sampling,
-                device: &device.device,
+                pipeline: &ready.pipeline,
+                sampling: &ready.sampling,
+                device: &users,
                 policy,
                 fleet,
             };
-            before.settle(setting, &console).await?
+            before.settle(ready.setting.clone(), &console).await?
         }
-        (None, Some(_)) if arguments.workers.file().is_some() => {
+        (None, Some(_)) if given => {
             console.line(
                 "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private",
             );
-            setting
+            ready.setting.clone()
         }
-        _ => setting,
+        _ => ready.setting.clone(),
     };
-    let generator = Generator::new(pipeline, sampling, setting, whole, fleet_config);
     let run = Arc::new(Run {
         context,
-        generator: generator.under(policy),
+        generator: ready.generator(setting, policy),
         arguments,
     });
     let made = pictures(&run, &noises, &mut report, &console).await;
     report.error = made.as_ref().err().map(|error| format!("{error:#}"));
-    {
-        let accounts = run.generator.accounts();
-        report.seconds.connect = accounts.connect.as_secs_f64();
-        report.seconds.denoise = accounts.denoise.as_secs_f64();
-        report.user.gflop = accounts.user_flop as f64 / 1e9;
-        report.ledger = Ledger::of_run(&run.generator.setting, &accounts.pictures);
-        accounts
-            .pictures
-            .iter()
-            .for_each(|tallies| report.add_tallies(tallies));
-    }
+    report.add_accounts(&run.generator);
     report.seconds.total = start.elapsed().as_secs_f64();
     report.peak_memory = memory::peak();
     if made.is_ok() && !report.workers.is_empty() {
@@ -209,8 +185,11 @@ async fn pictures(
     console: &Console,
 ) -> anyhow::Result<()> {
     for index in 0..run.arguments.count {
-        let picture = picture(run, index, noises.get(index), report).await;
+        let (making, noise) = (run.clone(), noises.get(index));
+        let picture = spawn_blocking(move || making.picture(index, noise)).await?;
+        let picture = picture.map_err(anyhow::Error::from);
         let picture = interrupt::advise(picture, || run.rest(index))?;
+        report.seconds.load += picture.load.as_secs_f64();
         report.seconds.decode += picture.decode.as_secs_f64();
         report.pictures.push(picture.path.display().to_string());
         console.line(format_args!(
@@ -256,24 +235,6 @@ impl Arguments {
             _ => Ok(()),
         }
     }
-}
-
-/// Makes one picture from `noise`, or from its seed's.
-async fn picture(
-    run: &Arc<Run>,
-    index: usize,
-    noise: Option<HostTensor>,
-    report: &mut Report,
-) -> anyhow::Result<Done> {
-    // Before a session is opened: values that are not finite shall end the run here.
-    let loading = Instant::now();
-    let weights = {
-        let run = run.clone();
-        spawn_blocking(move || run.generator.weights()).await??
-    };
-    report.seconds.load += loading.elapsed().as_secs_f64();
-    let run = run.clone();
-    Ok(spawn_blocking(move || run.picture(index, noise, weights)).await??)
 }
 
 /// What can be refused before anything is loaded. Gives the files that will be written.

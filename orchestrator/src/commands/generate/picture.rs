@@ -1,16 +1,16 @@
 //! Making one picture of a run.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::Tensor;
 use shared::host::HostTensor;
-use shared::weights::Weights;
 
 use super::Arguments;
-use crate::commands::placed::draw_noise;
+use crate::arguments::sampling::draw_noise;
 use crate::error::Result;
-use crate::generator::Generator;
+use crate::generator::{Event, Generator, Made, Request};
 use crate::noise::TorchRng;
 use crate::output::numbered;
 use crate::pipeline::{Step, write_latents};
@@ -30,6 +30,8 @@ pub struct Run {
 pub struct Done {
     /// The file.
     pub path: PathBuf,
+    /// The weights of the user's part of the U-Net.
+    pub load: Duration,
     /// All sampler steps.
     pub denoise: Duration,
     /// Latents to picture.
@@ -58,66 +60,65 @@ impl Run {
         )
     }
 
-    /// Makes and writes one picture; blocks for as long as it takes. `weights` are dropped before it is
-    /// decoded.
+    /// Makes and writes one picture from `noise`, or from its seed's; blocks for as long as it takes.
     ///
     /// # Errors
     /// Those of the scheme, the sampler and the files; no picture is written then.
-    pub fn picture(
-        &self,
-        index: usize,
-        noise: Option<HostTensor>,
-        weights: Weights,
-    ) -> Result<Done> {
-        let start = Instant::now();
-        let latents = self.denoise(index, noise, weights)?;
-        let denoise = start.elapsed();
-
-        let start = Instant::now();
-        let count = self.arguments.count;
-        if let Some(path) = &self.arguments.save_latents {
-            write_latents(&numbered(path, index, count), &latents)?;
-        }
-        let picture = self.generator.pipeline.decode(latents)?;
-        let path = numbered(&self.arguments.out, index, count);
-        picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
-        Ok(Done {
-            path,
-            denoise,
-            decode: start.elapsed(),
-        })
-    }
-
-    fn denoise(
-        &self,
-        index: usize,
-        noise: Option<HostTensor>,
-        weights: Weights,
-    ) -> Result<HostTensor> {
+    pub fn picture(&self, index: usize, noise: Option<HostTensor>) -> Result<Done> {
+        let Arguments {
+            count,
+            save_latents,
+            out,
+            ..
+        } = &self.arguments;
         let mut rng = TorchRng::new(self.seed(index));
         let noise = match noise {
             Some(noise) => noise,
             None => {
                 let [width, height] = self.arguments.size.sides();
-                draw_noise(
-                    &mut rng,
-                    self.generator.pipeline.latent_shape(width, height)?,
-                )?
+                let shape = self.generator.pipeline.latent_shape(width, height)?;
+                draw_noise(&mut rng, shape)?
             }
         };
-        let bar = Progress::new("step", self.generator.sampling.steps);
-        let mut show = |step: Step| {
-            let megabytes = |bytes: u64| bytes as f64 / 1e6;
-            let bytes = step.traffic.map_or(String::new(), |t| {
-                let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
-                format!(", {up:.1} MB up, {down:.1} MB down")
-            });
-            bar.about(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
-            bar.reach(step.done, step.of);
+        let request = Request {
+            context: self.context.clone(),
+            noise,
+            rng,
         };
-        let context = self.context.clone();
-        self.generator
-            .denoise(context, noise, &mut rng, weights, &mut show)
+        let bar = Progress::new("step", self.generator.sampling.steps);
+        let mut load = Duration::ZERO;
+        let mut kept = Ok(());
+        let made = self.generator.picture(request, &mut |event| {
+            match event {
+                Event::Loaded(took) => load = took,
+                Event::Step(step) => show(&bar, step),
+                // What was computed is not lost, should the decoder fail.
+                Event::Denoised(latents) => {
+                    kept = save_latents.as_ref().map_or(Ok(()), |path| {
+                        write_latents(&numbered(path, index, *count), latents)
+                    });
+                }
+            }
+            match kept {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        drop(bar);
+        kept?;
+        let Made {
+            picture,
+            denoise,
+            decode,
+        } = made?;
+        let path = numbered(out, index, *count);
+        picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
+        Ok(Done {
+            path,
+            load,
+            denoise,
+            decode,
+        })
     }
 
     /// The picture's parameters, for the PNG; none where they are not wanted.
@@ -146,4 +147,14 @@ impl Run {
             ("model", self.generator.pipeline.digest().to_owned()),
         ]
     }
+}
+
+fn show(bar: &Progress, step: Step) {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let bytes = step.traffic.map_or(String::new(), |t| {
+        let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
+        format!(", {up:.1} MB up, {down:.1} MB down")
+    });
+    bar.about(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
+    bar.reach(step.done, step.of);
 }

@@ -1,37 +1,12 @@
-//! Arguments that several commands read in the same way.
+//! The workers: of a file, or so many.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::parse_size;
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
 use crate::limits;
-
-/// The size of a picture.
-#[derive(Args, Clone, Copy, Debug, Default)]
-pub struct PictureSize {
-    /// Columns x rows of the picture, in pixels [default: the model's own; of bench's random weights 512x512].
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
-    size: Option<[usize; 2]>,
-    /// The older name of half of --size.
-    #[arg(long, hide = true, conflicts_with = "size")]
-    width: Option<usize>,
-    /// The older name of half of --size.
-    #[arg(long, hide = true, conflicts_with = "size")]
-    height: Option<usize>,
-}
-
-impl PictureSize {
-    /// Columns and rows, where they are given.
-    pub fn sides(&self) -> [Option<usize>; 2] {
-        match self.size {
-            Some(size) => size.map(Some),
-            None => [self.width, self.height],
-        }
-    }
-}
 
 /// The workers: of a file, or so many.
 #[derive(Args, Clone, Debug)]
@@ -107,16 +82,6 @@ impl FleetArguments {
     }
 }
 
-/// A seed as torch takes it: 64 bits, negative ones by their two's complement.
-pub fn parse_seed(text: &str) -> std::result::Result<u64, String> {
-    let range = i128::from(i64::MIN)..=i128::from(u64::MAX);
-    match text.parse::<i128>() {
-        // The bits that are cut off are all alike.
-        Ok(seed) if range.contains(&seed) => Ok(seed as u64),
-        _ => Err("a whole number from -2^63 to 2^64 - 1".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -125,8 +90,6 @@ mod tests {
 
     #[derive(Parser)]
     struct Line {
-        #[command(flatten)]
-        size: PictureSize,
         #[command(flatten)]
         fleet: FleetArguments,
     }
@@ -137,12 +100,6 @@ mod tests {
 
     #[test]
     fn older_names_mean_what_they_meant() {
-        let sides = |words: &str| line(words).unwrap().size.sides();
-        assert_eq!(sides("--size 512x768"), [Some(512), Some(768)]);
-        assert_eq!(sides("--width 512 --height 768"), [Some(512), Some(768)]);
-        assert_eq!(sides("--height 8"), [None, Some(8)]);
-        assert!(line("--size 8x8 --width 8").is_err());
-
         for words in ["--fleet f.toml", "--workers f.toml"] {
             let fleet = line(words).unwrap().fleet;
             assert_eq!(fleet.file(), Some(Path::new("f.toml")));
@@ -159,15 +116,5 @@ mod tests {
         let error = line("--workers 18446744073709551616").err().unwrap();
         assert!(error.to_string().contains("1 to 16"), "{error}");
         assert!(line("--fleet f.toml --workers 2").is_err());
-    }
-
-    #[test]
-    fn seeds_are_those_of_torch() {
-        assert_eq!(parse_seed("-1"), Ok(u64::MAX));
-        assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
-        assert_eq!(parse_seed("-9223372036854775808"), Ok(1 << 63));
-        for wrong in ["18446744073709551616", "-9223372036854775809", "1.5", ""] {
-            assert!(parse_seed(wrong).is_err(), "{wrong}");
-        }
     }
 }

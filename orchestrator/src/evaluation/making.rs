@@ -1,19 +1,19 @@
 //! Making the pictures of one arm.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use shared::device::OpenDevice;
 use shared::weights::Weights;
 use tokio::runtime::Handle;
-use worker::Model;
 
 use super::arm::ArmSetting;
-use crate::commands::placed::{default_workers, draw_noise};
+use crate::arguments::sampling::draw_noise;
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
-use crate::fleet::local::LocalWorkers;
-use crate::generator::Generator;
+use crate::generator::order::{Order, default_workers};
+use crate::generator::{Event, Generator, Request};
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling};
@@ -43,8 +43,6 @@ pub struct Maker {
     pub negative_prompt: String,
     /// Whether prompt and seed go into the pictures' files, as text.
     pub metadata: bool,
-    /// Tokens of a prompt.
-    pub tokens: usize,
     /// For the dialogue with workers.
     pub runtime: Handle,
 }
@@ -57,8 +55,6 @@ pub struct Place<'a> {
     weights: Weights,
     /// `[1, C, H, W]`.
     shape: [usize; 4],
-    /// Workers that live as long as this.
-    _workers: Option<LocalWorkers>,
 }
 
 /// Why there is no picture.
@@ -93,7 +89,7 @@ impl Maker {
         let unet = self.pipeline.unet();
         let given = self.fleet.as_ref().map(|fleet| fleet.workers.len());
         let n = arm.options.workers.or(given).or(self.local_workers);
-        let n = n.unwrap_or_else(|| default_workers(&*arm.scheme, unet, rows));
+        let n = n.unwrap_or_else(|| default_workers(&*arm.scheme, &self.pipeline, rows));
         let most = given.unwrap_or(MAX_WORKERS);
         if n == 0 || n > most {
             return Err(refuse(format!("{n} workers, from 1 to {most} can be had")));
@@ -124,13 +120,12 @@ impl Maker {
 
     fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
         let [_, _, rows, columns] = self.shape(arm)?;
-        let latents = [self.sampling.batch(), rows, columns];
         let setting = Setting {
             scheme: arm.scheme.clone(),
             sizes: Sizes {
-                latents,
+                latents: [self.sampling.batch(), rows, columns],
                 levels: self.pipeline.unet().levels(),
-                tokens: self.tokens,
+                tokens: self.pipeline.tokens(),
             },
         };
         Ok(setting.linked(self.fleet.is_some()))
@@ -142,38 +137,29 @@ impl Maker {
     /// Those of starting workers, and of loading the user's part of the U-Net.
     pub fn place(&self, arm: &ArmSetting) -> Result<Place<'_>> {
         let shape = self.shape(arm)?;
-        let sampling = Sampling {
-            steps: arm.options.steps.unwrap_or(self.sampling.steps),
-            ..self.sampling.clone()
+        let order = Order {
+            pipeline: self.pipeline.clone(),
+            device: self.device.clone(),
+            sampling: Sampling {
+                steps: arm.options.steps.unwrap_or(self.sampling.steps),
+                ..self.sampling.clone()
+            },
+            scheme: arm.scheme.clone(),
+            shape,
+            whole: self.whole.clone(),
+            fleet: self.fleet_of(arm),
+            workers: arm.options.workers,
         };
-        let setting = self.setting(arm)?;
-        let mut workers = None;
-        let fleet = match (self.fleet_of(arm), &self.whole) {
-            _ if !arm.scheme.needs_workers() => None,
-            (Some(fleet), _) => Some(fleet),
-            (None, Some(weights)) => {
-                let model = Arc::new(Model::new(self.pipeline.unet().clone(), weights.clone()));
-                let n = arm.options.workers.unwrap_or(1);
-                let start = LocalWorkers::start(n, &model, &self.device, setting.sizes.latents);
-                let started = workers.insert(self.runtime.block_on(start)?);
-                Some(started.config().clone())
-            }
-            (None, None) => {
-                let reason = "there are neither workers nor the whole U-Net";
-                return Err(Error::Request(reason.into()));
-            }
-        };
-        let (pipeline, whole) = (self.pipeline.clone(), self.whole.clone());
+        let ready = self.runtime.block_on(order.ready())?;
+        let setting = ready.setting.clone();
         // Fewer workers would be another arm.
-        let generator = Generator::new(pipeline, sampling, setting, whole, fleet)
-            .under(self.policy.clone())
-            .with_the_same_number();
+        let generator = ready.generator(setting, self.policy.clone());
+        let generator = generator.with_the_same_number();
         Ok(Place {
             maker: self,
             weights: generator.weights()?,
             generator,
             shape,
-            _workers: workers,
         })
     }
 }
@@ -201,11 +187,15 @@ impl Place<'_> {
         let context = pipeline.encode(prompt, negative, sampling.guided())?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
+        let request = Request {
+            context,
+            noise,
+            rng,
+        };
+        let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
         let weights = self.weights.clone();
-        let denoised = self
-            .generator
-            .denoise(context, noise, &mut rng, weights, &mut |_| {});
-        Ok(pipeline.decode(denoised?)?)
+        let latents = self.generator.denoise(request, weights, &mut go_on)?;
+        Ok(pipeline.decode(latents)?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 
-use crate::commands::parse_size;
+use crate::arguments::size::parse_size;
 use crate::error::{Error, Result};
 use crate::evaluation::record::{self, GIVEN};
 use crate::schemes::Scheme;

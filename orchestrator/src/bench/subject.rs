@@ -1,5 +1,6 @@
 //! What is timed: a model's picture, or U-Net calls of random weights.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,21 +19,22 @@ use tokio::task::spawn_blocking;
 use worker::Model;
 
 use super::case::Case;
-use crate::commands::arguments::{PictureSize, parse_seed};
-use crate::commands::placed::{self, DEFAULT_GUIDANCE};
-use crate::commands::{ModelArguments, PIXELS_PER_LATENT, PROMPT_TOKENS, unet_config};
+use crate::arguments::model::{self, ModelArguments, unet_config};
+use crate::arguments::sampling::{DEFAULT_GUIDANCE, parse_seed};
+use crate::arguments::size::{PIXELS_PER_LATENT, PROMPT_TOKENS, PictureSize};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::interrupt;
 use crate::limits;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::pipeline::{Pipeline, Sampling, Step};
+use crate::pipeline::{Pipeline, Sampling, Step, go_on};
 use crate::schemes::{Finished, Predictor, Setting};
 
 /// Which U-Net, and how it is called.
 #[derive(Args, Clone, Debug)]
 pub struct SubjectArguments {
+    /// Whose calls.
     #[command(flatten)]
     pub unet: UNetArguments,
     #[command(flatten)]
@@ -121,7 +123,7 @@ impl SubjectArguments {
             .map(|side| side.map_or(1, |n| n.div_ceil(PIXELS_PER_LATENT)));
         limits::check_latents("--batch and --size", [self.batch, rows, columns])?;
         match &self.unet.model {
-            Some(model) => placed::check_model(&self.unet.with_model(model.clone())),
+            Some(model) => model::check_model(&self.unet.with_model(model.clone())),
             None => Ok(()),
         }
     }
@@ -250,7 +252,7 @@ impl Subject {
         let (mut subject, device) = match &arguments.unet.model {
             Some(model) => {
                 let model = arguments.unet.with_model(model.clone());
-                let (pipeline, device) = placed::load(&model).await?;
+                let (pipeline, device) = model::load(&model).await?;
                 let arguments = arguments.clone();
                 let subject = spawn_blocking(move || Self::picture(&arguments, pipeline, rng));
                 (subject.await??, device)
@@ -407,7 +409,10 @@ impl Subject {
         let whole = Whole::new(self.own_weights(&setting)?, self.conditioning.clone());
         let mut predictor = setting.predictor(self.unet(), whole, fleet)?;
         let mut steps = Vec::with_capacity(calls);
-        let mut watch = |step| steps.push(step);
+        let mut watch = |step| {
+            steps.push(step);
+            ControlFlow::Continue(())
+        };
         let last = self.sample(&mut *predictor, calls, &mut watch)?;
         // The weights go before the picture is decoded, as `generate` does it.
         let finished = predictor.finish();
@@ -433,7 +438,7 @@ impl Subject {
         &self,
         predictor: &mut dyn Predictor,
         calls: usize,
-        watch: &mut dyn FnMut(Step),
+        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
         match &self.source {
             Source::Picture {
@@ -457,12 +462,12 @@ impl Subject {
                     let start = Instant::now();
                     let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);
                     prediction = predictor.predict(sample, timestep)?;
-                    watch(Step {
+                    go_on(watch(Step {
                         done: call + 1,
                         of: calls,
                         took: start.elapsed(),
                         traffic: predictor.traffic(),
-                    });
+                    }))?;
                 }
                 Ok(prediction)
             }

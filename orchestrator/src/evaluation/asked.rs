@@ -1,76 +1,37 @@
-//! `lacuna eval`: many prompts under several settings, from the same noise, against the uncut model.
-
-mod arm;
-mod experiments;
-mod making;
-mod run;
+//! What is asked of a run, and opening what it takes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use clap::{Args, Subcommand};
+use clap::Args;
 use shared::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 
-use super::ModelArguments;
-use super::arguments::{FleetArguments, PictureSize};
-use super::networks::{Given, MetricArguments, Wanted};
-use super::placed::{SamplingArguments, check_model, load, load_whole};
-use super::terms::TermsArguments;
+use super::arm::ArmSetting;
+use super::experiments::Experiment;
+use super::making::Maker;
+use super::prompts::{self, Prompts};
+use super::record::Record;
+use super::run::Run;
+use super::shard::Shard;
+use super::store::Store;
+use crate::arguments::fleet::FleetArguments;
+use crate::arguments::model::{ModelArguments, check_model, load};
+use crate::arguments::sampling::SamplingArguments;
+use crate::arguments::size::PictureSize;
+use crate::arguments::terms::TermsArguments;
 use crate::error::{Error, Result};
-use crate::evaluation::html;
-use crate::evaluation::prompts::{self, Prompts};
-use crate::evaluation::record::Record;
-use crate::evaluation::results::Results;
-use crate::evaluation::shard::Shard;
-use crate::evaluation::store::Store;
-use crate::evaluation::summary::Summary;
-use crate::evaluation::table::{Texts, rows_csv};
-use crate::interrupt;
+use crate::generator::order::load_whole;
 use crate::metrics::folder::Folder;
 use crate::metrics::metric::Metric;
-use crate::output::console::{Console, note};
-use crate::output::{make_directory, write_whole};
+use crate::metrics::networks::{Given, MetricArguments, Wanted};
+use crate::output::console::note;
 use crate::pipeline::Pipeline;
-use arm::ArmSetting;
-use experiments::Experiment;
-use making::Maker;
-use run::Run;
-
-/// Arguments of `lacuna eval`.
-#[derive(Args, Clone, Debug)]
-#[command(
-    args_conflicts_with_subcommands = true,
-    after_help = "Examples:
-  lacuna eval --prompts prompts.txt --schemes ppidm,resident:wire=f16 --out runs/a
-  lacuna eval --experiment table-4 --limit 16 --out runs/table-4
-  lacuna eval merge runs/0 runs/1 --out runs/all"
-)]
-pub struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    run: RunArguments,
-}
-
-#[derive(Subcommand, Clone, Debug)]
-enum Command {
-    /// Makes one result of the shards of a run. Their pictures need not be there.
-    Merge {
-        /// The shards' directories.
-        #[arg(required = true)]
-        shards: Vec<PathBuf>,
-        /// Where to write the results.
-        #[arg(short, long, value_name = "DIR")]
-        out: PathBuf,
-    },
-}
 
 /// Arguments of a run.
 #[derive(Args, Clone, Debug)]
-struct RunArguments {
+pub struct RunArguments {
     /// Prompts: lines of text, a .csv file with a column of captions, or COCO's captions as .json
     /// [default of an experiment: configs/prompts/demo.txt].
     #[arg(long)]
@@ -122,95 +83,71 @@ struct RunArguments {
 const SEED: u64 = 42;
 
 /// Prompts of an experiment, where none are given: lines of text.
-const DEMO_PROMPTS: &[u8] = include_bytes!("../../../../configs/prompts/demo.txt");
+const DEMO_PROMPTS: &[u8] = include_bytes!("../../../configs/prompts/demo.txt");
 
-/// Runs the command. A picture that cannot be made is named and left out; the others are made, and the run
-/// fails at its end.
-///
-/// # Errors
-/// What is off in the arguments and files, by name; a worker that is lost; any picture that is missing.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    match arguments.command {
-        Some(Command::Merge { shards, out }) => {
-            spawn_blocking(move || merge(&shards, &out)).await?
+impl RunArguments {
+    /// Opens everything that the run needs, and finds out before hours of work what it cannot be. Gives the run
+    /// and its directory.
+    ///
+    /// # Errors
+    /// What is off in the arguments and files, by name.
+    pub async fn prepare(mut self) -> anyhow::Result<(Run, PathBuf)> {
+        let Some(out) = self.out.clone() else {
+            bail!("--out is missing: the directory of the run");
+        };
+        check_model(&self.model)?;
+        self.sampling.check()?;
+        self.workers.check()?;
+        let prompts = self.prompts()?;
+        for (flag, dir) in [
+            ("--reference", &self.reference),
+            ("--fid-reference", &self.fid_reference),
+        ] {
+            if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+                bail!("{flag} {}: there is no such folder", dir.display());
+            }
         }
-        None => evaluate(arguments.run).await,
-    }
-}
-
-fn merge(shards: &[PathBuf], out: &Path) -> anyhow::Result<()> {
-    if out.join("run.json").exists() {
-        bail!(
-            "--out {}: there is a run in it; give another",
-            out.display()
-        );
-    }
-    let results = Results::merge(shards)?;
-    make_directory(out)?;
-    finish(&results, out, 0)
-}
-
-async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
-    let Some(out) = arguments.out.clone() else {
-        bail!("--out is missing: the directory of the run");
-    };
-    check_model(&arguments.model)?;
-    arguments.sampling.check()?;
-    arguments.workers.check()?;
-    let prompts = arguments.prompts()?;
-    for (flag, dir) in [
-        ("--reference", &arguments.reference),
-        ("--fid-reference", &arguments.fid_reference),
-    ] {
-        if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
-            bail!("{flag} {}: there is no such folder", dir.display());
+        let (pipeline, device) = load(&self.model).await?;
+        let size = self.size_of(&pipeline)?;
+        let mut arms = self.arms(size)?;
+        let mut left_out = Vec::new();
+        // A model may bring a network for its own pictures.
+        let beside = self.model.model.join("features.safetensors");
+        if self.metrics.demo_features.is_none() && beside.is_file() {
+            self.metrics.demo_features = Some(beside);
         }
-    }
-    let (pipeline, device) = load(&arguments.model).await?;
-    let size = arguments.size_of(&pipeline)?;
-    let mut arms = arguments.arms(size)?;
-    let mut left_out = Vec::new();
-    // A model may bring a network for its own pictures.
-    let beside = arguments.model.model.join("features.safetensors");
-    if arguments.metrics.demo_features.is_none() && beside.is_file() {
-        arguments.metrics.demo_features = Some(beside);
-    }
-    let open = || Ok(device.device.clone());
-    let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
-    let wanted = arguments
-        .metrics
-        .load(Given::PromptedSets, open, leave_out)?;
-    left_out
-        .iter()
-        .for_each(|hint| note(format_args!("left out: {hint}")));
-    let sampling = arguments.sampling.settle(pipeline.guidance_scale, 0.0);
-    pipeline.check_sampling(&sampling)?;
-    let way = arguments.terms.way;
-    let fleet = arguments.workers.file().map(|path| way.fleet(path));
-    let fleet = fleet.transpose()?;
-    let policy = arguments.terms.policy(fleet.as_ref())?;
-    let mut maker = Maker {
-        device,
-        whole: None,
-        fleet,
-        policy,
-        local_workers: arguments.workers.number(),
-        sampling,
-        size,
-        metadata: !arguments.no_metadata,
-        negative_prompt: arguments.sampling.negative_prompt.clone(),
-        tokens: pipeline.tokens(),
-        runtime: Handle::current(),
-        pipeline,
-    };
-    arms.iter_mut().try_for_each(|arm| maker.settle(arm))?;
-    let record = arguments.record(&maker, &prompts, &arms, &wanted)?;
-    let store = Store::resume(&out, record)?;
-    let remote = maker.fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
-    if !remote || arguments.reference.is_none() {
-        maker.whole = Some(load_whole(&maker.pipeline).await?);
-    }
-    spawn_blocking(move || {
+        let open = || Ok(device.device.clone());
+        let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
+        let wanted = self.metrics.load(Given::PromptedSets, open, leave_out)?;
+        left_out
+            .iter()
+            .for_each(|hint| note(format_args!("left out: {hint}")));
+        let sampling = self.sampling.settle(pipeline.guidance_scale, 0.0);
+        pipeline.check_sampling(&sampling)?;
+        let way = self.terms.way;
+        let fleet = self.workers.file().map(|path| way.fleet(path));
+        let fleet = fleet.transpose()?;
+        let policy = self.terms.policy(fleet.as_ref())?;
+        let mut maker = Maker {
+            device,
+            whole: None,
+            fleet,
+            policy,
+            local_workers: self.workers.number(),
+            sampling,
+            size,
+            metadata: !self.no_metadata,
+            negative_prompt: self.sampling.negative_prompt.clone(),
+            runtime: Handle::current(),
+            pipeline,
+        };
+        arms.iter_mut().try_for_each(|arm| maker.settle(arm))?;
+        let record = self.record(&maker, &prompts, &arms, &wanted)?;
+        let store = Store::resume(&out, record)?;
+        let remote = maker.fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
+        if !remote || self.reference.is_none() {
+            maker.whole = Some(load_whole(&maker.pipeline).await?);
+        }
         let run = Run {
             maker,
             arms,
@@ -218,42 +155,9 @@ async fn evaluate(mut arguments: RunArguments) -> anyhow::Result<()> {
             wanted,
             store,
         };
-        let unread = interrupt::advise(run.go(), || {
-            "what was made is kept; the same command goes on from there".into()
-        })?;
-        finish(&Results::of(Store::read(&out)?), &out, unread)
-    })
-    .await?
-}
-
-/// Writes the results to `out`, and says in the end whether anything is missing.
-fn finish(results: &Results, out: &Path, unread: usize) -> anyhow::Result<()> {
-    let summary = Summary::of(results)?;
-    let table = Texts::of(&summary, &results.record).markdown();
-    let files = [
-        ("rows.csv", rows_csv(results)?),
-        ("rows.json", serde_json::to_vec_pretty(&results.rows)?),
-        ("summary.json", serde_json::to_vec_pretty(&summary)?),
-        ("summary.md", table.clone().into_bytes()),
-        ("report.html", html::page(results, &summary).into_bytes()),
-    ];
-    for (name, bytes) in files {
-        write_whole(&out.join(name), &bytes)?;
+        Ok((run, out))
     }
-    let console = Console::default();
-    console.line(table.trim_end());
-    console.line(out.join("report.html").display());
-    console.finish()?;
-    match summary.failed.len() + unread {
-        0 => Ok(()),
-        n => bail!(
-            "{n} of the pictures could not be made or measured; each is named in {}",
-            out.join("summary.json").display()
-        ),
-    }
-}
 
-impl RunArguments {
     fn prompts(&self) -> Result<Prompts> {
         let mut prompts = match (&self.prompts, self.experiment) {
             (Some(path), _) => prompts::read(path, &self.caption_column)?,

@@ -19,6 +19,7 @@ pub struct TermsArguments {
     /// Let one provider compute up to this share of the rows, 0 to 1, in place of what the policy says.
     #[arg(long, value_name = "SHARE")]
     pub max_rows: Option<f64>,
+    /// How they may be reached.
     #[command(flatten)]
     pub way: WayArguments,
 }

@@ -7,7 +7,6 @@ use anyhow::Context;
 
 use super::arm::ArmSetting;
 use super::making::{Failure, Maker, Place};
-use crate::commands::networks::Wanted;
 use crate::error::Result;
 use crate::evaluation::features;
 use crate::evaluation::prompts::Prompts;
@@ -15,6 +14,7 @@ use crate::evaluation::record::{Arm, Outcome, REAL, Row, Values};
 use crate::evaluation::store::{Log, Store};
 use crate::metrics::decode::Rgb8;
 use crate::metrics::folder::{Folder, Pair};
+use crate::metrics::networks::Wanted;
 use crate::metrics::sets::{Network, SetFeatures};
 use crate::output::make_directory;
 use crate::progress::Progress;

@@ -1,0 +1,95 @@
+//! How pictures are sampled.
+
+use clap::Args;
+use shared::host::HostTensor;
+
+use crate::error::{Error, Result};
+use crate::noise::TorchRng;
+use crate::pipeline::Sampling;
+use crate::schedulers::SchedulerKind;
+
+/// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
+pub const DEFAULT_GUIDANCE: f32 = 7.5;
+
+/// How pictures are sampled.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArguments {
+    /// What not to see.
+    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
+    pub negative_prompt: String,
+    /// Sampler steps.
+    #[arg(long, default_value_t = 50)]
+    pub steps: usize,
+    /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
+    /// generation_config.json, else 7.5].
+    #[arg(long, allow_negative_numbers = true)]
+    pub guidance: Option<f32>,
+    /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator, for negative
+    /// seeds too [default: generate draws one and prints it; eval takes 42].
+    #[arg(short, long, allow_negative_numbers = true, value_parser = parse_seed)]
+    pub seed: Option<u64>,
+    /// Another scheduler than the model's own.
+    #[arg(long)]
+    pub scheduler: Option<SchedulerKind>,
+}
+
+impl SamplingArguments {
+    /// What can be refused before anything is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a guidance that is no number.
+    pub fn check(&self) -> Result<()> {
+        match self.guidance {
+            Some(guidance) if !guidance.is_finite() => {
+                let reason = format!("--guidance {guidance}: it must be a number");
+                Err(Error::Request(reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How a model's sampler goes that recommends the guidance scale `recommended`; `eta` is DDIM's.
+    pub fn settle(&self, recommended: Option<f32>, eta: f32) -> Sampling {
+        let guidance = self.guidance.or(recommended);
+        Sampling {
+            scheduler: self.scheduler,
+            steps: self.steps,
+            guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
+            eta,
+        }
+    }
+}
+
+/// Noise `[1, C, H, W]` of `shape`, as torch draws it.
+///
+/// # Errors
+/// None: the shape has as many numbers as are drawn.
+pub fn draw_noise(rng: &mut TorchRng, shape: [usize; 4]) -> Result<HostTensor> {
+    Ok(HostTensor::new(shape, rng.randn(shape.iter().product()))?)
+}
+
+/// A seed as torch takes it: 64 bits, negative ones by their two's complement.
+pub fn parse_seed(text: &str) -> std::result::Result<u64, String> {
+    let range = i128::from(i64::MIN)..=i128::from(u64::MAX);
+    match text.parse::<i128>() {
+        // The bits that are cut off are all alike.
+        Ok(seed) if range.contains(&seed) => Ok(seed as u64),
+        _ => Err("a whole number from -2^63 to 2^64 - 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_those_of_torch() {
+        assert_eq!(parse_seed("-1"), Ok(u64::MAX));
+        assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(parse_seed("-9223372036854775808"), Ok(1 << 63));
+        for wrong in ["18446744073709551616", "-9223372036854775809", "1.5", ""] {
+            assert!(parse_seed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

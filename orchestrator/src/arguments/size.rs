@@ -1,0 +1,155 @@
+//! Sizes of a picture and of its latents.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use shared::unet::{UNet, UNetConfig};
+
+use super::model::unet_config;
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::vae::VaeConfig;
+
+/// Tokens that CLIP makes of any prompt.
+pub const PROMPT_TOKENS: usize = 77;
+
+/// Pixels for each row of latents of every Stable Diffusion.
+pub const PIXELS_PER_LATENT: usize = 8;
+
+/// The size of a picture.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct PictureSize {
+    /// Columns x rows of the picture, in pixels [default: the model's own; of bench's random weights 512x512].
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    size: Option<[usize; 2]>,
+    /// The older name of half of --size.
+    #[arg(long, hide = true, conflicts_with = "size")]
+    width: Option<usize>,
+    /// The older name of half of --size.
+    #[arg(long, hide = true, conflicts_with = "size")]
+    height: Option<usize>,
+}
+
+impl PictureSize {
+    /// Columns and rows, where they are given.
+    pub fn sides(&self) -> [Option<usize>; 2] {
+        match self.size {
+            Some(size) => size.map(Some),
+            None => [self.width, self.height],
+        }
+    }
+}
+
+/// A picture's size from the model's config alone.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct SizeArguments {
+    /// sd15, sdxl, or a diffusers model directory, of which unet/config.json and vae/config.json are read.
+    #[arg(short, long, env = "LACUNA_MODEL", default_value = "sd15")]
+    pub model: PathBuf,
+    /// Columns and rows of the picture.
+    #[command(flatten)]
+    pub size: PictureSize,
+    /// Pixels of the picture for each row of the latents [default: what the model's VAE makes of one, 8 where it
+    /// has none].
+    #[arg(long)]
+    pub pixels_per_latent: Option<usize>,
+    /// Batch entries of one call; guidance takes two [default: 1; of plan, what its guidance takes].
+    #[arg(long)]
+    pub batch: Option<usize>,
+}
+
+impl SizeArguments {
+    fn config(&self) -> anyhow::Result<UNetConfig> {
+        let config = unet_config(&self.model, || self.model.join("unet/config.json"));
+        config.context("cannot read the U-Net's config (--model takes sd15, sdxl or a directory)")
+    }
+
+    /// The U-Net's layers.
+    ///
+    /// # Errors
+    /// Those of the config file.
+    pub fn unet(&self) -> anyhow::Result<UNet> {
+        Ok(self.config()?.build())
+    }
+
+    /// Pixels of the picture for each row of the latents.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a number that is off; those of the VAE's config.
+    pub fn pixels(&self) -> Result<usize> {
+        if let Some(pixels) = self.pixels_per_latent {
+            limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
+            return Ok(pixels);
+        }
+        let file = self.model.join("vae/config.json");
+        match file.is_file() {
+            true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
+            false => Ok(PIXELS_PER_LATENT),
+        }
+    }
+
+    /// Batch, rows and columns of the latents, with `usual` entries where nobody says how many.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when no latents have that size.
+    pub fn latents(&self, usual: usize) -> anyhow::Result<[usize; 3]> {
+        let pixels = self.pixels()?;
+        let [width, height] = self.size.sides();
+        let own = self.config()?.sample_size.map(|size| size.sides());
+        let side = |flag: &str, given: Option<usize>, own: Option<usize>| match (given, own) {
+            (Some(side), _) => {
+                limits::check_side(flag, side, pixels)?;
+                Ok(side / pixels)
+            }
+            (None, Some(own)) => Ok(own),
+            (None, None) => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
+        };
+        let rows = side("--height", height, own.map(|[rows, _]| rows))?;
+        let columns = side("--width", width, own.map(|[_, columns]| columns))?;
+        let batch = self.batch.unwrap_or(usual);
+        limits::check("--batch", batch, limits::COUNT)?;
+        let latents = [batch, rows, columns];
+        limits::check_latents("--batch and --size", latents)?;
+        Ok(latents)
+    }
+}
+
+/// Columns and rows, as `512x768` says them.
+///
+/// # Errors
+/// A line that says how they are written.
+pub fn parse_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let sides = text
+        .split_once(['x', 'X', '\u{d7}'])
+        .and_then(|(width, height)| {
+            Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
+        });
+    sides.ok_or_else(|| "columns x rows in pixels, such as 512x768".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        size: PictureSize,
+    }
+
+    #[test]
+    fn older_names_mean_what_they_meant() {
+        let line = |words: &str| Line::try_parse_from(["x"].into_iter().chain(words.split(' ')));
+        let sides = |words: &str| line(words).unwrap().size.sides();
+        assert_eq!(sides("--size 512x768"), [Some(512), Some(768)]);
+        assert_eq!(sides("--width 512 --height 768"), [Some(512), Some(768)]);
+        assert_eq!(sides("--height 8"), [None, Some(8)]);
+        assert!(line("--size 8x8 --width 8").is_err());
+    }
+}

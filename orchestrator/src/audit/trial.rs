@@ -1,0 +1,264 @@
+//! All attacks on one model: its pictures, what is attacked, and what is found.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use shared::weights::{Weights, list};
+use worker::Model;
+
+use super::attacks::Material;
+use super::corpus::{self, Run, Size};
+use super::outcome::{Outcome, Recovered, attack, baselines};
+use super::sheet::{Cell, Column};
+use super::table::Finding;
+use super::target::Target;
+use super::view::View;
+use crate::arguments::sampling::DEFAULT_GUIDANCE;
+use crate::arguments::size::PROMPT_TOKENS;
+use crate::cost::time::Speeds;
+use crate::error::{Error, Result};
+use crate::fleet::config::FleetConfig;
+use crate::output::console::Console;
+use crate::picture::Picture;
+use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::policy::plan::choose;
+use crate::progress::Progress;
+use crate::schemes::ppidm::Ppidm;
+use crate::schemes::registry::Options;
+use crate::schemes::resident::Resident;
+use crate::schemes::{Setting, Sizes};
+
+/// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.
+pub type Case = (String, Option<Setting>);
+
+/// The model, its pictures and how many of them are whose.
+pub struct Trial {
+    /// The model.
+    pub pipeline: Pipeline,
+    /// The U-Net's weights.
+    pub weights: Weights,
+    /// The U-Net, as workers hold it.
+    pub model: Arc<Model>,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Sizes; the placement is the policies' to choose.
+    pub base: Setting,
+    /// How many pictures.
+    pub size: Size,
+    /// Held-out pictures on the sheet.
+    pub shown: usize,
+}
+
+impl Trial {
+    /// A trial of the model in `pipeline`, in so many steps.
+    ///
+    /// # Errors
+    /// Those of the weights.
+    pub fn new(pipeline: Pipeline, steps: usize, size: Size, shown: usize) -> Result<Self> {
+        let weights = pipeline.load_unet(&list(pipeline.unet()))?;
+        let sampling = Sampling {
+            scheduler: None,
+            steps,
+            guidance: pipeline.guidance_scale.unwrap_or(DEFAULT_GUIDANCE),
+            eta: 0.0,
+        };
+        let [_, _, rows, columns] = pipeline.latent_shape(None, None)?;
+        let strips = Resident {
+            // Both halves of a guided step travel in one message: the worker sees the same of them.
+            lanes: Some(false),
+            ..Resident::default()
+        };
+        let base = Setting {
+            scheme: strips.scheme(),
+            sizes: Sizes {
+                latents: [sampling.batch(), rows, columns],
+                levels: pipeline.unet().levels(),
+                tokens: PROMPT_TOKENS,
+            },
+        };
+        Ok(Self {
+            model: Arc::new(Model::new(pipeline.unet().clone(), weights.clone())),
+            pipeline,
+            weights,
+            sampling,
+            base,
+            size,
+            shown,
+        })
+    }
+
+    /// Makes the pictures.
+    ///
+    /// # Errors
+    /// Those of the model.
+    pub fn runs(&self) -> Result<Vec<Run>> {
+        let pictures = self.size.train + self.size.held_out;
+        let bar = Progress::new("picture", pictures);
+        let Self {
+            pipeline,
+            weights,
+            sampling,
+            base,
+            ..
+        } = self;
+        corpus::make(pipeline, weights, sampling, base, self.size, |i| {
+            bar.reach(i, pictures);
+        })
+    }
+
+    /// The cases: of each policy the fastest that it allows on `fleet`, and the paper's scheme where that is asked
+    /// for.
+    ///
+    /// # Errors
+    /// Those of planning; a policy that allows nothing is a case without a setting.
+    pub fn cases(
+        &self,
+        policies: &[Policy],
+        ppidm: bool,
+        fleet: &FleetConfig,
+        speeds: &Speeds,
+        console: &Console,
+    ) -> Result<Vec<Case>> {
+        let case = |policy: &Policy| {
+            let name = policy.file.file_stem().unwrap_or_default();
+            let name = name.to_string_lossy().into_owned();
+            match choose(self.pipeline.unet(), policy, &self.base, fleet, speeds) {
+                Ok(plan) => {
+                    let placement = plan.setting.scheme.placement();
+                    console.line(format_args!("{name}: {placement}"));
+                    Ok((name, Some(plan.setting)))
+                }
+                Err(error @ Error::Policy { .. }) => {
+                    console.line(format_args!("{name}: {error}"));
+                    Ok((name, None))
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let mut cases = policies.iter().map(case).collect::<Result<Vec<Case>>>()?;
+        if ppidm {
+            let paper = self.base.by(Ppidm::default().scheme());
+            cases.push(("ppidm".to_owned(), Some(paper)));
+        }
+        Ok(cases)
+    }
+
+    /// Rows of the picture that rows of the latents become.
+    fn pixels(&self, rows: Range<usize>) -> Range<usize> {
+        let pixels = self.pipeline.pixels_per_latent();
+        rows.start * pixels..rows.end * pixels
+    }
+
+    fn material<'a>(
+        &'a self,
+        runs: &'a [Run],
+        views: &'a [Vec<View>],
+        rows: Range<usize>,
+    ) -> Material<'a> {
+        Material {
+            pipeline: &self.pipeline,
+            runs,
+            views,
+            train: self.size.train,
+            rows,
+        }
+    }
+
+    /// All `cases` with one fleet: what was found, and the columns of the sheet.
+    ///
+    /// # Errors
+    /// Those of the workers and of the attacks.
+    pub fn attack(
+        &self,
+        cases: Vec<Case>,
+        target: &Target<'_>,
+        runs: &[Run],
+    ) -> Result<(Vec<Finding>, Vec<Column>)> {
+        let workers = target.fleet.workers.len();
+        let (mut findings, mean) = {
+            let rows = target.rows(&self.base)?;
+            baselines(&self.material(runs, &[], rows), workers)?
+        };
+        let mut outcomes = Vec::new();
+        for (name, setting) in cases {
+            let Some(setting) = setting else {
+                continue;
+            };
+            let bar = Progress::new("picture", runs.len());
+            bar.about(name.clone());
+            let views = target.watch(&setting, &self.weights, runs, self.size.train, || {
+                bar.step()
+            });
+            drop(bar);
+            let views = views?;
+            let rows = target.rows(&setting)?;
+            let material = self.material(runs, &views, rows.clone());
+            let mut outcome = attack(&name, workers, &material)?;
+            findings.append(&mut outcome.findings);
+            outcomes.push((name, outcome, self.pixels(rows)));
+        }
+        let held = runs.iter().skip(self.size.train).take(self.shown);
+        let held: Vec<&Run> = held.collect();
+        let own = self.pixels(target.rows(&self.base)?);
+        Ok((findings, columns(&held, &outcomes, own, &mean, workers)))
+    }
+}
+
+/// The columns of the sheet: what is true, what is held, what each case gives away, and the mean. The rows that the
+/// provider computes are outlined, `own` in the true picture.
+fn columns(
+    held: &[&Run],
+    outcomes: &[(String, Outcome, Range<usize>)],
+    own: Range<usize>,
+    mean: &Picture,
+    workers: usize,
+) -> Vec<Column> {
+    let column = |heading: [&str; 2], cells: Vec<Cell>| Column {
+        heading: heading.map(str::to_owned),
+        cells,
+    };
+    let truth = held.iter().map(|run| Cell {
+        picture: run.picture.clone(),
+        caption: caption(&run.prompt.answers),
+        outline: own.clone(),
+    });
+    let mut columns = vec![column(["true picture", "its prompt"], truth.collect())];
+    let known = outcomes.iter().find_map(|(_, outcome, _)| {
+        let rows = outcome.recovered.iter().take(held.len());
+        rows.map(|r| r.held.clone()).collect::<Option<Vec<_>>>()
+    });
+    if let Some(known) = known {
+        let cells = known.into_iter().map(|picture| Cell {
+            picture,
+            caption: String::new(),
+            outline: 0..0,
+        });
+        let heading = format!("1 of {workers} providers");
+        columns.push(column(["it computes", &heading], cells.collect()));
+    }
+    for (name, outcome, rows) in outcomes {
+        let recovered = outcome.recovered.iter().take(held.len());
+        let cells = recovered.map(|Recovered { guess, answers, .. }| Cell {
+            picture: guess.clone(),
+            caption: caption(answers),
+            outline: rows.clone(),
+        });
+        columns.push(column([name, "it recovers"], cells.collect()));
+    }
+    let cells = held.iter().map(|_| Cell {
+        picture: mean.clone(),
+        caption: String::new(),
+        outline: 0..0,
+    });
+    columns.push(column(["mean picture", "no attack"], cells.collect()));
+    columns
+}
+
+/// The shape that a prompt names first, and the background.
+fn caption(answers: &[&str]) -> String {
+    match answers {
+        [_, colour, kind, .., background] => format!("{colour} {kind}-{background}"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,143 @@
+//! What is to be generated, and getting ready for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shared::device::OpenDevice;
+use shared::weights::{Weights, list};
+use tokio::task::spawn_blocking;
+use worker::Model;
+
+use super::Generator;
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::local::LocalWorkers;
+use crate::pipeline::{Pipeline, Sampling};
+use crate::policy::Policy;
+use crate::schemes::{Scheme, Setting, Sizes};
+
+/// Workers that are started here where nobody says how many.
+const LOCAL_WORKERS: usize = 4;
+
+/// What is to be generated, and on what.
+pub struct Order {
+    /// The model.
+    pub pipeline: Arc<Pipeline>,
+    /// Where the user's part is computed, and workers that are started here.
+    pub device: OpenDevice,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Where the U-Net is computed.
+    pub scheme: Arc<dyn Scheme>,
+    /// Of the latents, `[1, C, H, W]`.
+    pub shape: [usize; 4],
+    /// The whole U-Net's weights, where they are loaded already.
+    pub whole: Option<Weights>,
+    /// Workers that are given.
+    pub fleet: Option<FleetConfig>,
+    /// Where none are given: so many are started here; none means as many as is usual.
+    pub workers: Option<usize>,
+}
+
+/// An order with its workers there. Nothing was sent yet.
+pub struct Ready {
+    /// The model.
+    pub pipeline: Arc<Pipeline>,
+    /// How the sampler goes.
+    pub sampling: Sampling,
+    /// Where the U-Net is computed, with what is left open of it.
+    pub setting: Setting,
+    /// Who computes, where that is anybody else.
+    pub fleet: Option<FleetConfig>,
+    /// What loading the whole U-Net took, where that was needed.
+    pub loading: Duration,
+    whole: Option<Weights>,
+    local: Option<LocalWorkers>,
+}
+
+/// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows` have rows
+/// for.
+pub fn default_workers(scheme: &dyn Scheme, pipeline: &Pipeline, rows: usize) -> usize {
+    LOCAL_WORKERS.min(scheme.most_workers(pipeline.unet(), rows))
+}
+
+impl Order {
+    /// Loads what is computed here, and starts workers where the scheme needs some and none are given.
+    ///
+    /// # Errors
+    /// As [`Pipeline::check_room_for_unet`], [`Pipeline::load_unet`] and [`LocalWorkers::start`].
+    pub async fn ready(self) -> Result<Ready> {
+        let Self {
+            pipeline,
+            device,
+            sampling,
+            scheme,
+            shape,
+            whole,
+            fleet,
+            workers,
+        } = self;
+        let start = Instant::now();
+        let whole = match (whole, &fleet) {
+            (Some(whole), _) => Some(whole),
+            (None, Some(_)) => None,
+            (None, None) => Some(load_whole(&pipeline).await?),
+        };
+        let loading = start.elapsed();
+        let [_, _, rows, columns] = shape;
+        let latents = [sampling.batch(), rows, columns];
+        let local = match (&whole, &fleet) {
+            (Some(weights), None) if scheme.needs_workers() => {
+                let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
+                let n = workers.unwrap_or_else(|| default_workers(&*scheme, &pipeline, rows));
+                Some(LocalWorkers::start(n, &model, &device, latents).await?)
+            }
+            _ => None,
+        };
+        let setting = Setting {
+            scheme,
+            sizes: Sizes {
+                latents,
+                levels: pipeline.unet().levels(),
+                tokens: pipeline.tokens(),
+            },
+        };
+        Ok(Ready {
+            setting: setting.linked(fleet.is_some()),
+            fleet: fleet.or_else(|| local.as_ref().map(|local| local.config().clone())),
+            pipeline,
+            sampling,
+            loading,
+            whole,
+            local,
+        })
+    }
+}
+
+impl Ready {
+    /// Generates by `setting`, which is [`Self::setting`] or what a plan made of it; a worker that is lost is gone on
+    /// without as far as `policy` allows.
+    pub fn generator(self, setting: Setting, policy: Option<Policy>) -> Generator {
+        // Nobody else's part of a U-Net that is computed here.
+        let fleet = self.fleet.filter(|_| setting.scheme.needs_workers());
+        let generator = Generator::new(self.pipeline, self.sampling, setting, self.whole, fleet);
+        Generator {
+            policy,
+            _local: self.local,
+            ..generator
+        }
+    }
+}
+
+/// Loads the whole U-Net, for where it is computed in this process.
+///
+/// # Errors
+/// As [`Pipeline::check_room_for_unet`] and [`Pipeline::load_unet`].
+pub async fn load_whole(pipeline: &Arc<Pipeline>) -> Result<Weights> {
+    pipeline.check_room_for_unet()?;
+    let pipeline = pipeline.clone();
+    let loaded = spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet())));
+    loaded
+        .await
+        .map_err(|panic| shared::Error::Device(panic.to_string()))?
+}
