@@ -249,7 +249,7 @@ async fn an_audit_leaves_its_tables_and_its_sheet() {
         ("none", "no attack"),
         ("private", "own rows"),
         ("private", "the prompt by strips"),
-        ("tiled", "tiles turned back"),
+        ("tiled", "tiles rotated back"),
         ("ppidm", "strips"),
         ("ppidm", "the prompt's words"),
     ] {

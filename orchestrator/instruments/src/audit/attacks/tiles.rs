@@ -366,7 +366,7 @@ mod tests {
         };
         let aligned = align(&tile, heads).unwrap().unwrap();
         assert_eq!(aligned.others.shape[0] + aligned.found, 32);
-        // Every token that was turned back is one of the others, as it was.
+        // Every token that was rotated back is one of the others, as it was.
         let truth = by_token(&all[1..]).unwrap();
         for got in 0..aligned.others.shape[0] {
             let distance = |i: usize| {
