@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# What CI has no time for, on the binaries of a finished `.ci/run`. Prints a table of what was tried, how long it took and
+# what came of it; docs/evaluation.md has that of the last run.
+#
+#     scripts/nightly.sh [FOLDER]      # FOLDER has lacuna, and lacuna-worker with the GPU backend
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+binaries=$(realpath "${1:-target/release}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failed=0
+table="| tried | seconds | what came of it |\n|---|---|---|"
+
+# A name, and a command of which the last line says what came of it.
+try() {
+    local name=$1 start=$SECONDS result
+    shift
+    printf '\n=== %s (%s s)\n' "$name" "$SECONDS"
+    "$@" 2>&1 | tee "$scratch/log"
+    if [ "${PIPESTATUS[0]}" = 0 ]; then
+        result=$(grep -v '^$' "$scratch/log" | tail -1)
+    else
+        result=FAILED
+        failed=1
+    fi
+    table+="\n| $name | $((SECONDS - start)) | $result |"
+}
+
+audit() {
+    "$binaries/lacuna" audit --prompts 60 --held-out 12 --audited-steps 2 --device cpu --out "$scratch/audit" || return
+    grep -F "| private | 4 | own rows and strips" "$scratch/audit/audit.md" | tr -d '|' | tr -s ' '
+}
+
+# The U-Net of SDXL at 1024x1024 takes more memory than a small machine has; 512x512 takes 10 GB of weights all the same.
+sdxl() {
+    "$binaries/lacuna" bench --config sdxl --batch 1 --calls 1 --schemes local,resident --wires f16 --json >"$scratch/sdxl.json" || return
+    python3 - "$scratch/sdxl.json" <<'EOF'
+import json
+import sys
+
+rows = json.load(open(sys.argv[1]))["rows"]
+print("; ".join(f"{r['scheme']} {r['seconds_per_call_median']:.1f} s a call, {r['psnr_db'] or 0:.1f} dB" for r in rows))
+EOF
+}
+
+try "all schemes on CPUs without AVX and with AVX2, two steps" scripts/other_cpus.sh "$binaries" 2
+try "four networks, 50 steps" scripts/four_networks.sh "$binaries" 50
+try "two workers on the software adapter, f32 and f16" scripts/software_gpu.sh "$binaries" f32 f16
+try "an audit of 60 + 12 pictures" audit
+try "a U-Net call of SDXL's shape at 512x512" sdxl
+
+printf "\n%s, %s\n\n$table\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"
+exit $failed
