@@ -7,11 +7,11 @@ use orchestrator::audit::view::{self, View};
 use orchestrator::fleet::config::FleetConfig;
 use orchestrator::fleet::tap::Heard;
 use orchestrator::pipeline::Pipeline;
-use orchestrator::schemes::resident::seatings;
+use orchestrator::schemes::resident::assignments;
 use orchestrator::schemes::{Scheme, Setting};
 use serde_json::Value;
 use shared::device::OpenDevice;
-use shared::exchange::Resident;
+use shared::exchange::Assignment;
 use shared::host::HostTensor;
 use shared::partition::{Levels, Rows, cut};
 use shared::placement::{Attentions, Placement, Prompt, SelfAttention};
@@ -38,7 +38,7 @@ struct Overheard {
     /// The prediction of each step by the whole model.
     whole: Vec<HostTensor>,
     setting: Setting,
-    seating: Resident,
+    assignment: Assignment,
     weights: Weights,
 }
 
@@ -100,7 +100,7 @@ async fn overhear(scheme: Scheme, self_attention: SelfAttention, prompt: Prompt)
             bodies: std::mem::take(&mut bodies.lock().unwrap()),
             heard: tap.take(),
             whole: predict(&local, None),
-            seating: seatings(unet, &setting, 2).unwrap().remove(1),
+            assignment: assignments(unet, &setting, 2).unwrap().remove(1),
             setting,
             weights: weights.clone(),
         }
@@ -114,13 +114,13 @@ impl Overheard {
         if self.setting.scheme == Scheme::Ppidm {
             return view::of_pieces(&model, self.heard, TIMESTEPS.len()).unwrap();
         }
-        view::of_walk(model.unet(), &self.weights, self.seating, self.heard).unwrap()
+        view::of_walk(model.unet(), &self.weights, self.assignment, self.heard).unwrap()
     }
 
     /// The worker's rows of `x`.
     fn own_rows(&self, x: &HostTensor) -> HostTensor {
         let levels = Levels::new(SIDE, self.setting.levels);
-        let rows = levels.scale(&self.seating.strip, 0);
+        let rows = levels.scale(&self.assignment.strip, 0);
         cut(
             x,
             Rows::OfFeature,

@@ -45,10 +45,10 @@ impl Target<'_> {
                 .cloned()
                 .ok_or_else(|| self.missing());
         }
-        let seatings = resident::seatings(self.pipeline.unet(), setting, workers)?;
-        let seating = seatings.get(self.worker).ok_or_else(|| self.missing())?;
+        let assignments = resident::assignments(self.pipeline.unet(), setting, workers)?;
+        let assignment = assignments.get(self.worker).ok_or_else(|| self.missing())?;
         let levels = Levels::new(rows, setting.levels);
-        Ok(levels.scale(&seating.strip, 0))
+        Ok(levels.scale(&assignment.strip, 0))
     }
 
     /// Does the audited steps of each of `runs` by `setting`, and gives what the attacker has of them. The
@@ -93,10 +93,10 @@ impl Target<'_> {
         let views = if setting.scheme == Scheme::Ppidm {
             view::of_pieces(self.model, tap.take(), run.calls.len())?
         } else {
-            let seatings = resident::seatings(unet, setting, self.fleet.workers.len())?;
-            let seating = seatings.into_iter().nth(self.worker);
-            let seating = seating.ok_or_else(|| self.missing())?;
-            view::of_walk(unet, weights, seating, tap.take())?
+            let assignments = resident::assignments(unet, setting, self.fleet.workers.len())?;
+            let assignment = assignments.into_iter().nth(self.worker);
+            let assignment = assignment.ok_or_else(|| self.missing())?;
+            view::of_walk(unet, weights, assignment, tap.take())?
         };
         if views.len() == run.calls.len() {
             return Ok(views);

@@ -19,6 +19,7 @@ use shared::placement::Placement;
 use shared::unet::UNet;
 use shared::weights::list;
 use shared::whole::Whole;
+use shared::wire::SessionKind;
 
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
@@ -105,7 +106,9 @@ impl Setting {
     pub async fn open(&self, config: &FleetConfig, digest: &str, unet: &UNet) -> Result<Fleet> {
         match self.scheme {
             Scheme::Resident => resident::open(config, digest, unet, self).await,
-            Scheme::Local | Scheme::Ppidm => Fleet::open(config, digest, &[], 1).await,
+            Scheme::Local | Scheme::Ppidm => {
+                Fleet::open(config, digest, |_| SessionKind::Layers, 1).await
+            }
         }
     }
 

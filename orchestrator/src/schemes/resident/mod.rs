@@ -17,13 +17,14 @@ pub mod tiles;
 
 use std::ops::Range;
 
-use shared::exchange::{Resident as Seating, Seat};
+use shared::exchange::{Assignment, Seat};
 use shared::executor::Executor;
 use shared::host::{HostTensor, OnDevice};
 use shared::partition::{Levels, strips};
 use shared::placement::{Prompt, SelfAttention, Tile};
 use shared::unet::UNet;
 use shared::whole::Whole;
+use shared::wire::SessionKind;
 
 use crate::cost::count::Count;
 use crate::error::Result;
@@ -44,19 +45,20 @@ pub async fn open(
     unet: &UNet,
     setting: &Setting,
 ) -> Result<Fleet> {
-    let seatings = seatings(unet, setting, config.workers.len())?;
-    Fleet::open(config, digest, &seatings, setting.lane_count()).await
+    let assignments = assignments(unet, setting, config.workers.len())?;
+    let kind = |worker: usize| SessionKind::Strip(assignments[worker].clone());
+    Fleet::open(config, digest, kind, setting.lane_count()).await
 }
 
 /// What each of `workers` workers is told of its place when a session opens.
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
-pub fn seatings(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Seating>> {
+pub fn assignments(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Assignment>> {
     let [batch, rows, columns] = setting.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
     let strips = cut_strips(&levels, workers)?.into_iter();
-    let seating = |(strip, tile)| Seating {
+    let assign = |(strip, tile)| Assignment {
         batch,
         rows,
         columns,
@@ -65,7 +67,7 @@ pub fn seatings(unet: &UNet, setting: &Setting, workers: usize) -> Result<Vec<Se
         placement: setting.placement,
         tile,
     };
-    Ok(strips.zip(Tile::grid(workers)).map(seating).collect())
+    Ok(strips.zip(Tile::grid(workers)).map(assign).collect())
 }
 
 /// What each of `workers` workers will be shown.
