@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
+use shared::wire::Versions;
 
 use crate::schedulers::SchedulerError;
 
@@ -160,15 +161,18 @@ pub enum Error {
     /// This process was asked to end.
     #[error("interrupted")]
     Interrupted,
-    /// A worker speaks another version of the protocol.
-    #[error("worker {worker} speaks protocol {theirs}, this is {ours}; upgrade the older side")]
+    /// A worker speaks no version of the protocol that this side speaks.
+    #[error(
+        "worker {worker} speaks protocol {theirs}, this side {ours}; upgrade {}",
+        if .theirs.are_older_than(*.ours) { "the worker" } else { "this side" }
+    )]
     WorkerProtocol {
         /// Its address.
         worker: String,
-        /// Its version.
-        theirs: u32,
+        /// Its versions.
+        theirs: Versions,
         /// This side's.
-        ours: u32,
+        ours: Versions,
     },
     /// A worker holds another model.
     #[error(

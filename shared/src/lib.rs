@@ -19,5 +19,6 @@ pub mod host {
 /// What goes over HTTP.
 pub mod wire {
     pub use lacuna_protocol::session::*;
+    pub use lacuna_protocol::version::*;
     pub use lacuna_wire::*;
 }

@@ -631,7 +631,13 @@ async fn the_workers_command_shows_who_is_well_and_fails_if_one_is_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_of_another_protocol_is_named_before_a_session_is_opened() {
-    let newer = boasting_worker(|info| info["protocol"] = 1000.into()).await;
-    let error = failure_with(&newer, None).await;
-    assert_names(&error, &["speaks protocol 1000", "upgrade"]);
+    let newer = boasting_worker(|info| {
+        info["protocol"] = 1000.into();
+        info["protocol_highest"] = 1001.into();
+    });
+    let error = failure_with(&newer.await, None).await;
+    assert_names(
+        &error,
+        &["speaks protocol 1000 to 1001", "upgrade this side"],
+    );
 }

@@ -11,10 +11,13 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use shared::device::OpenDevice;
-use shared::exchange::Resident;
+use shared::exchange::Assignment;
 use shared::host::HostTensor;
 use shared::placement::{Placement, Tile};
-use shared::wire::{Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader, Work};
+use shared::wire::{
+    AdvanceHeader, Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader, SPOKEN,
+    SessionKind, Work,
+};
 use tests::workers::{RunningWorker, model, service};
 use tower::ServiceExt;
 use worker::{Options, Service};
@@ -102,7 +105,7 @@ impl Caller {
         let body = OpenSession {
             protocol,
             model,
-            resident: None,
+            kind: SessionKind::Layers,
             picture: None,
         };
         Self::send(self.request(Method::POST, "v1/sessions").json(&body)).await
@@ -192,7 +195,7 @@ async fn a_worker_says_what_it_is() {
     let worker = RunningWorker::start("sd1", &small()).await;
     let info = Caller::new(&worker).info().await;
     assert_eq!(&info, worker.service.info());
-    assert_eq!(info.protocol, PROTOCOL);
+    assert_eq!(info.versions(), SPOKEN);
     assert_eq!(info.device, "cpu");
     assert_eq!(info.models.len(), 1);
     assert_eq!(info.models[0].kind, "unet");
@@ -259,7 +262,7 @@ async fn a_session_for_another_model_or_protocol_is_refused_naming_both() {
     );
     let refusal = caller.try_open(PROTOCOL + 8, &held).await.refusal(409);
     assert!(
-        refusal.contains(&format!("protocol {PROTOCOL},"))
+        refusal.contains(&format!("protocol {SPOKEN},"))
             && refusal.contains(&format!("{}", PROTOCOL + 8)),
         "{refusal}"
     );
@@ -290,7 +293,7 @@ async fn what_the_model_does_not_have_is_refused_by_name() {
     let mut missing = message(
         1,
         attention(),
-        &[("q", tokens(3, 32)), ("k", tokens(2, 32))],
+        &[("q", tokens(1, 32)), ("k", tokens(2, 32))],
     );
     let mut none = message(1, conv("conv_in"), &[("x", x())]);
     none.tensors.clear();
@@ -334,7 +337,7 @@ async fn what_the_model_does_not_have_is_refused_by_name() {
                 1,
                 attention(),
                 &[
-                    ("q", tokens(3, 32)),
+                    ("q", tokens(1, 32)),
                     ("k", tokens(2, 16)),
                     ("v", tokens(2, 32)),
                 ],
@@ -346,7 +349,7 @@ async fn what_the_model_does_not_have_is_refused_by_name() {
                 1,
                 attention(),
                 &[
-                    ("q", tokens(3, 32)),
+                    ("q", tokens(1, 32)),
                     ("k", tokens(2, 32)),
                     ("v", tokens(4, 32)),
                 ],
@@ -457,6 +460,69 @@ async fn a_body_above_the_limit_is_refused_and_one_below_is_not() {
     assert_eq!(answer.output(1, "0.y"), good_output(1));
 }
 
+/// A body may be as long as the largest layer's input; the first convolution would make far more of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_on_more_than_the_largest_picture_is_refused_before_it_is_done() {
+    let worker = RunningWorker::start("sd1", &small()).await;
+    let caller = Caller::new(&worker);
+    let session = caller.open().await;
+    let zeros = |shape: &[usize]| HostTensor::zeros(shape);
+    let attention = |name: &str, q: [usize; 3], k: [usize; 3]| {
+        let layer = format!("down_blocks.0.attentions.0.transformer_blocks.0.{name}");
+        let inputs = [("q", zeros(&q)), ("k", zeros(&k)), ("v", zeros(&k))];
+        message(1, Work::Attention { layer }, &inputs)
+    };
+    let norm = Work::Moments {
+        layer: "conv_norm_out".into(),
+    };
+    let x = |shape: &[usize]| [("x", zeros(shape))];
+    let too_large = [
+        (
+            message(1, conv("conv_in"), &x(&[1, 4, 100, 8])),
+            "[1, 4, 11, 8]",
+        ),
+        (
+            message(1, conv("conv_in"), &x(&[1, 4, 3, 60])),
+            "[1, 4, 11, 8]",
+        ),
+        (
+            message(1, conv("conv_in"), &x(&[2, 4, 3, 8])),
+            "[1, 4, 11, 8]",
+        ),
+        (message(1, norm, &x(&[1, 16, 8, 9])), "[1, 16, 11, 8]"),
+        (attention("attn1", [1, 65, 16], [1, 64, 16]), "[1, 64, 16]"),
+        (attention("attn1", [1, 3, 16], [1, 65, 16]), "[1, 64, 16]"),
+    ];
+    for (request, largest) in too_large {
+        let body = request.encode().unwrap();
+        let limit = worker.service.info().limits.max_body_bytes;
+        assert!(body.len() <= limit, "{} of {limit} bytes", body.len());
+        let refusal = caller.run(&session, body).await.refusal(422);
+        assert!(
+            refusal.contains(largest) && refusal.contains("--max-rows"),
+            "{largest} is not in: {refusal}"
+        );
+    }
+    // Nor is it done in many pieces.
+    let pieces = 40;
+    let request = Message {
+        header: RunHeader {
+            sequence: 1,
+            work: vec![conv("conv_in"); pieces],
+        },
+        tensors: (0..pieces)
+            .map(|i| (format!("{i}.x"), zeros(&[1, 4, 10, 8]).into()))
+            .collect(),
+    };
+    let refusal = caller.run(&session, request.encode().unwrap()).await;
+    let refusal = refusal.refusal(422);
+    assert!(refusal.contains("outputs of one request"), "{refusal}");
+    // The largest that there can be is.
+    let largest = message(1, conv("conv_in"), &x(&[1, 4, 10, 8]));
+    let answer = caller.run(&session, largest.encode().unwrap()).await;
+    assert_eq!(answer.output(1, "0.y").shape[2..], [8, 8]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_out_of_order_are_refused_and_repeated_ones_answered_alike() {
     let worker = RunningWorker::start("sd1", &small()).await;
@@ -471,14 +537,15 @@ async fn requests_out_of_order_are_refused_and_repeated_ones_answered_alike() {
     }
     let first = caller.run(&session, good(1, 1)).await;
     assert_eq!(first.output(1, "0.y"), good_output(1));
-    // The number alone says that it is a retry: other work under it is not done.
-    for body in [good(1, 1), good(1, 2)] {
-        let again = caller.run(&session, body).await;
-        assert_eq!(again.status, StatusCode::OK);
-        assert!(again.body == first.body, "a retry was answered otherwise");
-    }
+    let again = caller.run(&session, good(1, 1)).await;
+    assert_eq!(again.status, StatusCode::OK);
+    assert!(again.body == first.body, "a retry was answered otherwise");
+    // Under the same number nothing else is answered, and nothing done.
     let unknown = message(1, conv("no_such_layer"), &[]).encode().unwrap();
-    assert!(caller.run(&session, unknown).await.body == first.body);
+    for other in [good(1, 2), unknown] {
+        let refusal = caller.run(&session, other).await.refusal(409);
+        assert!(refusal.contains("other content"), "{refusal}");
+    }
     let second = caller.run(&session, good(2, 2)).await;
     assert_eq!(second.output(2, "0.y"), good_output(2));
     let refusal = caller.run(&session, good(1, 1)).await.refusal(409);
@@ -486,12 +553,12 @@ async fn requests_out_of_order_are_refused_and_repeated_ones_answered_alike() {
         refusal.contains("request 1 came when 3 was due"),
         "{refusal}"
     );
-    let again = caller.run(&session, good(2, 9)).await;
+    let again = caller.run(&session, good(2, 2)).await;
     assert!(again.body == second.body, "a retry was answered otherwise");
 }
 
-/// The client hangs up while its work waits or is done; the same number then gets that work's
-/// result and not another's.
+/// The client hangs up while its work waits or is done; the same request then gets that work's
+/// result.
 #[tokio::test]
 async fn work_whose_asker_hung_up_is_not_done_twice() {
     let service = service("sd1", &small());
@@ -504,7 +571,7 @@ async fn work_whose_asker_hung_up_is_not_done_twice() {
     let open = OpenSession {
         protocol: PROTOCOL,
         model: model("sd1").digest().to_owned(),
-        resident: None,
+        kind: SessionKind::Layers,
         picture: None,
     };
     let open = serde_json::to_vec(&open).unwrap();
@@ -518,7 +585,7 @@ async fn work_whose_asker_hung_up_is_not_done_twice() {
     let mut hung_up = Box::pin(call(Method::POST, path.clone(), good(1, 1)));
     assert!((&mut hung_up).now_or_never().is_none(), "it is at work");
     drop(hung_up);
-    let retry = call(Method::POST, path, good(1, 2)).await.unwrap();
+    let retry = call(Method::POST, path, good(1, 1)).await.unwrap();
     let retry = Answer {
         status: retry.status(),
         body: to_bytes(retry.into_body(), 1 << 20).await.unwrap().to_vec(),
@@ -604,7 +671,7 @@ async fn the_lanes_of_a_picture_take_one_place() {
         let body = OpenSession {
             protocol: PROTOCOL,
             model: model.clone(),
-            resident: Some(Resident {
+            kind: SessionKind::Strip(Assignment {
                 batch: 1,
                 rows: 8,
                 columns: 8,
@@ -762,4 +829,43 @@ async fn many_sessions_at_once_do_not_mix() {
         session.await.unwrap();
     }
     assert_eq!(worker.service.open_sessions(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_does_what_its_kind_does() {
+    let worker = RunningWorker::start("sd1", &small()).await;
+    let caller = Caller::new(&worker);
+    let layers = caller.open().await;
+    let strip = OpenSession {
+        protocol: PROTOCOL,
+        model: model("sd1").digest().to_owned(),
+        kind: SessionKind::Strip(Assignment {
+            batch: 1,
+            rows: 8,
+            columns: 8,
+            strip: 0..1,
+            tokens: 77,
+            placement: Placement::default(),
+            tile: Tile::default(),
+        }),
+        picture: None,
+    };
+    let request = caller.request(Method::POST, "v1/sessions").json(&strip);
+    let opened = Caller::send(request).await;
+    let opened: Value = serde_json::from_slice(&opened.body).unwrap();
+    let strip = opened["session"].as_str().unwrap();
+    let refusal = caller.run(strip, good(1, 1)).await.refusal(422);
+    assert!(refusal.contains("holds a strip"), "{refusal}");
+    let begin = Message {
+        header: AdvanceHeader {
+            sequence: 1,
+            at: "begin".into(),
+        },
+        tensors: HashMap::new(),
+    };
+    let path = format!("v1/sessions/{layers}/advance");
+    let request = caller.request(Method::POST, &path);
+    let answer = Caller::send(request.body(begin.encode().unwrap())).await;
+    let refusal = answer.refusal(422);
+    assert!(refusal.contains("layer by layer"), "{refusal}");
 }

@@ -35,7 +35,7 @@ use shared::survey::{self, survey};
 use shared::unet::{CONV_IN, TimeEmbedding, UNet};
 use shared::weights::list;
 use shared::whole::Whole;
-use shared::wire::Work;
+use shared::wire::{SessionKind, Work};
 use tests::golden::model_dir;
 use tests::workers::{RunningWorker, fleet_file};
 use tokio::task::spawn_blocking;
@@ -144,7 +144,7 @@ impl Scheme for Turns {
         _unet: &'a UNet,
         _sizes: &'a Sizes,
     ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, &[], 1))
+        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

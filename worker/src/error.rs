@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use shared::wire::Refusal;
+use shared::wire::{Refusal, Versions};
 
 /// The result of a request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -26,12 +26,15 @@ pub enum Error {
         held: String,
     },
     /// The orchestrator speaks another version.
-    #[error("this worker speaks protocol {held}, the orchestrator {wanted}; upgrade the older one")]
+    #[error(
+        "this worker speaks protocol {held}, the orchestrator {wanted}; upgrade the {}",
+        if *.wanted > u64::from(.held.highest) { "worker" } else { "orchestrator" }
+    )]
     Protocol {
         /// The orchestrator's.
-        wanted: u32,
+        wanted: u64,
         /// The worker's.
-        held: u32,
+        held: Versions,
     },
     /// A request came out of order.
     #[error("request {got} came when {want} was due")]
@@ -41,6 +44,9 @@ pub enum Error {
         /// The number that came.
         got: u64,
     },
+    /// A request has the number of another, which was answered.
+    #[error("request {0} was answered already, and had other content; a retry must repeat it")]
+    Repeated(u64),
     /// The message is malformed, or asks for what the model does not have.
     #[error("{0}")]
     Invalid(String),
@@ -89,7 +95,9 @@ impl IntoResponse for Error {
         let status = match &self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnknownSession(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
-            Self::Protocol { .. } | Self::Sequence { .. } => StatusCode::CONFLICT,
+            Self::Protocol { .. } | Self::Sequence { .. } | Self::Repeated(_) => {
+                StatusCode::CONFLICT
+            }
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Busy(_) | Self::Loading | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Compute(_) => StatusCode::INTERNAL_SERVER_ERROR,

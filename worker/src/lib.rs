@@ -7,21 +7,23 @@
 //! - [`model`]: the U-Net that the worker holds, and one piece of work on one strip.
 //! - [`compute`]: the thread that computes single layers, apart from those that serve.
 //! - [`strip`]: the U-Net over the worker's own rows.
-//! - [`walk`]: that as a dialogue, on a thread for each session.
+//! - [`program`]: what is done in a session, by its kind.
+//! - [`bounds`]: what the largest picture bounds.
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
 #![deny(missing_docs)]
 
+pub mod bounds;
 pub mod compute;
 pub mod error;
 pub mod model;
+pub mod program;
 pub mod serve;
 pub mod service;
 pub mod sessions;
 pub mod strip;
-pub mod walk;
 
 pub use model::Model;
 pub use serve::{serve, serve_while_loading};

@@ -13,7 +13,7 @@ use clap::builder::RangedU64ValueParser;
 use shared::device::{self, DeviceChoice, OpenDevice, Precision};
 use shared::{selftest, speed};
 use tokio::net::TcpListener;
-use worker::service::{MAX_BATCH, MAX_SIDE};
+use worker::bounds::{MAX_BATCH, MAX_SIDE};
 use worker::{Model, Options, Service, serve, serve_while_loading};
 
 #[global_allocator]

@@ -1,48 +1,29 @@
 //! The HTTP routes.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{self, DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use shared::device::OpenDevice;
-use shared::exchange::Resident;
 use shared::memory;
-use shared::partition::Levels;
-use shared::wire::{
-    AdvanceHeader, Info, Limits, Message, ModelInfo, OpenSession, PROTOCOL, ReplyHeader, RunHeader,
-    SessionOpened, TENSORS,
-};
-use tokio::sync::OwnedMutexGuard;
+use shared::wire::{Info, Limits, Message, ModelInfo, OpenSession, SPOKEN, SessionOpened, TENSORS};
 
-use crate::compute::{Batch, Compute};
+use crate::bounds::Bounds;
+use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::sessions::{Lane, Room, Session, Sessions};
-use crate::walk::Walk;
-
-/// Most tokens of a prompt: several times what CLIP makes of any.
-const MAX_TOKENS: usize = 1024;
-
-/// Most parts that an attention is cut into: more than any fleet has workers.
-const MAX_PARTS: usize = 1024;
+use crate::program::{Ground, Program, Request};
+use crate::sessions::{Lane, Room, Sessions};
 
 /// Most bytes of a picture's name.
 const MAX_NAME: usize = 64;
-
-/// Most rows or columns of latents: more than anybody's memory holds the attention of.
-pub const MAX_SIDE: usize = 8192;
-
-/// Most batch entries.
-pub const MAX_BATCH: usize = 64;
 
 /// How a worker behaves.
 #[derive(Clone, Debug)]
@@ -83,11 +64,9 @@ struct Inner {
     info: Info,
     /// Digest of the token: comparing digests takes the same time wherever they differ.
     token: Option<blake3::Hash>,
-    model: Arc<Model>,
-    max_latents: [usize; 3],
-    compute: Compute,
+    ground: Ground,
     room: Room,
-    sessions: Sessions,
+    sessions: Sessions<Program>,
     stopping: AtomicBool,
 }
 
@@ -98,13 +77,15 @@ impl Service {
     /// [`Error::Invalid`] when latents may be larger than this machine's memory can hold; [`Error::Compute`]
     /// when the compute thread does not start.
     pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
+        let bounds = Bounds::new(&model, options.max_latents, memory::in_all())?;
         let limits = Limits {
-            max_body_bytes: largest_request(&model, options.max_latents, memory::in_all())?,
+            max_body_bytes: bounds.body_bytes,
             max_sessions: options.max_sessions,
             session_idle_seconds: options.session_idle.as_secs(),
         };
         let info = Info {
-            protocol: PROTOCOL,
+            protocol: SPOKEN.lowest,
+            protocol_highest: Some(SPOKEN.highest),
             version: env!("CARGO_PKG_VERSION").into(),
             device: device.kind.into(),
             adapter: device.adapter.clone(),
@@ -125,10 +106,12 @@ impl Service {
             .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
             info,
-            model,
-            max_latents: options.max_latents,
             token: options.token.as_deref().map(|t| blake3::hash(t.as_bytes())),
-            compute,
+            ground: Ground {
+                model,
+                compute,
+                bounds: Arc::new(bounds),
+            },
             room,
             sessions: Sessions::new(room),
             stopping: AtomicBool::new(false),
@@ -182,35 +165,11 @@ impl Service {
     }
 }
 
-/// Bytes of the largest request for latents of at most `latents` (batch, rows, columns), which a machine of
-/// `memory` bytes must hold, with what it becomes and what is made of it.
-fn largest_request(model: &Model, latents: [usize; 3], memory: Option<u64>) -> Result<usize> {
-    let [batch, rows, columns] = latents;
-    let limits = [
-        ("batch entries", batch, MAX_BATCH),
-        ("rows", rows, MAX_SIDE),
-        ("columns", columns, MAX_SIDE),
-    ];
-    for (what, value, most) in limits {
-        if !(1..=most).contains(&value) {
-            let reason = format!("latents of at most {value} {what}; it must be 1 to {most}");
-            return Err(Error::Invalid(reason));
-        }
-    }
-    let bytes = model.largest_request(latents)?;
-    let needed = 3 * bytes as u64;
-    match memory {
-        Some(memory) if needed > memory => Err(Error::Invalid(format!(
-            "latents of at most {batch} x {rows} x {columns} (batch, rows, columns) take {:.1} GB of memory, \
-             this machine has {:.1} GB; take fewer",
-            needed as f64 / 1e9,
-            memory as f64 / 1e9
-        ))),
-        _ => Ok(bytes),
-    }
-}
-
-async fn authorize(State(service): State<Service>, request: Request, next: Next) -> Response {
+async fn authorize(
+    State(service): State<Service>,
+    request: extract::Request,
+    next: Next,
+) -> Response {
     let Some(token) = service.0.token else {
         return next.run(request).await;
     };
@@ -257,17 +216,21 @@ async fn probe(
 
 async fn open(
     State(service): State<Service>,
-    Json(request): Json<OpenSession>,
+    Json(request): Json<serde_json::Value>,
 ) -> Result<(StatusCode, Json<SessionOpened>)> {
     if service.0.stopping.load(Ordering::Relaxed) {
         return Err(Error::Stopping);
     }
-    if request.protocol != PROTOCOL {
-        return Err(Error::Protocol {
-            wanted: request.protocol,
-            held: PROTOCOL,
-        });
+    // The version comes first: what else is said may be of one that this worker cannot read.
+    let protocol = request.get("protocol").and_then(|v| v.as_u64());
+    if let Some(wanted) =
+        protocol.filter(|v| u32::try_from(*v).map_or(true, |v| !SPOKEN.contains(v)))
+    {
+        let held = SPOKEN;
+        return Err(Error::Protocol { wanted, held });
     }
+    let request: OpenSession = serde_json::from_value(request)
+        .map_err(|e| Error::Invalid(format!("opening a session: {e}")))?;
     let held = &service.0.info.models[0].digest;
     if request.model != *held {
         return Err(Error::UnknownModel {
@@ -280,16 +243,11 @@ async fn open(
         let reason = format!("the picture's name has more than {MAX_NAME} bytes");
         return Err(Error::Invalid(reason));
     }
-    let (walk, batch) = match request.resident {
-        Some(resident) => {
-            let batch = resident.batch;
-            (Some(start_walk(&service, resident)?), batch)
-        }
-        // A session without a strip may be sent a whole batch.
-        None => (None, service.0.room.batch),
-    };
-    let session = service.0.sessions.open(walk, Lane { picture, batch })?;
-    tracing::info!(session = &session[..8], "opened a session");
+    let kind = request.kind.name();
+    let batch = Program::batch(&request.kind, &service.0.ground);
+    let program = Program::start(request.kind, &service.0.ground)?;
+    let session = service.0.sessions.open(program, Lane { picture, batch })?;
+    tracing::info!(session = &session[..8], kind, "opened a session");
     Ok((StatusCode::CREATED, Json(SessionOpened { session })))
 }
 
@@ -298,51 +256,14 @@ async fn close(State(service): State<Service>, Path(id): Path<String>) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A walk over a strip that is one, of latents that are not too large.
-fn start_walk(service: &Service, resident: Resident) -> Result<Walk> {
-    let model = &service.0.model;
-    let levels = Levels::new(resident.rows, model.unet().levels());
-    let refuse = |reason: String| Err(Error::Invalid(reason));
-    let Range { start, end } = resident.strip;
-    if start >= end || end > levels.coarsest() {
-        return refuse(format!(
-            "a strip of rows {start}..{end} of the {} at the coarsest level",
-            levels.coarsest()
-        ));
-    }
-    for part in [resident.tile.queries, resident.tile.keys] {
-        if part.index >= part.of || part.of > MAX_PARTS {
-            return refuse(format!(
-                "part {} of {} of an attention",
-                part.index, part.of
-            ));
-        }
-    }
-    let wanted = [resident.batch, resident.rows, resident.columns];
-    let most = service.0.max_latents;
-    let fits = wanted
-        .iter()
-        .zip(most)
-        .all(|(w, most)| (1..=most).contains(w));
-    if !fits || !(1..=MAX_TOKENS).contains(&resident.tokens) {
-        return refuse(format!(
-            "latents of {wanted:?} (batch, rows, columns) and {} tokens; this worker takes at most \
-             {most:?} and {MAX_TOKENS}; see its --max-batch, --max-rows and --max-columns",
-            resident.tokens
-        ));
-    }
-    Walk::start(model.clone(), resident)
-        .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))
-}
-
 /// `POST /v1/sessions/{id}/run`.
 async fn run(
     State(service): State<Service>,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let session = service.0.sessions.get(&id)?.lock_owned().await;
-    in_any_case(do_work(service, session, body)).await
+    let read = |body: &Bytes| Ok(Request::Run(Message::decode(body)?));
+    answer(&service, &id, body, read).await
 }
 
 /// `POST /v1/sessions/{id}/advance`.
@@ -351,82 +272,34 @@ async fn advance(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response> {
-    let session = service.0.sessions.get(&id)?.lock_owned().await;
-    in_any_case(go_on(session, body)).await
+    let read = |body: &Bytes| Ok(Request::Advance(Message::decode(body)?));
+    answer(&service, &id, body, read).await
 }
 
-/// The reply that `work` makes, in a task of its own: should the connection break meanwhile, the
-/// work is still done and its reply kept, so that the retry finds it and nothing is computed twice.
-async fn in_any_case(
-    work: impl Future<Output = Result<Bytes>> + Send + 'static,
+/// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should
+/// the connection break meanwhile, the work is still done and its reply kept, so that the retry finds it and
+/// nothing is computed twice.
+async fn answer(
+    service: &Service,
+    id: &str,
+    body: Bytes,
+    read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
+    let mut session = service.0.sessions.get(id)?.lock_owned().await;
+    let work = async move {
+        let request = read(&body)?;
+        let digest = blake3::hash(&body);
+        drop(body);
+        let sequence = request.sequence();
+        if let Some(reply) = session.replay(sequence, &digest)? {
+            return Ok(reply);
+        }
+        let reply = session.program.answer(request).await?;
+        session.answered(sequence, digest, reply.clone());
+        Ok::<_, Error>(reply)
+    };
     let reply = tokio::spawn(work)
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
     Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
-}
-
-async fn do_work(
-    service: Service,
-    mut session: OwnedMutexGuard<Session>,
-    body: Bytes,
-) -> Result<Bytes> {
-    let message = Message::<RunHeader>::decode(&body)?;
-    drop(body);
-    let sequence = message.header.sequence;
-    if let Some(reply) = session.replay(sequence)? {
-        return Ok(reply);
-    }
-    let reply = compute(&service.0.compute, message).await?;
-    session.answered(sequence, reply.clone());
-    Ok(reply)
-}
-
-async fn go_on(mut session: OwnedMutexGuard<Session>, body: Bytes) -> Result<Bytes> {
-    let message = Message::<AdvanceHeader>::decode(&body)?;
-    drop(body);
-    let AdvanceHeader { sequence, at } = message.header;
-    if let Some(reply) = session.replay(sequence)? {
-        return Ok(reply);
-    }
-    let Some(walk) = &session.walk else {
-        return Err(Error::Invalid("this session holds no strip".into()));
-    };
-    let (at, tensors) = walk.advance((at, message.tensors)).await?;
-    let header = AdvanceHeader { sequence, at };
-    let reply = Bytes::from(Message { header, tensors }.encode()?);
-    session.answered(sequence, reply.clone());
-    Ok(reply)
-}
-
-/// The reply to a message: the output of each piece of its work.
-async fn compute(compute: &Compute, mut message: Message<RunHeader>) -> Result<Bytes> {
-    let sequence = message.header.sequence;
-    let works = std::mem::take(&mut message.header.work);
-    let outputs: Vec<String> = works
-        .iter()
-        .enumerate()
-        .map(|(i, work)| format!("{i}.{}", work.output()))
-        .collect();
-    let mut batch = Batch::with_capacity(works.len());
-    for (i, work) in works.into_iter().enumerate() {
-        let inputs = work
-            .inputs()
-            .iter()
-            .map(|part| {
-                let name = format!("{i}.{part}");
-                message.take(&name)?.into_tensor(&name)
-            })
-            .collect::<shared::wire::Result<Vec<_>>>()?;
-        batch.push((work, inputs));
-    }
-    if let Some(name) = message.tensors.keys().next() {
-        return Err(Error::Invalid(format!("tensor {name} belongs to no work")));
-    }
-    let results = compute.run(batch).await?;
-    let reply = Message {
-        header: ReplyHeader { sequence },
-        tensors: outputs.into_iter().zip(results).collect::<HashMap<_, _>>(),
-    };
-    Ok(reply.encode()?.into())
 }

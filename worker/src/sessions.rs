@@ -11,39 +11,62 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::walk::Walk;
 
-/// One picture's dialogue.
+/// A dialogue of which `P` is the program.
 #[derive(Debug)]
-pub struct Session {
-    /// The walk over the worker's strip, in a session that holds one.
-    pub walk: Option<Walk>,
-    /// Number of the last request answered; requests count from 1.
-    last: u64,
+pub struct Session<P> {
+    /// What is done in it.
+    pub program: P,
+    /// The last request that was answered; none at first.
+    answered: Option<Answered>,
+}
+
+/// A request that was answered.
+#[derive(Debug)]
+struct Answered {
+    /// Its number; requests count from 1.
+    sequence: u64,
+    /// Digest of its bytes.
+    digest: blake3::Hash,
     /// The reply to it, kept so that a retried request is answered and not computed again.
     reply: Bytes,
 }
 
-impl Session {
-    /// The kept reply if `sequence` is a retry, or none if it is the next request.
+impl<P> Session<P> {
+    /// A dialogue in which nothing was said yet.
+    fn new(program: P) -> Self {
+        Self {
+            program,
+            answered: None,
+        }
+    }
+
+    /// The kept reply if the request `sequence` of `digest` is a retry, or none if it is the next request.
     ///
     /// # Errors
-    /// [`Error::Sequence`] when it is neither.
-    pub fn replay(&self, sequence: u64) -> Result<Option<Bytes>> {
-        match sequence {
-            n if n == self.last && n > 0 => Ok(Some(self.reply.clone())),
-            n if n == self.last + 1 => Ok(None),
-            got => Err(Error::Sequence {
-                want: self.last + 1,
-                got,
+    /// [`Error::Sequence`] when it is neither, [`Error::Repeated`] when another request had its number.
+    pub fn replay(&self, sequence: u64, digest: &blake3::Hash) -> Result<Option<Bytes>> {
+        let last = self.answered.as_ref().map_or(0, |last| last.sequence);
+        match &self.answered {
+            Some(last) if sequence == last.sequence => match last.digest == *digest {
+                true => Ok(Some(last.reply.clone())),
+                false => Err(Error::Repeated(sequence)),
+            },
+            _ if sequence == last + 1 => Ok(None),
+            _ => Err(Error::Sequence {
+                want: last + 1,
+                got: sequence,
             }),
         }
     }
 
-    /// Keeps the reply to `sequence`.
-    pub fn answered(&mut self, sequence: u64, reply: Bytes) {
-        self.last = sequence;
-        self.reply = reply;
+    /// Keeps the reply to the request `sequence` of `digest`.
+    pub fn answered(&mut self, sequence: u64, digest: blake3::Hash, reply: Bytes) {
+        self.answered = Some(Answered {
+            sequence,
+            digest,
+            reply,
+        });
     }
 }
 
@@ -69,17 +92,17 @@ pub struct Lane {
     pub batch: usize,
 }
 
-/// The open sessions.
+/// The open sessions, each with a program `P`.
 #[derive(Debug)]
-pub struct Sessions {
-    open: Mutex<HashMap<String, Entry>>,
+pub struct Sessions<P> {
+    open: Mutex<HashMap<String, Entry<P>>>,
     room: Room,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Entry<P> {
     /// Locked for as long as a request is worked on, so that a retry waits for the first try.
-    session: Arc<tokio::sync::Mutex<Session>>,
+    session: Arc<tokio::sync::Mutex<Session<P>>>,
     /// When it was last used, or opened.
     used: Instant,
     /// Whether it was ever used.
@@ -89,11 +112,11 @@ struct Entry {
     batch: usize,
 }
 
-impl Sessions {
+impl<P> Sessions<P> {
     /// None yet, and as much room as `room` says.
     pub fn new(room: Room) -> Self {
         Self {
-            open: Mutex::default(),
+            open: Mutex::new(HashMap::new()),
             room,
         }
     }
@@ -102,7 +125,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::Busy`] when there are too many.
-    pub fn open(&self, walk: Option<Walk>, lane: Lane) -> Result<String> {
+    pub fn open(&self, program: P, lane: Lane) -> Result<String> {
         let mut open = self.lock();
         self.expire_of(&mut open);
         let name = Uuid::new_v4().simple().to_string();
@@ -111,13 +134,8 @@ impl Sessions {
         if places.insert(&place) && places.len() > self.room.pictures {
             return Err(Error::Busy("it has no room for another session"));
         }
-        let session = Session {
-            walk,
-            last: 0,
-            reply: Bytes::new(),
-        };
         let entry = Entry {
-            session: Arc::new(tokio::sync::Mutex::new(session)),
+            session: Arc::new(tokio::sync::Mutex::new(Session::new(program))),
             used: Instant::now(),
             begun: false,
             place,
@@ -128,7 +146,7 @@ impl Sessions {
     }
 
     /// The place of the picture that `lane` is of; none where it has no room for the lane.
-    fn place(&self, open: &HashMap<String, Entry>, lane: &Lane) -> Option<String> {
+    fn place(&self, open: &HashMap<String, Entry<P>>, lane: &Lane) -> Option<String> {
         let picture = lane.picture.as_ref()?;
         let others = open.values().filter(|entry| entry.place == *picture);
         let batch = others.map(|entry| entry.batch).sum::<usize>() + lane.batch;
@@ -139,7 +157,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::UnknownSession`].
-    pub fn get(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Session>>> {
+    pub fn get(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Session<P>>>> {
         let mut open = self.lock();
         let entry = open
             .get_mut(name)
@@ -165,7 +183,7 @@ impl Sessions {
         self.expire_of(&mut self.lock())
     }
 
-    fn expire_of(&self, open: &mut HashMap<String, Entry>) -> usize {
+    fn expire_of(&self, open: &mut HashMap<String, Entry<P>>) -> usize {
         let before = open.len();
         open.retain(|_, entry| {
             // A session that is locked has a request in work: it is in use now, however long ago
@@ -183,7 +201,7 @@ impl Sessions {
         self.lock().len()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry<P>>> {
         // Every change is a single insert or remove, so a poisoned map is still whole.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,7 +209,7 @@ impl Sessions {
 
 impl Room {
     /// How long a session may be idle.
-    fn patience_with(&self, entry: &Entry) -> Duration {
+    fn patience_with<P>(&self, entry: &Entry<P>) -> Duration {
         match entry.begun {
             true => self.idle,
             false => self.idle.min(self.unused),
@@ -210,7 +228,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn room(pictures: usize) -> Sessions {
+    fn room(pictures: usize) -> Sessions<()> {
         Sessions::new(Room {
             pictures,
             batch: 2,
@@ -228,7 +246,7 @@ mod tests {
     }
 
     /// Lets time pass.
-    fn pass(sessions: &Sessions, time: Duration) {
+    fn pass(sessions: &Sessions<()>, time: Duration) {
         for entry in sessions.lock().values_mut() {
             entry.used = entry.used.checked_sub(time).unwrap();
         }
@@ -236,29 +254,33 @@ mod tests {
 
     #[test]
     fn a_retry_gets_the_kept_reply_and_nothing_else_is_out_of_order() {
-        let mut session = Session {
-            walk: None,
-            last: 0,
-            reply: Bytes::new(),
-        };
+        let mut session = Session::new(());
+        let [one, two] = [b"one", b"two"].map(|bytes| blake3::hash(bytes));
         assert!(matches!(
-            session.replay(0),
+            session.replay(0, &one),
             Err(Error::Sequence { want: 1, got: 0 })
         ));
-        assert_eq!(session.replay(1).unwrap(), None);
-        session.answered(1, Bytes::from_static(b"one"));
-        assert_eq!(session.replay(1).unwrap(), Some(Bytes::from_static(b"one")));
-        assert_eq!(session.replay(2).unwrap(), None);
-        assert!(matches!(
-            session.replay(3),
-            Err(Error::Sequence { want: 2, got: 3 })
-        ));
+        assert_eq!(session.replay(1, &one).unwrap(), None);
+        session.answered(1, one, Bytes::from_static(b"reply"));
+        assert_eq!(
+            session.replay(1, &one).unwrap(),
+            Some(Bytes::from_static(b"reply"))
+        );
+        // Another request under the same number is no retry.
+        assert!(matches!(session.replay(1, &two), Err(Error::Repeated(1))));
+        assert_eq!(session.replay(2, &two).unwrap(), None);
+        for got in [0, 3, u64::MAX] {
+            assert!(matches!(
+                session.replay(got, &one),
+                Err(Error::Sequence { want: 2, .. })
+            ));
+        }
     }
 
     #[test]
     fn there_is_room_for_so_many_and_a_closed_one_makes_room() {
         let sessions = room(2);
-        let open = || sessions.open(None, lane(""));
+        let open = || sessions.open((), lane(""));
         let first = open().unwrap();
         let second = open().unwrap();
         assert_ne!(first, second);
@@ -274,7 +296,7 @@ mod tests {
     #[test]
     fn the_lanes_of_a_picture_take_one_place() {
         let sessions = room(2);
-        let open = |picture| sessions.open(None, lane(picture));
+        let open = |picture| sessions.open((), lane(picture));
         let lanes = [open("a").unwrap(), open("a").unwrap()];
         open("b").unwrap();
         open("b").unwrap();
@@ -293,8 +315,8 @@ mod tests {
     #[test]
     fn idle_sessions_expire_but_not_one_at_work() {
         let sessions = room(2);
-        let busy = sessions.open(None, lane("")).unwrap();
-        let idle = sessions.open(None, lane("")).unwrap();
+        let busy = sessions.open((), lane("")).unwrap();
+        let idle = sessions.open((), lane("")).unwrap();
         let session = sessions.get(&busy).unwrap();
         sessions.get(&idle).unwrap();
         let guard = session.try_lock().unwrap();
@@ -312,12 +334,12 @@ mod tests {
     #[test]
     fn a_session_that_nobody_used_expires_soon_and_makes_room_at_once() {
         let sessions = room(2);
-        let used = sessions.open(None, lane("")).unwrap();
+        let used = sessions.open((), lane("")).unwrap();
         sessions.get(&used).unwrap();
-        let unused = sessions.open(None, lane("")).unwrap();
+        let unused = sessions.open((), lane("")).unwrap();
         pass(&sessions, MINUTE);
         // Without waiting for the next round.
-        sessions.open(None, lane("")).unwrap();
+        sessions.open((), lane("")).unwrap();
         assert!(sessions.get(&unused).is_err());
         assert!(sessions.get(&used).is_ok());
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
-use shared::exchange::{Exchange, Item, Of, Resident, Seat, Tensors, accept, take};
+use shared::exchange::{Assignment, Exchange, Item, Of, Seat, Tensors, accept, take};
 use shared::executor::{Executor, attentions_apart, enter_apart};
 use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
@@ -52,19 +52,24 @@ pub trait Outside {
 ///
 /// # Errors
 /// [`Error::Closed`], which is how it ends; else what went wrong.
-pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outside) -> Result<()> {
+pub fn run(
+    unet: &UNet,
+    weights: Weights,
+    assignment: Assignment,
+    outside: impl Outside,
+) -> Result<()> {
     let count = unet.levels();
     let mut strip = Strip {
         whole: Whole::without_prompt(weights),
-        rows: Levels::new(resident.rows, count),
-        columns: Levels::new(resident.columns, count),
+        rows: Levels::new(assignment.rows, count),
+        columns: Levels::new(assignment.columns, count),
         level: 0,
         begun: None,
         first: true,
         incoming: Codec::default(),
         outgoing: Codec::default(),
-        knows_prompt: resident.placement.prompt == Prompt::Hidden,
-        resident,
+        knows_prompt: assignment.placement.prompt == Prompt::Hidden,
+        assignment,
         outside,
     };
     let mut message = strip.outside.wait()?;
@@ -74,7 +79,7 @@ pub fn run(unet: &UNet, weights: Weights, resident: Resident, outside: impl Outs
         let end = strip.exchange(Of::End {
             norm: &unet.conv_norm_out,
             conv_out: &unet.conv_out,
-            latents: strip.resident.placement.latents,
+            latents: strip.assignment.placement.latents,
         });
         let out = HashMap::from([("y", Handed::Features(host(y)?))]);
         let out = strip.hand_out(&end, out)?;
@@ -103,7 +108,7 @@ enum Handed {
 /// Executes a U-Net over one strip.
 struct Strip<O> {
     whole: Whole,
-    resident: Resident,
+    assignment: Assignment,
     rows: Levels,
     columns: Levels,
     /// Level of the feature map that the walk is at.
@@ -121,8 +126,8 @@ impl<O: Outside> Strip<O> {
     fn seat(&self) -> Seat {
         Seat::new(
             &self.rows,
-            &self.resident.strip,
-            self.resident.tile,
+            &self.assignment.strip,
+            self.assignment.tile,
             self.level,
         )
     }
@@ -130,18 +135,18 @@ impl<O: Outside> Strip<O> {
     /// Whether the user does `layer`, the first or the last convolution.
     fn is_the_users(&self, layer: &Conv2d) -> bool {
         let ends = [CONV_IN, CONV_OUT];
-        self.resident.placement.latents == Latents::Hidden && ends.contains(&layer.name.as_str())
+        self.assignment.placement.latents == Latents::Hidden && ends.contains(&layer.name.as_str())
     }
 
     /// How self-attention is done at this level.
     fn attention(&self) -> SelfAttention {
-        self.resident.placement.self_attention.at(self.level)
+        self.assignment.placement.self_attention.at(self.level)
     }
 
     fn exchange<'a>(&self, of: Of<'a>) -> Exchange<'a> {
         Exchange {
             of,
-            batch: self.resident.batch,
+            batch: self.assignment.batch,
             columns: self.columns.rows(self.level),
             level: self.level,
             first: self.first,
@@ -154,9 +159,9 @@ impl<O: Outside> Strip<O> {
         self.level = 0;
         let begin = self.exchange(Of::Begin {
             conv_in: &unet.conv_in,
-            latents: self.resident.placement.latents,
-            embedding: unet.embedding(self.resident.batch),
-            prompt: (!self.knows_prompt).then_some([self.resident.tokens, unet.context_width]),
+            latents: self.assignment.placement.latents,
+            embedding: unet.embedding(self.assignment.batch),
+            prompt: (!self.knows_prompt).then_some([self.assignment.tokens, unet.context_width]),
         });
         let mut got = self.accept(&begin, &at, tensors)?;
         if let Some(prompt) = got.remove("prompt") {
@@ -189,7 +194,7 @@ impl<O: Outside> Strip<O> {
         at: &str,
         tensors: HashMap<String, Payload>,
     ) -> Result<Tensors> {
-        let wires = self.resident.placement.wires;
+        let wires = self.assignment.placement.wires;
         let items = exchange.to_worker(self.seat());
         let mut got = accept(exchange, &items, wires, at, tensors)?;
         for item in items {
@@ -210,7 +215,7 @@ impl<O: Outside> Strip<O> {
         exchange: &Exchange<'_>,
         mut out: HashMap<&'static str, Handed>,
     ) -> Result<HashMap<String, Payload>> {
-        let (wires, seat) = (self.resident.placement.wires, self.seat());
+        let (wires, seat) = (self.assignment.placement.wires, self.seat());
         let label = exchange.label();
         let outgoing = &mut self.outgoing;
         let write = |item: Item| {
@@ -380,7 +385,7 @@ impl<O: Outside> Executor for Strip<O> {
             return attentions_apart(self, block, x);
         }
         // Kept only where it is needed: a tensor that nobody else holds is handed out without a copy.
-        let kept = (!self.resident.placement.wires.attention.is_exact()).then(|| x.clone());
+        let kept = (!self.assignment.placement.wires.attention.is_exact()).then(|| x.clone());
         let out = HashMap::from([("x", Handed::Features(host(x)?))]);
         let mut got = self.meet(Of::Paired(block), out)?;
         let y = self.take(&mut got, "x")?;
@@ -441,7 +446,7 @@ impl<O: Outside> Executor for Strip<O> {
     }
 
     fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        if self.resident.placement.prompt == Prompt::Shared {
+        if self.assignment.placement.prompt == Prompt::Shared {
             return Ok(self.whole.cross_attention(layer, x)?);
         }
         let q = self.whole.linear(&layer.to_q, x)?;

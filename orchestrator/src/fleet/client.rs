@@ -6,9 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Method;
 use serde::Serialize;
-use shared::exchange::Resident;
 use shared::wire::{
-    AdvanceHeader, Dtype, Info, Message, OpenSession, PROTOCOL, Payload, ReplyHeader, RunHeader,
+    AdvanceHeader, Dtype, Info, Message, OpenSession, Payload, ReplyHeader, RunHeader, SessionKind,
 };
 
 use super::Part;
@@ -76,8 +75,8 @@ impl Client {
         Ok(())
     }
 
-    /// Opens a session for the model of `digest`, in which the worker holds the strip of `resident` or
-    /// none, as a lane of `picture`. It is closed when this is dropped, if not before.
+    /// Opens a session of `kind` for the model of `digest`, as a lane of `picture`. It is closed when this is
+    /// dropped, if not before.
     ///
     /// # Errors
     /// [`Error::WorkerUnreachable`], [`Error::WorkerRefused`], [`Error::WorkerToken`],
@@ -85,16 +84,16 @@ impl Client {
     pub async fn open(
         &mut self,
         digest: &str,
-        resident: Option<Resident>,
+        kind: SessionKind,
         picture: Option<String>,
     ) -> Result<()> {
         let (info, _) = self.info().await?;
-        self.line.check_protocol(&info)?;
+        let protocol = self.line.agree(&info)?;
         self.line.check_model(&info, digest)?;
         let body = OpenSession {
-            protocol: PROTOCOL,
+            protocol,
             model: digest.to_owned(),
-            resident,
+            kind,
             picture,
         };
         let line = self.line.clone();
@@ -108,12 +107,12 @@ impl Client {
         Ok(())
     }
 
-    /// That the worker speaks this side's protocol.
+    /// The version of the protocol to speak with the worker.
     ///
     /// # Errors
-    /// [`Error::WorkerProtocol`].
-    pub fn check_protocol(&self, info: &Info) -> Result<()> {
-        self.line.check_protocol(info)
+    /// [`Error::WorkerProtocol`] when there is none that both sides speak.
+    pub fn agree(&self, info: &Info) -> Result<u32> {
+        self.line.agree(info)
     }
 
     /// That the worker holds the model of `digest`.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use shared::wire::{Info, OpenSession, PROTOCOL, Refusal, SessionOpened, TENSORS};
+use shared::wire::{Info, OpenSession, Refusal, SPOKEN, SessionOpened, TENSORS};
 
 use super::config::WorkerConfig;
 use super::session::{Counted, Session};
@@ -85,19 +85,18 @@ impl Line {
         Ok(info)
     }
 
-    /// That the worker speaks this side's protocol, by what it says of itself.
+    /// The newest version of the protocol that the worker, by what it says of itself, and this side speak.
     ///
     /// # Errors
-    /// [`Error::WorkerProtocol`].
-    pub fn check_protocol(&self, info: &Info) -> Result<()> {
-        if info.protocol == PROTOCOL {
-            return Ok(());
-        }
-        Err(Error::WorkerProtocol {
-            worker: self.worker.url.to_string(),
-            theirs: info.protocol,
-            ours: PROTOCOL,
-        })
+    /// [`Error::WorkerProtocol`] when there is none.
+    pub fn agree(&self, info: &Info) -> Result<u32> {
+        let (theirs, ours) = (info.versions(), SPOKEN);
+        ours.newest_common(theirs)
+            .ok_or_else(|| Error::WorkerProtocol {
+                worker: self.worker.url.to_string(),
+                theirs,
+                ours,
+            })
     }
 
     /// That the worker holds the model of `digest`, by what it says of itself.

@@ -32,9 +32,8 @@ pub mod tap;
 use std::collections::HashMap;
 
 use futures::future::{join_all, try_join_all};
-use shared::exchange::Resident;
 use shared::host::HostTensor;
-use shared::wire::{Payload, Work};
+use shared::wire::{Payload, SessionKind, Work};
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
@@ -67,25 +66,25 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Opens `lanes` sessions on every worker of `config` for the model of `digest`; each is to hold the
-    /// strip that `residents` has for the worker, if that has any.
+    /// Opens `lanes` sessions on every worker of `config` for the model of `digest`, of the kind that `kind` gives
+    /// for the worker's index.
     ///
     /// # Errors
     /// The first worker's that is down, refuses, or holds another model; each names the worker.
     pub async fn open(
         config: &FleetConfig,
         digest: &str,
-        residents: &[Resident],
+        kind: impl Fn(usize) -> SessionKind,
         lanes: usize,
     ) -> Result<Self> {
         let workers = config.workers.iter().enumerate();
         let clients = (0..lanes).flat_map(|_| workers.clone());
         // Its lanes take one place at a worker.
         let picture = &(lanes > 1).then(|| uuid::Uuid::new_v4().simple().to_string());
-        let clients = clients.map(|(i, worker)| async move {
+        let clients = clients.map(|(i, worker)| (kind(i), worker));
+        let clients = clients.map(|(kind, worker)| async move {
             let mut client = Client::new(worker)?;
-            let resident = residents.get(i).cloned();
-            client.open(digest, resident, picture.clone()).await?;
+            client.open(digest, kind, picture.clone()).await?;
             Ok::<_, Error>(client)
         });
         Ok(Self {

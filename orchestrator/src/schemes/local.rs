@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use shared::survey::survey;
 use shared::unet::UNet;
 use shared::whole::Whole;
+use shared::wire::SessionKind;
 
 use super::count::Count;
 use super::registry::Options;
@@ -80,7 +81,7 @@ impl Scheme for Local {
         _unet: &'a UNet,
         _sizes: &'a Sizes,
     ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, &[], 1))
+        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

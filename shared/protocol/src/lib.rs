@@ -3,6 +3,7 @@
 //! - [`session`]: what a worker says of itself, sessions, and the headers of tensor messages.
 //! - [`placement`]: who computes what a strip alone cannot.
 //! - [`exchange`]: what a strip needs from outside, and what travels for it.
+//! - [`version`]: versions of all this, and the one that two sides have in common.
 //! - [`statistics`]: group statistics in messages.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
@@ -13,5 +14,6 @@ pub mod exchange;
 pub mod placement;
 pub mod session;
 pub mod statistics;
+pub mod version;
 
 pub use error::{Error, Result};

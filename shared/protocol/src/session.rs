@@ -3,10 +3,8 @@
 use lacuna_wire::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::Resident;
-
-/// Version of everything in this module. The two sides must have the same.
-pub const PROTOCOL: u32 = 3;
+use crate::exchange::Assignment;
+use crate::version::{Versions, WITH_KINDS};
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";
@@ -14,8 +12,12 @@ pub const TENSORS: &str = "application/vnd.safetensors";
 /// `GET /v1/info`: what a worker is and holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Info {
-    /// [`PROTOCOL`] of the worker.
+    /// The oldest version of the protocol that the worker speaks, and the only one that a user's side of version 3
+    /// looks at.
     pub protocol: u32,
+    /// The newest; a worker of version 3 does not say it, and speaks that one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_highest: Option<u32>,
     /// The worker's version.
     pub version: String,
     /// `cpu` or `wgpu`.
@@ -29,6 +31,16 @@ pub struct Info {
     pub models: Vec<ModelInfo>,
     /// What it accepts.
     pub limits: Limits,
+}
+
+impl Info {
+    /// The versions of the protocol that the worker speaks.
+    pub fn versions(&self) -> Versions {
+        Versions {
+            lowest: self.protocol,
+            highest: self.protocol_highest.unwrap_or(self.protocol),
+        }
+    }
 }
 
 /// One model that a worker holds.
@@ -53,17 +65,92 @@ pub struct Limits {
 
 /// `POST /v1/sessions`: opens a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Opening", into = "Opening")]
 pub struct OpenSession {
-    /// [`PROTOCOL`] of the orchestrator.
+    /// The version of the protocol that is spoken in it: one that both sides speak.
     pub protocol: u32,
     /// Digest of the model to compute with.
     pub model: String,
-    /// The worker's strip, for a session that is to hold one; else every request brings its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resident: Option<Resident>,
+    /// What is done in it.
+    pub kind: SessionKind,
     /// Names the picture, at random: its lanes are sessions of one picture, and take one place at a worker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub picture: Option<String>,
+}
+
+/// What is done in a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SessionKind {
+    /// Layer by layer: every request brings its own rows ([`RunHeader`]).
+    Layers,
+    /// The worker holds a strip for a whole step ([`AdvanceHeader`]).
+    Strip(Assignment),
+}
+
+impl SessionKind {
+    /// Its name in messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Layers => "layers",
+            Self::Strip(_) => "strip",
+        }
+    }
+}
+
+/// [`OpenSession`] as it is written: before kinds were named, a strip made the difference.
+#[derive(Serialize, Deserialize)]
+struct Opening {
+    protocol: u32,
+    model: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<SessionKind>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resident: Option<Assignment>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    picture: Option<String>,
+}
+
+impl TryFrom<Opening> for OpenSession {
+    type Error = String;
+
+    fn try_from(opening: Opening) -> Result<Self, String> {
+        let named = opening.protocol >= WITH_KINDS;
+        let kind = match (opening.session, opening.resident) {
+            (Some(kind), None) if named => kind,
+            (None, Some(strip)) if !named => SessionKind::Strip(strip),
+            (None, None) if !named => SessionKind::Layers,
+            _ => {
+                let of = ["resident", "session"][usize::from(named)];
+                let protocol = opening.protocol;
+                return Err(format!(
+                    "in protocol {protocol} the field {of} says what is done in a session, and no other"
+                ));
+            }
+        };
+        Ok(Self {
+            protocol: opening.protocol,
+            model: opening.model,
+            kind,
+            picture: opening.picture,
+        })
+    }
+}
+
+impl From<OpenSession> for Opening {
+    fn from(open: OpenSession) -> Self {
+        let (session, resident) = match (open.protocol >= WITH_KINDS, open.kind) {
+            (true, kind) => (Some(kind), None),
+            (false, SessionKind::Strip(strip)) => (None, Some(strip)),
+            (false, SessionKind::Layers) => (None, None),
+        };
+        Self {
+            protocol: open.protocol,
+            model: open.model,
+            session,
+            resident,
+            picture: open.picture,
+        }
+    }
 }
 
 /// The answer to [`OpenSession`].
@@ -142,7 +229,8 @@ impl Work {
 /// Header of `POST /v1/sessions/{id}/run`: independent pieces of work, done together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunHeader {
-    /// Counts the session's requests from 1. A repeated number is answered with the kept reply.
+    /// Counts the session's requests from 1. A request that is repeated to the last bit is answered with the
+    /// kept reply; another under its number is refused.
     pub sequence: u64,
     /// What to do; the tensors of the `i`-th are named `i.x` and so on.
     pub work: Vec<Work>,
@@ -152,7 +240,8 @@ pub struct RunHeader {
 /// of [`crate::exchange`], and what it hands out at the next.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdvanceHeader {
-    /// Counts the session's requests from 1. A repeated number is answered with the kept reply.
+    /// Counts the session's requests from 1. A request that is repeated to the last bit is answered with the
+    /// kept reply; another under its number is refused.
     pub sequence: u64,
     /// The exchange's label.
     pub at: String,
@@ -163,4 +252,72 @@ pub struct AdvanceHeader {
 pub struct ReplyHeader {
     /// The request's number.
     pub sequence: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::{Placement, Tile};
+    use serde_json::{Value, json};
+
+    fn strip() -> SessionKind {
+        SessionKind::Strip(Assignment {
+            batch: 1,
+            rows: 8,
+            columns: 8,
+            strip: 0..1,
+            tokens: 77,
+            placement: Placement::default(),
+            tile: Tile::default(),
+        })
+    }
+
+    fn open(protocol: u32, kind: SessionKind) -> OpenSession {
+        OpenSession {
+            protocol,
+            model: "m".into(),
+            kind,
+            picture: None,
+        }
+    }
+
+    #[test]
+    fn a_session_is_written_as_its_version_has_it() {
+        for protocol in [3, 4] {
+            for kind in [SessionKind::Layers, strip()] {
+                let open = open(protocol, kind);
+                let text = serde_json::to_string(&open).unwrap();
+                assert_eq!(serde_json::from_str::<OpenSession>(&text).unwrap(), open);
+            }
+        }
+        let written = |protocol, kind| serde_json::to_value(open(protocol, kind)).unwrap();
+        assert_eq!(
+            written(3, SessionKind::Layers),
+            json!({"protocol": 3, "model": "m"})
+        );
+        assert_eq!(written(3, strip())["resident"]["rows"], 8);
+        assert_eq!(
+            written(4, SessionKind::Layers)["session"],
+            json!({"kind": "layers"})
+        );
+        let named = &written(4, strip())["session"];
+        assert_eq!(
+            (&named["kind"], &named["rows"]),
+            (&json!("strip"), &json!(8))
+        );
+    }
+
+    #[test]
+    fn what_another_version_would_say_is_refused() {
+        let refused = |value: Value| {
+            let error = serde_json::from_value::<OpenSession>(value).unwrap_err();
+            error.to_string()
+        };
+        let old = json!({"protocol": 4, "model": "m"});
+        assert!(refused(old).contains("session"));
+        let new = json!({"protocol": 3, "model": "m", "session": {"kind": "layers"}});
+        assert!(refused(new).contains("resident"));
+        let unknown = json!({"protocol": 4, "model": "m", "session": {"kind": "shares"}});
+        assert!(refused(unknown).contains("shares"));
+    }
 }

@@ -112,7 +112,7 @@ impl State {
 
     /// That it can be used for the model of the digest `wanted`.
     fn check(&self, wanted: Option<&str>) -> lacuna_orchestrator::Result<()> {
-        self.client.check_protocol(&self.info)?;
+        self.client.agree(&self.info)?;
         self.client
             .check_model(&self.info, wanted.unwrap_or_default())
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use burn::tensor::Tensor;
-use shared::exchange::Resident;
+use shared::exchange::Assignment;
 use shared::host::{HostTensor, OnDevice};
 use shared::protocol;
 use shared::unet::{CONV_OUT, UNet};
@@ -51,14 +51,14 @@ pub struct Tile {
 
 type Named = HashMap<String, HostTensor>;
 
-/// The views of a `resident` session's steps, of the worker at the place `seating`.
+/// The views of a `resident` session's steps, of the worker that was given `assignment`.
 ///
 /// # Errors
 /// [`Error::Request`] when features travel as codes; those of the walk.
 pub fn of_walk(
     unet: &UNet,
     weights: &Weights,
-    seating: Resident,
+    assignment: Assignment,
     heard: Heard,
 ) -> Result<Vec<View>> {
     let mut replay = Replay {
@@ -68,7 +68,7 @@ pub fn of_walk(
         prompt: None,
         ended: false,
     };
-    match strip::run(unet, weights.clone(), seating, &mut replay) {
+    match strip::run(unet, weights.clone(), assignment, &mut replay) {
         // A walk has no other end than that nothing more comes.
         Err(error) if !replay.ended => Err(error.into()),
         _ => Ok(replay.views),

@@ -104,8 +104,8 @@ impl Watch for Ppidm {
 impl Watch for Resident {
     fn rows(&self, unet: &UNet, sizes: &Sizes, place: Place) -> Result<Range<usize>> {
         let [_, rows, _] = sizes.latents;
-        let seating = place.take(places::seatings(unet, &self.layout(sizes), place.of)?)?;
-        Ok(Levels::new(rows, unet.levels()).scale(&seating.strip, 0))
+        let assignment = place.take(places::assignments(unet, &self.layout(sizes), place.of)?)?;
+        Ok(Levels::new(rows, unet.levels()).scale(&assignment.strip, 0))
     }
 
     /// With everybody's keys and values in place of tiles.
@@ -135,7 +135,7 @@ impl Watch for Resident {
         _calls: usize,
     ) -> Result<Vec<View>> {
         let unet = model.unet();
-        let seating = place.take(places::seatings(unet, &self.layout(sizes), place.of)?)?;
-        view::of_walk(unet, weights, seating, heard)
+        let assignment = place.take(places::assignments(unet, &self.layout(sizes), place.of)?)?;
+        view::of_walk(unet, weights, assignment, heard)
     }
 }

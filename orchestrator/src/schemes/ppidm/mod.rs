@@ -27,6 +27,7 @@ use shared::placement::Wire;
 use shared::survey::{self, survey};
 use shared::unet::UNet;
 use shared::whole::Whole;
+use shared::wire::SessionKind;
 
 use super::count::Count;
 use super::registry::Options;
@@ -106,7 +107,7 @@ impl Scheme for Ppidm {
         _unet: &'a UNet,
         _sizes: &'a Sizes,
     ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, &[], 1))
+        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use shared::exchange::{Resident as Seating, Seat};
+use shared::exchange::{Assignment, Seat};
 use shared::partition::{Levels, strips};
 use shared::placement::{SelfAttention, Tile};
 use shared::unet::UNet;
+use shared::wire::SessionKind;
 
 use super::layout::Layout;
 use crate::error::Result;
@@ -23,19 +24,20 @@ pub async fn open(
     unet: &UNet,
     layout: &Layout,
 ) -> Result<Fleet> {
-    let seatings = seatings(unet, layout, config.workers.len())?;
-    Fleet::open(config, digest, &seatings, layout.lane_count()).await
+    let assignments = assignments(unet, layout, config.workers.len())?;
+    let kind = |worker: usize| SessionKind::Strip(assignments[worker].clone());
+    Fleet::open(config, digest, kind, layout.lane_count()).await
 }
 
 /// What each of `workers` workers is told of its place when a session opens.
 ///
 /// # Errors
 /// [`shared::Error::TooManyStrips`].
-pub fn seatings(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Seating>> {
+pub fn assignments(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Assignment>> {
     let [batch, rows, columns] = layout.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
     let strips = cut_strips(&levels, workers)?.into_iter();
-    let seating = |(strip, tile)| Seating {
+    let assign = |(strip, tile)| Assignment {
         batch,
         rows,
         columns,
@@ -44,7 +46,7 @@ pub fn seatings(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Seat
         placement: layout.placement,
         tile,
     };
-    Ok(strips.zip(Tile::grid(workers)).map(seating).collect())
+    Ok(strips.zip(Tile::grid(workers)).map(assign).collect())
 }
 
 /// What each of `workers` workers will be shown.

@@ -23,9 +23,9 @@ use lacuna_model::unet::{Transformer, TransformerBlock};
 
 use crate::placement::{Latents, Placement, SelfAttention, Tile};
 
-/// What a worker is told of its place in the picture when a `resident` session opens.
+/// What a worker is told of its part of the picture when a session opens in which it holds a strip.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resident {
+pub struct Assignment {
     /// Batch entries.
     pub batch: usize,
     /// Rows of the latents.

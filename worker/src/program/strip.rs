@@ -1,4 +1,4 @@
-//! A session's walk of the U-Net, on a thread of its own, as a dialogue.
+//! The U-Net over the worker's own rows, on a thread of its own, as a dialogue.
 //!
 //! The walk ([`crate::strip`]) is ordinary code that stops in the middle of an operation whenever it
 //! needs something from outside; a request brings that and takes along what the walk hands out next.
@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use shared::exchange::Resident;
+use axum::body::Bytes;
+use shared::exchange::Assignment;
 use shared::protocol;
-use shared::wire::Payload;
+use shared::wire::{AdvanceHeader, Message, Payload};
 use tokio::sync::oneshot;
 
 use crate::compute::reason;
@@ -19,11 +20,11 @@ use crate::model::Model;
 use crate::strip::{self, Incoming, Outside};
 
 /// What a walk hands out: the label of the exchange that it is at, and the tensors.
-pub type Outgoing = (String, HashMap<String, Payload>);
+type Outgoing = (String, HashMap<String, Payload>);
 
-/// A walk in progress; it ends when this is dropped.
+/// A session's program that walks over a strip, step after step; the walk ends when this is dropped.
 #[derive(Debug)]
-pub struct Walk {
+pub struct Strip {
     turns: Sender<Turn>,
 }
 
@@ -33,18 +34,18 @@ struct Turn {
     reply: oneshot::Sender<Result<Outgoing>>,
 }
 
-impl Walk {
-    /// Starts a walk over the strip that `resident` describes.
+impl Strip {
+    /// Starts a walk over the strip that `assignment` describes.
     ///
     /// # Errors
     /// Those of the operating system when it gives no thread.
-    pub fn start(model: Arc<Model>, resident: Resident) -> std::io::Result<Self> {
+    pub fn start(model: Arc<Model>, assignment: Assignment) -> std::io::Result<Self> {
         let (turns, inbox) = channel();
         std::thread::Builder::new()
             .name("walk".into())
             .spawn(move || {
                 let mut line = Line { inbox, reply: None };
-                let walked = catch_unwind(AssertUnwindSafe(|| model.walk(resident, &mut line)));
+                let walked = catch_unwind(AssertUnwindSafe(|| model.walk(assignment, &mut line)));
                 let error = match walked {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => Error::from(error),
@@ -56,11 +57,22 @@ impl Walk {
         Ok(Self { turns })
     }
 
-    /// Brings the walk what it waits for; gives what it hands out next.
+    /// The reply to a message, which brings the walk what it waits for: what it hands out next.
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Compute`] when the walk fails at what came; it then has ended.
-    pub async fn advance(&self, incoming: Incoming) -> Result<Outgoing> {
+    pub async fn go_on(&self, message: Message<AdvanceHeader>) -> Result<Bytes> {
+        let AdvanceHeader { sequence, at } = message.header;
+        let (at, tensors) = self.advance((at, message.tensors)).await?;
+        let header = AdvanceHeader { sequence, at };
+        Ok(Message { header, tensors }.encode()?.into())
+    }
+
+    /// Brings the walk what it waits for; gives what it hands out next.
+    ///
+    /// # Errors
+    /// As [`Self::go_on`].
+    async fn advance(&self, incoming: Incoming) -> Result<Outgoing> {
         let ended = || Error::Invalid("this session's walk has failed; open another".into());
         let (reply, answer) = oneshot::channel();
         let turn = Turn { incoming, reply };
@@ -103,7 +115,7 @@ impl Outside for &mut Line {
 }
 
 impl Model {
-    fn walk(&self, resident: Resident, outside: impl Outside) -> protocol::Result<()> {
-        strip::run(self.unet(), self.weights().clone(), resident, outside)
+    fn walk(&self, assignment: Assignment, outside: impl Outside) -> protocol::Result<()> {
+        strip::run(self.unet(), self.weights().clone(), assignment, outside)
     }
 }

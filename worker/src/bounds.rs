@@ -1,0 +1,220 @@
+//! What the largest picture that a worker accepts bounds: every size that comes over the wire is held against
+//! it before anything is allocated for it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use shared::exchange::Assignment;
+use shared::host::HostTensor;
+use shared::layers::Conv2d;
+use shared::partition::Levels;
+use shared::survey::{Kind, survey};
+use shared::unet::{Layer, UNet};
+use shared::wire::Work;
+
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Most tokens of a prompt: several times what CLIP makes of any.
+const MAX_TOKENS: usize = 1024;
+
+/// Most parts that an attention is cut into: more than any fleet has workers.
+const MAX_PARTS: usize = 1024;
+
+/// Most rows or columns of latents: more than anybody's memory holds the attention of.
+pub const MAX_SIDE: usize = 8192;
+
+/// Most batch entries.
+pub const MAX_BATCH: usize = 64;
+
+/// Rows that a strip of a convolution's input brings beside its own: those of its neighbours, and what an odd
+/// number of rows rounds up to at a stride of two.
+const HALO: usize = 3;
+
+/// The largest sizes of everything.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Of the latents: batch entries, rows, columns.
+    pub latents: [usize; 3],
+    /// Bytes of one request.
+    pub body_bytes: usize,
+    levels: usize,
+    layers: HashMap<String, Largest>,
+    /// Values that one layer makes of the largest picture, at most.
+    output: usize,
+}
+
+/// The largest input of a layer, for the largest picture.
+#[derive(Clone, Debug)]
+enum Largest {
+    /// Of a convolution: `[B, C, H, W]`.
+    Conv(Conv2d, [usize; 4]),
+    /// Of a norm: `[B, C, H, W]`.
+    Norm([usize; 4]),
+    /// Of an attention: queries `[B, T, C]`, and tokens that they attend to.
+    Attention([usize; 3], usize),
+}
+
+impl Bounds {
+    /// For `model` and latents of at most `latents` (batch, rows, columns), of which a machine of `memory` bytes
+    /// must hold the largest request, with what it becomes and what is made of it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the latents are none, or larger than that.
+    pub fn new(model: &Model, latents: [usize; 3], memory: Option<u64>) -> Result<Self> {
+        let [batch, rows, columns] = latents;
+        let limits = [
+            ("batch entries", batch, MAX_BATCH),
+            ("rows", rows, MAX_SIDE),
+            ("columns", columns, MAX_SIDE),
+        ];
+        for (what, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                let reason = format!("latents of at most {value} {what}; it must be 1 to {most}");
+                return Err(Error::Invalid(reason));
+            }
+        }
+        let body_bytes = model.largest_request(latents)?;
+        let needed = 3 * body_bytes as u64;
+        if let Some(memory) = memory.filter(|memory| needed > *memory) {
+            return Err(Error::Invalid(format!(
+                "latents of at most {batch} x {rows} x {columns} (batch, rows, columns) take {:.1} GB of memory, \
+                 this machine has {:.1} GB; take fewer",
+                needed as f64 / 1e9,
+                memory as f64 / 1e9
+            )));
+        }
+        let (layers, output) = largest(model.unet(), latents)?;
+        Ok(Self {
+            latents,
+            body_bytes,
+            levels: model.unet().levels(),
+            layers,
+            output,
+        })
+    }
+
+    /// That a strip is one, of latents that are not too large.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming what is not.
+    pub fn check_assignment(&self, assignment: &Assignment) -> Result<()> {
+        let wanted = [assignment.batch, assignment.rows, assignment.columns];
+        let most = self.latents;
+        let fits = wanted
+            .iter()
+            .zip(most)
+            .all(|(w, most)| (1..=most).contains(w));
+        if !fits || !(1..=MAX_TOKENS).contains(&assignment.tokens) {
+            return Err(Error::Invalid(format!(
+                "latents of {wanted:?} (batch, rows, columns) and {} tokens; this worker takes at most \
+                 {most:?} and {MAX_TOKENS}; see its --max-batch, --max-rows and --max-columns",
+                assignment.tokens
+            )));
+        }
+        let levels = Levels::new(assignment.rows, self.levels);
+        let Range { start, end } = assignment.strip;
+        if start >= end || end > levels.coarsest() {
+            return Err(Error::Invalid(format!(
+                "a strip of rows {start}..{end} of the {} at the coarsest level",
+                levels.coarsest()
+            )));
+        }
+        for part in [assignment.tile.queries, assignment.tile.keys] {
+            if part.index >= part.of || part.of > MAX_PARTS {
+                let reason = format!("part {} of {} of an attention", part.index, part.of);
+                return Err(Error::Invalid(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// That each piece of `work` has inputs that the largest picture could have, and that all outputs together
+    /// are no more than one layer's. A layer that there is not, or with tensors of other axes, is left to
+    /// [`Model::run`], which refuses it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the layer and the sizes.
+    pub fn check_work<'a>(
+        &self,
+        work: impl IntoIterator<Item = &'a (Work, Vec<HostTensor>)>,
+    ) -> Result<()> {
+        let mut output = 0usize;
+        for (work, inputs) in work {
+            let Some(largest) = self.layers.get(work.layer()) else {
+                continue;
+            };
+            output = output.saturating_add(self.check_inputs(work.layer(), largest, inputs)?);
+        }
+        if output > self.output {
+            return Err(Error::Invalid(format!(
+                "the outputs of one request are {output} values together; this worker gives at most {} at a time",
+                self.output
+            )));
+        }
+        Ok(())
+    }
+
+    /// The number of values that the layer makes of `inputs`.
+    fn check_inputs(&self, layer: &str, largest: &Largest, inputs: &[HostTensor]) -> Result<usize> {
+        let check = |got: &HostTensor, most: &[usize]| {
+            // Another number of axes or channels is not larger but wrong, which the model says.
+            let channels = if most.len() == 4 { 1 } else { 2 };
+            let mut axes = got.shape.iter().zip(most).enumerate();
+            if got.shape.len() != most.len() || axes.all(|(i, (g, m))| i == channels || g <= m) {
+                return Ok(());
+            }
+            Err(Error::Invalid(format!(
+                "the input of {layer} has shape {:?}; for the largest picture that this worker takes it is {most:?}; \
+                 see its --max-batch, --max-rows and --max-columns",
+                got.shape
+            )))
+        };
+        let first = inputs.first().map_or(&[][..], |x| &x.shape);
+        match (largest, first) {
+            (Largest::Conv(conv, [b, c, h, w]), &[batch, _, rows, columns]) => {
+                check(&inputs[0], &[*b, *c, h + HALO, *w])?;
+                let rows = rows.saturating_sub(conv.kernel) / conv.stride + 1;
+                Ok(batch * conv.c_out * rows * conv.out_size(columns))
+            }
+            (Largest::Norm([b, c, h, w]), [_, _, _, _]) => {
+                check(&inputs[0], &[*b, *c, h + HALO, *w])?;
+                Ok(0)
+            }
+            (Largest::Attention([b, t, c], keys), &[batch, queries, width]) => {
+                check(&inputs[0], &[*b, *t, *c])?;
+                for keys_or_values in &inputs[1..] {
+                    check(keys_or_values, &[*b, *keys, *c])?;
+                }
+                Ok(batch * queries * width)
+            }
+            _ => Ok(0),
+        }
+    }
+}
+
+/// The largest input of every layer that can be asked for, and the most values that one of them makes.
+fn largest(unet: &UNet, latents: [usize; 3]) -> Result<(HashMap<String, Largest>, usize)> {
+    let mut convs: HashMap<&str, &Conv2d> = HashMap::new();
+    for layer in unet.layers() {
+        if let Layer::Conv(conv) = layer {
+            convs.insert(&conv.name, conv);
+        }
+    }
+    let mut layers = HashMap::new();
+    let mut most = 0;
+    for operation in survey(unet, latents, MAX_TOKENS)? {
+        let input = operation.input;
+        let [b, t, c, _] = input;
+        let largest = match (operation.kind, convs.get(operation.layer.as_str())) {
+            (Kind::Conv { .. }, Some(conv)) => Largest::Conv((*conv).clone(), input),
+            (Kind::GroupNorm, _) => Largest::Norm(input),
+            (Kind::SelfAttention, _) => Largest::Attention([b, t, c], t),
+            (Kind::CrossAttention, _) => Largest::Attention([b, t, c], MAX_TOKENS),
+            _ => continue,
+        };
+        most = most.max(operation.output.iter().product());
+        layers.insert(operation.layer, largest);
+    }
+    Ok((layers, most))
+}

@@ -1,0 +1,102 @@
+//! What is done in a session: one program for each kind, behind one door.
+//!
+//! - [`layers`]: single layers, of rows that every request brings.
+//! - [`strip`]: the U-Net over the worker's own rows, as a dialogue.
+
+pub mod layers;
+pub mod strip;
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use shared::wire::{AdvanceHeader, Message, RunHeader, SessionKind};
+
+use crate::bounds::Bounds;
+use crate::compute::Compute;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use layers::Layers;
+use strip::Strip;
+
+/// What programs run on.
+#[derive(Clone)]
+pub struct Ground {
+    /// The U-Net.
+    pub model: Arc<Model>,
+    /// The thread that computes single layers.
+    pub compute: Compute,
+    /// What the largest picture bounds.
+    pub bounds: Arc<Bounds>,
+}
+
+/// The program of a session.
+pub enum Program {
+    /// Of [`SessionKind::Layers`].
+    Layers(Layers),
+    /// Of [`SessionKind::Strip`].
+    Strip(Strip),
+}
+
+/// A request of a session.
+pub enum Request {
+    /// `POST /v1/sessions/{id}/run`.
+    Run(Message<RunHeader>),
+    /// `POST /v1/sessions/{id}/advance`.
+    Advance(Message<AdvanceHeader>),
+}
+
+impl Request {
+    /// Its number in the session.
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Self::Run(message) => message.header.sequence,
+            Self::Advance(message) => message.header.sequence,
+        }
+    }
+}
+
+impl Program {
+    /// Starts the program of a session of `kind`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `kind` asks for more than the largest picture, [`Error::Compute`] when the
+    /// operating system gives no thread.
+    pub fn start(kind: SessionKind, ground: &Ground) -> Result<Self> {
+        match kind {
+            SessionKind::Layers => Ok(Self::Layers(Layers::new(ground.clone()))),
+            SessionKind::Strip(assignment) => {
+                ground.bounds.check_assignment(&assignment)?;
+                let strip = Strip::start(ground.model.clone(), assignment)
+                    .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
+                Ok(Self::Strip(strip))
+            }
+        }
+    }
+
+    /// Batch entries that a session of `kind` takes of its picture's.
+    pub fn batch(kind: &SessionKind, ground: &Ground) -> usize {
+        match kind {
+            // It may be sent a whole batch.
+            SessionKind::Layers => ground.bounds.latents[0],
+            SessionKind::Strip(assignment) => assignment.batch,
+        }
+    }
+
+    /// The reply to `request`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is none for this program, or contradicts itself or the model; else the
+    /// program's own.
+    pub async fn answer(&self, request: Request) -> Result<Bytes> {
+        match (self, request) {
+            (Self::Layers(program), Request::Run(message)) => program.run(message).await,
+            (Self::Strip(program), Request::Advance(message)) => program.go_on(message).await,
+            (Self::Layers(_), Request::Advance(_)) => Err(Error::Invalid(
+                "this session goes layer by layer and holds no strip; ask it to run".into(),
+            )),
+            (Self::Strip(_), Request::Run(_)) => Err(Error::Invalid(
+                "this session holds a strip; ask it to advance".into(),
+            )),
+        }
+    }
+}
