@@ -7,7 +7,7 @@ use serde_json::Value;
 
 fn config(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../configs/models")
+        .join("../../configs/models")
         .join(model)
 }
 
