@@ -6,7 +6,7 @@ use shared::exchange::Exchange;
 use shared::survey::Operation;
 use shared::unet::UNet;
 
-use super::conductor::{Conductor, Hub};
+use super::conductor::{Hub, conductor};
 use crate::error::Result;
 use crate::schemes::Setting;
 
@@ -16,10 +16,9 @@ use crate::schemes::Setting;
 /// # Errors
 /// None today: shapes alone cannot fail.
 pub fn user_layers(unet: &UNet, setting: &Setting) -> Result<HashSet<String>> {
-    let [_, rows, _] = setting.latents;
-    let mut conductor = Conductor::new(unet, setting, Own::default());
-    conductor.call(unet, rows, 0.0)?;
-    Ok(conductor.hub.layers)
+    let mut conductor = conductor(unet, setting, Own::default());
+    conductor.step(unet, 0.0)?;
+    Ok(conductor.party.hub.layers)
 }
 
 #[derive(Default)]
