@@ -1,6 +1,6 @@
 //! Resident strips: every worker keeps its rows of every feature map for a whole step.
 //!
-//! - [`conductor`]: the user's walk of the U-Net, exchange by exchange.
+//! - [`mod@conductor`]: the user's walk of the U-Net, exchange by exchange.
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
 //! - [`intake`]: what workers hand out, read and checked.
 //! - [`tiles`]: what workers attend to without knowing what it is.
