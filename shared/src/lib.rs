@@ -8,7 +8,7 @@ pub use lacuna_model::{
     Error, Result, config, device, error, executor, layers, memory, ops, partition, selftest,
     speed, survey, unet, weights, whole, whole_does_the_rest,
 };
-pub use lacuna_protocol::{self as protocol, exchange, placement, statistics};
+pub use lacuna_protocol::{self as protocol, exchange, placement, script, statistics};
 
 /// Tensors in host memory.
 pub mod host {

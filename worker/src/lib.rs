@@ -14,6 +14,7 @@
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
 
 pub mod bounds;
 pub mod compute;

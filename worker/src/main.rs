@@ -1,4 +1,5 @@
 //! `lacuna-worker`: serves a U-Net's layers to an orchestrator.
+#![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;

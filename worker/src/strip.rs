@@ -1,4 +1,4 @@
-//! The executor over one worker's rows: the worker's side of the `resident` scheme.
+//! The party of [`shared::script`] that has the tensors of one worker's rows.
 //!
 //! A strip keeps its rows of every feature map for a whole step and asks for what lies outside at
 //! the exchanges of [`shared::exchange`]. It knows no other worker and, unless the placement says
@@ -7,15 +7,16 @@
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
-use shared::exchange::{Assignment, Exchange, Item, Of, Seat, Tensors, accept, take};
-use shared::executor::{Executor, attentions_apart, enter_apart};
+use shared::exchange::{Assignment, Exchange, Item, Seat, Tensors, accept, take};
+use shared::executor::Executor;
 use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm};
 use shared::partition::Levels;
-use shared::placement::{Latents, Prompt, SelfAttention};
+use shared::placement::SelfAttention;
 use shared::protocol::{Error, Result};
+use shared::script::{Party, Place, Script, Terms};
 use shared::stats::Moments;
-use shared::unet::{CONV_IN, CONV_OUT, TimeEmbedding, Transformer, TransformerBlock, UNet};
+use shared::unet::{TimeEmbedding, Transformer, TransformerBlock, UNet};
 use shared::weights::Weights;
 use shared::whole::{Conditioning, Whole};
 use shared::wire::{Codec, Payload};
@@ -38,7 +39,7 @@ pub trait Outside {
     /// As [`Self::wait`].
     fn exchange(&mut self, at: String, out: HashMap<String, Payload>) -> Result<Incoming>;
 
-    /// Called with each block's output: [`Executor::observe`] of the strip. A worker that serves looks
+    /// Called with each block's output: [`Party::observe`] of the strip. A worker that serves looks
     /// away; `lacuna audit`, which walks a strip again in its own process, keeps it.
     ///
     /// # Errors
@@ -58,33 +59,26 @@ pub fn run(
     assignment: Assignment,
     outside: impl Outside,
 ) -> Result<()> {
-    let count = unet.levels();
-    let mut strip = Strip {
+    let terms = Terms {
+        placement: assignment.placement,
+        batch: assignment.batch,
+        columns: assignment.columns,
+        tokens: assignment.tokens,
+    };
+    let strip = Strip {
         whole: Whole::without_prompt(weights),
-        rows: Levels::new(assignment.rows, count),
-        columns: Levels::new(assignment.columns, count),
-        level: 0,
+        rows: Levels::new(assignment.rows, unet.levels()),
         begun: None,
-        first: true,
+        next: None,
         incoming: Codec::default(),
         outgoing: Codec::default(),
-        knows_prompt: assignment.placement.prompt == Prompt::Hidden,
         assignment,
         outside,
     };
-    let mut message = strip.outside.wait()?;
+    let mut script = Script::new(unet, terms, strip);
     loop {
-        let x = strip.begin(unet, message)?;
-        let y = unet.forward(&mut strip, &x, 0.0)?;
-        let end = strip.exchange(Of::End {
-            norm: &unet.conv_norm_out,
-            conv_out: &unet.conv_out,
-            latents: strip.assignment.placement.latents,
-        });
-        let out = HashMap::from([("y", Handed::Features(host(y)?))]);
-        let out = strip.hand_out(&end, out)?;
-        message = strip.outside.exchange(end.label(), out)?;
-        strip.first = false;
+        // The user knows the timestep, and sends its embedding.
+        script.step(unet, 0.0)?;
     }
 }
 
@@ -94,6 +88,8 @@ struct Begun {
     embedding: Tensor<2>,
     /// Rows of the latents above and below the strip.
     halo: Halo,
+    /// The strip's place among the latents' rows.
+    seat: Seat,
 }
 
 /// Rows next to a strip; none where the picture ends.
@@ -105,86 +101,34 @@ enum Handed {
     Statistics(Vec<Moments>),
 }
 
-/// Executes a U-Net over one strip.
+/// The party that has the tensors of one strip.
 struct Strip<O> {
     whole: Whole,
     assignment: Assignment,
     rows: Levels,
-    columns: Levels,
-    /// Level of the feature map that the walk is at.
-    level: usize,
     begun: Option<Begun>,
-    /// Whether this is the first step.
-    first: bool,
+    /// The message that begins the next step, where it has come.
+    next: Option<Incoming>,
     incoming: Codec,
     outgoing: Codec,
-    knows_prompt: bool,
     outside: O,
 }
 
 impl<O: Outside> Strip<O> {
-    fn seat(&self) -> Seat {
-        Seat::new(
-            &self.rows,
-            &self.assignment.strip,
-            self.assignment.tile,
-            self.level,
-        )
-    }
-
-    /// Whether the user does `layer`, the first or the last convolution.
-    fn is_the_users(&self, layer: &Conv2d) -> bool {
-        let ends = [CONV_IN, CONV_OUT];
-        self.assignment.placement.latents == Latents::Hidden && ends.contains(&layer.name.as_str())
-    }
-
-    /// How self-attention is done at this level.
-    fn attention(&self) -> SelfAttention {
-        self.assignment.placement.self_attention.at(self.level)
-    }
-
-    fn exchange<'a>(&self, of: Of<'a>) -> Exchange<'a> {
-        Exchange {
-            of,
-            batch: self.assignment.batch,
-            columns: self.columns.rows(self.level),
-            level: self.level,
-            first: self.first,
-        }
-    }
-
-    /// Takes a step's first message apart; gives the strip of the noisy latents, or of what the first
-    /// convolution made of them.
-    fn begin(&mut self, unet: &UNet, (at, tensors): Incoming) -> Result<Tensor<4>> {
-        self.level = 0;
-        let begin = self.exchange(Of::Begin {
-            conv_in: &unet.conv_in,
-            latents: self.assignment.placement.latents,
-            embedding: unet.embedding(self.assignment.batch),
-            prompt: (!self.knows_prompt).then_some([self.assignment.tokens, unet.context_width]),
-        });
-        let mut got = self.accept(&begin, &at, tensors)?;
-        if let Some(prompt) = got.remove("prompt") {
-            self.whole.set_prompt(Conditioning {
-                context: self.place(prompt)?,
-                added: None,
-            });
-            self.knows_prompt = true;
-        }
-        let x = self.take(&mut got, "x")?;
-        self.begun = Some(Begun {
-            embedding: self.take(&mut got, "embedding")?,
-            halo: self.take_halo(&mut got)?,
-        });
-        Ok(x)
+    fn seat(&self, at: &Exchange<'_>) -> Seat {
+        let Assignment { strip, tile, .. } = &self.assignment;
+        Seat::new(&self.rows, strip, *tile, at.level)
     }
 
     /// Hands out `out`, waits, and gives what came back.
-    fn meet(&mut self, of: Of<'_>, out: HashMap<&'static str, Handed>) -> Result<Tensors> {
-        let exchange = self.exchange(of);
-        let out = self.hand_out(&exchange, out)?;
+    fn meet(
+        &mut self,
+        exchange: &Exchange<'_>,
+        out: HashMap<&'static str, Handed>,
+    ) -> Result<Tensors> {
+        let out = self.hand_out(exchange, out)?;
         let (at, tensors) = self.outside.exchange(exchange.label(), out)?;
-        self.accept(&exchange, &at, tensors)
+        self.accept(exchange, &at, tensors)
     }
 
     /// What a message brings for `exchange`, its features as plain numbers.
@@ -195,7 +139,7 @@ impl<O: Outside> Strip<O> {
         tensors: HashMap<String, Payload>,
     ) -> Result<Tensors> {
         let wires = self.assignment.placement.wires;
-        let items = exchange.to_worker(self.seat());
+        let items = exchange.to_worker(self.seat(exchange));
         let mut got = accept(exchange, &items, wires, at, tensors)?;
         for item in items {
             let Some(wire) = item.wire(wires) else {
@@ -215,7 +159,7 @@ impl<O: Outside> Strip<O> {
         exchange: &Exchange<'_>,
         mut out: HashMap<&'static str, Handed>,
     ) -> Result<HashMap<String, Payload>> {
-        let (wires, seat) = (self.assignment.placement.wires, self.seat());
+        let (wires, seat) = (self.assignment.placement.wires, self.seat(exchange));
         let label = exchange.label();
         let outgoing = &mut self.outgoing;
         let write = |item: Item| {
@@ -233,22 +177,42 @@ impl<O: Outside> Strip<O> {
         items.map(write).collect()
     }
 
-    fn place<const D: usize>(&self, payload: Payload) -> Result<Tensor<D>> {
+    fn on_device<const D: usize>(&self, payload: Payload) -> Result<Tensor<D>> {
         let tensor = payload.into_tensor("a feature")?;
         Ok(tensor.into_device(self.whole.device())?)
     }
 
     fn take<const D: usize>(&self, got: &mut Tensors, name: &'static str) -> Result<Tensor<D>> {
-        self.place(take(got, name)?)
+        self.on_device(take(got, name)?)
     }
 
     fn take_halo(&self, got: &mut Tensors) -> Result<Halo> {
         let mut side = |name| {
             got.remove(name)
-                .map(|payload| self.place(payload))
+                .map(|payload| self.on_device(payload))
                 .transpose()
         };
         Ok([side("above")?, side("below")?])
+    }
+
+    /// The step that has begun.
+    fn begun(&mut self) -> Result<&mut Begun> {
+        let not_yet = || Error::OutOfTurn("the step has not begun".into());
+        self.begun.as_mut().ok_or_else(not_yet)
+    }
+
+    /// Queries, keys and values of the strip's tokens.
+    fn projected(
+        &mut self,
+        layer: &Attention,
+        x: &Tensor<3>,
+    ) -> Result<[(&'static str, Handed); 3]> {
+        let [q, k, v] = self.whole.project(layer, x, false)?;
+        Ok([
+            ("q", features(&q)?),
+            ("k", features(&k)?),
+            ("v", features(&v)?),
+        ])
     }
 
     /// First and last row, for the neighbours.
@@ -260,12 +224,12 @@ impl<O: Outside> Strip<O> {
 
     /// A convolution of the strip between its neighbours' rows.
     fn convolve(
-        &mut self,
+        &self,
+        seat: Seat,
         layer: &Conv2d,
         x: Tensor<4>,
         [above, below]: Halo,
     ) -> Result<Tensor<4>> {
-        let seat = self.seat();
         let [b, c, _, w] = x.dims();
         let device = self.whole.device().clone();
         let zeros = || Tensor::zeros([b, c, 1, w], &device);
@@ -274,32 +238,24 @@ impl<O: Outside> Strip<O> {
         let neighbour = |rows: Option<Tensor<4>>| rows.map(|rows| ops::like(rows, &x));
         let (above, below) = (neighbour(above), neighbour(below));
         let rows = above.into_iter().chain([x]).chain(below).collect();
-        let y = ops::conv2d_of_strip(self.whole.weights(), layer, Tensor::cat(rows, 2), seat.odd)?;
-        if layer.stride == 2 {
-            self.level += 1;
-        }
-        Ok(y)
+        let x = Tensor::cat(rows, 2);
+        Ok(ops::conv2d_of_strip(
+            self.whole.weights(),
+            layer,
+            x,
+            seat.odd,
+        )?)
     }
 
     /// Statistics of the whole feature map of which `x` is a strip.
-    fn merged(&self, norm: &GroupNorm, x: &Tensor<4>, got: &mut Tensors) -> Result<Vec<Moments>> {
-        let [_, c, _, w] = x.dims();
-        let count = c / norm.groups * self.rows.rows(self.level) * w;
+    fn merged(
+        &self,
+        at: &Exchange<'_>,
+        norm: &GroupNorm,
+        got: &mut Tensors,
+    ) -> Result<Vec<Moments>> {
+        let count = norm.channels / norm.groups * self.rows.rows(at.level) * at.columns;
         Ok(statistics::from_payload(&take(got, "moments")?, count)?)
-    }
-
-    fn normalise(&mut self, norm: &GroupNorm, x: &Tensor<4>, silu: bool) -> Result<Tensor<4>> {
-        let moments = ops::group_moments(x.clone(), norm.groups)?;
-        let out = HashMap::from([("moments", Handed::Statistics(moments))]);
-        let mut got = self.meet(Of::Norm(norm), out)?;
-        let merged = self.merged(norm, x, &mut got)?;
-        Ok(ops::group_norm_by(
-            self.whole.weights(),
-            norm,
-            x.clone(),
-            &merged,
-            silu,
-        )?)
     }
 }
 
@@ -307,87 +263,135 @@ fn host<const D: usize>(x: Tensor<D>) -> Result<HostTensor> {
     Ok(HostTensor::from_device(x)?)
 }
 
-impl<O: Outside> Executor for Strip<O> {
-    type Feature = Tensor<4>;
-    type Tokens = Tensor<3>;
-    type Embedding = Tensor<2>;
+fn features<const D: usize>(x: &Tensor<D>) -> Result<Handed> {
+    Ok(Handed::Features(host(x.clone())?))
+}
+
+impl<O: Outside> Party for Strip<O> {
+    type Local = Whole;
     type Error = Error;
 
-    fn embed_time(&mut self, _: &TimeEmbedding, _: f64) -> Result<Tensor<2>> {
-        match &self.begun {
-            Some(begun) => Ok(begun.embedding.clone()),
-            None => Err(Error::OutOfTurn("the step has not begun".into())),
-        }
-    }
-
-    fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
-        if self.is_the_users(layer) {
-            return Ok(x.clone());
-        }
-        if layer.kernel == 1 {
-            return Ok(self.whole.conv(layer, x)?);
-        }
-        let halo = match &mut self.begun {
-            Some(begun) if layer.name == CONV_IN => std::mem::take(&mut begun.halo),
-            _ => {
-                let out = HashMap::from(self.edges(x)?);
-                let mut got = self.meet(Of::Halo(layer), out)?;
-                self.take_halo(&mut got)?
-            }
+    fn begin(&mut self, at: &Exchange<'_>) -> Result<Tensor<4>> {
+        let (label, tensors) = match self.next.take() {
+            Some(message) => message,
+            None => self.outside.wait()?,
         };
-        self.convolve(layer, x.clone(), halo)
-    }
-
-    fn group_norm(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
-        self.normalise(layer, x, false)
-    }
-
-    fn group_norm_silu(&mut self, layer: &GroupNorm, x: &Tensor<4>) -> Result<Tensor<4>> {
-        self.normalise(layer, x, true)
-    }
-
-    fn norm_conv(&mut self, norm: &GroupNorm, conv: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
-        if self.is_the_users(conv) {
-            return Ok(x.clone());
+        let mut got = self.accept(at, &label, tensors)?;
+        if let Some(prompt) = got.remove("prompt") {
+            self.whole.set_prompt(Conditioning {
+                context: self.on_device(prompt)?,
+                added: None,
+            });
         }
+        let x = self.take(&mut got, "x")?;
+        self.begun = Some(Begun {
+            embedding: self.take(&mut got, "embedding")?,
+            halo: self.take_halo(&mut got)?,
+            seat: self.seat(at),
+        });
+        Ok(x)
+    }
+
+    fn end(&mut self, at: &Exchange<'_>, y: Tensor<4>) -> Result<()> {
+        let out = HashMap::from([("y", Handed::Features(host(y)?))]);
+        let out = self.hand_out(at, out)?;
+        self.next = Some(self.outside.exchange(at.label(), out)?);
+        Ok(())
+    }
+
+    fn embed_time(&mut self, _: &TimeEmbedding, _: f64) -> Result<Tensor<2>> {
+        Ok(self.begun()?.embedding.clone())
+    }
+
+    fn alone<T>(
+        &mut self,
+        _: Place,
+        work: impl FnOnce(&mut Whole) -> shared::Result<T>,
+    ) -> Result<T> {
+        Ok(work(&mut self.whole)?)
+    }
+
+    fn users(
+        &mut self,
+        _: Place,
+        x: &Tensor<4>,
+        _: impl FnOnce(&mut Whole) -> shared::Result<Tensor<4>>,
+    ) -> Result<Tensor<4>> {
+        Ok(x.clone())
+    }
+
+    fn first_conv(&mut self, _: Place, conv: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
+        let begun = self.begun()?;
+        let (seat, halo) = (begun.seat, std::mem::take(&mut begun.halo));
+        self.convolve(seat, conv, x.clone(), halo)
+    }
+
+    fn conv(
+        &mut self,
+        at: &Exchange<'_>,
+        _: Place,
+        conv: &Conv2d,
+        x: &Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let out = HashMap::from(self.edges(x)?);
+        let mut got = self.meet(at, out)?;
+        let halo = self.take_halo(&mut got)?;
+        self.convolve(self.seat(at), conv, x.clone(), halo)
+    }
+
+    fn norm(
+        &mut self,
+        at: &Exchange<'_>,
+        norm: &GroupNorm,
+        x: &Tensor<4>,
+        silu: bool,
+    ) -> Result<Tensor<4>> {
+        let moments = ops::group_moments(x.clone(), norm.groups)?;
+        let out = HashMap::from([("moments", Handed::Statistics(moments))]);
+        let mut got = self.meet(at, out)?;
+        let merged = self.merged(at, norm, &mut got)?;
+        let weights = self.whole.weights();
+        Ok(ops::group_norm_by(weights, norm, x.clone(), &merged, silu)?)
+    }
+
+    fn norm_conv(
+        &mut self,
+        at: &Exchange<'_>,
+        norm: &GroupNorm,
+        conv: &Conv2d,
+        x: &Tensor<4>,
+    ) -> Result<Tensor<4>> {
         let moments = ops::group_moments(x.clone(), norm.groups)?;
         let mut out = HashMap::from(self.edges(x)?);
         out.insert("moments", Handed::Statistics(moments));
-        let mut got = self.meet(Of::NormConv(norm, conv), out)?;
-        let merged = self.merged(norm, x, &mut got)?;
-        let weights = self.whole.weights().clone();
-        let normalise = |x| ops::group_norm_by(&weights, norm, x, &merged, true);
+        let mut got = self.meet(at, out)?;
+        let merged = self.merged(at, norm, &mut got)?;
+        let weights = self.whole.weights();
+        let normalise = |x| ops::group_norm_by(weights, norm, x, &merged, true);
         // The neighbours' rows come as they were before the normalisation.
         let [above, below] = self.take_halo(&mut got)?;
         let halo = [
             above.map(&normalise).transpose()?,
             below.map(&normalise).transpose()?,
         ];
-        self.convolve(conv, normalise(x.clone())?, halo)
+        self.convolve(self.seat(at), conv, normalise(x.clone())?, halo)
     }
 
-    fn upsample(&mut self, x: &Tensor<4>, like: &Tensor<4>) -> Result<Tensor<4>> {
-        self.level = self.level.saturating_sub(1);
-        Ok(self.whole.upsample(x, like)?)
-    }
-
-    fn enter(&mut self, transformer: &Transformer, x: &Tensor<4>) -> Result<Tensor<3>> {
-        if self.attention() != SelfAttention::Fused {
-            return enter_apart(self, transformer, x);
-        }
-        let out = HashMap::from([("x", Handed::Features(host(x.clone())?))]);
-        let mut got = self.meet(Of::Enter(transformer), out)?;
+    fn enter(&mut self, at: &Exchange<'_>, _: &Transformer, x: &Tensor<4>) -> Result<Tensor<3>> {
+        let mut got = self.meet(at, HashMap::from([("x", features(x)?)]))?;
         self.take(&mut got, "x")
     }
 
-    fn attentions(&mut self, block: &TransformerBlock, x: Tensor<3>) -> Result<Tensor<3>> {
-        if !self.attention().pairs() {
-            return attentions_apart(self, block, x);
-        }
+    fn paired(
+        &mut self,
+        at: &Exchange<'_>,
+        _: &TransformerBlock,
+        x: Tensor<3>,
+    ) -> Result<Tensor<3>> {
         // Kept only where it is needed: a tensor that nobody else holds is handed out without a copy.
         let kept = (!self.assignment.placement.wires.attention.is_exact()).then(|| x.clone());
         let out = HashMap::from([("x", Handed::Features(host(x)?))]);
-        let mut got = self.meet(Of::Paired(block), out)?;
+        let mut got = self.meet(at, out)?;
         let y = self.take(&mut got, "x")?;
         Ok(match kept {
             Some(x) => ops::add(x, y),
@@ -395,63 +399,65 @@ impl<O: Outside> Executor for Strip<O> {
         })
     }
 
-    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        let how = self.attention();
-        let of = Of::SelfAttention(layer, how);
-        let features = |x: &Tensor<3>| Ok::<_, Error>(Handed::Features(host(x.clone())?));
+    fn self_attention(
+        &mut self,
+        at: &Exchange<'_>,
+        layer: &Attention,
+        how: SelfAttention,
+        x: &Tensor<3>,
+    ) -> Result<Tensor<3>> {
         match how {
-            SelfAttention::Paired | SelfAttention::Fused | SelfAttention::Tokens => {
-                let mut got = self.meet(of, HashMap::from([("x", features(x)?)]))?;
-                self.take(&mut got, "y")
-            }
             SelfAttention::Qkv => {
-                let [q, k, v] = self.whole.project(layer, x, false)?;
-                let out = [
-                    ("q", features(&q)?),
-                    ("k", features(&k)?),
-                    ("v", features(&v)?),
-                ];
-                let mut got = self.meet(of, HashMap::from(out))?;
-                let y = self.take(&mut got, "y")?;
-                Ok(self.whole.linear(&layer.to_out, &y)?)
-            }
-            SelfAttention::Tiled => {
-                let [q, k, v] = self.whole.project(layer, x, false)?;
-                let out = [
-                    ("q", features(&q)?),
-                    ("k", features(&k)?),
-                    ("v", features(&v)?),
-                ];
-                let mut got = self.meet(Of::Tiles(layer), HashMap::from(out))?;
-                let [q, k, v] = [
-                    self.take(&mut got, "q")?,
-                    self.take(&mut got, "k")?,
-                    self.take(&mut got, "v")?,
-                ];
-                let (y, sums) = ops::attention_part(q, k, v, layer.heads);
-                let out = [("y", features(&y)?), ("sums", features(&sums)?)];
-                let mut got = self.meet(Of::Merge(layer), HashMap::from(out))?;
+                let out = self.projected(layer, x)?;
+                let mut got = self.meet(at, HashMap::from(out))?;
                 let y = self.take(&mut got, "y")?;
                 Ok(self.whole.linear(&layer.to_out, &y)?)
             }
             SelfAttention::Broadcast => {
                 let [q, k, v] = self.whole.project(layer, x, false)?;
                 let out = [("k", features(&k)?), ("v", features(&v)?)];
-                let mut got = self.meet(of, HashMap::from(out))?;
+                let mut got = self.meet(at, HashMap::from(out))?;
                 let all = [self.take(&mut got, "k")?, self.take(&mut got, "v")?];
                 let y = self.whole.attend_to(layer, q, all);
                 Ok(self.whole.linear(&layer.to_out, &y)?)
             }
+            _ => {
+                let mut got = self.meet(at, HashMap::from([("x", features(x)?)]))?;
+                self.take(&mut got, "y")
+            }
         }
     }
 
-    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        if self.assignment.placement.prompt == Prompt::Shared {
-            return Ok(self.whole.cross_attention(layer, x)?);
-        }
+    fn tiled(
+        &mut self,
+        dealt: &Exchange<'_>,
+        merged: &Exchange<'_>,
+        layer: &Attention,
+        x: &Tensor<3>,
+    ) -> Result<Tensor<3>> {
+        let out = self.projected(layer, x)?;
+        let mut got = self.meet(dealt, HashMap::from(out))?;
+        let [q, k, v] = [
+            self.take(&mut got, "q")?,
+            self.take(&mut got, "k")?,
+            self.take(&mut got, "v")?,
+        ];
+        let (y, sums) = ops::attention_part(q, k, v, layer.heads);
+        let out = [("y", features(&y)?), ("sums", features(&sums)?)];
+        let mut got = self.meet(merged, HashMap::from(out))?;
+        let y = self.take(&mut got, "y")?;
+        Ok(self.whole.linear(&layer.to_out, &y)?)
+    }
+
+    fn cross_attention(
+        &mut self,
+        at: &Exchange<'_>,
+        layer: &Attention,
+        x: &Tensor<3>,
+    ) -> Result<Tensor<3>> {
         let q = self.whole.linear(&layer.to_q, x)?;
         let out = HashMap::from([("q", Handed::Features(host(q)?))]);
-        let mut got = self.meet(Of::CrossAttention(layer), out)?;
+        let mut got = self.meet(at, out)?;
         let y = self.take(&mut got, "y")?;
         Ok(self.whole.linear(&layer.to_out, &y)?)
     }
@@ -459,6 +465,4 @@ impl<O: Outside> Executor for Strip<O> {
     fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {
         self.outside.observe(block, x)
     }
-
-    shared::whole_does_the_rest!(whole);
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::exp::exp;
-use super::matmul::{View, product};
+use super::matmul::{Matrix, product};
 use super::simd::vectorised;
 use super::{Target, filled, scratch, values};
 
@@ -232,12 +232,12 @@ impl Task<'_> {
                 scores.as_mut_ptr(),
                 self.rows,
                 false,
-                View {
+                Matrix {
                     start: self.k[start * channels..].as_ptr(),
                     rows: channels,
                     columns: 1,
                 },
-                View {
+                Matrix {
                     start: q.as_ptr(),
                     rows: 1,
                     columns: channels,
@@ -265,12 +265,12 @@ impl Task<'_> {
                 sums.as_mut_ptr(),
                 self.rows,
                 add,
-                View {
+                Matrix {
                     start: self.v[start * channels..].as_ptr(),
                     rows: 1,
                     columns: channels,
                 },
-                View {
+                Matrix {
                     start: scores.as_ptr(),
                     rows: self.rows,
                     columns: 1,

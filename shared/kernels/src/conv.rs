@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::matmul::{View, even_part, product};
+use super::matmul::{Matrix, even_part, product};
 use super::simd::vectorised;
 use super::{Target, filled, scratch, values, winograd};
 
@@ -264,12 +264,12 @@ impl Task<'_> {
         }
         let taps = sizes.kernel * sizes.kernel;
         let n = self.pixels.len();
-        let weights = |channel: usize| View {
+        let weights = |channel: usize| Matrix {
             start: self.weight[(self.channels.start * sizes.c_in + channel) * taps..].as_ptr(),
             rows: sizes.c_in * taps,
             columns: 1,
         };
-        let add = |channels: Range<usize>, patches: View| {
+        let add = |channels: Range<usize>, patches: Matrix| {
             // SAFETY: `run` has filled `dst` with the bias and gives it to nobody else; the weights of
             // these channels and the patches are inside their slices.
             unsafe {
@@ -290,7 +290,7 @@ impl Task<'_> {
             let start = self.x[b * sizes.c_in * map + self.pixels.start % map..].as_ptr();
             add(
                 0..sizes.c_in,
-                View {
+                Matrix {
                     start,
                     rows: map,
                     columns: 1,
@@ -306,7 +306,7 @@ impl Task<'_> {
                 gather(self.x, sizes, from..to, self.pixels.clone(), patches);
                 add(
                     from..to,
-                    View {
+                    Matrix {
                         start: patches.as_ptr(),
                         rows: n,
                         columns: 1,

@@ -5,7 +5,7 @@ use gemm::Parallelism;
 
 /// A matrix inside a buffer: where it starts and how far apart its rows and columns are.
 #[derive(Clone, Copy)]
-pub(super) struct View {
+pub(super) struct Matrix {
     /// The element of row 0, column 0.
     pub start: *const f32,
     /// Distance between rows.
@@ -39,8 +39,8 @@ pub(super) unsafe fn product(
     dst: *mut f32,
     dst_rows: usize,
     add: bool,
-    a: View,
-    b: View,
+    a: Matrix,
+    b: Matrix,
     scale: f32,
 ) {
     let part = even_part(k, DEPTH);
@@ -49,11 +49,11 @@ pub(super) unsafe fn product(
         let add = add || from > 0;
         // SAFETY: the caller's promise, for a part of the depth.
         unsafe {
-            let a = View {
+            let a = Matrix {
                 start: a.start.add(from * a.columns),
                 ..a
             };
-            let b = View {
+            let b = Matrix {
                 start: b.start.add(from * b.rows),
                 ..b
             };
@@ -76,8 +76,8 @@ unsafe fn small_part(
     dst: *mut f32,
     dst_rows: usize,
     add: bool,
-    a: View,
-    b: View,
+    a: Matrix,
+    b: Matrix,
     scale: f32,
 ) {
     let columns = n.max(2);
@@ -95,7 +95,7 @@ unsafe fn small_part(
                 row[..n].copy_from_slice(std::slice::from_raw_parts(dst.add(i * dst_rows), n));
             }
         }
-        let right = View {
+        let right = Matrix {
             start: right.as_ptr(),
             rows: columns,
             columns: 1,
@@ -125,8 +125,8 @@ unsafe fn product_of_part(
     dst: *mut f32,
     dst_rows: usize,
     add: bool,
-    a: View,
-    b: View,
+    a: Matrix,
+    b: Matrix,
     scale: f32,
 ) {
     // SAFETY: the caller's promise; strides are lengths inside a slice, below isize::MAX.

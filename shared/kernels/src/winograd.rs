@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::conv::Sizes;
-use super::matmul::{View, product};
+use super::matmul::{Matrix, product};
 use super::simd::vectorised;
 use super::{Target, filled, scratch};
 
@@ -260,12 +260,12 @@ impl Task<'_> {
                             sums.as_mut_ptr(),
                             n,
                             start > 0,
-                            View {
+                            Matrix {
                                 start: u.as_ptr(),
                                 rows: k,
                                 columns: 1,
                             },
-                            View {
+                            Matrix {
                                 start: v.as_ptr(),
                                 rows: n,
                                 columns: 1,

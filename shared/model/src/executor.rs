@@ -1,13 +1,13 @@
 //! What the U-Net asks for, operation by operation.
 //!
-//! The U-Net ([`crate::unet::UNet`]) is written once and knows neither where a feature map lives nor
-//! who computes on it. An executor does: the whole tensor on one device ([`crate::whole::Whole`]), a tensor whose
+//! The U-Net is written once and knows neither where a feature map lives nor who computes on it. An
+//! executor does: the whole tensor on one device, a tensor whose
 //! layers are cut and sent to workers (the `ppidm` scheme), one worker's rows, or a bare shape for
 //! counting. The prompt belongs to the executor too, so that the walk never sees it.
 
 use crate::error::Error;
 use crate::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear};
-use crate::unet::{Projection, TimeEmbedding, Transformer, TransformerBlock};
+use crate::parts::{Projection, TimeEmbedding, Transformer, TransformerBlock};
 
 /// Computes the operations of a U-Net over its own idea of a feature map.
 ///

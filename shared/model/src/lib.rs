@@ -11,6 +11,7 @@
 //!
 //! What it is made of:
 //! - [`layers`]: a layer's name, sizes, parameters and work.
+//! - [`parts`]: what is more than a layer and less than a network.
 //! - [`config`]: reading a config without ignoring a key.
 //! - [`weights`]: weight files, and weights on a device by name.
 //! - [`ops`]: tensor operations.
@@ -38,6 +39,7 @@ pub mod layers;
 pub mod memory;
 pub mod ops;
 pub mod partition;
+pub mod parts;
 pub mod selftest;
 pub mod speed;
 pub mod survey;

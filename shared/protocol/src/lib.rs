@@ -4,6 +4,7 @@
 //! - [`placement`]: who computes what a strip alone cannot.
 //! - [`exchange`]: what a strip needs from outside, and what travels for it.
 //! - [`version`]: versions of all this, and the one that two sides have in common.
+//! - [`script`]: which exchange comes when, for both sides.
 //! - [`statistics`]: group statistics in messages.
 //! - [`error`]: everything that can go wrong.
 #![deny(missing_docs)]
@@ -12,6 +13,7 @@
 pub mod error;
 pub mod exchange;
 pub mod placement;
+pub mod script;
 pub mod session;
 pub mod statistics;
 pub mod version;

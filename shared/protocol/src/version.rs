@@ -1,6 +1,6 @@
 //! Versions of the protocol, and the one that two sides have in common.
 //!
-//! A worker says in [`crate::session::Info`] which versions it speaks; the user picks the newest that both speak
+//! A worker says in its `Info` which versions it speaks; the user picks the newest that both speak
 //! and names it when a session opens. So a fleet can be upgraded one worker at a time.
 
 use std::fmt;

@@ -125,13 +125,13 @@ impl HostTensor {
 pub fn transpose_each(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     let size = (rows * columns).max(1);
-    // A tile's rows and columns stay in the cache.
-    const TILE: usize = 32;
+    // A block's rows and columns stay in the cache.
+    const BLOCK: usize = 32;
     for (from, to) in values.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
-        for row in (0..rows).step_by(TILE) {
-            for column in (0..columns).step_by(TILE) {
-                for r in row..rows.min(row + TILE) {
-                    for c in column..columns.min(column + TILE) {
+        for row in (0..rows).step_by(BLOCK) {
+            for column in (0..columns).step_by(BLOCK) {
+                for r in row..rows.min(row + BLOCK) {
+                    for c in column..columns.min(column + BLOCK) {
                         to[c * rows + r] = from[r * columns + c];
                     }
                 }

@@ -57,10 +57,10 @@ pub fn to_safetensors<'a>(
     serialize(views, metadata)
 }
 
-type View<'a> = std::result::Result<TensorView<'a>, SafeTensorError>;
+type Viewed<'a> = std::result::Result<TensorView<'a>, SafeTensorError>;
 
 fn serialize<'a>(
-    views: impl IntoIterator<Item = (&'a str, View<'a>)>,
+    views: impl IntoIterator<Item = (&'a str, Viewed<'a>)>,
     metadata: Option<HashMap<String, String>>,
 ) -> Result<Vec<u8>> {
     let malformed = |e: SafeTensorError| Error::Message(e.to_string());
@@ -71,7 +71,7 @@ fn serialize<'a>(
     safetensors::serialize(views, metadata).map_err(malformed)
 }
 
-fn view_of(tensor: &HostTensor) -> View<'_> {
+fn view_of(tensor: &HostTensor) -> Viewed<'_> {
     let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
     TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
 }
@@ -255,7 +255,7 @@ impl Payload {
         Err(Error::NotFinite { name: name.into() })
     }
 
-    fn view(&self) -> View<'_> {
+    fn view(&self) -> Viewed<'_> {
         match self {
             Self::F32(tensor) => view_of(tensor),
             Self::F16 { shape, data } => {

@@ -16,7 +16,7 @@ use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use layers::Layers;
-use strip::Strip;
+use strip::Dialogue;
 
 /// What programs run on.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub enum Program {
     /// Of [`SessionKind::Layers`].
     Layers(Layers),
     /// Of [`SessionKind::Strip`].
-    Strip(Strip),
+    Strip(Dialogue),
 }
 
 /// A request of a session.
@@ -66,7 +66,7 @@ impl Program {
             SessionKind::Layers => Ok(Self::Layers(Layers::new(ground.clone()))),
             SessionKind::Strip(assignment) => {
                 ground.bounds.check_assignment(&assignment)?;
-                let strip = Strip::start(ground.model.clone(), assignment)
+                let strip = Dialogue::start(ground.model.clone(), assignment)
                     .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
                 Ok(Self::Strip(strip))
             }

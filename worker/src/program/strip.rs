@@ -24,7 +24,7 @@ type Outgoing = (String, HashMap<String, Payload>);
 
 /// A session's program that walks over a strip, step after step; the walk ends when this is dropped.
 #[derive(Debug)]
-pub struct Strip {
+pub struct Dialogue {
     turns: Sender<Turn>,
 }
 
@@ -34,7 +34,7 @@ struct Turn {
     reply: oneshot::Sender<Result<Outgoing>>,
 }
 
-impl Strip {
+impl Dialogue {
     /// Starts a walk over the strip that `assignment` describes.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use shared::survey::Operation;
 use shared::unet::UNet;
 
 use super::cloud::kind_of;
-use super::conductor::{Conductor, Hub};
+use super::conductor::{Hub, conductor};
 use super::layout::Layout;
 use super::places::{cut_strips, seats};
 use crate::error::{Error, Result};
@@ -31,10 +31,10 @@ pub fn first_calls(unet: &UNet, layout: &Layout, workers: usize) -> Result<[Coun
         placement: layout.placement,
         count: Count::new(workers),
     };
-    let mut conductor = Conductor::new(unet, layout, counter);
+    let mut conductor = conductor(unet, layout, counter);
     let mut call = || {
-        conductor.call(unet, rows, 0.0)?;
-        let count = std::mem::replace(&mut conductor.hub.count, Count::new(workers));
+        conductor.step(unet, 0.0)?;
+        let count = std::mem::replace(&mut conductor.party.hub.count, Count::new(workers));
         Ok::<_, Error>(count.of_lanes(lanes))
     };
     Ok([call()?, call()?])

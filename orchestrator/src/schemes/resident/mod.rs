@@ -5,7 +5,7 @@
 //! - [`options`]: what can be chosen.
 //! - [`layout`]: that for latents of one size.
 //! - [`places`]: which rows each worker holds.
-//! - [`conductor`]: the user's walk of the U-Net, exchange by exchange.
+//! - [`mod@conductor`]: the user's walk of the U-Net, exchange by exchange.
 //! - [`cloud`]: meets the workers at the exchanges, and does the user's part.
 //! - [`intake`]: what workers hand out, read and checked.
 //! - [`tiles`]: what workers attend to without knowing what it is.

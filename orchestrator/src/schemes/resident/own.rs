@@ -6,7 +6,7 @@ use shared::exchange::Exchange;
 use shared::survey::Operation;
 use shared::unet::UNet;
 
-use super::conductor::{Conductor, Hub};
+use super::conductor::{Hub, conductor};
 use super::layout::Layout;
 use crate::error::Result;
 
@@ -16,10 +16,9 @@ use crate::error::Result;
 /// # Errors
 /// None today: shapes alone cannot fail.
 pub fn user_layers(unet: &UNet, layout: &Layout) -> Result<HashSet<String>> {
-    let [_, rows, _] = layout.latents;
-    let mut conductor = Conductor::new(unet, layout, Own::default());
-    conductor.call(unet, rows, 0.0)?;
-    Ok(conductor.hub.layers)
+    let mut conductor = conductor(unet, layout, Own::default());
+    conductor.step(unet, 0.0)?;
+    Ok(conductor.party.hub.layers)
 }
 
 #[derive(Default)]

@@ -8,7 +8,7 @@ use shared::unet::UNet;
 use shared::whole::Whole;
 
 use super::cloud::Cloud;
-use super::conductor::Conductor;
+use super::conductor::{Conductor, conductor};
 use super::count;
 use super::layout::Layout;
 use super::places::cut_strips;
@@ -21,7 +21,6 @@ use crate::schemes::{Finished, Predictor};
 /// Predicts noise on resident strips.
 pub struct Strips<'a> {
     unet: &'a UNet,
-    rows: usize,
     /// Each with as many batch entries.
     lanes: Vec<Conductor<Cloud>>,
 }
@@ -53,12 +52,11 @@ impl<'a> Strips<'a> {
                 strips.clone(),
                 limit.unwrap_or(0),
             );
-            Ok(Conductor::new(unet, &of_lane, cloud))
+            Ok(conductor(unet, &of_lane, cloud))
         };
         let lanes = fleet.split().into_iter().enumerate().map(lane);
         Ok(Self {
             unet,
-            rows,
             lanes: lanes.collect::<Result<_>>()?,
         })
     }
@@ -67,32 +65,30 @@ impl<'a> Strips<'a> {
 /// One lane's prediction.
 fn predict(
     unet: &UNet,
-    rows: usize,
     lane: &mut Conductor<Cloud>,
     sample: HostTensor,
     timestep: f64,
 ) -> Result<HostTensor> {
-    let embedding = lane.hub.whole().embed_time(&unet.time, timestep)?;
+    let embedding = lane.party.hub.whole().embed_time(&unet.time, timestep)?;
     let embedding = HostTensor::from_device(embedding)?;
-    lane.hub.set_step(sample, embedding);
-    lane.call(unet, rows, timestep)?;
-    let prediction = lane.hub.take_prediction();
+    lane.party.hub.set_step(sample, embedding);
+    lane.step(unet, timestep)?;
+    let prediction = lane.party.hub.take_prediction();
     prediction
         .ok_or_else(|| shared::protocol::Error::OutOfTurn("the step did not end".into()).into())
 }
 
 impl Predictor for Strips<'_> {
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor> {
-        let (unet, rows) = (self.unet, self.rows);
+        let unet = self.unet;
         if let [lane] = &mut self.lanes[..] {
-            return predict(unet, rows, lane, sample, timestep);
+            return predict(unet, lane, sample, timestep);
         }
         let samples = sample.split_batch(self.lanes.len())?;
         let predictions: Vec<Result<HostTensor>> = std::thread::scope(|scope| {
             let lanes = self.lanes.iter_mut().zip(samples);
-            let threads = lanes.map(|(lane, sample)| {
-                scope.spawn(move || predict(unet, rows, lane, sample, timestep))
-            });
+            let threads = lanes
+                .map(|(lane, sample)| scope.spawn(move || predict(unet, lane, sample, timestep)));
             let threads: Vec<_> = threads.collect();
             let results = threads.into_iter().map(|thread| match thread.join() {
                 Ok(result) => result,
@@ -107,7 +103,7 @@ impl Predictor for Strips<'_> {
     fn traffic(&self) -> Option<Traffic> {
         let mut all = Traffic::default();
         for lane in &self.lanes {
-            all.add(&lane.hub.fleet().traffic());
+            all.add(&lane.party.hub.fleet().traffic());
         }
         Some(all)
     }
@@ -115,7 +111,7 @@ impl Predictor for Strips<'_> {
     fn finish(self: Box<Self>) -> Finished {
         let mut user_flop = 0;
         let parts = self.lanes.into_iter().map(|lane| {
-            let (whole, fleet) = lane.hub.into_parts();
+            let (whole, fleet) = lane.party.hub.into_parts();
             user_flop += whole.flop();
             fleet
         });

@@ -5,6 +5,7 @@ use crate::executor::Executor;
 use crate::layers::{
     Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, Parameter, Parameters,
 };
+use crate::parts::{Projection, Transformer, TransformerBlock};
 
 /// `ResnetBlock2D`: two normalised convolutions with the timestep between them, and a shortcut.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,24 +100,6 @@ impl Parameters for Resnet {
     }
 }
 
-/// `BasicTransformerBlock`: self-attention, cross-attention and feed-forward, each normalised and
-/// added to its input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TransformerBlock {
-    /// Before the self-attention.
-    pub norm1: LayerNorm,
-    /// Self-attention.
-    pub attn1: Attention,
-    /// Before the cross-attention.
-    pub norm2: LayerNorm,
-    /// Cross-attention.
-    pub attn2: Attention,
-    /// Before the feed-forward.
-    pub norm3: LayerNorm,
-    /// Feed-forward.
-    pub ff: FeedForward,
-}
-
 impl TransformerBlock {
     fn new(name: &str, width: usize, context: usize, heads: usize) -> Self {
         let norm = |kind: &str| LayerNorm {
@@ -146,66 +129,13 @@ impl TransformerBlock {
     }
 }
 
-impl Parameters for TransformerBlock {
-    fn parameters(&self, out: &mut Vec<Parameter>) {
-        self.norm1.parameters(out);
-        self.attn1.parameters(out);
-        self.norm2.parameters(out);
-        self.attn2.parameters(out);
-        self.norm3.parameters(out);
-        self.ff.parameters(out);
-    }
-}
-
-/// The map into or out of a transformer's width: a 1x1 convolution before the pixels become
-/// tokens (SD 1.x), or a linear map after (SD 2.x, SDXL).
-#[derive(Clone, Debug, PartialEq)]
-pub enum Projection {
-    /// Over the feature map.
-    Conv(Conv2d),
-    /// Over the tokens.
-    Linear(Linear),
-}
-
 impl Projection {
-    /// Width of what it gives.
-    pub fn width(&self) -> usize {
-        match self {
-            Self::Conv(conv) => conv.c_out,
-            Self::Linear(linear) => linear.d_out,
-        }
-    }
-
     fn layer(&self) -> Option<Layer<'_>> {
         match self {
             Self::Conv(conv) => Some(Layer::Conv(conv)),
             Self::Linear(_) => None,
         }
     }
-}
-
-impl Parameters for Projection {
-    fn parameters(&self, out: &mut Vec<Parameter>) {
-        match self {
-            Self::Conv(conv) => conv.parameters(out),
-            Self::Linear(linear) => linear.parameters(out),
-        }
-    }
-}
-
-/// `Transformer2DModel`: the pixels as tokens through transformer blocks, added to the input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Transformer {
-    /// Tensor prefix.
-    pub name: String,
-    /// First normalisation; its `eps` is fixed in the reference.
-    pub norm: GroupNorm,
-    /// Into the blocks' width.
-    pub proj_in: Projection,
-    /// One or more.
-    pub blocks: Vec<TransformerBlock>,
-    /// Back to the feature's channels.
-    pub proj_out: Projection,
 }
 
 /// What every transformer of one stage has in common.
@@ -287,17 +217,6 @@ impl Transformer {
             .chain(attentions.map(Layer::Attention))
             .chain(self.proj_out.layer())
             .collect()
-    }
-}
-
-impl Parameters for Transformer {
-    fn parameters(&self, out: &mut Vec<Parameter>) {
-        self.norm.parameters(out);
-        self.proj_in.parameters(out);
-        for block in &self.blocks {
-            block.parameters(out);
-        }
-        self.proj_out.parameters(out);
     }
 }
 

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::blocks::{Resnet, Stage, Transformer, TransformerShape};
+use super::blocks::{Resnet, Stage, TransformerShape};
 use super::keys::{SampleSize, read_added, read_kinds, read_size, refuse_the_rest};
 use super::{AddedEmbedding, CONV_IN, CONV_OUT, TimeEmbedding, UNet};
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::{Conv2d, GroupNorm, Linear};
+use crate::parts::Transformer;
 
 /// What of `unet/config.json` changes the picture.
 #[derive(Clone, Debug, PartialEq)]

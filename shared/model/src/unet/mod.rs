@@ -8,78 +8,19 @@ mod config;
 mod keys;
 mod walk;
 
-pub use blocks::{Projection, Resnet, Stage, Transformer, TransformerBlock};
+pub use blocks::{Resnet, Stage};
 pub use config::UNetConfig;
 pub use keys::{SampleSize, WITHOUT_EFFECT};
 pub use walk::{Descent, Residuals};
 
-use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
+pub use crate::parts::{AddedEmbedding, Projection, TimeEmbedding, Transformer, TransformerBlock};
+
+use crate::layers::{Attention, Conv2d, GroupNorm, Parameter, Parameters};
 
 /// Name of the first convolution. It sees the noisy latents, so it stays with the user.
 pub const CONV_IN: &str = "conv_in";
 /// Name of the last convolution.
 pub const CONV_OUT: &str = "conv_out";
-
-/// The timestep's sinusoid and the two linear maps after it (Ho et al. 2020, appendix B), with
-/// SDXL's added embedding of pooled text and picture sizes where the config asks for it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TimeEmbedding {
-    /// Width of the sinusoid.
-    pub channels: usize,
-    /// Cosines before sines.
-    pub flip_sin_to_cos: bool,
-    /// Subtracted from the number of frequencies in the exponent.
-    pub freq_shift: f64,
-    /// First map.
-    pub linear_1: Linear,
-    /// Second map, after SiLU.
-    pub linear_2: Linear,
-    /// SDXL's second input.
-    pub added: Option<AddedEmbedding>,
-}
-
-/// SDXL's `text_time`: pooled text beside the sinusoids of six sizes, through two linear maps.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AddedEmbedding {
-    /// Width of each size's sinusoid.
-    pub channels: usize,
-    /// First map.
-    pub linear_1: Linear,
-    /// Second map, after SiLU.
-    pub linear_2: Linear,
-}
-
-impl TimeEmbedding {
-    /// The sinusoid of one number, `[channels]`, in f32 as the reference computes it.
-    pub fn sinusoid(&self, value: f64, channels: usize) -> Vec<f32> {
-        let half = channels / 2;
-        let scale = -(10_000f64.ln()) as f32;
-        let angle = |i: usize| {
-            let exponent = scale * i as f32 / (half as f64 - self.freq_shift) as f32;
-            value as f32 * exponent.exp()
-        };
-        let sines = (0..half).map(|i| angle(i).sin());
-        let cosines = (0..half).map(|i| angle(i).cos());
-        let mut out: Vec<f32> = if self.flip_sin_to_cos {
-            cosines.chain(sines).collect()
-        } else {
-            sines.chain(cosines).collect()
-        };
-        out.resize(channels, 0.0);
-        out
-    }
-}
-
-impl Parameters for TimeEmbedding {
-    fn parameters(&self, out: &mut Vec<Parameter>) {
-        self.linear_1.parameters(out);
-        self.linear_2.parameters(out);
-        if let Some(added) = &self.added {
-            added.linear_1.parameters(out);
-            added.linear_2.parameters(out);
-        }
-    }
-}
 
 /// The U-Net: noisy latents and a timestep in, the prediction of the noise (`eps`, or `v`) out.
 #[derive(Clone, Debug, PartialEq)]
