@@ -22,7 +22,7 @@ static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const SD15: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
-    "/../configs/models/sd15/unet/config.json"
+    "/../../configs/models/sd15/unet/config.json"
 );
 
 fn main() -> lacuna_model::Result<()> {

@@ -7,7 +7,7 @@ use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights;
 
 fn parameters(model: &str) -> usize {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/models");
     let path = models.join(model).join("unet/config.json");
     let unet = UNetConfig::from_file(&path).unwrap().build();
     let sizes = weights::list(&unet)
