@@ -65,7 +65,10 @@ impl Answer {
 impl Caller {
     fn new(worker: &RunningWorker) -> Self {
         Self {
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            http: lacuna_orchestrator::fleet::line::http_client()
+                .no_proxy()
+                .build()
+                .unwrap(),
             url: worker.url.clone(),
             token: None,
         }

@@ -148,7 +148,10 @@ async fn two_sides_without_a_common_version_say_which_one_to_upgrade() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_laptop_is_served_by_this_worker() {
     let worker = RunningWorker::start("sd1", &Options::default()).await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = lacuna_orchestrator::fleet::line::http_client()
+        .no_proxy()
+        .build()
+        .unwrap();
     let info = http.get(format!("{}v1/info", worker.url));
     let info: Value = info.send().await.unwrap().json().await.unwrap();
     // It compared this one number with its own.

@@ -23,6 +23,13 @@ pub const MARGIN: usize = 64 << 10;
 /// Pauses before a request that was not answered is sent again.
 const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
+/// Settings of an HTTP client whose TLS computes with `ring`.
+pub fn http_client() -> reqwest::ClientBuilder {
+    // The first call installs it; from then on it is there, which is all that is asked for.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+}
+
 /// How a worker is reached.
 #[derive(Clone)]
 pub struct Line {
@@ -36,7 +43,7 @@ impl Line {
     /// # Errors
     /// [`Error::WorkerUnreachable`] when the system gives no HTTP client.
     pub fn new(worker: &WorkerConfig) -> Result<Self> {
-        let http = reqwest::Client::builder()
+        let http = http_client()
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)
