@@ -77,12 +77,14 @@ pub fn sight_in_short(ledger: &Ledger) -> String {
 pub fn rows_advice(ledger: &Ledger, allowed: f64) -> String {
     // A flag that holds the share, of three digits.
     let flag = (ledger.most_rows() * 1000.0 - SLACK).ceil() / 1000.0;
+    // As many as are there are not enough, or it would not be refused.
     let needed = (1.0 / allowed - SLACK).ceil();
+    let needed = needed.max(ledger.providers.len() as f64 + 1.0);
     let have = match ledger.providers.len() {
         1 => "with one provider there is nothing to share out".to_owned(),
         n => format!(
-            "of {n} providers one computes {:.1} % at least",
-            100.0 / n as f64
+            "of {n} providers one computes {:.1} %",
+            100.0 * ledger.most_rows()
         ),
     };
     format!(
@@ -132,7 +134,8 @@ mod tests {
                 "--max-rows 0.5,",
                 "of 2 providers one computes 50.0 %",
             ),
-            (&[0.25, 0.375, 0.375], "--max-rows 0.375,", "33.3 %"),
+            (&[0.25, 0.375, 0.375], "--max-rows 0.375,", "37.5 %"),
+            (&[0.375, 0.375, 0.25], "--max-rows 0.375,", "of 3 providers"),
             (&[1.0 / 3.0; 3], "--max-rows 0.334,", "33.3 %"),
             (&[1.0], "--max-rows 1,", "nothing to share out"),
         ] {

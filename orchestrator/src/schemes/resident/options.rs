@@ -22,7 +22,7 @@ pub struct Resident {
     #[arg(long, value_parser = by_name::<Prompt>)]
     pub workers_prompt: Option<Prompt>,
     /// resident: whether the two halves of a guided step go side by side, so that one computes while the
-    /// other waits for the link: true or false [default: true, but for workers on loopback].
+    /// other waits for the link: true or false [default: true, but for workers started here].
     #[arg(long)]
     pub lanes: Option<bool>,
     /// resident: whether workers get their rows of the noisy latents: hidden (the first and the last
