@@ -263,8 +263,14 @@ impl Pipeline {
     /// Checks that pictures can be sampled so, before any work is done.
     ///
     /// # Errors
-    /// [`Error::Scheduler`], naming the setting.
+    /// [`Error::Scheduler`], naming the setting; [`Error::Request`] for a guidance scale that is no number.
     pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        if !sampling.guidance.is_finite() {
+            return Err(Error::Request(format!(
+                "guidance {}: it must be a number (--guidance, or guidance_scale in generation_config.json)",
+                sampling.guidance
+            )));
+        }
         self.scheduler(sampling).map(drop)
     }
 

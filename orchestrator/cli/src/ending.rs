@@ -25,7 +25,7 @@ pub enum Ending {
     Signal(i32, Option<anyhow::Result<()>>),
 }
 
-/// Runs `command` to its end, or until SIGINT, SIGTERM or SIGHUP (where that is not ignored, as under nohup)
+/// Runs `command` to its end, or until SIGINT, SIGTERM, SIGQUIT or SIGHUP (where that is not ignored, as under nohup)
 /// ends it. Then, and in any case, the sessions on workers are closed, for which a few seconds are taken at
 /// most; a second signal does not wait for that.
 pub async fn run(command: impl Future<Output = anyhow::Result<()>>) -> Ending {
@@ -68,7 +68,7 @@ pub async fn run(command: impl Future<Output = anyhow::Result<()>>) -> Ending {
 }
 
 /// The signals that end a command.
-struct Signals([Option<(SignalKind, Signal)>; 3]);
+struct Signals([Option<(SignalKind, Signal)>; 4]);
 
 impl Signals {
     fn listen() -> io::Result<Self> {
@@ -83,6 +83,7 @@ impl Signals {
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,
             listen(SignalKind::hangup())?,
+            listen(SignalKind::quit())?,
         ]))
     }
 

@@ -52,6 +52,8 @@ impl SpeedArguments {
             let reason = format!("--rtt-ms {}: it must not be below zero", link.rtt_ms);
             return Err(Error::Request(reason));
         }
+        let wrong = |reason| Error::Request(format!("the connection: {reason}"));
+        link.check().map_err(wrong)?;
         Ok(link)
     }
 }

@@ -81,7 +81,7 @@ impl FleetConfig {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
+        let file: File = toml::from_str(text).map_err(|e| without_source(text, &e))?;
         let mut config = Self {
             workers: Vec::new(),
             spares: Vec::new(),
@@ -155,12 +155,13 @@ impl FleetConfig {
 
 impl Entry {
     fn resolve(self) -> Result<WorkerConfig, String> {
+        // What is no address may hold a password anywhere.
+        let url = Url::parse(&self.url).map_err(|e| format!("url: {e}"))?;
         // It may hold a password where there is an @, or a key where there is a ?: neither is for others to read.
         let shown = match self.url.contains(['@', '?']) {
             true => "url".to_owned(),
             false => format!("url {:?}", self.url),
         };
-        let url = Url::parse(&self.url).map_err(|e| format!("{shown}: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("{shown} is neither http nor https"));
         }
@@ -199,6 +200,30 @@ impl Entry {
             token,
         })
     }
+}
+
+/// What a worker's entry has.
+const KEYS: [&str; 5] = ["url", "provider", "token", "token_env", "spare"];
+
+/// What is wrong in a file, and where. Its lines may hold tokens, so none is shown, nor a value.
+fn without_source(text: &str, error: &toml::de::Error) -> String {
+    let at = error.span().map_or(0, |span| span.start);
+    let before = text.get(..at).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    let message = error.message();
+    let reason = match message.split_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => {
+            format!("wanted is {expected}")
+        }
+        _ => message.to_owned(),
+    };
+    let start = before.rfind('\n').map_or(0, |end| end + 1);
+    let key = text.get(start..).and_then(|line| line.split('=').next());
+    // Of what stands there only what is surely no secret.
+    let key = key.map(str::trim).filter(|key| KEYS.contains(key));
+    let key = key.map_or(String::new(), |key| format!(" ({key})"));
+    format!("line {line}, column {column}{key}: {reason}")
 }
 
 fn fleet_error(path: &Path, reason: impl ToString) -> Error {
@@ -305,6 +330,32 @@ mod tests {
         let token = entries(&[("http://h", "p")]) + "token = \"sec\\nret\"\n";
         let error = FleetConfig::parse(&token).unwrap_err();
         assert!(error.contains("token") && !error.contains("sec"), "{error}");
+    }
+
+    #[test]
+    fn what_is_off_in_the_file_shows_no_token() {
+        let entry =
+            |line: &str| format!("[[worker]]\nurl = \"http://h\"\nprovider = \"p\"\n{line}\n");
+        for (line, parts) in [
+            ("tokens = \"SECRET\"", ["line 4, column 1", "tokens"]),
+            (
+                "token = \"SECRET\"\ntoken = \"SECRET\"",
+                ["line 5", "duplicate"],
+            ),
+            ("token = \"SECRET", ["line 4", "string"]),
+            ("token = \"SECRET\\q\"", ["line 4", "escape"]),
+            ("token = 98765", ["line 4, column 9 (token)", "string"]),
+            ("spare = \"SECRET\"", ["line 4", "bool"]),
+        ] {
+            let error = FleetConfig::parse(&entry(line)).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+            assert!(
+                !error.contains("SECRET") && !error.contains("98765"),
+                "{error}"
+            );
+        }
+        let error = FleetConfig::parse(&entries(&[("http://user:SECRET%40h:7700", "p")]));
+        assert!(!error.unwrap_err().contains("SECRET"));
     }
 
     #[test]

@@ -26,20 +26,22 @@ impl std::str::FromStr for Link {
                 let numbers = other.split(',').map(|n| n.trim().parse::<f64>().ok());
                 let numbers: Option<Vec<f64>> = numbers.collect();
                 let numbers = numbers.and_then(|n| <[f64; 3]>::try_from(n).ok());
-                let valid = |n: &[f64; 3]| {
-                    n.iter().all(|n| n.is_finite()) && n[0] > 0.0 && n[1] > 0.0 && n[2] >= 0.0
-                };
                 let hint = "5g, fibre, lan, or UP,DOWN,MILLISECONDS such as 50,200,30";
-                numbers.filter(valid).ok_or(hint)?
+                numbers.ok_or(hint)?
             }
         };
-        Ok(Self {
+        let link = Self {
             uplink_mbps,
             downlink_mbps,
             rtt_ms,
-        })
+        };
+        link.check().map(|()| link)
     }
 }
+
+/// Least and most of a rate, 10^6 bits a second, and of a round trip, milliseconds.
+const RATES: [f64; 2] = [0.001, 1e7];
+const WAITS: [f64; 2] = [0.0, 60_000.0];
 
 impl Link {
     /// The paper's 5G, with a round trip that it does not say.
@@ -48,6 +50,28 @@ impl Link {
         downlink_mbps: 340.56,
         rtt_ms: 20.0,
     };
+
+    /// That there is such a connection: no rate and no wait beyond what anybody has, so that what is computed of them
+    /// are times.
+    ///
+    /// # Errors
+    /// A line that says what is off.
+    pub fn check(&self) -> Result<(), String> {
+        let each = [
+            ("up", self.uplink_mbps, RATES, "10^6 bits a second"),
+            ("down", self.downlink_mbps, RATES, "10^6 bits a second"),
+            ("round trip", self.rtt_ms, WAITS, "milliseconds"),
+        ];
+        match each
+            .into_iter()
+            .find(|(_, n, [least, most], _)| !(least..=most).contains(&n))
+        {
+            Some((what, n, [least, most], unit)) => {
+                Err(format!("{what} {n:e}: from {least} to {most} {unit}"))
+            }
+            None => Ok(()),
+        }
+    }
 
     /// Seconds for so many bytes each way in so many round trips. Requests and answers alternate, so
     /// nothing overlaps.
@@ -77,7 +101,18 @@ mod tests {
     fn links_have_names_or_numbers() {
         let named: Link = "5g".parse().unwrap();
         assert_eq!(named, "81.14, 340.56, 20".parse().unwrap());
-        for wrong in ["", "6g", "1,2", "1,2,3,4", "0,1,1", "1,nan,1", "1,1,-1"] {
+        for wrong in [
+            "",
+            "6g",
+            "1,2",
+            "1,2,3,4",
+            "0,1,1",
+            "1,nan,1",
+            "1,1,-1",
+            "1e308,1,1",
+            "1,1e-320,1",
+            "1,1,1e15",
+        ] {
             assert!(wrong.parse::<Link>().is_err(), "{wrong:?}");
         }
     }

@@ -90,7 +90,8 @@ impl Outputs {
 
     /// Whether the standard output is one of them, and so not for lines.
     pub fn take_stdout(&self) -> bool {
-        self.files.iter().any(|(_, path)| path == Path::new("-"))
+        let is_stdout = |path: &Path| Place::of(path).is_ok_and(|place| place.is_stdout());
+        self.files.iter().any(|(_, path)| is_stdout(path))
     }
 
     /// Checks that every one can be written, and that no two are one file. Leaves nothing behind.

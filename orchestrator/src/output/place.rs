@@ -25,13 +25,32 @@ pub enum Place {
     Descriptor(PathBuf),
 }
 
+/// Whether a name of the system leads to the standard output (Linux: `/dev/stdout`, `/dev/fd/1`, links to them).
+fn is_stdout(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let directory = directory(&path).canonicalize().unwrap_or_default();
+        if name == "1" && directory.starts_with("/proc") && directory.ends_with("fd") {
+            return true;
+        }
+        match std::fs::read_link(&path) {
+            // Such a link's text (pipe:[7]) need not be a path.
+            Ok(_) if directory.starts_with("/proc") => return false,
+            Ok(to) => path = directory.join(to),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 impl Place {
     /// What `path` names.
     ///
     /// # Errors
     /// Directories, links in a circle, and what the system says.
     pub fn of(path: &Path) -> Result<Self> {
-        if path == Path::new("-") {
+        if path == Path::new("-") || is_stdout(path) {
             return Ok(Self::Stdout);
         }
         let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
@@ -65,6 +84,11 @@ impl Place {
             path = directory(&path).join(std::fs::read_link(&path)?);
         }
         Err(Error::other("its links lead in a circle"))
+    }
+
+    /// Whether it is the standard output, by whatever name.
+    pub fn is_stdout(&self) -> bool {
+        matches!(self, Self::Stdout)
     }
 
     /// Whether it is a file, which is replaced as a whole.

@@ -138,6 +138,13 @@ impl Policy {
                 policy.max_rows
             )));
         }
+        if let Quality::Psnr(least) = policy.quality
+            && !(least.is_finite() && least >= 0.0)
+        {
+            return Err(wrong(format!(
+                "quality = {{ psnr = {least} }}: a number of dB, 0 or more; or \"exact\""
+            )));
+        }
         if policy.self_attention.is_empty() || policy.wires.is_empty() {
             return Err(wrong(
                 "self_attention and wires must each allow something".into(),

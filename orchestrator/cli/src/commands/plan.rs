@@ -209,7 +209,12 @@ impl Arguments {
 
     fn setting(&self, unet: &UNet) -> anyhow::Result<Setting> {
         limits::check("--steps", self.steps, limits::COUNT)?;
-        let guided = self.guidance.unwrap_or(DEFAULT_GUIDANCE) > 1.0;
+        let guidance = self.guidance.unwrap_or(DEFAULT_GUIDANCE);
+        if !guidance.is_finite() {
+            let reason = format!("--guidance {guidance}: it must be a number");
+            return Err(Error::Request(reason).into());
+        }
+        let guided = guidance > 1.0;
         Ok(Setting {
             scheme: Resident::default().scheme(),
             sizes: Sizes {

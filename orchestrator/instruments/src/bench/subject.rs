@@ -291,6 +291,7 @@ impl Subject {
             guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
             eta: 0.0,
         };
+        pipeline.check_sampling(&sampling)?;
         let context = pipeline.encode(&arguments.prompt, "", sampling.guided())?;
         let [_, _, rows, columns] = shape;
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
