@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What CI has no time for, on the binaries of a finished `.ci/run`. Prints a table of what was tried, how long it took and
-# what came of it; docs/evaluation.md has that of the last run.
+# what came of it.
 #
 #     scripts/nightly.sh [FOLDER]      # FOLDER has lacuna, and lacuna-worker with the GPU backend
 set -uo pipefail
