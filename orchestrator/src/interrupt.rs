@@ -1,7 +1,7 @@
 //! Ending before the end: the switch that a signal throws.
 //!
 //! Signals are the process's, and so is what they ask for: one switch that whoever waits for a worker or is
-//! about to compute looks at. Sessions on workers hear it by themselves (`fleet::session`); [`crate::ending`] listens to signals.
+//! about to compute looks at. Sessions on workers hear it by themselves (`fleet::session`); the program listens to signals.
 
 use std::future::Future;
 use std::sync::LazyLock;

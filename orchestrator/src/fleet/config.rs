@@ -155,13 +155,13 @@ impl FleetConfig {
 
 impl Entry {
     fn resolve(self) -> Result<WorkerConfig, String> {
-        // What is no address may hold a password anywhere.
-        let url = Url::parse(&self.url).map_err(|e| format!("url: {e}"))?;
-        // It may hold a password where there is an @, or a key where there is a ?: neither is for others to read.
-        let shown = match self.url.contains(['@', '?']) {
+        // It may hold a password where there is an @, however it is written, or a key where there is a ?: neither is
+        // for others to read.
+        let shown = match self.url.contains(['@', '%', '?']) {
             true => "url".to_owned(),
             false => format!("url {:?}", self.url),
         };
+        let url = Url::parse(&self.url).map_err(|e| format!("{shown}: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("{shown} is neither http nor https"));
         }
@@ -202,6 +202,13 @@ impl Entry {
     }
 }
 
+/// Whether it is one of serde's sentences that tell the value that was found.
+fn shows_value(found: &str) -> bool {
+    ["invalid type", "invalid value"]
+        .iter()
+        .any(|begin| found.starts_with(begin))
+}
+
 /// What a worker's entry has.
 const KEYS: [&str; 5] = ["url", "provider", "token", "token_env", "spare"];
 
@@ -213,7 +220,7 @@ fn without_source(text: &str, error: &toml::de::Error) -> String {
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
     let message = error.message();
     let reason = match message.split_once(", expected ") {
-        Some((found, expected)) if found.starts_with("invalid ") => {
+        Some((found, expected)) if shows_value(found) => {
             format!("wanted is {expected}")
         }
         _ => message.to_owned(),
