@@ -133,7 +133,7 @@ impl Journey {
     /// Makes the pictures; gives their files.
     ///
     /// # Errors
-    /// As [`lacuna`].
+    /// As [`fn@lacuna`].
     pub async fn go(&self) -> Result<Files, String> {
         let (result, files) = self.end().await;
         if let Err(error) = &result {

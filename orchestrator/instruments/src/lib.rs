@@ -2,7 +2,7 @@
 //!
 //! - [`metrics`]: pictures against reference pictures, one by one or as sets.
 //! - [`evaluation`]: many prompts under several settings.
-//! - [`bench`]: schemes side by side, with their seconds and bytes.
+//! - [`mod@bench`]: schemes side by side, with their seconds and bytes.
 //! - [`audit`]: what a provider can make of what it sees.
 //! - `markup`: text and bytes inside HTML and SVG.
 //! - [`error`]: everything that can go wrong.

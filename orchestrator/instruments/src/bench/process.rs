@@ -65,7 +65,7 @@ impl Workers {
     /// `n` workers in this process that share the subject's weights.
     ///
     /// # Errors
-    /// [`Error::LocalWorker`], also when the subject has not all of them.
+    /// [`lacuna_orchestrator::Error::LocalWorker`], also when the subject has not all of them.
     pub async fn in_this_process(n: usize, subject: &Subject, device: &OpenDevice) -> Result<Self> {
         let Some(weights) = subject.whole.clone() else {
             return Err(Error::local_worker(&"the weights are not all here"));

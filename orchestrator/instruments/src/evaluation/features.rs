@@ -14,7 +14,7 @@ use lacuna_orchestrator::output::write_whole;
 /// number of pictures as the metadata's `count`.
 ///
 /// # Errors
-/// [`Error::Output`].
+/// [`lacuna_orchestrator::Error::Output`].
 pub fn save(path: &Path, set: &SetFeatures) -> Result<()> {
     let statistics = &set.statistics;
     let dim = statistics.mean().len();

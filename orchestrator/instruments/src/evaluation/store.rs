@@ -180,7 +180,7 @@ impl Store {
     /// A writer of further rows.
     ///
     /// # Errors
-    /// [`Error::Output`].
+    /// [`lacuna_orchestrator::Error::Output`].
     pub fn log(&self) -> Result<Log> {
         let path = self.log_path();
         let file = OpenOptions::new().append(true).create(true).open(&path);
@@ -203,7 +203,7 @@ impl Log {
     /// Appends a row.
     ///
     /// # Errors
-    /// [`Error::Output`].
+    /// [`lacuna_orchestrator::Error::Output`].
     pub fn append(&mut self, row: &Row) -> Result<()> {
         let mut line = serde_json::to_vec(row).map_err(json)?;
         line.push(b'\n');

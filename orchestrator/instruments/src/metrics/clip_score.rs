@@ -66,7 +66,7 @@ impl ClipScore {
     /// The score of a picture under a prompt, 0 to 100. Tokens beyond the text model's are left out.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the tokenizer refuses, [`shared::Error::Device`] when the device fails.
+    /// [`lacuna_orchestrator::Error::Prompt`] when the tokenizer refuses, [`shared::Error::Device`] when the device fails.
     pub fn score(&self, picture: &Rgb8, prompt: &str) -> Result<f64> {
         let [a, b] = [self.embed_picture(picture)?, self.embed_prompt(prompt)?];
         let dot = |a: &[f32], b: &[f32]| -> f64 {

@@ -144,7 +144,7 @@ pub struct Aligned {
 /// Turns a tile back by the provider's own tokens in it; none where too few are found.
 ///
 /// # Errors
-/// [`shared::Error::WrongShape`] when the tile is not of one attention.
+/// [`shared::wire::Error::WrongShape`] when the tile is not of one attention.
 pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
     let [batch, _, width] = tile.own[0].dims()?;
     let by_heads = |x: &HostTensor| by_token(std::slice::from_ref(x));
