@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::fleet::tally::{Kind, Tally, Traffic};
+use crate::fleet::tally::{Kind, Seen, Tally, Traffic};
 use crate::generator::Generator;
 use crate::policy::ledger::Ledger;
 
@@ -112,7 +112,7 @@ impl Report {
         pictures.for_each(|tallies| self.add_tallies(tallies));
     }
 
-    /// Adds the account of one picture's session.
+    /// Adds the accounts of one picture's sessions; a worker that had several saw what all of them showed.
     pub fn add_tallies(&mut self, tallies: &[Tally]) {
         for tally in tallies {
             let total = tally.total();
@@ -129,9 +129,12 @@ impl Report {
             let worker = &mut self.workers[place];
             worker.traffic.add(&total);
             worker.gflop += tally.flop as f64 / 1e9;
-            // The strips are the same for every picture of a run.
-            worker.rows = worker.rows.max(tally.seen.rows.share());
-            worker.rows_with_halo = worker.rows_with_halo.max(tally.seen.rows_with_halo.share());
+            let mut seen = Seen::default();
+            let sessions = tallies.iter().filter(|other| other.url == tally.url);
+            sessions.for_each(|session| seen.extend(&session.seen));
+            // Parts of different pictures do not add up to a larger part of one.
+            worker.rows = worker.rows.max(seen.rows.share());
+            worker.rows_with_halo = worker.rows_with_halo.max(seen.rows_with_halo.share());
         }
     }
 
@@ -166,5 +169,30 @@ impl Report {
             100.0
         ));
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::config::FleetConfig;
+
+    #[test]
+    fn a_worker_whose_strip_was_cut_anew_saw_both_strips() {
+        let config = FleetConfig::imagined(1).unwrap();
+        let session = |rows: std::ops::Range<usize>| {
+            let mut tally = Tally::new(&config.workers[0]);
+            tally.seen.add_strip(&rows, 8);
+            tally
+        };
+        let mut report = Report::default();
+        report.add_tallies(&[session(2..4), session(3..6)]);
+        let [worker] = &report.workers[..] else {
+            panic!("{:?}", report.workers);
+        };
+        assert_eq!((worker.rows, worker.rows_with_halo), (0.5, 0.75));
+        // Another picture shows no larger part of one.
+        report.add_tallies(&[session(0..3)]);
+        assert_eq!(report.workers[0].rows, 0.5);
     }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use clap::Args;
-use futures::future::BoxFuture;
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::tally::{Kind, Seen, Traffic};
@@ -35,7 +34,7 @@ use shared::survey::{self, survey};
 use shared::unet::{CONV_IN, TimeEmbedding, UNet};
 use shared::weights::list;
 use shared::whole::Whole;
-use shared::wire::{SessionKind, Work};
+use shared::wire::Work;
 use tests::golden::model_dir;
 use tests::workers::{RunningWorker, fleet_file};
 use tokio::task::spawn_blocking;
@@ -135,16 +134,6 @@ impl Scheme for Turns {
             _ => true,
         });
         Ok(Some(own.map(|operation| operation.layer).collect()))
-    }
-
-    fn open<'a>(
-        &'a self,
-        config: &'a FleetConfig,
-        digest: &'a str,
-        _unet: &'a UNet,
-        _sizes: &'a Sizes,
-    ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 
-use clap::builder::FalseyValueParser;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{audit, bench, cost, eval, generate, metrics, plan, workers};
@@ -106,13 +105,22 @@ fn with_environment(command: clap::Command, words: &[OsString]) -> clap::Command
             command.mut_arg(id, |flag| {
                 let flag = flag.env(variable).hide_env(true);
                 match flag.get_action() {
-                    // Set to 0, no, false or nothing it is as if it were not set.
-                    ArgAction::SetTrue => flag.value_parser(FalseyValueParser::new()),
+                    ArgAction::SetTrue => flag.value_parser(switch),
                     _ => flag,
                 }
             })
         });
     command.mut_subcommands(|command| with_environment(command, words))
+}
+
+/// What a variable says that stands for a flag without a value; nothing is no. A word that is neither yes nor no must
+/// not lift a refusal.
+fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "yes" | "y" | "true" | "t" | "on" => Ok(true),
+        "" | "0" | "no" | "n" | "false" | "f" | "off" => Ok(false),
+        _ => Err("1, yes, true or on; 0, no, false, off or nothing".into()),
+    }
 }
 
 /// Whether a word is the flag, by any of its names.
@@ -174,6 +182,19 @@ mod tests {
         });
         let has = |name: &str| variables.contains(std::ffi::OsStr::new(name));
         assert!(!has("LACUNA_FLEET") && has("LACUNA_WORKERS") && has("LACUNA_STEPS"));
+    }
+
+    #[test]
+    fn a_switch_is_yes_or_no() {
+        for yes in ["1", "yes", "TRUE", "on"] {
+            assert_eq!(switch(yes), Ok(true), "{yes}");
+        }
+        for no in ["", "0", "No", "false", "off"] {
+            assert_eq!(switch(no), Ok(false), "{no}");
+        }
+        for neither in ["maybe", "2", " "] {
+            assert!(switch(neither).is_err(), "{neither}");
+        }
     }
 
     #[test]

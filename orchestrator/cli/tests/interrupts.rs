@@ -113,7 +113,7 @@ async fn no_signal_leaves_a_session_behind() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{signal}: {said}");
         assert_eq!(workers.sessions(), 0, "{signal}: {said}");
-        assert!(said.contains("the same command begins again"), "{said}");
+        assert!(said.contains("the same command with --seed "), "{said}");
         assert!(!workers.path("pic.png").exists());
     }
     let child = workers.generate("2", &[]);

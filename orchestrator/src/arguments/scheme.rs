@@ -8,7 +8,7 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use shared::unet::UNet;
 
 use crate::schemes::registry::{DEFAULT, SCHEMES, find, possible_values};
-use crate::schemes::{Scheme, Setting, Sizes};
+use crate::schemes::{Scheme, Setting};
 
 /// The scheme that was asked for, with its options.
 #[derive(Clone, Debug)]
@@ -22,14 +22,7 @@ const FLAG: &str = "scheme";
 impl SchemeArguments {
     /// The scheme for latents of `[B, H, W]` and a prompt of `tokens` tokens.
     pub fn setting(&self, unet: &UNet, latents: [usize; 3], tokens: usize) -> Setting {
-        Setting {
-            scheme: self.scheme.clone(),
-            sizes: Sizes {
-                latents,
-                levels: unet.levels(),
-                tokens,
-            },
-        }
+        Setting::new(self.scheme.clone(), unet, latents, tokens)
     }
 }
 

@@ -119,12 +119,6 @@ impl Generator {
         }
     }
 
-    /// With a policy that going on without a lost worker must keep to.
-    pub fn under(mut self, policy: Option<Policy>) -> Self {
-        self.policy = policy;
-        self
-    }
-
     /// Always with as many workers as were given: a spare may step in, but nobody may just be left out.
     pub fn with_the_same_number(mut self) -> Self {
         self.same_number = true;

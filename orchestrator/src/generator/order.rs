@@ -14,7 +14,7 @@ use crate::fleet::config::FleetConfig;
 use crate::fleet::local::LocalWorkers;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
-use crate::schemes::{Scheme, Setting, Sizes};
+use crate::schemes::{Scheme, Setting};
 
 /// Workers that are started here where nobody says how many.
 const LOCAL_WORKERS: usize = 4;
@@ -94,14 +94,7 @@ impl Order {
             }
             _ => None,
         };
-        let setting = Setting {
-            scheme,
-            sizes: Sizes {
-                latents,
-                levels: pipeline.unet().levels(),
-                tokens: pipeline.tokens(),
-            },
-        };
+        let setting = Setting::new(scheme, pipeline.unet(), latents, pipeline.tokens());
         Ok(Ready {
             setting: setting.linked(fleet.is_some()),
             fleet: fleet.or_else(|| local.as_ref().map(|local| local.config().clone())),

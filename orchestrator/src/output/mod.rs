@@ -44,7 +44,12 @@ pub fn make_directory(path: &Path) -> Result<()> {
 #[derive(Debug, Default)]
 pub struct Outputs {
     files: Vec<(&'static str, PathBuf)>,
+    /// What the command reads.
+    inputs: Vec<(&'static str, PathBuf)>,
 }
+
+/// Endings of the files that a model's directory is read for.
+const READ: [&str; 4] = ["json", "safetensors", "txt", "bin"];
 
 impl Outputs {
     /// Adds the file of a flag; several are numbered.
@@ -88,6 +93,25 @@ impl Outputs {
         Ok(())
     }
 
+    /// Adds what a flag has read: a file, or a model's directory. No output may take the place of any of it.
+    pub fn reads(&mut self, flag: &'static str, path: &Path) {
+        self.inputs.push((flag, path.to_owned()));
+    }
+
+    /// The flag whose input is at `output`, if there is one.
+    fn input_at(&self, output: &Path) -> Option<&'static str> {
+        let output = output.canonicalize().ok()?;
+        let ending = output.extension().unwrap_or_default();
+        let read = |(_, input): &&(&str, PathBuf)| match input.canonicalize() {
+            Ok(input) if input.is_dir() => {
+                output.starts_with(input) && READ.iter().any(|read| ending == *read)
+            }
+            Ok(input) => output == input,
+            Err(_) => false,
+        };
+        self.inputs.iter().find(read).map(|(flag, _)| *flag)
+    }
+
     /// Whether the standard output is one of them, and so not for lines.
     pub fn take_stdout(&self) -> bool {
         let is_stdout = |path: &Path| Place::of(path).is_ok_and(|place| place.is_stdout());
@@ -107,6 +131,12 @@ impl Outputs {
             let Some(identity) = place.identity().map_err(|e| failed(path, e))? else {
                 continue;
             };
+            if let Some(input) = self.input_at(&identity) {
+                return Err(Error::Request(format!(
+                    "{flag} {}: that is a file of {input}, which is read; give another name",
+                    path.display()
+                )));
+            }
             if let Some(other) = taken.insert(identity, flag) {
                 return Err(Error::Request(format!(
                     "{flag} {}: {other} writes there, too; give another name",

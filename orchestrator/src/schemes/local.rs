@@ -5,18 +5,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use clap::Args;
-use futures::future::BoxFuture;
 use shared::survey::survey;
 use shared::unet::UNet;
 use shared::whole::Whole;
-use shared::wire::SessionKind;
 
 use super::count::Count;
 use super::registry::Options;
 use super::{Account, Exposure, Finished, Placed, Predictor, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::{Seen, Traffic};
 
 /// The scheme. It has no options.
@@ -72,16 +69,6 @@ impl Scheme for Local {
 
     fn user_layers(&self, _unet: &UNet, _sizes: &Sizes) -> Result<Option<HashSet<String>>> {
         Ok(None)
-    }
-
-    fn open<'a>(
-        &'a self,
-        config: &'a FleetConfig,
-        digest: &'a str,
-        _unet: &'a UNet,
-        _sizes: &'a Sizes,
-    ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

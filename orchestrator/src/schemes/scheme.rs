@@ -11,6 +11,7 @@ use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 use shared::unet::UNet;
 use shared::weights::list;
 use shared::whole::Whole;
+use shared::wire::SessionKind;
 
 use super::count::Count;
 use super::local;
@@ -171,7 +172,8 @@ pub trait Scheme: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Opens sessions on every worker of `config` for the model of `digest`.
+    /// Opens sessions on every worker of `config` for the model of `digest`; layer by layer, if the scheme does not
+    /// say otherwise.
     ///
     /// # Errors
     /// As [`Fleet::open`]; [`shared::Error::TooManyStrips`].
@@ -179,9 +181,11 @@ pub trait Scheme: Debug + Send + Sync {
         &'a self,
         config: &'a FleetConfig,
         digest: &'a str,
-        unet: &'a UNet,
-        sizes: &'a Sizes,
-    ) -> BoxFuture<'a, Result<Fleet>>;
+        _unet: &'a UNet,
+        _sizes: &'a Sizes,
+    ) -> BoxFuture<'a, Result<Fleet>> {
+        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
+    }
 
     /// Predicts on the `fleet` that [`Self::open`] opened, with the user's part in `whole`.
     ///
@@ -206,6 +210,16 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// `scheme` for latents of `[B, H, W]` of `unet` and a prompt of `tokens` tokens.
+    pub fn new(scheme: Arc<dyn Scheme>, unet: &UNet, latents: [usize; 3], tokens: usize) -> Self {
+        let sizes = Sizes {
+            latents,
+            levels: unet.levels(),
+            tokens,
+        };
+        Self { scheme, sizes }
+    }
+
     /// The same sizes by another scheme.
     pub fn by(&self, scheme: Arc<dyn Scheme>) -> Self {
         Self {

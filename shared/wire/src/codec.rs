@@ -151,12 +151,17 @@ impl Codec {
                 .zip(known.iter())
                 .for_each(|(x, k)| *x -= k);
         }
-        let codes = quantise(&values, bits).ok_or_else(|| Error::TooLarge {
+        let too_large = || Error::TooLarge {
             name: name.into(),
             dtype: format!("{bits} bits"),
-        })?;
+        };
+        let codes = quantise(&values, bits).ok_or_else(too_large)?;
         if let Some(known) = known {
             add_codes(known, &codes, bits);
+            // Near f32's end changes add up to more than it holds, which the other end would refuse.
+            if !known.iter().all(|x| x.is_finite()) {
+                return Err(too_large());
+            }
         }
         Ok(Payload::of_codes(codes))
     }
@@ -398,6 +403,29 @@ mod tests {
                     .all(|b| *b < bytes[0] / if wire == Wire::Delta8 { 1 } else { 3 })
             );
         }
+    }
+
+    /// Near f32's end a change may add up to more than it holds.
+    #[test]
+    fn what_can_be_written_can_be_read() {
+        let large = [f32::MAX, 3.3e38, 1.7e38, -1.7e38, 1.0];
+        let mut refused = 0;
+        for wire in Wire::ALL {
+            for i in 0..large.len().pow(3) {
+                let step = |n: u32| large[i / large.len().pow(n) % large.len()];
+                let (mut ours, mut theirs) = (Codec::default(), Codec::default());
+                for value in [step(0), step(1), step(2)] {
+                    let x = HostTensor::new([1, 1, 2], vec![value, 1.0]).unwrap();
+                    let Ok(payload) = ours.write("x", x, wire) else {
+                        refused += 1;
+                        break;
+                    };
+                    let read = theirs.read("x", payload, &[1, 1, 2], wire);
+                    assert!(read.is_ok(), "{wire:?}, {value}: {read:?}");
+                }
+            }
+        }
+        assert!(refused > 0);
     }
 
     #[test]

@@ -22,9 +22,9 @@ use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::policy::plan::{Plan, Relaxed, choose, relax};
 use lacuna_orchestrator::policy::ways::{Best, Question, Way, all_schemes, best, table, ways};
+use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
-use lacuna_orchestrator::schemes::{Setting, Sizes};
 
 /// Workers that are planned with where nobody says how many.
 const IMAGINED: usize = 4;
@@ -215,14 +215,9 @@ impl Arguments {
             return Err(Error::Request(reason).into());
         }
         let guided = guidance > 1.0;
-        Ok(Setting {
-            scheme: Resident::default().scheme(),
-            sizes: Sizes {
-                latents: self.size.latents(if guided { 2 } else { 1 })?,
-                levels: unet.levels(),
-                tokens: PROMPT_TOKENS,
-            },
-        })
+        let scheme = Resident::default().scheme();
+        let latents = self.size.latents(if guided { 2 } else { 1 })?;
+        Ok(Setting::new(scheme, unet, latents, PROMPT_TOKENS))
     }
 
     /// Bytes that are free at home; none where that is not known.

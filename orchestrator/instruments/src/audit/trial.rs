@@ -24,10 +24,10 @@ use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::plan::choose;
 use lacuna_orchestrator::progress::Progress;
+use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
 use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
-use lacuna_orchestrator::schemes::{Setting, Sizes};
 
 /// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.
 pub type Case = (String, Option<Setting>);
@@ -69,14 +69,8 @@ impl Trial {
             lanes: Some(false),
             ..Resident::default()
         };
-        let base = Setting {
-            scheme: strips.scheme(),
-            sizes: Sizes {
-                latents: [sampling.batch(), rows, columns],
-                levels: pipeline.unet().levels(),
-                tokens: PROMPT_TOKENS,
-            },
-        };
+        let latents = [sampling.batch(), rows, columns];
+        let base = Setting::new(strips.scheme(), pipeline.unet(), latents, PROMPT_TOKENS);
         Ok(Self {
             model: Arc::new(Model::new(pipeline.unet().clone(), weights.clone())),
             pipeline,

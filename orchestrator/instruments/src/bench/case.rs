@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::MAX_WORKERS;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::schemes::spec::Spec;
-use lacuna_orchestrator::schemes::{Scheme, Setting, Sizes};
+use lacuna_orchestrator::schemes::{Scheme, Setting};
 
 /// Lists, of which every combination is a row; those that make no difference to a scheme are left out.
 #[derive(Args, Clone, Debug)]
@@ -137,14 +137,7 @@ fn combine(given: &Chosen, lists: &[(&'static str, Vec<String>)]) -> Vec<Chosen>
 impl Case {
     /// The case for latents of `[batch, rows, columns]` and a prompt of `tokens` tokens.
     pub fn setting(&self, unet: &UNet, latents: [usize; 3], tokens: usize) -> Setting {
-        Setting {
-            scheme: self.scheme.clone(),
-            sizes: Sizes {
-                latents,
-                levels: unet.levels(),
-                tokens,
-            },
-        }
+        Setting::new(self.scheme.clone(), unet, latents, tokens)
     }
 
     /// The case in a few words.

@@ -20,7 +20,7 @@ use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
-use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::schemes::Setting;
 
 /// What all arms share.
 pub struct Maker {
@@ -121,14 +121,9 @@ impl Maker {
 
     fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
         let [_, _, rows, columns] = self.shape(arm)?;
-        let setting = Setting {
-            scheme: arm.scheme.clone(),
-            sizes: Sizes {
-                latents: [self.sampling.batch(), rows, columns],
-                levels: self.pipeline.unet().levels(),
-                tokens: self.pipeline.tokens(),
-            },
-        };
+        let (unet, tokens) = (self.pipeline.unet(), self.pipeline.tokens());
+        let latents = [self.sampling.batch(), rows, columns];
+        let setting = Setting::new(arm.scheme.clone(), unet, latents, tokens);
         Ok(setting.linked(self.fleet.is_some()))
     }
 

@@ -22,19 +22,16 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use shared::placement::Wire;
 use shared::survey::{self, survey};
 use shared::unet::UNet;
 use shared::whole::Whole;
-use shared::wire::SessionKind;
 
 use super::count::Count;
 use super::registry::Options;
 use super::{Exposure, Placed, Predictor, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::Seen;
 use layerwise::Layerwise;
 pub use options::{GroupNormMode, Offload, Ppidm};
@@ -98,16 +95,6 @@ impl Scheme for Ppidm {
 
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>> {
         user_layers(unet, sizes, self.offloaded()).map(Some)
-    }
-
-    fn open<'a>(
-        &'a self,
-        config: &'a FleetConfig,
-        digest: &'a str,
-        _unet: &'a UNet,
-        _sizes: &'a Sizes,
-    ) -> BoxFuture<'a, Result<Fleet>> {
-        Box::pin(Fleet::open(config, digest, |_| SessionKind::Layers, 1))
     }
 
     fn predictor<'a>(

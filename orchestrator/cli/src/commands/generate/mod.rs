@@ -252,6 +252,15 @@ fn check(arguments: &Arguments) -> Result<Outputs> {
     if let Some(path) = &arguments.report {
         outputs.add("--report", path, 1)?;
     }
+    outputs.reads("--model", &arguments.model.model);
+    let inputs = [
+        ("--fleet", arguments.workers.file()),
+        ("--policy", arguments.terms.policy.as_deref()),
+        ("--latents", arguments.latents.as_deref()),
+    ];
+    for (flag, path) in inputs {
+        path.into_iter().for_each(|path| outputs.reads(flag, path));
+    }
     outputs.check()?;
     check_model(&arguments.model)?;
     Ok(outputs)

@@ -49,8 +49,9 @@ impl Run {
     pub fn rest(&self, index: usize) -> String {
         let count = self.arguments.count;
         if count == 1 || self.arguments.latents.is_some() {
+            let seed = self.seed(0);
             return format!(
-                "{index} of {count} pictures are written; the same command begins again"
+                "{index} of {count} pictures are written; the same command with --seed {seed} begins again"
             );
         }
         format!(
