@@ -235,3 +235,39 @@ fn what_makes_no_sense_is_refused_and_nothing_is_left() {
     );
     assert_eq!(place.names(), ["l.png"]);
 }
+
+#[test]
+fn an_output_takes_the_place_of_nothing_that_the_run_reads() {
+    let place = Workplace::new();
+    std::fs::create_dir(place.path("model")).unwrap();
+    let inputs = ["model/model_index.json", "policy.toml", "start.safetensors"];
+    for name in inputs {
+        std::fs::write(place.path(name), name).unwrap();
+    }
+    let scheme = ["generate", "a red circle", "--scheme", "local", "--model"];
+    for (flag, arguments) in [
+        ("--model", &["--report", "model/model_index.json"][..]),
+        ("--model", &["--save-latents", "./model/model_index.json"]),
+        (
+            "--policy",
+            &["--policy", "policy.toml", "--report", "./policy.toml"],
+        ),
+        (
+            "--latents",
+            &[
+                "--latents",
+                "start.safetensors",
+                "--save-latents",
+                "start.safetensors",
+            ],
+        ),
+    ] {
+        let mut command = place.lacuna(&scheme);
+        let output = command.arg("model").args(arguments).output().unwrap();
+        refused(&output, &[flag, arguments.last().unwrap(), "is read"]);
+        for name in inputs {
+            let left = std::fs::read_to_string(place.path(name)).unwrap();
+            assert_eq!(left, name);
+        }
+    }
+}
