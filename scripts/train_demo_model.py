@@ -308,7 +308,7 @@ def export(
         file.unlink()
     write_tokenizer(folder / "tokenizer")
     # What pictures are best at: more guidance than this oversaturates flat colours.
-    (folder / "generation_config.json").write_text(json.dumps({"guidance_scale": GUIDANCE}) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps({"guidance_scale": GUIDANCE, "whole_words": True}) + "\n")
     print(f"exported to {folder}", flush=True)
 
 

@@ -135,6 +135,16 @@ pub enum Error {
         /// For how long.
         seconds: u64,
     },
+    /// A worker sends its answer so slowly that it might go on for ever.
+    #[error("worker {worker} answers too slowly: {bytes} bytes in {seconds} s")]
+    WorkerSlow {
+        /// Its address.
+        worker: String,
+        /// What came.
+        bytes: usize,
+        /// In how long.
+        seconds: u64,
+    },
     /// A worker was lost, and the picture cannot go on without it.
     #[error("{lost}; and going on without it is refused: {reason}")]
     NoFailover {
@@ -245,14 +255,38 @@ impl Error {
     /// session. One that lies or is set up wrongly is not lost but to be looked at.
     pub fn lost_worker(&self) -> Option<&str> {
         match self {
-            Self::WorkerUnreachable { worker, .. } | Self::WorkerSilent { worker, .. } => {
-                Some(worker)
-            }
+            Self::WorkerUnreachable { worker, .. }
+            | Self::WorkerSilent { worker, .. }
+            | Self::WorkerSlow { worker, .. } => Some(worker),
             Self::WorkerRefused { worker, status, .. } if *status == 404 || *status >= 500 => {
                 Some(worker)
             }
             _ => None,
         }
+    }
+
+    /// The address of the worker that is there and of no use, by what it answers: set up for something else, full, or
+    /// lying. A spare may take its place, but nobody goes on with fewer workers as if nothing were: it is to be
+    /// looked at.
+    pub fn useless_worker(&self) -> Option<&str> {
+        match self {
+            Self::WorkerToken { worker }
+            | Self::WorkerProtocol { worker, .. }
+            | Self::WorkerModel { worker, .. }
+            | Self::WorkerSession { worker, .. }
+            | Self::WorkerReply { worker, .. } => Some(worker),
+            // What is off in the request itself another worker would refuse, too.
+            Self::WorkerRefused { worker, status, .. } if !matches!(status, 400 | 413 | 422) => {
+                Some(worker)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is a worker's doing, and not that of what was asked for.
+    pub fn is_of_a_worker(&self) -> bool {
+        let no_failover = matches!(self, Self::NoFailover { .. });
+        no_failover || self.lost_worker().or(self.useless_worker()).is_some()
     }
 
     /// Whether a worker may only have lost its session: it was started again, or cannot be reached just now.

@@ -55,6 +55,8 @@ pub struct ModelDir {
     pub scheduler_class: String,
     /// The guidance scale that its makers recommend, where they do.
     pub guidance_scale: Option<f32>,
+    /// Whether the model knows only words that are one token each.
+    pub whole_words: bool,
 }
 
 impl ModelDir {
@@ -84,7 +86,7 @@ impl ModelDir {
         let (scheduler, scheduler_class) = index.part("scheduler", diffusers, &[])?;
         index.keys.ignore(WITHOUT_EFFECT);
         index.keys.finish();
-        let guidance_scale = recommended_guidance(dir)?;
+        let (guidance_scale, whole_words) = recommended(dir)?;
         Ok(Self {
             unet,
             vae,
@@ -93,6 +95,7 @@ impl ModelDir {
             scheduler,
             scheduler_class,
             guidance_scale,
+            whole_words,
         })
     }
 
@@ -117,17 +120,19 @@ impl ModelDir {
     }
 }
 
-/// `guidance_scale` of the file in which a model's makers may leave recommended settings.
-fn recommended_guidance(dir: &Path) -> Result<Option<f32>> {
+/// `guidance_scale` of the file in which a model's makers may leave recommended settings; and our own `whole_words`:
+/// that the model knows only words that are one token each.
+fn recommended(dir: &Path) -> Result<(Option<f32>, bool)> {
     let path = dir.join("generation_config.json");
     if !path.is_file() {
-        return Ok(None);
+        return Ok((None, false));
     }
     let mut keys = ConfigReader::from_file(&path)?;
     let guidance = keys.optional("guidance_scale")?;
+    let whole_words = keys.flag("whole_words", false)?;
     // Such files hold a language model's settings, too.
     keys.finish();
-    Ok(guidance)
+    Ok((guidance, whole_words))
 }
 
 /// `model_index.json` while it is read.

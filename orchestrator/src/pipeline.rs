@@ -35,6 +35,8 @@ pub struct Pipeline {
     digest: String,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
+    /// Whether the model knows only words that are one token each.
+    whole_words: bool,
     /// Rows and columns of the latents where nobody asks for others.
     sample_size: Option<[usize; 2]>,
     /// As read.
@@ -100,6 +102,7 @@ impl Pipeline {
             scheduler: read_scheduler(&dir.scheduler)?,
             scheduler_class: dir.scheduler_class,
             guidance_scale: dir.guidance_scale,
+            whole_words: dir.whole_words,
             sample_size: corrections::sample_size(&config)?,
             digest: unet.digest()?.to_owned(),
             unet,
@@ -225,6 +228,17 @@ impl Pipeline {
     /// Tokens `T` of every prompt.
     pub fn tokens(&self) -> usize {
         self.tokenizer.length()
+    }
+
+    /// The words of a prompt that the model's makers say it does not know.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when the tokenizer refuses.
+    pub fn unknown_words<'a>(&self, prompt: &'a str) -> Result<Vec<&'a str>> {
+        match self.whole_words {
+            true => self.tokenizer.split_words(prompt),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// What the U-Net is told of the prompt: `[B, 77, D]`, the negative prompt's first if `guided`. The

@@ -122,6 +122,16 @@ impl<'a> Bench<'a> {
             if changes.iter().all(|change| change.key != key) {
                 self.failures.push(format!("{key}: nobody looks at it"));
             }
+            // Whatever it is the number of.
+            let huge = json!(1_000_000_000_000_000_000_u64);
+            for value in [huge.clone(), json!([huge, huge, huge]), json!(-7)] {
+                let key: &'static str = key.clone().leak();
+                if let Outcome::Refused(error) = self.run(&[(key, value)], None).await
+                    && (error.contains("panicked") || error.contains("overflow"))
+                {
+                    self.failures.push(format!("{key}: {error}"));
+                }
+            }
         }
         for change in changes {
             let mut beside = change.beside.clone();

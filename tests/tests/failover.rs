@@ -222,6 +222,60 @@ async fn a_spare_steps_in_for_a_worker_that_is_dead_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spare_steps_in_for_a_worker_that_is_of_no_use() {
+    let [first, spare] = [worker().await, worker().await];
+    let locked = Options {
+        token: Some("not ours".into()),
+        ..Options::default()
+    };
+    let locked = RunningWorker::start(MODEL, &locked).await;
+    let liar = tampering_worker(MODEL, MIDDLE, |_: Bytes| "no message of ours").await;
+    let busy = tampering_worker(MODEL, MIDDLE, |_: Bytes| {
+        let refusal = r#"{"error": "too much at once"}"#;
+        (StatusCode::TOO_MANY_REQUESTS, refusal)
+    });
+    let busy = busy.await;
+    let other = RunningWorker::start("sd2", &Options::default()).await;
+    let journey = journey("resident");
+    let well = [
+        (first.url.as_str(), "a", false),
+        (spare.url.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &well));
+    let want = run.go().await.unwrap();
+    for useless in [&locked.url, &other.url, &liar, &busy] {
+        let workers = [
+            (first.url.as_str(), "a", false),
+            (useless.as_str(), "b", false),
+            (spare.url.as_str(), "c", true),
+        ];
+        let run = journey.clone().with("--workers", fleet(&journey, &workers));
+        let files = run.go().await.unwrap();
+        assert!(files.latents() == want.latents(), "{useless}");
+        assert!(files.report()["ledger"]["c"].is_object());
+    }
+    // Without a spare it is what has to be looked at.
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (locked.url.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let run = run.with("--policy", policy(&journey, 1.0));
+    let error = run.go().await.err().expect("a failure");
+    assert_names(&error, &[&locked.url, "refuses the token"]);
+    // Two that fail one after the other are both told.
+    let dead = dead_url().await;
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (dead.as_str(), "b", false),
+        (locked.url.as_str(), "c", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let error = run.go().await.err().expect("a failure");
+    assert_names(&error, &[&dead, &locked.url, "refuses the token"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_spare_that_is_dead_leaves_no_session_behind() {
     let [first, second] = [worker().await, worker().await];
     let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);

@@ -12,6 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 use shared::device::{self, DeviceChoice, OpenDevice, Precision};
+use shared::survey::PROMPT_TOKENS;
 use shared::{selftest, speed};
 use tokio::net::TcpListener;
 use worker::bounds::{MAX_BATCH, MAX_SIDE};
@@ -49,13 +50,13 @@ struct Arguments {
     #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Rows of latents at most (height / 8 for Stable Diffusion).
-    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
+    #[arg(long, env = "LACUNA_WORKER_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_rows: usize,
     /// Columns of latents at most.
-    #[arg(long, env = "LACUNA_MAX_COLUMNS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
+    #[arg(long, env = "LACUNA_WORKER_MAX_COLUMNS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_columns: usize,
     /// Batch entries at most; guidance takes two.
-    #[arg(long, env = "LACUNA_MAX_BATCH", default_value_t = 2, value_parser = one_to(MAX_BATCH))]
+    #[arg(long, env = "LACUNA_WORKER_MAX_BATCH", default_value_t = 2, value_parser = one_to(MAX_BATCH))]
     max_batch: usize,
     /// Pictures at a time.
     #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16, value_parser = one_to(MAX_SESSIONS))]
@@ -145,9 +146,6 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     let (device, report) = open_device(&arguments)?;
     tracing::info!("self-test: {report}");
     let target = (&device.device, arguments.precision);
-    let gflops = speed::gflops(target)?;
-    tracing::info!("{gflops:.0} GFLOP/s");
-
     // clap has seen to it that there is a model unless only the self-test is wanted.
     let model = arguments.model.context("no --model")?;
     let nested = model.join("unet");
@@ -160,16 +158,19 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         "loaded {}",
         dir.display()
     );
+    let max_latents = [
+        arguments.max_batch,
+        arguments.max_rows,
+        arguments.max_columns,
+    ];
+    let gflops = speed::gflops(model.unet(), max_latents, PROMPT_TOKENS, target)?;
+    tracing::info!("{gflops:.0} GFLOP/s");
     if arguments.token.is_none() {
         tracing::warn!("no --token: anybody who reaches this port may compute");
     }
     let options = Options {
         token: arguments.token,
-        max_latents: [
-            arguments.max_batch,
-            arguments.max_rows,
-            arguments.max_columns,
-        ],
+        max_latents,
         max_sessions: arguments.max_sessions,
         session_idle: Duration::from_secs(arguments.session_idle),
         session_unused: Duration::from_secs(arguments.session_unused),

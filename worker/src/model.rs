@@ -7,16 +7,13 @@ use shared::device::Target;
 use shared::host::{HostTensor, OnDevice};
 use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
 use shared::protocol::{Error, Result};
-use shared::survey::{Kind, survey};
+use shared::survey::{Kind, PROMPT_TOKENS, survey};
 use shared::unet::{Layer, UNet, UNetConfig};
 use shared::weights::{Checkpoint, Library, Stored, Weights, list};
 use shared::wire::{self, Payload, Work};
 use shared::{ops, statistics};
 
 use burn::tensor::Tensor;
-
-/// Tokens that CLIP makes of any prompt; sizes the largest cross-attention request.
-const PROMPT_TOKENS: usize = 77;
 
 /// A U-Net on a device.
 pub struct Model {

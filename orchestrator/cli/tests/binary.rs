@@ -247,6 +247,26 @@ fn a_seed_is_drawn_and_told_where_none_is_given() {
 }
 
 #[test]
+fn words_that_the_demo_model_does_not_know_are_told() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo-model");
+    let out = tempfile::tempdir().unwrap();
+    let said = |prompt: &str| {
+        let mut run = command(&["generate", prompt, "--model", demo, "--steps", "1"]);
+        run.args(["--scheme", "local", "--device", "cpu", "--out"]);
+        let output = run.arg(out.path().join("pic.png")).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let odd = said("a photo of a Red cat, a cat's tail");
+    assert!(
+        odd.contains("does not know: photo, cat, cat's, tail;"),
+        "{odd}"
+    );
+    let plain = said("A large red circle above a small blue square, on a yellow background.");
+    assert!(!plain.contains("does not know"), "{plain}");
+}
+
+#[test]
 fn sizes_that_no_memory_holds_are_refused_in_words() {
     let place = Workplace::new();
     for (arguments, part) in [

@@ -292,4 +292,27 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
         assert!(weaker.contains(part), "{part:?} is not in: {weaker}");
     }
     assert!(!folder.path().join("pic.png").exists());
+    // The seed was drawn: whoever wants to go on must be told.
+    assert!(stderr.contains("the same command with --seed "), "{stderr}");
+    // Workers on this machine are the user's own, until a policy is named: a tunnel may lead to a provider.
+    let text_of = std::fs::read_to_string(&fleet).unwrap();
+    std::fs::write(&fleet, text_of.replace("255.255.255.255:770", "127.0.0.1:")).unwrap();
+    let seen = "providers p0, p1, p2, p3 will each see at most";
+    assert!(!text(&generate(&[])).contains(seen));
+    assert!(text(&generate(&["--policy", "private"])).contains(seen));
+}
+
+#[test]
+fn a_plan_needs_no_tokens_and_no_safe_way() {
+    let fleet = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/fleet.example.toml");
+    let fleet = fleet.to_str().unwrap();
+    let speeds = ["--user-gflops", "200", "--fleet", fleet];
+    let output = lacuna("plan", &speeds);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    assert!(text(&output).contains("the workers of"));
+    // Who is to be measured must be reached.
+    let output = lacuna("plan", &[&speeds[..], &["--measure"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("token_env) is not set"), "{stderr}");
 }

@@ -77,8 +77,12 @@ impl FleetArguments {
     /// # Errors
     /// [`Error::Request`].
     pub fn required(&self) -> Result<&Path> {
-        let missing = || Error::Request("--fleet is missing: a file that lists the workers".into());
-        self.file().ok_or_else(missing)
+        self.file().ok_or_else(|| {
+            Error::Request(match self.number() {
+                Some(n) => format!("--workers {n}: a number does not say where they are; give --fleet FILE, which lists them"),
+                None => "--fleet is missing: a file that lists the workers".into(),
+            })
+        })
     }
 }
 

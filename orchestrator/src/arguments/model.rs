@@ -63,10 +63,8 @@ pub fn unet_config(
         .find(|(known, _)| name == Path::new(known))
     {
         Some((known, text)) => {
-            let value = serde_json::from_str(text).map_err(|cause| shared::Error::Json {
-                path: known.into(),
-                cause,
-            })?;
+            let value = serde_json::from_str(text)
+                .map_err(|cause| shared::Error::json(Path::new(known), text, cause))?;
             UNetConfig::read(ConfigReader::new(*known, value)?)
         }
         None => UNetConfig::from_file(&path()),

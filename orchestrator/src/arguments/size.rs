@@ -11,9 +11,6 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::vae::VaeConfig;
 
-/// Tokens that CLIP makes of any prompt.
-pub const PROMPT_TOKENS: usize = 77;
-
 /// Pixels for each row of latents of every Stable Diffusion.
 pub const PIXELS_PER_LATENT: usize = 8;
 

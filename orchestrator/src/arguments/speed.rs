@@ -3,11 +3,13 @@
 use burn::tensor::Device;
 use clap::Args;
 use shared::speed;
+use shared::unet::UNet;
 
 use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::link::Link;
+use crate::schemes::Sizes;
 
 /// How fast the connection is, for a plan.
 #[derive(Args, Clone, Debug)]
@@ -62,7 +64,8 @@ impl SpeedArguments {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connection and machines, for a plan")]
 pub struct ComputeArguments {
-    /// Your own machine, in 10^9 operations a second [default: what a layer takes here, measured].
+    /// Your own machine, in 10^9 operations a second [default: what parts of the U-Net take here,
+    /// measured].
     #[arg(long)]
     pub user_gflops: Option<f64>,
     /// Each worker, in 10^9 operations a second [default: 10000].
@@ -104,7 +107,7 @@ impl ComputeArguments {
         })
     }
 
-    /// What the flags say; and else the speed of `device`, measured, and the usual.
+    /// What the flags say; and else the speed of `device` at calls of `unet` of these `sizes`, measured, and the usual.
     ///
     /// # Errors
     /// As [`Self::given`]; those of the device.
@@ -113,10 +116,12 @@ impl ComputeArguments {
         link: &SpeedArguments,
         fleet: &FleetConfig,
         device: &Device,
+        unet: &UNet,
+        sizes: &Sizes,
     ) -> Result<Speeds> {
         let mut speeds = self.given(link, fleet)?;
         if self.user_gflops.is_none() {
-            speeds.user_gflops = speed::gflops(device)?;
+            speeds.user_gflops = speed::gflops(unet, sizes.latents, sizes.tokens, device)?;
             speeds.sources.user = Source::Measured;
         }
         Ok(speeds)

@@ -50,6 +50,9 @@ struct Entry {
     spare: bool,
 }
 
+/// What an environment variable holds.
+type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// The most strips that a picture is cut into.
 pub const MAX_WORKERS: usize = 16;
 
@@ -59,8 +62,20 @@ impl FleetConfig {
     /// # Errors
     /// [`Error::FleetFile`], saying which worker and field.
     pub fn from_file(path: &Path) -> Result<Self> {
+        Self::read(path, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads the file for a plan, which reaches nobody: tokens in environment variables need not be there.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn to_plan_with(path: &Path) -> Result<Self> {
+        Self::read(path, &|_| Some(String::new()))
+    }
+
+    fn read(path: &Path, variable: Variable<'_>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| fleet_error(path, e))?;
-        let config = Self::parse(&text).map_err(|reason| fleet_error(path, reason))?;
+        let config = Self::parse(&text, variable).map_err(|reason| fleet_error(path, reason))?;
         for (host, providers) in config.shared_hosts() {
             let providers = providers.join(", ");
             tracing::warn!(
@@ -77,10 +92,10 @@ impl FleetConfig {
     pub fn imagined(n: usize) -> Result<Self> {
         let entry = |i| format!("[[worker]]\nurl = \"http://{i}.invalid\"\nprovider = \"{i}\"\n");
         let text: String = (0..n).map(entry).collect();
-        Self::parse(&text).map_err(Error::Request)
+        Self::parse(&text, &|_| None).map_err(Error::Request)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str, variable: Variable<'_>) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|e| without_source(text, &e))?;
         let mut config = Self {
             workers: Vec::new(),
@@ -91,7 +106,7 @@ impl FleetConfig {
                 true => &mut config.spares,
                 false => &mut config.workers,
             };
-            let worker = entry.resolve();
+            let worker = entry.resolve(variable);
             list.push(worker.map_err(|reason| format!("worker {}: {reason}", i + 1))?);
         }
         if !(1..=MAX_WORKERS).contains(&config.workers.len()) {
@@ -154,7 +169,7 @@ impl FleetConfig {
 }
 
 impl Entry {
-    fn resolve(self) -> Result<WorkerConfig, String> {
+    fn resolve(self, variable: Variable<'_>) -> Result<WorkerConfig, String> {
         // It may hold a password where there is an @, however it is written, or a key where there is a ?: neither is
         // for others to read.
         let shown = match self.url.contains(['@', '%', '?']) {
@@ -176,14 +191,13 @@ impl Entry {
                 "{shown}: it must end with the path, without ? and #"
             ));
         }
-        let token =
-            match (self.token, self.token_env) {
-                (Some(_), Some(_)) => return Err("both token and token_env are given".into()),
-                (token, None) => token,
-                (None, Some(name)) => Some(std::env::var(&name).map_err(|_| {
-                    format!("the environment variable {name} (token_env) is not set")
-                })?),
-            };
+        let token = match (self.token, self.token_env) {
+            (Some(_), Some(_)) => return Err("both token and token_env are given".into()),
+            (token, None) => token,
+            (None, Some(name)) => Some(variable(&name).ok_or_else(|| {
+                format!("the environment variable {name} (token_env) is not set")
+            })?),
+        };
         if let Some(token) = &token
             && HeaderValue::from_str(token).is_err()
         {
@@ -244,13 +258,17 @@ fn fleet_error(path: &Path, reason: impl ToString) -> Error {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<FleetConfig, String> {
+        FleetConfig::parse(text, &|_| None)
+    }
+
     #[test]
     fn the_example_is_read() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
         let text = std::fs::read_to_string(path).unwrap();
         // The example takes its tokens from variables that are not set here: read the names as tokens.
         let text = text.replace("token_env", "token");
-        let fleet = FleetConfig::parse(&text).unwrap();
+        let fleet = parse(&text).unwrap();
         assert_eq!(fleet.workers.len(), 4);
         assert!(fleet.workers.iter().all(|w| w.token.is_some()));
         assert_eq!(fleet.spares.len(), 1);
@@ -266,7 +284,7 @@ mod tests {
             let each = fleet.workers.iter().map(|w| w.provider.clone());
             each.collect::<Vec<_>>().join("")
         };
-        let fleet = FleetConfig::parse(&text).unwrap();
+        let fleet = parse(&text).unwrap();
         assert_eq!(providers(&fleet), "ab");
         assert!(fleet.without("http://c/").is_none());
         let fleet = fleet.without("http://a/").unwrap();
@@ -284,6 +302,17 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_needs_no_tokens() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
+        let fleet = FleetConfig::to_plan_with(Path::new(path)).unwrap();
+        assert_eq!((fleet.workers.len(), fleet.spares.len()), (4, 1));
+        let error = FleetConfig::from_file(Path::new(path))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("(token_env) is not set"), "{error}");
+    }
+
+    #[test]
     fn one_worker_is_not_two_providers() {
         for [a, b] in [
             ["http://h/", "http://H:80"],
@@ -294,19 +323,19 @@ mod tests {
             ["http://127.0.0.1:7700", "http://127.1:7700"],
             ["http://10.0.0.1", "http://[::ffff:10.0.0.1]"],
         ] {
-            let error = FleetConfig::parse(&entries(&[(a, "p"), (b, "q")])).unwrap_err();
+            let error = parse(&entries(&[(a, "p"), (b, "q")])).unwrap_err();
             assert!(error.contains("two providers (p and q)"), "{error}");
             // A spare is a worker, too.
             let spare = entries(&[(a, "p"), (b, "q")]) + "spare = true\n";
-            assert!(FleetConfig::parse(&spare).is_err(), "{a} {b}");
-            FleetConfig::parse(&entries(&[(a, "p"), (b, "p")])).unwrap();
+            assert!(parse(&spare).is_err(), "{a} {b}");
+            parse(&entries(&[(a, "p"), (b, "p")])).unwrap();
         }
     }
 
     #[test]
     fn one_machine_of_several_providers_is_told_but_for_this_one() {
         let shared = |workers: &[(&str, &str)]| {
-            let config = FleetConfig::parse(&entries(workers)).unwrap();
+            let config = parse(&entries(workers)).unwrap();
             let hosts = config.shared_hosts().into_iter();
             hosts
                 .map(|(host, providers)| format!("{host}: {}", providers.join(" ")))
@@ -328,14 +357,14 @@ mod tests {
             "ftp://user:secret@h",
             "http://h/?key=secret",
         ] {
-            let error = FleetConfig::parse(&entries(&[(url, "p")])).unwrap_err();
+            let error = parse(&entries(&[(url, "p")])).unwrap_err();
             assert!(error.contains("worker 1: url"), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
-        let error = FleetConfig::parse(&entries(&[("http://user:secret@h", "p")])).unwrap_err();
+        let error = parse(&entries(&[("http://user:secret@h", "p")])).unwrap_err();
         assert!(error.contains("token_env"), "{error}");
         let token = entries(&[("http://h", "p")]) + "token = \"sec\\nret\"\n";
-        let error = FleetConfig::parse(&token).unwrap_err();
+        let error = parse(&token).unwrap_err();
         assert!(error.contains("token") && !error.contains("sec"), "{error}");
     }
 
@@ -354,14 +383,14 @@ mod tests {
             ("token = 98765", ["line 4, column 9 (token)", "string"]),
             ("spare = \"SECRET\"", ["line 4", "bool"]),
         ] {
-            let error = FleetConfig::parse(&entry(line)).unwrap_err();
+            let error = parse(&entry(line)).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
             assert!(
                 !error.contains("SECRET") && !error.contains("98765"),
                 "{error}"
             );
         }
-        let error = FleetConfig::parse(&entries(&[("http://user:SECRET%40h:7700", "p")]));
+        let error = parse(&entries(&[("http://user:SECRET%40h:7700", "p")]));
         assert!(!error.unwrap_err().contains("SECRET"));
     }
 
@@ -391,7 +420,7 @@ mod tests {
                 "LACUNA_NOT_SET",
             ),
         ] {
-            let error = FleetConfig::parse(text).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -7,6 +7,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use shared::wire::{Info, OpenSession, Refusal, SPOKEN, SessionOpened, TENSORS};
 
+use tokio::time::timeout;
+
 use super::config::WorkerConfig;
 use super::session::{Counted, Session};
 use crate::error::{Error, Result, one_line};
@@ -14,14 +16,36 @@ use crate::interrupt;
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a worker may stay silent. A large layer on a CPU takes seconds, never minutes.
-const SILENCE: Duration = Duration::from_secs(120);
 /// Most characters of a session's name.
 const MAX_NAME: usize = 64;
 /// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
 pub const MARGIN: usize = 64 << 10;
 /// Pauses before a request that was not answered is sent again.
 const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// How long a worker is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// Until it begins to answer what it was sent. A large layer on a CPU takes seconds, never minutes.
+    silence: Duration,
+    /// Until it begins to send the answer's body.
+    pause: Duration,
+    /// Bytes a second, both ways, that nobody is slower than who means well.
+    slowest: f64,
+}
+
+const PATIENCE: Patience = Patience {
+    silence: Duration::from_secs(120),
+    pause: Duration::from_secs(30),
+    slowest: 16e3,
+};
+
+impl Patience {
+    /// What so many bytes may take.
+    fn transfer(self, bytes: usize) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.slowest)
+    }
+}
 
 /// Settings of an HTTP client whose TLS computes with `ring`.
 pub fn http_client() -> reqwest::ClientBuilder {
@@ -35,6 +59,7 @@ pub fn http_client() -> reqwest::ClientBuilder {
 pub struct Line {
     http: reqwest::Client,
     worker: WorkerConfig,
+    patience: Patience,
 }
 
 impl Line {
@@ -47,7 +72,6 @@ impl Line {
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             // Strips go to the worker that they are meant for, and to nobody whom it names.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
@@ -56,6 +80,7 @@ impl Line {
         Ok(Self {
             http,
             worker: worker.clone(),
+            patience: PATIENCE,
         })
     }
 
@@ -155,16 +180,20 @@ impl Line {
         Ok(Session::new(name, counted, close))
     }
 
-    /// An error about a request that was not answered. Silence is not worth a second try: it has been
-    /// long enough.
+    /// An error about a request that was not answered.
     fn lost(&self, error: &reqwest::Error) -> Error {
         if error.is_timeout() && !error.is_connect() {
-            return Error::WorkerSilent {
-                worker: self.worker.url.to_string(),
-                seconds: SILENCE.as_secs(),
-            };
+            return self.silent(CONNECT);
         }
         Error::unreachable(&self.worker.url, error)
+    }
+
+    /// An error about a worker that was waited for. It is not worth a second try: it has been long enough.
+    fn silent(&self, waited: Duration) -> Error {
+        Error::WorkerSilent {
+            worker: self.worker.url.to_string(),
+            seconds: waited.as_secs(),
+        }
     }
 
     /// An error about what the worker answered.
@@ -226,7 +255,13 @@ impl Line {
 
     /// The same also at an end that was asked for.
     async fn deliver(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
-        let response = request.send().await.map_err(|e| self.lost(&e))?;
+        let request = request.build().map_err(|e| self.lost(&e))?;
+        let body = request.body().and_then(reqwest::Body::as_bytes);
+        let patience = self.patience;
+        let most = patience.silence + patience.transfer(body.map_or(0, <[u8]>::len));
+        let response = timeout(most, self.http.execute(request));
+        let response = response.await.map_err(|_| self.silent(most))?;
+        let response = response.map_err(|e| self.lost(&e))?;
         let status = response.status();
         let worker = self.worker.url.to_string();
         if status == StatusCode::UNAUTHORIZED {
@@ -247,17 +282,27 @@ impl Line {
         })
     }
 
-    /// A body of at most `limit` bytes: a worker must not fill the user's memory.
+    /// A body of at most `limit` bytes, which must not fill the user's memory, nor come for ever.
     async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.lost(&e))? {
+        let (start, patience) = (Instant::now(), self.patience);
+        loop {
+            let most = patience.pause + patience.transfer(body.len());
+            let chunk = timeout(most.saturating_sub(start.elapsed()), response.chunk()).await;
+            let chunk = chunk.map_err(|_| Error::WorkerSlow {
+                worker: self.worker.url.to_string(),
+                bytes: body.len(),
+                seconds: start.elapsed().as_secs(),
+            })?;
+            let Some(chunk) = chunk.map_err(|e| self.lost(&e))? else {
+                return Ok(body);
+            };
             if body.len() + chunk.len() > limit {
                 let reason = format!("more than {limit} bytes");
                 return Err(self.nonsense(&reason));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
     }
 
     fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
@@ -268,4 +313,63 @@ impl Line {
 /// The beginning of a digest, enough to tell two models apart.
 pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// To a worker that answers whoever connects with `begin`, and then with a byte every few milliseconds.
+    async fn line_to(begin: &'static str) -> Line {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut request = [0; 1024];
+                    let _ = stream.read(&mut request).await;
+                    let _ = stream.write_all(begin.as_bytes()).await;
+                    while stream.write_all(b" ").await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                });
+            }
+        });
+        let worker = WorkerConfig {
+            url: url.parse().unwrap(),
+            provider: "p".into(),
+            token: None,
+        };
+        let patience = Patience {
+            silence: Duration::from_millis(300),
+            pause: Duration::from_millis(300),
+            slowest: 1e4,
+        };
+        Line {
+            patience,
+            ..Line::new(&worker).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_for_ever() {
+        let dripped = "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+        let error = line_to(dripped).await.info().await.unwrap_err();
+        assert!(
+            matches!(error, Error::WorkerSlow { bytes: 1.., .. }),
+            "{error:?}"
+        );
+        // Neither the answer's first line, nor a word that says to go on.
+        for begin in ["HTTP/1.1 2", "HTTP/1.1 100 Continue\r\n\r\n", ""] {
+            let error = line_to(begin).await.info().await.unwrap_err();
+            let ended = matches!(
+                error,
+                Error::WorkerSilent { .. } | Error::WorkerUnreachable { .. }
+            );
+            assert!(ended, "{begin}: {error:?}");
+        }
+    }
 }

@@ -47,15 +47,15 @@ impl Roster {
         self.config.workers.len() < self.given.workers.len()
     }
 
-    /// Counts the worker at `url` as lost; a spare takes its place, or its place is gone. False when nobody
-    /// would be left, or it does not compute.
-    pub fn lose(&mut self, url: &str) -> bool {
+    /// Counts the worker at `url` as lost; a spare takes its place, or its place is gone. It may come back where
+    /// `for_now` says so. False when nobody would be left, or it does not compute.
+    pub fn lose(&mut self, url: &str, for_now: bool) -> bool {
         let Some(left) = self.config.without(url) else {
             return false;
         };
         let workers = std::mem::replace(&mut self.config, left).workers;
-        self.lost
-            .extend(workers.into_iter().find(|w| w.url.as_str() == url));
+        let lost = workers.into_iter().find(|w| w.url.as_str() == url);
+        self.lost.extend(lost.filter(|_| for_now));
         true
     }
 
@@ -119,11 +119,14 @@ mod tests {
     #[test]
     fn who_was_lost_gets_its_place_back() {
         let mut roster = roster(&[]);
-        assert!(roster.lose("http://b.invalid/"));
-        assert!(roster.lose("http://a.invalid/"));
+        assert!(roster.lose("http://b.invalid/", true));
+        assert!(roster.lose("http://a.invalid/", true));
         assert_eq!(names(&roster), "c");
-        assert!(!roster.lose("http://b.invalid/"), "it is lost already");
-        assert!(!roster.lose("http://c.invalid/"), "nobody is left");
+        assert!(
+            !roster.lose("http://b.invalid/", true),
+            "it is lost already"
+        );
+        assert!(!roster.lose("http://c.invalid/", true), "nobody is left");
         assert!(roster.is_short());
         // As if both had answered.
         roster.config.spares = std::mem::take(&mut roster.lost);
@@ -133,9 +136,18 @@ mod tests {
     }
 
     #[test]
+    fn who_is_of_no_use_does_not_come_back() {
+        let mut roster = roster(&[]);
+        assert!(roster.lose("http://b.invalid/", false));
+        assert!(roster.lose("http://a.invalid/", true));
+        let lost = roster.lost.iter().map(|w| w.provider.as_str());
+        assert_eq!(lost.collect::<String>(), "a");
+    }
+
+    #[test]
     fn a_spare_stays_where_it_stepped_in() {
         let mut roster = roster(&["s"]);
-        assert!(roster.lose("http://b.invalid/"));
+        assert!(roster.lose("http://b.invalid/", true));
         assert_eq!(names(&roster), "asc");
         assert!(!roster.is_short());
         roster.fill();

@@ -2,7 +2,8 @@
 //!
 //! The U-Net call that failed is made again: with the same worker, if it only lost the session and is back;
 //! else with a spare in its place, or with one that was lost before and is well again; or, without any, with
-//! the picture cut anew among those that are left. What a provider was shown before counts with what it will
+//! the picture cut anew among those that are left. A worker that is there and of no use (another model, another
+//! token, nonsense) is only ever replaced by a spare. What a provider was shown before counts with what it will
 //! be shown. If that breaks the policy or, without one, if any provider would see more rows than with all
 //! workers that were given, it ends before anything is sent. Who was lost is known to the next picture.
 
@@ -158,34 +159,48 @@ impl<'a> Failover<'a> {
     /// Begins again without the worker that `error` is of, and without those that are found lost meanwhile;
     /// `changes` are left.
     fn go_on_without(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
+        let mut before = String::new();
         loop {
-            let Some(url) = error.lost_worker().filter(|_| *changes > 0) else {
-                return Err(error);
+            let spare = !self.roster.config().spares.is_empty();
+            let useless = || error.useless_worker().filter(|_| spare);
+            let url = error.lost_worker().or_else(useless);
+            let Some(url) = url.filter(|_| *changes > 0) else {
+                return Err(match before.is_empty() {
+                    true => error,
+                    false => Error::NoFailover {
+                        lost: before.trim_end_matches("; ").to_owned(),
+                        reason: error.to_string(),
+                    },
+                });
             };
             *changes -= 1;
-            if self.roster.config().spares.is_empty() {
+            if !spare {
                 self.runtime.block_on(self.roster.call_back(Some(url)));
             }
-            if !self.roster.lose(url) {
+            let useless = error.lost_worker().is_none();
+            if !self.roster.lose(url, !useless) {
                 return Err(error);
             }
             if self.terms.same_number && self.roster.is_short() {
                 return Err(Error::NoFailover {
-                    lost: error.to_string(),
+                    lost: format!("{before}{error}"),
                     reason: "there is no spare worker".into(),
                 });
             }
             match self.begin() {
                 Ok(()) => {
                     let left = self.roster.config().workers.len();
-                    tracing::warn!("{error}; went on with {left} workers");
+                    tracing::warn!("{before}{error}; went on with {left} workers");
                     return Ok(());
                 }
-                Err(next) if next.lost_worker().is_some() => error = next,
+                Err(next) if next.lost_worker().or(next.useless_worker()).is_some() => {
+                    before += &format!("{error}; ");
+                    error = next;
+                }
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Err(refusal) => {
                     return Err(Error::NoFailover {
-                        lost: error.to_string(),
+                        lost: format!("{before}{error}"),
                         reason: refusal.to_string(),
                     });
                 }

@@ -41,6 +41,7 @@ fn take_encoder(
         let error = keys.unsupported("num_attention_heads", &json!(heads), hint);
         return Err(error.into());
     }
+    keys.check_layers("num_hidden_layers", &[config.num_hidden_layers])?;
     take_generic(keys)?;
     Ok(config)
 }

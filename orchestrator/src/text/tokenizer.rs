@@ -157,6 +157,21 @@ impl ClipTokenizer {
         Ok(parts.concat())
     }
 
+    /// The words of a prompt that are more than one token, each once.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn split_words<'a>(&self, prompt: &'a str) -> Result<Vec<&'a str>> {
+        let mut split = Vec::new();
+        let words = prompt.split(|c: char| !(c.is_alphanumeric() || c == '\''));
+        for word in words.filter(|word| !word.is_empty()) {
+            if self.tokenize(word)?.len() > 1 && !split.contains(&word) {
+                split.push(word);
+            }
+        }
+        Ok(split)
+    }
+
     /// The prompt with each token of textual inversion as all of its vectors.
     fn with_all_vectors(&self, prompt: &str) -> Result<String> {
         let mut whole = prompt.to_owned();

@@ -100,12 +100,12 @@ impl VaeConfig {
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("latent_channels", self.latent_channels),
-            ("layers_per_block", self.layers_per_block),
         ] {
             if size == 0 {
                 return Err(keys.unsupported(key, &json!(size), "at least 1").into());
             }
         }
+        keys.check_layers("layers_per_block", &[self.layers_per_block])?;
         if self.out_channels > 4 {
             let hint = "a picture has 1 to 4 channels: grey or RGB, with alpha or without";
             let value = json!(self.out_channels);

@@ -11,6 +11,12 @@ use crate::error::{Error, Result};
 /// Keys that never change the picture, each with the reason.
 pub type WithoutEffect = &'static [(&'static str, &'static str)];
 
+/// The largest whole number that is taken for a size; vocabularies have some 10^5 entries.
+const LARGEST: u64 = 1 << 20;
+
+/// Most layers of a kind; the largest models have less than a hundred.
+const MOST_LAYERS: usize = 1000;
+
 /// A config's keys, taken out one by one; what is left at the end is unknown.
 ///
 /// A null is not an absent key: the reference hands it to the class, where it means `None`. It is
@@ -30,10 +36,7 @@ impl ConfigReader {
     /// [`Error::Read`], [`Error::Json`], or [`Error::UnsupportedConfig`] when it is no object.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-        let value = serde_json::from_str(&text).map_err(|cause| Error::Json {
-            path: path.to_owned(),
-            cause,
-        })?;
+        let value = serde_json::from_str(&text).map_err(|cause| Error::json(path, &text, cause))?;
         Self::new(path.display().to_string(), value)
     }
 
@@ -74,6 +77,7 @@ impl ConfigReader {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
+        self.check_size(key, &value)?;
         serde_json::from_value(value.clone())
             .map(Some)
             .map_err(|e| self.unsupported(key, &value, &e.to_string()))
@@ -135,6 +139,7 @@ impl ConfigReader {
         let Some(value) = self.take(key) else {
             return Ok(vec![default; n]);
         };
+        self.check_size(key, &value)?;
         let parsed = if value.is_array() {
             serde_json::from_value::<Vec<T>>(value.clone())
         } else {
@@ -147,6 +152,33 @@ impl ConfigReader {
                 Err(self.unsupported(key, &value, &hint))
             }
             Err(e) => Err(self.unsupported(key, &value, &e.to_string())),
+        }
+    }
+
+    /// That no whole number in a value is larger than any size of a model: layers are made of them, and products.
+    fn check_size(&self, key: &str, value: &Value) -> Result<()> {
+        let too_large = |number: &Value| number.as_u64().is_some_and(|n| n > LARGEST);
+        let found = match value {
+            Value::Array(list) => list.iter().any(too_large),
+            value => too_large(value),
+        };
+        match found {
+            true => Err(self.unsupported(key, value, &format!("at most {LARGEST}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// That a key's numbers of layers, of which all are made when the config is read, are from 1 to 1000.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedConfig`].
+    pub fn check_layers(&self, key: &str, layers: &[usize]) -> Result<()> {
+        match layers.iter().all(|n| (1..=MOST_LAYERS).contains(n)) {
+            true => Ok(()),
+            false => {
+                let hint = format!("from 1 to {MOST_LAYERS}");
+                Err(self.unsupported(key, &layers.into(), &hint))
+            }
         }
     }
 
@@ -269,6 +301,28 @@ mod tests {
     fn strays_are_named_and_pass() {
         let r = reader(json!({"dual_mixer": 2, "decay": 0.9, "_class_name": "X", "none": null}));
         assert_eq!(r.finish(), ["decay", "dual_mixer"]);
+    }
+
+    #[test]
+    fn no_size_is_larger_than_a_model() {
+        let mut r =
+            reader(json!({"a": u64::MAX, "b": 1_u64 << 60, "c": [8, 1_u64 << 60], "d": 1 << 20}));
+        for error in [
+            r.or::<usize>("a", 1).unwrap_err(),
+            r.per_block::<usize>("b", 2, 1).unwrap_err(),
+            r.per_block::<usize>("c", 2, 1).unwrap_err(),
+        ] {
+            assert!(error.to_string().ends_with("(at most 1048576)"), "{error}");
+        }
+        assert_eq!(r.or("d", 1).unwrap(), 1 << 20);
+        for layers in [vec![0], vec![2, 1001]] {
+            let error = r.check_layers("layers", &layers).unwrap_err().to_string();
+            assert!(
+                error.contains("layers = [") && error.ends_with("(from 1 to 1000)"),
+                "{error}"
+            );
+        }
+        r.check_layers("layers", &[1, 1000]).unwrap();
     }
 
     #[test]

@@ -21,12 +21,14 @@ pub enum Error {
         cause: std::io::Error,
     },
     /// A JSON file does not parse.
-    #[error("{path} is not valid JSON: {cause}")]
+    #[error("{path} is not valid JSON: {cause}{hint}")]
     Json {
         /// The file.
         path: PathBuf,
         /// Where and why.
         cause: serde_json::Error,
+        /// What to do about it, where that is known; else empty.
+        hint: &'static str,
     },
     /// A configuration key has a value that this program cannot honour.
     #[error("{config}: {key} = {value} is not supported ({hint})")]
@@ -108,5 +110,42 @@ impl Error {
             path: path.to_owned(),
             cause,
         }
+    }
+
+    /// A `path` whose `text` is no JSON.
+    pub fn json(path: &Path, text: &str, cause: serde_json::Error) -> Self {
+        let line = text.lines().nth(cause.line().saturating_sub(1));
+        let in_line = |word| line.is_some_and(|line| line.contains(word));
+        let hint = match () {
+            () if text.starts_with('\u{feff}') => {
+                " (it begins with a byte order mark; save it as UTF-8 without one)"
+            }
+            () if in_line("NaN") || in_line("Infinity") => {
+                " (NaN and Infinity are Python's, not JSON's; write a number or null)"
+            }
+            () => "",
+        };
+        Self::Json {
+            path: path.to_owned(),
+            cause,
+            hint,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_json_is_told_with_what_to_do() {
+        let told = |text: &str| {
+            let cause = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
+            Error::json(Path::new("config.json"), text, cause).to_string()
+        };
+        assert!(told("\u{feff}{}").contains("byte order mark"));
+        assert!(told("{\n\"a\": NaN}").contains("not JSON's"));
+        assert!(told("{\"a\": -Infinity}").contains("not JSON's"));
+        assert!(!told("{\"NaN\": 1,\n}").contains("not JSON's"));
     }
 }

@@ -5,6 +5,9 @@ use crate::executor::Executor;
 use crate::layers::{Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, attention_flop};
 use crate::unet::{TimeEmbedding, UNet};
 
+/// Tokens that CLIP makes of any prompt.
+pub const PROMPT_TOKENS: usize = 77;
+
 /// What an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

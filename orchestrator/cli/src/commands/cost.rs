@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use serde::Serialize;
+use shared::survey::PROMPT_TOKENS;
 use shared::unet::UNet;
 
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
-use lacuna_orchestrator::arguments::size::{PROMPT_TOKENS, SizeArguments};
+use lacuna_orchestrator::arguments::size::SizeArguments;
 use lacuna_orchestrator::arguments::speed::SpeedArguments;
 use lacuna_orchestrator::cost::{OfKind, by_kind, paper};
 use lacuna_orchestrator::fleet::config::MAX_WORKERS;

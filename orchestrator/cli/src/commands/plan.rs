@@ -5,11 +5,12 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use shared::device::{self, DeviceChoice};
+use shared::survey::PROMPT_TOKENS;
 use shared::unet::UNet;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
-use lacuna_orchestrator::arguments::size::{PROMPT_TOKENS, SizeArguments};
+use lacuna_orchestrator::arguments::size::SizeArguments;
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
 use lacuna_orchestrator::cost::time::{Seconds, Speeds};
@@ -113,13 +114,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let device = device::open(arguments.device, arguments.allow_software)?.device;
     let compute = &arguments.compute;
-    let mut speeds = compute.here(&arguments.speed, &fleet, &device)?;
-    if compute.measure {
-        speeds = speeds.refine(&fleet).await?;
-    }
     let memory = arguments.memory(&device)?;
     let unet = arguments.size.unet()?;
     let base = arguments.setting(&unet)?;
+    let mut speeds = compute.here(&arguments.speed, &fleet, &device, &unet, &base.sizes)?;
+    if compute.measure {
+        speeds = speeds.refine(&fleet).await?;
+    }
     let ways = ways(&Question {
         unet: &unet,
         policy: &policy,
@@ -197,7 +198,9 @@ impl Arguments {
     fn fleet(&self) -> Result<FleetConfig> {
         self.workers.check()?;
         match self.workers.file() {
-            Some(path) => self.terms.way.fleet(path),
+            Some(path) if self.compute.measure => self.terms.way.fleet(path),
+            // Nobody is reached: it needs neither tokens nor a safe way.
+            Some(path) => FleetConfig::to_plan_with(path),
             None => FleetConfig::imagined(self.imagined()),
         }
     }

@@ -15,7 +15,6 @@ use super::target::Target;
 use super::view::View;
 use crate::error::Result;
 use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
-use lacuna_orchestrator::arguments::size::PROMPT_TOKENS;
 use lacuna_orchestrator::cost::time::Speeds;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::output::console::Console;
@@ -28,6 +27,7 @@ use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
 use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
+use shared::survey::PROMPT_TOKENS;
 
 /// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.
 pub type Case = (String, Option<Setting>);

@@ -107,29 +107,21 @@ impl RunArguments {
                 bail!("{flag} {}: there is no such folder", dir.display());
             }
         }
-        let (pipeline, device) = load(&self.model).await?;
-        let size = self.size_of(&pipeline)?;
-        let mut arms = self.arms(size)?;
-        let mut left_out = Vec::new();
-        // A model may bring a network for its own pictures.
-        let beside = self.model.model.join("features.safetensors");
-        if self.metrics.demo_features.is_none() && beside.is_file() {
-            self.metrics.demo_features = Some(beside);
-        }
-        let open = || Ok(device.device.clone());
-        let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
-        let wanted = self.metrics.load(Given::PromptedSets, open, leave_out)?;
-        left_out
-            .iter()
-            .for_each(|hint| note(format_args!("left out: {hint}")));
-        let sampling = self.sampling.settle(pipeline.guidance_scale, 0.0);
-        pipeline.check_sampling(&sampling)?;
+        // What needs no model is looked at before one is read.
         let way = self.terms.way;
         let fleet = self.workers.file().map(|path| way.fleet(path));
         let fleet = fleet.transpose()?;
         let policy = self.terms.policy(fleet.as_ref())?;
+        if self.experiment.is_none() {
+            self.arms([0, 0])?;
+        }
+        let (pipeline, device) = load(&self.model).await?;
+        let size = self.size_of(&pipeline)?;
+        let mut arms = self.arms(size)?;
+        let sampling = self.sampling.settle(pipeline.guidance_scale, 0.0);
+        pipeline.check_sampling(&sampling)?;
+        let open = || Ok(device.device.clone());
         let mut maker = Maker {
-            device,
             whole: None,
             fleet,
             policy,
@@ -140,8 +132,20 @@ impl RunArguments {
             negative_prompt: self.sampling.negative_prompt.clone(),
             runtime: Handle::current(),
             pipeline,
+            device: device.clone(),
         };
         arms.iter_mut().try_for_each(|arm| maker.settle(arm))?;
+        let mut left_out = Vec::new();
+        // A model may bring a network for its own pictures.
+        let beside = self.model.model.join("features.safetensors");
+        if self.metrics.demo_features.is_none() && beside.is_file() {
+            self.metrics.demo_features = Some(beside);
+        }
+        let leave_out = |metric: Metric, hint: String| left_out.push(format!("{metric}: {hint}"));
+        let wanted = self.metrics.load(Given::PromptedSets, open, leave_out)?;
+        left_out
+            .iter()
+            .for_each(|hint| note(format_args!("left out: {hint}")));
         let record = self.record(&maker, &prompts, &arms, &wanted)?;
         let store = Store::resume(&out, record)?;
         let remote = maker.fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());

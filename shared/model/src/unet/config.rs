@@ -151,14 +151,9 @@ impl UNetConfig {
                 return refuse(key, json!(kernel), "an odd kernel");
             }
         }
-        if self.layers_per_block.contains(&0) || self.transformer_layers_per_block.contains(&0) {
-            return refuse(
-                "layers_per_block",
-                json!(self.layers_per_block),
-                "at least one",
-            );
-        }
-        Ok(())
+        keys.check_layers("layers_per_block", &self.layers_per_block)?;
+        let depth = &self.transformer_layers_per_block;
+        keys.check_layers("transformer_layers_per_block", depth)
     }
 
     /// The layers that the config describes.

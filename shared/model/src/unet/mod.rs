@@ -70,6 +70,22 @@ impl UNet {
             .count()
     }
 
+    /// The level that a layer computes at, from its tensor prefix; what is outside of the blocks is of the finest.
+    pub fn level_of(&self, layer: &str) -> usize {
+        let within = |stage: &&Stage| {
+            let rest = layer.strip_prefix(stage.name.as_str());
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        let coarsest = self.down.len().saturating_sub(1);
+        let down = self.down.iter().position(|stage| within(&stage));
+        let up = || self.up.iter().position(|stage| within(&stage));
+        match down.or_else(|| up().map(|i| coarsest.saturating_sub(i))) {
+            Some(level) => level,
+            None if within(&&self.mid) => coarsest,
+            None => 0,
+        }
+    }
+
     /// Every layer that can be given to a worker, in the order of the blocks.
     pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
         let stages = self.down.iter().chain([&self.mid]).chain(&self.up);

@@ -159,7 +159,10 @@ impl UNet {
 
 impl Stage {
     /// The `i`-th residual block, with the transformer behind it where there is one.
-    fn block<E: Executor>(
+    ///
+    /// # Errors
+    /// Those of the executor.
+    pub fn block<E: Executor>(
         &self,
         executor: &mut E,
         x: E::Feature,

@@ -341,10 +341,8 @@ fn locate(dir: &Path, library: Library, variant: Option<&str>) -> Result<Vec<Pat
 
 fn shards(dir: &Path, path: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::read(path, e))?;
-    let index: Index = serde_json::from_str(&text).map_err(|cause| Error::Json {
-        path: path.to_owned(),
-        cause,
-    })?;
+    let index: Index =
+        serde_json::from_str(&text).map_err(|cause| Error::json(path, &text, cause))?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort();
     names.dedup();

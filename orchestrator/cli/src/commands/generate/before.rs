@@ -1,5 +1,7 @@
 //! What is settled, and said, before anything is sent.
 
+use std::sync::Arc;
+
 use burn::tensor::Device;
 use shared::device::is_cpu;
 use tokio::task::spawn_blocking;
@@ -23,7 +25,7 @@ pub struct Before<'a> {
     /// What was asked for.
     pub arguments: &'a Arguments,
     /// The model.
-    pub pipeline: &'a Pipeline,
+    pub pipeline: &'a Arc<Pipeline>,
     /// How it samples.
     pub sampling: &'a Sampling,
     /// Where the user computes.
@@ -36,8 +38,8 @@ pub struct Before<'a> {
 
 impl Before<'_> {
     /// The setting under the policy: planned where that is possible, checked in any case. Nothing has been
-    /// sent before the policy allows something. Where workers are providers', says what they will see, and
-    /// what a picture would take at home.
+    /// sent before the policy allows something, and before it is said what providers will see; then the connection is
+    /// measured, with zeros. Where workers are providers', says what a picture would take at home, too.
     ///
     /// # Errors
     /// [`lacuna_orchestrator::Error::Policy`], naming the rule; those of measuring, where that is asked for.
@@ -46,12 +48,16 @@ impl Before<'_> {
         let (compute, link) = (&arguments.compute, &arguments.speed);
         let mut speeds = compute.given(link, self.fleet)?;
         // Refused now, rather than after measuring.
-        self.permitted(&setting, &speeds)?;
+        let first = self.permitted(&setting, &speeds)?;
+        let foreseen = self.foreseen(&first)?;
+        self.tell(&foreseen, console);
         let foreign = !self.fleet.is_own();
         if foreign {
             let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
-            let device = self.device.clone();
-            speeds = spawn_blocking(move || compute.here(&link, &fleet, &device)).await??;
+            let (device, pipeline) = (self.device.clone(), self.pipeline.clone());
+            let sizes = setting.sizes;
+            let here = move || compute.here(&link, &fleet, &device, pipeline.unet(), &sizes);
+            speeds = spawn_blocking(here).await??;
         }
         if compute.measure || (foreign && speeds.sources.link == Source::Assumed) {
             // A worker that does not answer is for the run to deal with: it may have a spare.
@@ -61,8 +67,13 @@ impl Before<'_> {
             }
         }
         let settled = self.permitted(&setting, &speeds)?;
+        let planned = self.foreseen(&settled)?;
+        if planned != foreseen {
+            console.line("with what was measured, another placement is faster:");
+            self.tell(&planned, console);
+        }
         if foreign {
-            self.say(&settled, &speeds, console)?;
+            self.compare(&settled, &speeds, console)?;
         }
         Ok(settled)
     }
@@ -72,17 +83,25 @@ impl Before<'_> {
         Ok(choose(unet, self.policy, setting, self.fleet, speeds)?.setting)
     }
 
-    fn say(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
-        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
-        console.line(format_args!(
+    /// What is about to be done, and what each provider will see, in lines.
+    fn foreseen(&self, setting: &Setting) -> Result<Vec<String>> {
+        let ledger = Ledger::foresee(self.pipeline.unet(), setting, self.fleet, &[])?;
+        let title = format!(
             "{}; policy {}",
             this_run(setting),
-            policy.file.display()
-        ));
-        let ledger = Ledger::foresee(unet, setting, fleet, &[])?;
-        for line in foretell(&ledger, policy, &Policy::private()?) {
-            console.line(line);
-        }
+            self.policy.file.display()
+        );
+        let seen = foretell(&ledger, self.policy, &Policy::private()?);
+        Ok(std::iter::once(title).chain(seen).collect())
+    }
+
+    fn tell(&self, lines: &[String], console: &Console) {
+        lines.iter().for_each(|line| console.line(line));
+    }
+
+    /// What a picture takes by this and by the other ways.
+    fn compare(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
+        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
         // A row for each scheme; of the run's own the one that it takes.
         let own = setting.scheme.name();
         let mut schemes = all_schemes()?;

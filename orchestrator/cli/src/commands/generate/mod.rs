@@ -25,7 +25,7 @@ use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::limits;
-use lacuna_orchestrator::output::console::Console;
+use lacuna_orchestrator::output::console::{Console, note};
 use lacuna_orchestrator::output::{Outputs, write_whole};
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::report::Report;
@@ -110,6 +110,13 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         .sampling
         .settle(pipeline.guidance_scale, arguments.eta);
     pipeline.check_sampling(&sampling)?;
+    let unknown = pipeline.unknown_words(arguments.prompt())?;
+    if !unknown.is_empty() {
+        console.line(format_args!(
+            "this model does not know: {}; what it makes of them is left to chance",
+            unknown.join(", ")
+        ));
+    }
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         scheme: arguments.scheme.scheme.name().to_owned(),
@@ -188,7 +195,14 @@ async fn pictures(
         let (making, noise) = (run.clone(), noises.get(index));
         let picture = spawn_blocking(move || making.picture(index, noise)).await?;
         let picture = picture.map_err(anyhow::Error::from);
-        let picture = interrupt::advise(picture, interrupt::is_interrupted, || run.rest(index))?;
+        let picture = interrupt::advise(picture, interrupt::is_interrupted, || run.rest(index));
+        if let Err(error) = &picture
+            && error.downcast_ref().is_some_and(Error::is_of_a_worker)
+        {
+            // A seed that was drawn is told nowhere else.
+            note(run.rest(index));
+        }
+        let picture = picture?;
         report.seconds.load += picture.load.as_secs_f64();
         report.seconds.decode += picture.decode.as_secs_f64();
         report.pictures.push(picture.path.display().to_string());
