@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes what reads bytes from the other side: messages, and the codec of features. The corpora are in fuzz/corpus, and grow.
+# Fuzzes what reads bytes from the other side: messages, and the codec of features. They begin from fuzz/corpus,
+# and what they find stays where GROWN says.
 #
-#     scripts/fuzz.sh [SECONDS FOR EACH]      # needs cargo-fuzz (cargo install cargo-fuzz) and a C++ compiler
+#     [GROWN=FOLDER] scripts/fuzz.sh [SECONDS FOR EACH]      # needs cargo-fuzz (cargo install cargo-fuzz) and a C++ compiler
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +13,14 @@ if ! command -v cargo-fuzz >/dev/null; then
 fi
 # The fuzzer's flags of the compiler are not stable; the compiler is.
 export RUSTC_BOOTSTRAP=1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 for target in message codec; do
-    cargo fuzz run "$target" -- -max_total_time="$seconds" -print_final_stats=1 2>&1 | tail -15
+    grown=${GROWN:-$scratch}/$target
+    mkdir -p "$grown"
+    cargo fuzz run "$target" "$grown" "fuzz/corpus/$target" -- -max_total_time="$seconds" -print_final_stats=1 2>"$scratch/log" || {
+        tail -40 "$scratch/log"
+        exit 1
+    }
+    echo "$target: $(grep '^Done' "$scratch/log"), nothing found"
 done

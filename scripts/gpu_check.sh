@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds a GPU against the CPU: kernels, pictures, speed, the split, memory. Prints one table a step.
 #
-#     cargo build --release -p worker -p lacuna -p lacuna-model --features lacuna/wgpu \
+#     cargo build --release -p lacuna-worker -p lacuna -p lacuna-model --features lacuna/wgpu \
 #         --bin lacuna --bin lacuna-worker --example unet_call
 #     scripts/gpu_check.sh [FOLDER OF THE BINARIES [FOLDER FOR RESULTS]]
 #

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use lacuna_model::device::OpenDevice;
 use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::generator::{Event, Request};
@@ -11,7 +12,6 @@ use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
-use shared::device::OpenDevice;
 use tokio::task::block_in_place;
 
 const PROMPT: &str = "a large red circle above a small blue square on a yellow background";

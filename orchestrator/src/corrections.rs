@@ -12,17 +12,17 @@
 //! | `clip_sample` of the scheduler becomes false where it is true. | [`scheduler`] |
 //! | Another scheduler is given the keys that the file has, as corrected; the others take that class's own default. This holds for the model's own class as well, where it is chosen by name. | [`scheduler`] |
 //! | A whole number below 64 as the U-Net's `sample_size` becomes 64 where `_diffusers_version` is below 0.9.0. | [`sample_size`] |
-//! | Keys listed in a config's `_use_default_values` count as absent. | [`ConfigReader`](shared::config::ConfigReader), [`SchedulerConfig`] |
+//! | Keys listed in a config's `_use_default_values` count as absent. | [`ConfigReader`](lacuna_model::config::ConfigReader), [`SchedulerConfig`] |
 //! | The multistep DPM-Solver reads `solver_type` `logrho`, `bh1` and `bh2` as `midpoint`, `algorithm_type` `deis` as `dpmsolver++`. | [`schedulers`](crate::schedulers) |
 //! | Pixels per latent are 2 to the power of the autoencoder's levels less one. | [`VaeLayers`](crate::vae::VaeLayers) |
 //! | A prompt's token of textual inversion stands for all of its vectors. | [`ClipTokenizer`](crate::text::ClipTokenizer) |
-//! | Weights of a variant are read in the parts that have them, the others without. | [`Checkpoint`](shared::weights::Checkpoint) |
+//! | Weights of a variant are read in the parts that have them, the others without. | [`Checkpoint`](lacuna_model::weights::Checkpoint) |
 //! | A safety checker, where there is one, blackens some pictures. | none is run |
 //! | Sizes that are no multiple of 8 are refused. | refused are those that are no multiple of the pixels per latent |
 
+use lacuna_model::config::WithoutEffect;
+use lacuna_model::unet::{SampleSize, UNetConfig};
 use serde_json::json;
-use shared::config::WithoutEffect;
-use shared::unet::{SampleSize, UNetConfig};
 
 use crate::error::Result;
 use crate::schedulers::SchedulerConfig;
@@ -72,15 +72,17 @@ pub fn scheduler(read: &SchedulerConfig, chosen: bool) -> SchedulerConfig {
 /// Rows and columns of the latents where nobody asks for others.
 ///
 /// # Errors
-/// [`shared::Error::UnsupportedConfig`] when `_diffusers_version` is no version.
+/// [`lacuna_model::Error::UnsupportedConfig`] when `_diffusers_version` is no version.
 pub fn sample_size(config: &UNetConfig) -> Result<Option<[usize; 2]>> {
     let early = match &config.diffusers_version {
-        Some(version) => is_early(version).ok_or_else(|| shared::Error::UnsupportedConfig {
-            config: "unet/config.json".into(),
-            key: "_diffusers_version".into(),
-            value: json!(version).to_string(),
-            hint: "a version such as 0.6.0 is expected".into(),
-        })?,
+        Some(version) => {
+            is_early(version).ok_or_else(|| lacuna_model::Error::UnsupportedConfig {
+                config: "unet/config.json".into(),
+                key: "_diffusers_version".into(),
+                value: json!(version).to_string(),
+                hint: "a version such as 0.6.0 is expected".into(),
+            })?
+        }
         None => false,
     };
     Ok(config.sample_size.map(|size| match size {
@@ -107,8 +109,8 @@ fn is_early(version: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lacuna_model::config::ConfigReader;
     use serde_json::Value;
-    use shared::config::ConfigReader;
 
     fn size(config: Value) -> Result<Option<[usize; 2]>> {
         sample_size(&UNetConfig::read(ConfigReader::new(

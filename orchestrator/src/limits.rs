@@ -1,6 +1,6 @@
 //! How large what is asked for may be: no more than memory can hold, so that sums of sizes stay numbers.
 
-use shared::memory;
+use lacuna_model::memory;
 
 use crate::error::{Error, Result};
 

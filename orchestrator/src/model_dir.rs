@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use shared::config::{ConfigReader, WithoutEffect};
-use shared::weights::Checkpoint;
+use lacuna_model::config::{ConfigReader, WithoutEffect};
+use lacuna_model::weights::Checkpoint;
 
 use crate::error::{Error, Result};
 
@@ -64,7 +64,7 @@ impl ModelDir {
     ///
     /// # Errors
     /// [`Error::UnsupportedModel`] for another pipeline or class of a part,
-    /// [`Error::MissingPart`] for a directory that is not there, else a [`shared::Error`] naming
+    /// [`Error::MissingPart`] for a directory that is not there, else a [`lacuna_model::Error`] naming
     /// the file or key.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("model_index.json");

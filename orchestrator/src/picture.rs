@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
 use crate::output::write_whole;

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use shared::device::is_cpu;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::Parameter;
-use shared::unet::{UNet, UNetConfig};
-use shared::weights::{Checkpoint, Library, Stored, Weights, list};
+use lacuna_model::device::is_cpu;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::Parameter;
+use lacuna_model::unet::{UNet, UNetConfig};
+use lacuna_model::weights::{Checkpoint, Library, Stored, Weights, list};
+use lacuna_wire::HostTensor;
 
 use crate::corrections;
 use crate::error::{Error, Result};
@@ -45,6 +46,9 @@ pub struct Pipeline {
     scheduler_class: String,
     device: Device,
 }
+
+/// Noise of the strongest schedules is some 10^4.
+const LARGEST_LATENT: f32 = 1e9;
 
 /// How the sampler goes from noise to latents.
 #[derive(Clone, Debug)]
@@ -306,6 +310,7 @@ impl Pipeline {
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
         let mut latents = noise.data;
+        check_range(&latents, "the initial noise is off (--latents)")?;
         let sigma = scheduler.init_noise_sigma();
         latents.iter_mut().for_each(|x| *x *= sigma);
         for (i, &timestep) in timesteps.iter().enumerate() {
@@ -321,6 +326,7 @@ impl Pipeline {
                 false => output.data,
             };
             latents = scheduler.step(i, &output, &latents, rng);
+            check_range(&latents, "--guidance or the model's config is off")?;
             go_on(watch(Step {
                 done: i + 1,
                 of: timesteps.len(),
@@ -362,6 +368,15 @@ fn guide(output: &[f32], scale: f32) -> Vec<f32> {
     let (unconditional, conditional) = output.split_at(output.len() / 2);
     let pairs = unconditional.iter().zip(conditional);
     pairs.map(|(u, c)| u + scale * (c - u)).collect()
+}
+
+/// That nobody is asked to compute on values of which no picture is made, and which overflow on the way.
+fn check_range(latents: &[f32], reason: &str) -> Result<()> {
+    let off = |x: &&f32| x.is_nan() || x.abs() > LARGEST_LATENT;
+    match latents.iter().find(off) {
+        None => Ok(()),
+        Some(x) => Err(Error::Request(format!("a latent is {x:e}: {reason}"))),
+    }
 }
 
 fn read_scheduler(dir: &Path) -> Result<SchedulerConfig> {
@@ -415,7 +430,7 @@ pub fn read_latents(path: &Path) -> Result<Vec<HostTensor>> {
 /// # Errors
 /// [`Error::Output`].
 pub fn write_latents(path: &Path, latents: &HostTensor) -> Result<()> {
-    let bytes = shared::wire::to_safetensors([("latents", latents)], None)?;
+    let bytes = lacuna_wire::to_safetensors([("latents", latents)], None)?;
     crate::output::write_whole(path, &bytes)
 }
 

@@ -27,7 +27,7 @@ pub struct Report {
     /// Seconds by phase.
     pub seconds: Seconds,
     /// The most memory that this process held, in bytes, with workers that it started. Absent where the
-    /// system does not say (see [`shared::memory::peak`]).
+    /// system does not say (see [`lacuna_model::memory::peak`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
     /// The user's part of the U-Net.

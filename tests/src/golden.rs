@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
+use lacuna_model::host::OnDevice;
+use lacuna_wire::HostTensor;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use shared::host::{HostTensor, OnDevice};
 
 /// The tiny models, each of one family.
 pub const MODELS: [&str; 3] = ["sd1", "sd2", "odd"];

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use clap::Parser;
 use lacuna::cli::Cli;
 use lacuna_orchestrator::pipeline::{read_latents, write_latents};
+use lacuna_wire::HostTensor;
 use safetensors::SafeTensors;
 use serde_json::Value;
-use shared::host::HostTensor;
 
 use crate::golden::{Golden, model_dir};
 

@@ -7,9 +7,10 @@
 //! - [`scheme`]: schemes by their names.
 //! - [`journey`]: `lacuna generate` from its command line to its files.
 //! - [`workers`]: workers in this process, good and bad.
+//! - [`caller`]: bare requests to a worker.
 //! - [`proxy`]: a connection that fails at a chosen request.
-#![deny(missing_docs)]
 
+pub mod caller;
 pub mod golden;
 pub mod journey;
 pub mod metric_inputs;

@@ -1,8 +1,8 @@
 //! The arithmetic that the strips must not change, as plain loops in f64: slow, short, and easy to
 //! check by eye against the definitions.
 
-use shared::host::HostTensor;
-use shared::layers::Conv2d;
+use lacuna_model::layers::Conv2d;
+use lacuna_wire::HostTensor;
 
 /// A dense row-major tensor in f64.
 #[derive(Clone, Debug, PartialEq)]

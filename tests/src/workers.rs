@@ -11,11 +11,11 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use shared::device::OpenDevice;
+use lacuna_model::device::OpenDevice;
+use lacuna_worker::{Model, Options, Service};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use worker::{Model, Options, Service};
 
 use crate::golden::model_dir;
 
@@ -60,7 +60,12 @@ impl RunningWorker {
             // A dropped sender stops the worker just as a message does.
             let _ = stopped.await;
         };
-        let served = tokio::spawn(worker::serve(listener, service.clone(), stopped, drain));
+        let served = tokio::spawn(lacuna_worker::serve(
+            listener,
+            service.clone(),
+            stopped,
+            drain,
+        ));
         Self {
             url,
             service,
@@ -129,14 +134,23 @@ pub async fn tampering_worker<R: IntoResponse>(
     k: usize,
     tamper: impl Fn(Bytes) -> R + Clone + Send + Sync + 'static,
 ) -> String {
+    worker_tampering_at(name, move |run| run == k, tamper).await
+}
+
+/// The same, where `at` says of the number of a piece of work whether its reply is tampered with.
+pub async fn worker_tampering_at<R: IntoResponse>(
+    name: &str,
+    at: impl Fn(usize) -> bool + Clone + Send + Sync + 'static,
+    tamper: impl Fn(Bytes) -> R + Clone + Send + Sync + 'static,
+) -> String {
     let runs = Arc::new(AtomicUsize::new(0));
     let layer = from_fn(move |request: Request, next: Next| {
-        let (runs, tamper) = (runs.clone(), tamper.clone());
+        let (runs, at, tamper) = (runs.clone(), at.clone(), tamper.clone());
         async move {
             let path = request.uri().path();
             let is_run = path.ends_with("/run") || path.ends_with("/advance");
             let response: Response = next.run(request).await;
-            if is_run && runs.fetch_add(1, Ordering::Relaxed) + 1 == k {
+            if is_run && at(runs.fetch_add(1, Ordering::Relaxed) + 1) {
                 let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
                 return tamper(body).into_response();
             }

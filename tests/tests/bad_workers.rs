@@ -12,17 +12,18 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
 use lacuna_orchestrator::fleet::client::Client;
 use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_wire::HostTensor;
+use lacuna_wire::{Dtype, Message, Payload};
+use lacuna_worker::Options;
 use serde_json::Value;
-use shared::host::HostTensor;
-use shared::wire::{Dtype, Message, Payload};
 use tests::golden::{Golden, model_dir};
 use tests::journey::{Journey, lacuna};
+use tests::model_copy::ModelCopy;
 use tests::proxy::{Failure, Proxy};
 use tests::workers::{
     RunningWorker, dead_url, endless_body, fleet_file, listen, serve_routes, service,
     tampering_worker,
 };
-use worker::Options;
 
 /// The model of most tests: the one whose pictures take least.
 const MODEL: &str = "odd";
@@ -137,6 +138,22 @@ async fn a_worker_holds_another_model() {
     let error = failure_with(&other.url, None).await;
     let held = other.service.info().models[0].digest[..12].to_owned();
     assert_names(&error, &["holds the model", &held]);
+}
+
+/// Of one set of weights two configs can make two networks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_reads_the_weights_by_another_config() {
+    let copy = ModelCopy::of(MODEL);
+    copy.set("unet/config.json", "norm_eps", serde_json::json!(0.01));
+    let worker = RunningWorker::start(MODEL, &Options::default()).await;
+    let journey = Journey::of(&Golden::load(MODEL), copy.path()).with("--steps", "3");
+    let journey = journey.with("--scheme", "resident");
+    let fleet = fleet_file(journey.file("").as_path(), &[(&worker.url, None)]);
+    let error = journey.with("--workers", fleet).go().await.err();
+    assert_names(
+        &error.expect("a failure"),
+        &["holds the model", &worker.url],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,11 @@
 //! Every key of every config file, changed one by one: another picture, a refusal that names it, or a place
 //! on the list of keys that are known to change nothing.
 
+use lacuna_model::config::WithoutEffect;
+use lacuna_model::unet;
 use lacuna_orchestrator::{corrections, model_dir, schedulers, text, vae};
+use lacuna_wire::HostTensor;
 use serde_json::{Map, Value, json};
-use shared::config::WithoutEffect;
-use shared::host::HostTensor;
-use shared::unet;
 use tests::golden::Golden;
 use tests::journey::{Journey, Png};
 use tests::model_copy::ModelCopy;

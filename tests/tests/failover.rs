@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use axum::body::Bytes;
 use axum::http::StatusCode;
+use lacuna_worker::Options;
 use serde_json::Value;
 use tests::golden::{Golden, repository};
 use tests::journey::{Files, Journey, only_latents};
 use tests::proxy::{Failure, Proxy};
-use tests::workers::{RunningWorker, dead_url, tampering_worker};
-use worker::Options;
+use tests::workers::{RunningWorker, dead_url, tampering_worker, worker_tampering_at};
 
 const MODEL: &str = "odd";
 /// The request that the lost worker does not answer any more: in the second step of three.
@@ -154,7 +154,7 @@ fn two_pictures(scheme: &str) -> Journey {
 }
 
 /// The latents of both pictures.
-fn both_latents(files: &Files) -> [shared::host::HostTensor; 2] {
+fn both_latents(files: &Files) -> [lacuna_wire::HostTensor; 2] {
     [0, 1].map(|i| only_latents(&files.path(&format!("latents-{i}.safetensors"))))
 }
 
@@ -317,6 +317,37 @@ async fn a_worker_that_was_started_again_is_opened_again() {
         assert!(both_latents(&files) == both_latents(&want), "{scheme}");
         first.is_left().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_comes_back_again_and_again_gives_way_to_a_spare() {
+    let [first, spare] = [worker().await, worker().await];
+    let journey = journey("resident");
+    let well = [
+        (first.url.as_str(), "a", false),
+        (spare.url.as_str(), "b", false),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &well));
+    let want = run.go().await.unwrap();
+    // It is well whenever it is asked, and loses every session soon.
+    let forgetful = worker_tampering_at(
+        MODEL,
+        |run| run > MIDDLE,
+        |_: Bytes| {
+            let refusal = r#"{"error": "no session 0; it was closed, or expired"}"#;
+            (StatusCode::NOT_FOUND, refusal)
+        },
+    );
+    let forgetful = forgetful.await;
+    let workers = [
+        (first.url.as_str(), "a", false),
+        (forgetful.as_str(), "b", false),
+        (spare.url.as_str(), "c", true),
+    ];
+    let run = journey.clone().with("--workers", fleet(&journey, &workers));
+    let files = run.go().await.unwrap();
+    assert!(files.latents() == want.latents());
+    first.is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

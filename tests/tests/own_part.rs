@@ -1,15 +1,15 @@
 //! The user's own part of the U-Net: no more of it is loaded than the setting needs, and that is enough.
 
+use lacuna_model::layers::Parameter;
+use lacuna_model::unet::{UNet, UNetConfig};
+use lacuna_model::weights;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_worker::Options;
 use safetensors::Dtype;
-use shared::layers::Parameter;
-use shared::unet::{UNet, UNetConfig};
-use shared::weights;
 use tests::golden::{Golden, MODELS, model_dir, repository};
 use tests::journey::Journey;
 use tests::model_copy::ModelCopy;
 use tests::workers::{RunningWorker, dead_urls, fleet_file};
-use worker::Options;
 
 const ATTENTIONS: [&str; 6] = [
     "paired",
@@ -139,7 +139,7 @@ fn the_walk_over_shapes_names_every_layer_that_has_parameters() {
         repository().join("configs/models/sdxl"),
     ]) {
         let unet = unet(model);
-        let operations = shared::survey::survey(&unet, [2, 64, 64], 77).unwrap();
+        let operations = lacuna_model::survey::survey(&unet, [2, 64, 64], 77).unwrap();
         let named: std::collections::HashSet<&str> =
             operations.iter().map(|o| o.layer.as_str()).collect();
         for parameter in weights::list(&unet) {
@@ -195,7 +195,7 @@ async fn bad_files_are_refused_before_anything_is_sent() {
     );
     let copy = ModelCopy::of("odd");
     copy.change_tensors(file, |tensors| {
-        tensors.get_mut(name).unwrap().shape.insert(0, 1)
+        tensors.get_mut(name).unwrap().shape.insert(0, 1);
     });
     let shape = error(&copy).await;
     assert!(

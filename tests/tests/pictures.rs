@@ -1,11 +1,11 @@
 //! Whole journeys: a command line in, a picture out, over real workers on loopback ports.
 
+use lacuna_model::device::OpenDevice;
+use lacuna_model::survey::{Operation, survey};
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::pipeline::Pipeline;
+use lacuna_wire::HostTensor;
 use serde_json::Value;
-use shared::device::OpenDevice;
-use shared::host::HostTensor;
-use shared::survey::{Operation, survey};
 use tests::golden::{Golden, MODELS, compare, golden_png, has_golden, model_dir, repository};
 use tests::journey::{Files, Journey, Png, lacuna};
 use tests::reference::psnr;

@@ -7,12 +7,12 @@ use lacuna_orchestrator::fleet::emulated::EmulatedLink;
 use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::fleet::measure::measure;
 use lacuna_orchestrator::policy::Policy;
+use lacuna_protocol::placement::SelfAttention;
+use lacuna_worker::Options;
 use serde_json::Value;
-use shared::placement::SelfAttention;
 use tests::golden::{Golden, repository};
 use tests::journey::{Journey, lacuna};
 use tests::workers::{RunningWorker, dead_urls, fleet_file, fleet_file_of};
-use worker::Options;
 
 const MODEL: &str = "sd2";
 

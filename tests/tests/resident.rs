@@ -2,8 +2,8 @@
 
 use lacuna_orchestrator::schemes::count::Count;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_protocol::placement::Wire;
 use serde_json::Value;
-use shared::placement::Wire;
 use tests::golden::{Golden, MODELS, golden_png, has_golden, repository};
 use tests::journey::{Files, Journey, Png, lacuna};
 use tests::reference::psnr;
@@ -270,7 +270,9 @@ async fn the_bytes_are_those_that_were_promised() {
 /// The first call and the later ones, of the model sd1.
 fn promise(setting: Setting, workers: usize) -> [Count; 2] {
     let unet = tests::golden::model_dir("sd1").join("unet/config.json");
-    let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
+    let unet = lacuna_model::unet::UNetConfig::from_file(&unet)
+        .unwrap()
+        .build();
     let sizes = Sizes {
         levels: unet.levels(),
         ..setting.sizes
@@ -326,7 +328,9 @@ async fn more_workers_than_rows_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_papers_tables_are_recomputed_cell_by_cell() {
     let unet = repository().join("configs/models/sd15/unet/config.json");
-    let unet = shared::unet::UNetConfig::from_file(&unet).unwrap().build();
+    let unet = lacuna_model::unet::UNetConfig::from_file(&unet)
+        .unwrap()
+        .build();
     let cells = lacuna_orchestrator::cost::paper::cells(&unet).unwrap();
     assert_eq!(cells.len(), 3 * 3 * 6 + 7);
     for cell in &cells {

@@ -3,17 +3,18 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use shared::device::OpenDevice;
-use shared::host::HostTensor;
-use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::partition::{Rows, cut, join, rows_with_halo, strips};
-use shared::stats::Moments;
-use shared::unet::{Layer, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Library, Weights};
-use shared::wire::{Payload, Work};
+use lacuna_kernels::stats::Moments;
+use lacuna_model::device::OpenDevice;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::partition::{Rows, cut, join, rows_with_halo, strips};
+use lacuna_model::unet::{Layer, UNet, UNetConfig};
+use lacuna_model::weights::{Checkpoint, Library, Weights};
+use lacuna_protocol::session::Work;
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
+use lacuna_worker::Model;
 use tests::golden::{MODELS, model_dir};
 use tests::reference;
-use worker::Model;
 
 /// Workers: from one to the most there may be.
 const WORKERS: Range<usize> = 1..17;
@@ -239,7 +240,7 @@ fn moments_of_strip(
     let reply = model.run(&work, vec![strip]).unwrap();
     assert_eq!(reply.shape(), [x.shape[0] * layer.groups, 2]);
     let count = layer.channels / layer.groups * own.len() * COLUMNS;
-    shared::statistics::from_payload(&reply, count).unwrap()
+    lacuna_protocol::statistics::from_payload(&reply, count).unwrap()
 }
 
 #[test]

@@ -9,6 +9,15 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use clap::Args;
+use lacuna_model::device::OpenDevice;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::partition::{Rows, cut, rows_with_halo};
+use lacuna_model::survey::{self, survey};
+use lacuna_model::unet::{CONV_IN, TimeEmbedding, UNet};
+use lacuna_model::weights::list;
+use lacuna_model::whole::Whole;
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::tally::{Kind, Seen, Traffic};
@@ -24,17 +33,9 @@ use lacuna_orchestrator::schemes::registry::{Entry, Options};
 use lacuna_orchestrator::schemes::{
     Account, Exposure, Finished, Placed, Predictor, Scheme, Setting, Sizes, Uses,
 };
-use shared::device::OpenDevice;
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::partition::{Rows, cut, rows_with_halo};
-use shared::placement::Wire;
-use shared::survey::{self, survey};
-use shared::unet::{CONV_IN, TimeEmbedding, UNet};
-use shared::weights::list;
-use shared::whole::Whole;
-use shared::wire::Work;
+use lacuna_protocol::placement::Wire;
+use lacuna_protocol::session::Work;
+use lacuna_wire::HostTensor;
 use tests::golden::model_dir;
 use tests::workers::{RunningWorker, fleet_file};
 use tokio::task::spawn_blocking;
@@ -240,7 +241,7 @@ impl Executor for OneAfterTheOther {
         Ok(self.whole.cross_attention(layer, x)?)
     }
 
-    shared::whole_does_the_rest!(whole);
+    lacuna_model::whole_does_the_rest!(whole);
 }
 
 const NAME: &str = "sd1";
@@ -258,8 +259,8 @@ fn its_option_is_read_like_any_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_house_takes_it_as_it_takes_its_own() {
     let workers = [
-        RunningWorker::start(NAME, &worker::Options::default()).await,
-        RunningWorker::start(NAME, &worker::Options::default()).await,
+        RunningWorker::start(NAME, &lacuna_worker::Options::default()).await,
+        RunningWorker::start(NAME, &lacuna_worker::Options::default()).await,
     ];
     let urls = workers.each_ref().map(|w| (w.url.as_str(), None));
     let folder = tempfile::tempdir().unwrap();

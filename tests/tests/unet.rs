@@ -3,12 +3,13 @@
 use std::sync::mpsc::channel;
 
 use burn::tensor::Tensor;
-use shared::device::OpenDevice;
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::unet::{Descent, Residuals, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Library, Weights};
-use shared::whole::{Conditioning, Whole};
+use lacuna_model::device::OpenDevice;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::unet::{Descent, Residuals, UNet, UNetConfig};
+use lacuna_model::weights::{Checkpoint, Library, Weights};
+use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_wire::HostTensor;
 use tests::golden::{Golden, MODELS, model_dir};
 
 fn load(name: &str) -> (UNet, Weights) {

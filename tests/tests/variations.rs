@@ -1,8 +1,8 @@
 //! One tiny model with something in its files changed, each time against the reference's picture of the
 //! same files (`scripts/goldens/variations.py`).
 
+use lacuna_wire::HostTensor;
 use serde_json::Value;
-use shared::host::HostTensor;
 use tests::golden::Golden;
 use tests::journey::{Files, Journey};
 use tests::model_copy::ModelCopy;

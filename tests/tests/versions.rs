@@ -7,13 +7,14 @@ use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use lacuna_protocol::session::Info;
+use lacuna_protocol::version::{PROTOCOL, SPOKEN};
+use lacuna_worker::Options;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use shared::wire::{Info, PROTOCOL, SPOKEN};
 use tests::golden::Golden;
 use tests::journey::{Files, Journey};
 use tests::workers::{RunningWorker, fleet_file, model, serve_routes, service};
-use worker::Options;
 
 /// The version before kinds of sessions were named.
 const OLD: u32 = 3;

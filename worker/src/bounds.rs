@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use shared::exchange::Assignment;
-use shared::host::HostTensor;
-use shared::layers::Conv2d;
-use shared::partition::Levels;
-use shared::survey::{Kind, survey};
-use shared::unet::{Layer, UNet};
-use shared::wire::Work;
+use lacuna_model::layers::Conv2d;
+use lacuna_model::partition::Levels;
+use lacuna_model::survey::{Kind, survey};
+use lacuna_model::unet::{Layer, UNet};
+use lacuna_protocol::exchange::Assignment;
+use lacuna_protocol::session::Work;
+use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -144,7 +144,7 @@ impl Bounds {
             let Some(largest) = self.layers.get(work.layer()) else {
                 continue;
             };
-            output = output.saturating_add(self.check_inputs(work.layer(), largest, inputs)?);
+            output = output.saturating_add(check_inputs(work.layer(), largest, inputs)?);
         }
         if output > self.output {
             return Err(Error::Invalid(format!(
@@ -154,42 +154,42 @@ impl Bounds {
         }
         Ok(())
     }
+}
 
-    /// The number of values that the layer makes of `inputs`.
-    fn check_inputs(&self, layer: &str, largest: &Largest, inputs: &[HostTensor]) -> Result<usize> {
-        let check = |got: &HostTensor, most: &[usize]| {
-            // Another number of axes or channels is not larger but wrong, which the model says.
-            let channels = if most.len() == 4 { 1 } else { 2 };
-            let mut axes = got.shape.iter().zip(most).enumerate();
-            if got.shape.len() != most.len() || axes.all(|(i, (g, m))| i == channels || g <= m) {
-                return Ok(());
-            }
-            Err(Error::Invalid(format!(
-                "the input of {layer} has shape {:?}; for the largest picture that this worker takes it is {most:?}; \
-                 see its --max-batch, --max-rows and --max-columns",
-                got.shape
-            )))
-        };
-        let first = inputs.first().map_or(&[][..], |x| &x.shape);
-        match (largest, first) {
-            (Largest::Conv(conv, [b, c, h, w]), &[batch, _, rows, columns]) => {
-                check(&inputs[0], &[*b, *c, h + HALO, *w])?;
-                let rows = rows.saturating_sub(conv.kernel) / conv.stride + 1;
-                Ok(batch * conv.c_out * rows * conv.out_size(columns))
-            }
-            (Largest::Norm([b, c, h, w]), [_, _, _, _]) => {
-                check(&inputs[0], &[*b, *c, h + HALO, *w])?;
-                Ok(0)
-            }
-            (Largest::Attention([b, t, c], keys), &[batch, queries, width]) => {
-                check(&inputs[0], &[*b, *t, *c])?;
-                for keys_or_values in &inputs[1..] {
-                    check(keys_or_values, &[*b, *keys, *c])?;
-                }
-                Ok(batch * queries * width)
-            }
-            _ => Ok(0),
+/// The number of values that the layer makes of `inputs`.
+fn check_inputs(layer: &str, largest: &Largest, inputs: &[HostTensor]) -> Result<usize> {
+    let check = |got: &HostTensor, most: &[usize]| {
+        // Another number of axes or channels is not larger but wrong, which the model says.
+        let channels = if most.len() == 4 { 1 } else { 2 };
+        let mut axes = got.shape.iter().zip(most).enumerate();
+        if got.shape.len() != most.len() || axes.all(|(i, (g, m))| i == channels || g <= m) {
+            return Ok(());
         }
+        Err(Error::Invalid(format!(
+            "the input of {layer} has shape {:?}; for the largest picture that this worker takes it is {most:?}; \
+             see its --max-batch, --max-rows and --max-columns",
+            got.shape
+        )))
+    };
+    let first = inputs.first().map_or(&[][..], |x| &x.shape);
+    match (largest, first) {
+        (Largest::Conv(conv, [b, c, h, w]), &[batch, _, rows, columns]) => {
+            check(&inputs[0], &[*b, *c, h + HALO, *w])?;
+            let rows = rows.saturating_sub(conv.kernel) / conv.stride + 1;
+            Ok(batch * conv.c_out * rows * conv.out_size(columns))
+        }
+        (Largest::Norm([b, c, h, w]), [_, _, _, _]) => {
+            check(&inputs[0], &[*b, *c, h + HALO, *w])?;
+            Ok(0)
+        }
+        (Largest::Attention([b, t, c], keys), &[batch, queries, width]) => {
+            check(&inputs[0], &[*b, *t, *c])?;
+            for keys_or_values in &inputs[1..] {
+                check(keys_or_values, &[*b, *keys, *c])?;
+            }
+            Ok(batch * queries * width)
+        }
+        _ => Ok(0),
     }
 }
 

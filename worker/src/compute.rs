@@ -4,8 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use shared::host::HostTensor;
-use shared::wire::{Payload, Work};
+use lacuna_protocol::session::Work;
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
@@ -82,7 +83,7 @@ fn work(model: &Model, inbox: &Receiver<Job>) {
 fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
     catch_unwind(AssertUnwindSafe(|| Ok(model.run(work, inputs)?))).unwrap_or_else(|panic| {
         let (layer, reason) = (work.layer().to_owned(), reason(&*panic));
-        Err(shared::Error::Compute { layer, reason }.into())
+        Err(lacuna_model::Error::Compute { layer, reason }.into())
     })
 }
 

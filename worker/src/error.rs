@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use shared::wire::{Refusal, Versions};
+use lacuna_protocol::session::Refusal;
+use lacuna_protocol::version::Versions;
 
 /// The result of a request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -64,16 +65,16 @@ pub enum Error {
     Compute(String),
 }
 
-impl From<shared::wire::Error> for Error {
-    fn from(error: shared::wire::Error) -> Self {
+impl From<lacuna_wire::Error> for Error {
+    fn from(error: lacuna_wire::Error) -> Self {
         Self::Invalid(error.to_string())
     }
 }
 
-impl From<shared::Error> for Error {
-    fn from(error: shared::Error) -> Self {
+impl From<lacuna_model::Error> for Error {
+    fn from(error: lacuna_model::Error) -> Self {
         match error {
-            shared::Error::Device(_) | shared::Error::Compute { .. } => {
+            lacuna_model::Error::Device(_) | lacuna_model::Error::Compute { .. } => {
                 Self::Compute(error.to_string())
             }
             other => Self::Invalid(other.to_string()),
@@ -81,10 +82,10 @@ impl From<shared::Error> for Error {
     }
 }
 
-impl From<shared::protocol::Error> for Error {
-    fn from(error: shared::protocol::Error) -> Self {
+impl From<lacuna_protocol::Error> for Error {
+    fn from(error: lacuna_protocol::Error) -> Self {
         match error {
-            shared::protocol::Error::Model(error) => error.into(),
+            lacuna_protocol::Error::Model(error) => error.into(),
             other => Self::Invalid(other.to_string()),
         }
     }

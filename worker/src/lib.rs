@@ -13,7 +13,6 @@
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
-#![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 pub mod bounds;

@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use shared::device::{self, DeviceChoice, OpenDevice, Precision};
-use shared::survey::PROMPT_TOKENS;
-use shared::{selftest, speed};
+use lacuna_kernels::allocator::keep_freed_pages;
+use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
+use lacuna_model::survey::PROMPT_TOKENS;
+use lacuna_model::weights::Checkpoint;
+use lacuna_model::{selftest, speed};
+use lacuna_worker::bounds::{MAX_BATCH, MAX_SIDE};
+use lacuna_worker::{Model, Options, Service, serve, serve_while_loading};
 use tokio::net::TcpListener;
-use worker::bounds::{MAX_BATCH, MAX_SIDE};
-use worker::{Model, Options, Service, serve, serve_while_loading};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -82,6 +84,7 @@ fn one_to(most: usize) -> RangedU64ValueParser<usize> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    keep_freed_pages();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
@@ -111,9 +114,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let stop = shutdown_signal().context("cannot listen for signals")?;
-    let listener = TcpListener::bind(arguments.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; give another --listen",
+            arguments.listen
+        )
+    })?;
     let address = listener.local_addr()?;
     let drain = Duration::from_secs(arguments.drain);
     // A second handle on the same socket, so that no connection is lost between the two servers.
@@ -149,7 +155,20 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     // clap has seen to it that there is a model unless only the self-test is wanted.
     let model = arguments.model.context("no --model")?;
     let nested = model.join("unet");
-    let dir = if nested.is_dir() { nested } else { model };
+    let within = |dir: &Path| dir.join("config.json").is_file();
+    anyhow::ensure!(
+        within(&nested) || within(&model),
+        "there is no U-Net in {0}: neither {0}/unet/config.json nor {0}/config.json; give --model",
+        model.display()
+    );
+    let dir = if within(&nested) { nested } else { model };
+    if let Some(variant) = &arguments.variant {
+        anyhow::ensure!(
+            Checkpoint::has_variant(&dir, variant),
+            "--variant {variant}: there are no such files in {}; leave it out",
+            dir.display()
+        );
+    }
     let model = Model::load(&dir, arguments.variant.as_deref(), target)
         .with_context(|| format!("cannot load the U-Net in {}", dir.display()))?;
     tracing::info!(

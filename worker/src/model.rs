@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use shared::device::Target;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Attention, Conv2d, GroupNorm, Parameter};
-use shared::protocol::{Error, Result};
-use shared::survey::{Kind, PROMPT_TOKENS, survey};
-use shared::unet::{Layer, UNet, UNetConfig};
-use shared::weights::{Checkpoint, Library, Stored, Weights, list};
-use shared::wire::{self, Payload, Work};
-use shared::{ops, statistics};
+use lacuna_model::device::Target;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Parameter};
+use lacuna_model::ops;
+use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
+use lacuna_model::unet::{Layer, UNet, UNetConfig};
+use lacuna_model::weights::{Checkpoint, Library, Stored, Weights, list};
+use lacuna_protocol::session::Work;
+use lacuna_protocol::statistics;
+use lacuna_protocol::{Error, Result};
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
 
 use burn::tensor::Tensor;
 
@@ -58,7 +61,7 @@ impl Model {
         dir: &Path,
         variant: Option<&str>,
         target: impl Into<Target>,
-    ) -> shared::Result<Self> {
+    ) -> lacuna_model::Result<Self> {
         let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
         let stored = Stored::new(unet, Checkpoint::open(dir, Library::Diffusers, variant)?)?;
         let weights = stored.load(target)?;
@@ -90,7 +93,10 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`survey`].
-    pub fn largest_request(&self, [batch, rows, columns]: [usize; 3]) -> shared::Result<usize> {
+    pub fn largest_request(
+        &self,
+        [batch, rows, columns]: [usize; 3],
+    ) -> lacuna_model::Result<usize> {
         let values = |[b, c, h, w]: [usize; 4]| b * c * h * w;
         let largest = survey(&self.unet, [batch, rows, columns], PROMPT_TOKENS)?
             .into_iter()
@@ -218,7 +224,7 @@ fn expect(fits: bool, name: &str, want: &[usize], got: &[usize]) -> Result<()> {
     if fits {
         return Ok(());
     }
-    Err(wire::Error::WrongShape {
+    Err(lacuna_wire::Error::WrongShape {
         name: format!("the input of {name}"),
         want: want.to_vec(),
         got: got.to_vec(),

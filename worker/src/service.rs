@@ -11,9 +11,11 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use shared::device::OpenDevice;
-use shared::memory;
-use shared::wire::{Info, Limits, Message, ModelInfo, OpenSession, SPOKEN, SessionOpened, TENSORS};
+use lacuna_model::device::OpenDevice;
+use lacuna_model::memory;
+use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
+use lacuna_protocol::version::SPOKEN;
+use lacuna_wire::Message;
 
 use crate::bounds::Bounds;
 use crate::compute::Compute;
@@ -222,7 +224,7 @@ async fn open(
         return Err(Error::Stopping);
     }
     // The version comes first: what else is said may be of one that this worker cannot read.
-    let protocol = request.get("protocol").and_then(|v| v.as_u64());
+    let protocol = request.get("protocol").and_then(serde_json::Value::as_u64);
     if let Some(wanted) =
         protocol.filter(|v| u32::try_from(*v).map_or(true, |v| !SPOKEN.contains(v)))
     {

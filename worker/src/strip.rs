@@ -1,26 +1,28 @@
-//! The party of [`shared::script`] that has the tensors of one worker's rows.
+//! The party of [`lacuna_protocol::script`] that has the tensors of one worker's rows.
 //!
 //! A strip keeps its rows of every feature map for a whole step and asks for what lies outside at
-//! the exchanges of [`shared::exchange`]. It knows no other worker and, unless the placement says
+//! the exchanges of [`lacuna_protocol::exchange`]. It knows no other worker and, unless the placement says
 //! so, no prompt.
 
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
-use shared::exchange::{Assignment, Exchange, Item, Seat, Tensors, accept, take};
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::partition::Levels;
-use shared::placement::SelfAttention;
-use shared::protocol::{Error, Result};
-use shared::script::{Party, Place, Script, Terms};
-use shared::stats::Moments;
-use shared::unet::{TimeEmbedding, Transformer, TransformerBlock, UNet};
-use shared::weights::Weights;
-use shared::whole::{Conditioning, Whole};
-use shared::wire::{Codec, Payload};
-use shared::{ops, statistics};
+use lacuna_kernels::stats::Moments;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::ops;
+use lacuna_model::partition::Levels;
+use lacuna_model::unet::{TimeEmbedding, Transformer, TransformerBlock, UNet};
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_protocol::exchange::{Assignment, Exchange, Item, Seat, Tensors, accept, take};
+use lacuna_protocol::placement::SelfAttention;
+use lacuna_protocol::script::{Party, Place, Script, Terms};
+use lacuna_protocol::statistics;
+use lacuna_protocol::{Error, Result};
+use lacuna_wire::HostTensor;
+use lacuna_wire::{Codec, Payload};
 
 /// What a message brings: the label of the exchange that it is of, and its tensors.
 pub type Incoming = (String, HashMap<String, Payload>);
@@ -215,13 +217,6 @@ impl<O: Outside> Strip<O> {
         ])
     }
 
-    /// First and last row, for the neighbours.
-    fn edges(&self, x: &Tensor<4>) -> Result<[(&'static str, Handed); 2]> {
-        let row = |at| Ok::<_, Error>(Handed::Features(host(x.clone().narrow(2, at, 1))?));
-        let last = x.dims()[2] - 1;
-        Ok([("first", row(0)?), ("last", row(last)?)])
-    }
-
     /// A convolution of the strip between its neighbours' rows.
     fn convolve(
         &self,
@@ -306,7 +301,7 @@ impl<O: Outside> Party for Strip<O> {
     fn alone<T>(
         &mut self,
         _: Place,
-        work: impl FnOnce(&mut Whole) -> shared::Result<T>,
+        work: impl FnOnce(&mut Whole) -> lacuna_model::Result<T>,
     ) -> Result<T> {
         Ok(work(&mut self.whole)?)
     }
@@ -315,7 +310,7 @@ impl<O: Outside> Party for Strip<O> {
         &mut self,
         _: Place,
         x: &Tensor<4>,
-        _: impl FnOnce(&mut Whole) -> shared::Result<Tensor<4>>,
+        _: impl FnOnce(&mut Whole) -> lacuna_model::Result<Tensor<4>>,
     ) -> Result<Tensor<4>> {
         Ok(x.clone())
     }
@@ -333,7 +328,7 @@ impl<O: Outside> Party for Strip<O> {
         conv: &Conv2d,
         x: &Tensor<4>,
     ) -> Result<Tensor<4>> {
-        let out = HashMap::from(self.edges(x)?);
+        let out = HashMap::from(edges(x)?);
         let mut got = self.meet(at, out)?;
         let halo = self.take_halo(&mut got)?;
         self.convolve(self.seat(at), conv, x.clone(), halo)
@@ -362,7 +357,7 @@ impl<O: Outside> Party for Strip<O> {
         x: &Tensor<4>,
     ) -> Result<Tensor<4>> {
         let moments = ops::group_moments(x.clone(), norm.groups)?;
-        let mut out = HashMap::from(self.edges(x)?);
+        let mut out = HashMap::from(edges(x)?);
         out.insert("moments", Handed::Statistics(moments));
         let mut got = self.meet(at, out)?;
         let merged = self.merged(at, norm, &mut got)?;
@@ -465,4 +460,11 @@ impl<O: Outside> Party for Strip<O> {
     fn observe(&mut self, block: &str, x: &Tensor<4>) -> Result<()> {
         self.outside.observe(block, x)
     }
+}
+
+/// First and last row, for the neighbours.
+fn edges(x: &Tensor<4>) -> Result<[(&'static str, Handed); 2]> {
+    let row = |at| Ok::<_, Error>(Handed::Features(host(x.clone().narrow(2, at, 1))?));
+    let last = x.dims()[2] - 1;
+    Ok([("first", row(0)?), ("last", row(last)?)])
 }

@@ -16,7 +16,8 @@ use lacuna_instruments::bench::process;
     name = "lacuna",
     version,
     after_help = "Examples:
-  lacuna generate \"a red circle\"                      a picture of the demo model, in this repository
+  lacuna generate \"a large red circle on a yellow background\"
+                                                      a picture of the demo model, in this repository
   lacuna generate -m MODEL -p \"a lighthouse\" -o a.png   one of a model of yours
   lacuna plan --policy private --workers 4            what four clouds would take, and see
   lacuna COMMAND --help                               more examples"
@@ -178,7 +179,7 @@ mod tests {
         let command = with_environment(Cli::command(), &words);
         let mut variables = BTreeSet::new();
         walk(command.find_subcommand("generate").unwrap(), &mut |flag| {
-            variables.extend(flag.get_env().map(|name| name.to_owned()));
+            variables.extend(flag.get_env().map(std::borrow::ToOwned::to_owned));
         });
         let has = |name: &str| variables.contains(std::ffi::OsStr::new(name));
         assert!(!has("LACUNA_FLEET") && has("LACUNA_WORKERS") && has("LACUNA_STEPS"));

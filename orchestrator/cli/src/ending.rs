@@ -28,12 +28,26 @@ pub enum Ending {
 /// Runs `command` to its end, or until SIGINT, SIGTERM, SIGQUIT or SIGHUP (where that is not ignored, as under nohup)
 /// ends it. Then, and in any case, the sessions on workers are closed, for which a few seconds are taken at
 /// most; a second signal does not wait for that.
-pub async fn run(command: impl Future<Output = anyhow::Result<()>>) -> Ending {
+///
+/// # Panics
+/// As `command` does.
+pub async fn run(command: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Ending {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
             tracing::warn!("cannot listen for signals: {error}");
             return Ending::Itself(command.await);
+        }
+    };
+    // A task of its own: it may be held up by a file that never ends, and a signal must be heard then.
+    let task = tokio::spawn(command);
+    let command = async {
+        match task.await {
+            Ok(result) => result,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(cancelled) => Err(cancelled.into()),
+            },
         }
     };
     tokio::pin!(command);

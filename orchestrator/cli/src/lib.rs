@@ -5,7 +5,6 @@
 //! - [`commands`]: the commands, one file each.
 //! - [`ending`]: how a command ends: by itself, or by a signal.
 //! - [`logging`]: what is logged, and what never is.
-#![deny(missing_docs)]
 // They end the program where nobody listens: see lacuna_orchestrator::output::console.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use lacuna::cli::Cli;
 use lacuna::ending::{self, Ending};
 use lacuna::logging;
+use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_orchestrator::output::console::note;
 
 #[global_allocator]
@@ -12,6 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    keep_freed_pages();
     logging::start();
     let cli = match Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,

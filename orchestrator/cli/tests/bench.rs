@@ -4,10 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use lacuna_model::unet::UNetConfig;
 use lacuna_orchestrator::schemes::registry::find;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
 use serde_json::Value;
-use shared::unet::UNetConfig;
 
 /// Tokens of any prompt.
 const TOKENS: usize = 77;

@@ -5,11 +5,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lacuna_model::device::OpenDevice;
+use lacuna_worker::{Model, Options, Service, serve};
 use serde_json::Value;
-use shared::device::OpenDevice;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
-use worker::{Model, Options, Service, serve};
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,6 +100,33 @@ async fn end_by(signal: &str, child: Child) -> Output {
     assert!(sent.success());
     let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
     timeout(PATIENCE, ended).await.expect("it ends").unwrap()
+}
+
+/// A file that never begins holds up whoever reads it; a signal is heard all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_is_heard_while_a_file_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for flag in ["--fleet", "--policy", "--latents"] {
+        let mut lacuna = Command::new("env");
+        lacuna.arg("--default-signal=INT,TERM,HUP");
+        lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
+        lacuna.args(["generate", "a", "--device", "cpu", "--model"]);
+        lacuna.arg(model()).arg(flag).arg(&fifo).arg("--out");
+        lacuna.arg(folder.path().join("pic.png"));
+        lacuna.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = lacuna.spawn().unwrap();
+        sleep(Duration::from_millis(300)).await;
+        let output = end_by("-TERM", child).await;
+        assert_eq!(output.status.code(), Some(143), "{flag}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,6 +108,25 @@ fn a_standard_output_that_fails_costs_no_picture_and_no_report() {
 }
 
 #[test]
+fn a_picture_for_a_standard_output_that_is_closed_is_refused() {
+    let place = Workplace::new();
+    let mut whole = place.generate(&words(&["--out", "-"]));
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "exec \"$@\" >&-", "sh"])
+        .arg(whole.get_program());
+    shell
+        .args(whole.get_args())
+        .current_dir(place.folder.path());
+    let output = shell.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(stderr.contains("the standard output is closed"), "{stderr}");
+    // Thrown away on purpose it may be.
+    assert!(whole.stdout(Stdio::null()).status().unwrap().success());
+}
+
+#[test]
 fn no_command_panics_at_a_full_stream() {
     let place = Workplace::new();
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/models/sd15");
@@ -218,7 +237,10 @@ fn what_makes_no_sense_is_refused_and_nothing_is_left() {
             ["--save-latents", "--out"],
         ),
         (&["--out", "x.jpg"], ["--out x.jpg", ".png"]),
-        (&["--out", "no/x.png"], ["no/x.png", "No such file"]),
+        (
+            &["--out", "no/x.png"],
+            ["no/x.png", "there is no folder no"],
+        ),
     ] {
         let output = place.generate(&words(arguments)).output().unwrap();
         refused(&output, &parts);

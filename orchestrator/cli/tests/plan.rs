@@ -217,6 +217,7 @@ fn what_is_off_is_named() {
         (&["--max-rows", "1.5"], "--max-rows 1.5"),
         (&["--max-rows", "nan"], "--max-rows NaN"),
         (&["--policy", "privat"], "private, fast and paper"),
+        (&["--policy", "/dev/zero"], "mebibyte"),
         (&["--link", "6g"], "5g, fibre, lan"),
         (&["--link", "5g", "--rtt-ms", "3"], "--rtt-ms"),
         (&["--batch", "1", "--guidance", "7"], "--guidance"),
@@ -287,7 +288,7 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
     let weaker = text(&generate(&["--policy", "fast", "--wire", "delta4"]));
     for part in [
         "resident, delta4 (40 dB at least",
-        "weaker than the policy private, as asked for: max_rows = 1; prompt = shared",
+        "the policy fast would allow more than private does, as asked for: max_rows = 1; prompt = shared",
     ] {
         assert!(weaker.contains(part), "{part:?} is not in: {weaker}");
     }

@@ -6,14 +6,14 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lacuna_model::device::OpenDevice;
+use lacuna_worker::{Model, Options, Service};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
-use shared::device::OpenDevice;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use worker::{Model, Options, Service};
 
 /// An authority's certificate, as PEM, and what a server named `localhost` that it vouches for speaks by.
 fn certified() -> (String, ServerConfig) {
@@ -43,7 +43,7 @@ async fn worker(model: &Path) -> SocketAddr {
     let service = Service::new(Arc::new(model), &device, &Options::default()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(worker::serve(
+    tokio::spawn(lacuna_worker::serve(
         listener,
         service,
         std::future::pending(),

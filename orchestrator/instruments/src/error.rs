@@ -47,7 +47,11 @@ macro_rules! as_of_the_orchestrator {
     };
 }
 
-as_of_the_orchestrator!(shared::Error, shared::wire::Error, shared::protocol::Error);
+as_of_the_orchestrator!(
+    lacuna_model::Error,
+    lacuna_wire::Error,
+    lacuna_protocol::Error
+);
 
 impl Error {
     /// A result that could not be written to `path`.

@@ -6,7 +6,7 @@
 //! - [`audit`]: what a provider can make of what it sees.
 //! - `markup`: text and bytes inside HTML and SVG.
 //! - [`error`]: everything that can go wrong.
-#![deny(missing_docs)]
+#![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod audit;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use shared::config::ConfigReader;
-use shared::device::{self, DeviceChoice, OpenDevice, Precision};
-use shared::selftest;
-use shared::unet::UNetConfig;
+use lacuna_model::config::ConfigReader;
+use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
+use lacuna_model::selftest;
+use lacuna_model::unet::UNetConfig;
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -57,17 +57,27 @@ const KNOWN_MODELS: [(&str, &str); 2] = [
 pub fn unet_config(
     name: &Path,
     path: impl FnOnce() -> PathBuf,
-) -> std::result::Result<UNetConfig, shared::Error> {
+) -> std::result::Result<UNetConfig, lacuna_model::Error> {
     match KNOWN_MODELS
         .iter()
         .find(|(known, _)| name == Path::new(known))
     {
         Some((known, text)) => {
             let value = serde_json::from_str(text)
-                .map_err(|cause| shared::Error::json(Path::new(known), text, cause))?;
+                .map_err(|cause| lacuna_model::Error::json(Path::new(known), text, cause))?;
             UNetConfig::read(ConfigReader::new(*known, value)?)
         }
-        None => UNetConfig::from_file(&path()),
+        None => {
+            let mut keys = ConfigReader::from_file(&path())?;
+            // Another file's keys would all be strays, and the U-Net that of the defaults.
+            match keys.optional::<String>("_class_name")? {
+                Some(class) if class != "UNet2DConditionModel" => {
+                    let hint = "only the config of a UNet2DConditionModel is";
+                    Err(keys.unsupported("_class_name", &class.into(), hint))
+                }
+                _ => UNetConfig::read(keys),
+            }
+        }
     }
 }
 

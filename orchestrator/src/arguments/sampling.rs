@@ -1,7 +1,7 @@
 //! How pictures are sampled.
 
 use clap::Args;
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
 use crate::noise::TorchRng;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
-use shared::unet::UNet;
+use lacuna_model::unet::UNet;
 
 use crate::schemes::registry::{DEFAULT, SCHEMES, find, possible_values};
 use crate::schemes::{Scheme, Setting};

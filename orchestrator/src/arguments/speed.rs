@@ -2,8 +2,8 @@
 
 use burn::tensor::Device;
 use clap::Args;
-use shared::speed;
-use shared::unet::UNet;
+use lacuna_model::speed;
+use lacuna_model::unet::UNet;
 
 use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};

@@ -7,8 +7,8 @@
 
 use std::fmt::Write;
 
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::unet::UNet;
 
 use super::{OfKind, by_kind};
 use crate::error::Result;

@@ -1,8 +1,8 @@
 //! What one picture takes: all its U-Net calls. Text encoder and VAE, the same under every scheme, come on top.
 
+use lacuna_model::survey::survey;
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::survey::survey;
-use shared::unet::UNet;
 
 use super::time::Speeds;
 use crate::error::Result;
@@ -31,7 +31,7 @@ impl PictureCost {
     /// What `calls` calls by `setting` take on `workers` workers.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`].
     pub fn new(
         unet: &UNet,
         setting: &Setting,

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lacuna_protocol::session::{
+    AdvanceHeader, Info, OpenSession, ReplyHeader, RunHeader, SessionKind,
+};
+use lacuna_wire::{Dtype, Message, Payload};
 use reqwest::Method;
 use serde::Serialize;
-use shared::wire::{
-    AdvanceHeader, Dtype, Info, Message, OpenSession, Payload, ReplyHeader, RunHeader, SessionKind,
-};
 
 use super::Part;
 use super::config::WorkerConfig;
@@ -191,7 +192,7 @@ impl Client {
         let path = self.path("advance")?;
         let reply = self.line.send_again(&path, &body, limit + MARGIN).await?;
         self.tally.count_request(kind, size);
-        let nonsense = |e: shared::wire::Error| self.nonsense(&e.to_string());
+        let nonsense = |e: lacuna_wire::Error| self.nonsense(&e.to_string());
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
         self.check_sequence(message.header.sequence)?;
         let size = Size {
@@ -231,7 +232,7 @@ impl Client {
         bytes: &[u8],
         wanted: Vec<(String, Dtype, Vec<usize>)>,
     ) -> Result<(Vec<Payload>, Size)> {
-        let nonsense = |e: shared::wire::Error| self.nonsense(&e.to_string());
+        let nonsense = |e: lacuna_wire::Error| self.nonsense(&e.to_string());
         let mut reply = Message::<ReplyHeader>::decode(bytes).map_err(nonsense)?;
         self.check_sequence(reply.header.sequence)?;
         let size = Size {
@@ -249,7 +250,7 @@ impl Client {
                 if payload.shape() == shape {
                     return Ok(payload);
                 }
-                Err(nonsense(shared::wire::Error::WrongShape {
+                Err(nonsense(lacuna_wire::Error::WrongShape {
                     name,
                     want: shape,
                     got: payload.shape().to_vec(),

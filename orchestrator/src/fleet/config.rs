@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::reach::{LOOPBACK, host};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The workers of a run. `configs/fleet.example.toml` shows the file.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ impl FleetConfig {
     }
 
     fn read(path: &Path, variable: Variable<'_>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| fleet_error(path, e))?;
+        let text = files::read_small(path).map_err(|e| fleet_error(path, e))?;
         let config = Self::parse(&text, variable).map_err(|reason| fleet_error(path, reason))?;
         for (host, providers) in config.shared_hosts() {
             let providers = providers.join(", ");
@@ -96,7 +97,8 @@ impl FleetConfig {
     }
 
     fn parse(text: &str, variable: Variable<'_>) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|e| without_source(text, &e))?;
+        let file: File =
+            toml::from_str(text).map_err(|e| files::without_source(text, &e, &KEYS))?;
         let mut config = Self {
             workers: Vec::new(),
             spares: Vec::new(),
@@ -216,36 +218,8 @@ impl Entry {
     }
 }
 
-/// Whether it is one of serde's sentences that tell the value that was found.
-fn shows_value(found: &str) -> bool {
-    ["invalid type", "invalid value"]
-        .iter()
-        .any(|begin| found.starts_with(begin))
-}
-
 /// What a worker's entry has.
 const KEYS: [&str; 5] = ["url", "provider", "token", "token_env", "spare"];
-
-/// What is wrong in a file, and where. Its lines may hold tokens, so none is shown, nor a value.
-fn without_source(text: &str, error: &toml::de::Error) -> String {
-    let at = error.span().map_or(0, |span| span.start);
-    let before = text.get(..at).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    let message = error.message();
-    let reason = match message.split_once(", expected ") {
-        Some((found, expected)) if shows_value(found) => {
-            format!("wanted is {expected}")
-        }
-        _ => message.to_owned(),
-    };
-    let start = before.rfind('\n').map_or(0, |end| end + 1);
-    let key = text.get(start..).and_then(|line| line.split('=').next());
-    // Of what stands there only what is surely no secret.
-    let key = key.map(str::trim).filter(|key| KEYS.contains(key));
-    let key = key.map_or(String::new(), |key| format!(" ({key})"));
-    format!("line {line}, column {column}{key}: {reason}")
-}
 
 fn fleet_error(path: &Path, reason: impl ToString) -> Error {
     Error::FleetFile {
@@ -392,6 +366,38 @@ mod tests {
         }
         let error = parse(&entries(&[("http://user:SECRET%40h:7700", "p")]));
         assert!(!error.unwrap_err().contains("SECRET"));
+    }
+
+    /// Whatever a file has become of by accident, it is read or refused, in words that hold no token.
+    #[test]
+    fn a_garbled_file_is_refused_and_shows_no_token() {
+        use rand::rngs::StdRng;
+        use rand::{RngExt, SeedableRng};
+
+        let entry = "[[worker]]\nurl = \"https://h.example/base\"\nprovider = \"p\"\ntoken = \"SECRET\"\nspare = false\n";
+        let whole = format!("# fleet\n{entry}\n{entry}").into_bytes();
+        let bits = b"[]{}\"'=#,.\\\n\0\xff:/@?%0 aSECRET";
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut refused = 0;
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..5) {
+                let at = rng.random_range(0..bytes.len());
+                match rng.random_range(0..3) {
+                    0 => bytes.truncate(at.max(1)),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, bits[rng.random_range(0..bits.len())]),
+                }
+            }
+            let Ok(text) = String::from_utf8(bytes) else {
+                continue;
+            };
+            if let Err(error) = parse(&text) {
+                refused += 1;
+                assert!(!error.contains("SECRET"), "{text}\n{error}");
+            }
+        }
+        assert!(refused > 10_000, "{refused}");
     }
 
     #[test]

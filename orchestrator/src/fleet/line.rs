@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lacuna_protocol::session::{Info, OpenSession, Refusal, SessionOpened, TENSORS};
+use lacuna_protocol::version::SPOKEN;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use shared::wire::{Info, OpenSession, Refusal, SPOKEN, SessionOpened, TENSORS};
 
 use tokio::time::timeout;
 
@@ -28,6 +29,8 @@ const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(
 struct Patience {
     /// Until it begins to answer what it was sent. A large layer on a CPU takes seconds, never minutes.
     silence: Duration,
+    /// Until it says a word of itself, which takes no computing.
+    word: Duration,
     /// Until it begins to send the answer's body.
     pause: Duration,
     /// Bytes a second, both ways, that nobody is slower than who means well.
@@ -36,6 +39,7 @@ struct Patience {
 
 const PATIENCE: Patience = Patience {
     silence: Duration::from_secs(120),
+    word: Duration::from_secs(10),
     pause: Duration::from_secs(30),
     slowest: 16e3,
 };
@@ -258,7 +262,10 @@ impl Line {
         let request = request.build().map_err(|e| self.lost(&e))?;
         let body = request.body().and_then(reqwest::Body::as_bytes);
         let patience = self.patience;
-        let most = patience.silence + patience.transfer(body.map_or(0, <[u8]>::len));
+        let most = match body {
+            Some(body) => patience.silence + patience.transfer(body.len()),
+            None => patience.word,
+        };
         let response = timeout(most, self.http.execute(request));
         let response = response.await.map_err(|_| self.silent(most))?;
         let response = response.map_err(|e| self.lost(&e))?;
@@ -345,6 +352,7 @@ mod tests {
         };
         let patience = Patience {
             silence: Duration::from_millis(300),
+            word: Duration::from_millis(300),
             pause: Duration::from_millis(300),
             slowest: 1e4,
         };

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::device::OpenDevice;
+use lacuna_model::device::OpenDevice;
+use lacuna_worker::{Model, Options, Service, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use worker::{Model, Options, Service, serve};
 
 use super::config::{FleetConfig, WorkerConfig};
 use crate::error::{Error, Result};

@@ -32,8 +32,9 @@ pub mod tap;
 use std::collections::HashMap;
 
 use futures::future::{join_all, try_join_all};
-use shared::host::HostTensor;
-use shared::wire::{Payload, SessionKind, Work};
+use lacuna_protocol::session::{SessionKind, Work};
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};

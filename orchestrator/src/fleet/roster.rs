@@ -42,6 +42,12 @@ impl Roster {
         &self.given
     }
 
+    /// Whether any of those that were given does not compute now.
+    pub fn has_lost(&self) -> bool {
+        let there = |w: &WorkerConfig| self.config.workers.iter().any(|other| other.url == w.url);
+        !self.given.workers.iter().all(there)
+    }
+
     /// Whether fewer compute than in the beginning.
     pub fn is_short(&self) -> bool {
         self.config.workers.len() < self.given.workers.len()

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use lacuna_protocol::placement::Tile;
 use serde::Serialize;
-use shared::placement::Tile;
 
 use super::config::WorkerConfig;
 

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::wire::Payload;
-use worker::strip::Incoming;
+use lacuna_wire::Payload;
+use lacuna_worker::strip::Incoming;
 
 use super::Piece;
 

@@ -7,9 +7,9 @@
 //! be shown. If that breaks the policy or, without one, if any provider would see more rows than with all
 //! workers that were given, it ends before anything is sent. Who was lost is known to the next picture.
 
-use shared::host::HostTensor;
-use shared::unet::UNet;
-use shared::whole::Whole;
+use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
+use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
@@ -17,6 +17,7 @@ use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
 use crate::fleet::tally::{Tally, Traffic};
 use crate::policy::Policy;
+use crate::policy::foretold::advice_after_loss;
 use crate::policy::ledger::{Ledger, SLACK};
 use crate::schemes::{Finished, Predictor, Setting};
 
@@ -48,15 +49,21 @@ pub struct Failover<'a> {
     /// Accounts of the sessions that were given up.
     past: Vec<Tally>,
     past_flop: u64,
+    /// Workers that came back to this picture, as often as they did.
+    came_back: Vec<String>,
     runtime: Handle,
 }
+
+/// How often a worker may come back to one picture. One that is lost again and again would be begun again with for as
+/// long as it likes, with all that was shown to it.
+const MOST_RETURNS: usize = 2;
 
 impl<'a> Failover<'a> {
     /// A predictor on the workers of `roster` with the user's part in `whole`; [`Self::open`] opens the
     /// sessions. To be made on a thread of the async runtime, and to be used on one that may block.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`].
     pub fn new(terms: Terms<'a>, roster: &'a mut Roster, whole: Whole) -> Result<Self> {
         let given = Ledger::foresee(terms.unet, terms.setting, roster.given(), &[])?;
         Ok(Self {
@@ -67,6 +74,7 @@ impl<'a> Failover<'a> {
             current: None,
             past: Vec::new(),
             past_flop: 0,
+            came_back: Vec::new(),
             runtime: Handle::current(),
         })
     }
@@ -118,12 +126,31 @@ impl<'a> Failover<'a> {
         } = self.terms;
         let config = self.roster.config();
         let ledger = Ledger::foresee(unet, setting, config, &self.past)?;
+        let lost = self.roster.has_lost();
         match policy {
-            Some(policy) => policy.check(setting, &ledger)?,
+            Some(policy) => policy
+                .check(setting, &ledger)
+                .map_err(|error| match error {
+                    Error::Policy {
+                        policy,
+                        rule,
+                        reason,
+                        advice,
+                    } => Error::Policy {
+                        advice: match lost && !advice.is_empty() {
+                            true => advice_after_loss(&ledger),
+                            false => advice,
+                        },
+                        policy,
+                        rule,
+                        reason,
+                    },
+                    other => other,
+                })?,
             None if ledger.most_rows() > self.most_rows + SLACK => {
                 let reason = format!(
-                    "a provider would see {:.1} % of the rows where {:.1} % was the most; give a \
-                     --policy that allows it, or name a spare worker",
+                    "a provider would see {:.1} % of the rows where {:.1} % was the most; give --policy \
+                     fast, which allows it, or a spare (spare = true in the fleet file)",
                     100.0 * ledger.most_rows(),
                     100.0 * self.most_rows
                 );
@@ -141,11 +168,14 @@ impl<'a> Failover<'a> {
     /// Begins again after `error`, with the worker that it is of if that is back, else without; `changes`
     /// are left.
     fn go_on_after(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
-        if error.lost_session() && *changes > 0 {
+        let lost = error.lost_worker().unwrap_or_default().to_owned();
+        let returns = self.came_back.iter().filter(|url| **url == lost).count();
+        if error.lost_session() && returns < MOST_RETURNS && *changes > 0 {
             *changes -= 1;
             match self.begin() {
                 Ok(()) => {
                     tracing::warn!("{error}; it is back");
+                    self.came_back.push(lost);
                     return Ok(());
                 }
                 // The first word on it says more.
@@ -239,9 +269,10 @@ impl Predictor for Failover<'_> {
     }
 
     fn finish(self: Box<Self>) -> Finished {
-        let mut finished = self
-            .current
-            .map_or_else(Finished::default, |current| current.finish());
+        let mut finished = self.current.map_or_else(
+            Finished::default,
+            super::super::schemes::predictor::Predictor::finish,
+        );
         finished.user_flop += self.past_flop;
         finished.past.extend(self.past);
         finished

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use shared::host::HostTensor;
-use shared::weights::Weights;
-use shared::whole::{Conditioning, Whole};
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_wire::HostTensor;
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;

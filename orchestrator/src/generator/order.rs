@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::device::OpenDevice;
-use shared::weights::{Weights, list};
+use lacuna_model::device::OpenDevice;
+use lacuna_model::weights::{Weights, list};
+use lacuna_worker::Model;
 use tokio::task::spawn_blocking;
-use worker::Model;
 
 use super::Generator;
 use crate::error::Result;
@@ -132,5 +132,5 @@ pub async fn load_whole(pipeline: &Arc<Pipeline>) -> Result<Weights> {
     let loaded = spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet())));
     loaded
         .await
-        .map_err(|panic| shared::Error::Device(panic.to_string()))?
+        .map_err(|panic| lacuna_model::Error::Device(panic.to_string()))?
 }

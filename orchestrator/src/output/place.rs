@@ -11,7 +11,7 @@ use super::{UNFINISHED, write_out};
 const LINKS: usize = 40;
 
 /// Where bytes go.
-pub enum Place {
+pub(super) enum Place {
     /// `-`.
     Stdout,
     /// A file, links followed, with what is there now.
@@ -44,12 +44,23 @@ fn is_stdout(path: &Path) -> bool {
     false
 }
 
+/// Whether this process began without a standard output (Linux). Rust then opens the null device in its place, for
+/// reading and writing, as nobody does who has the output thrown away.
+fn stdout_is_closed() -> bool {
+    let null = std::fs::read_link("/proc/self/fd/1").is_ok_and(|to| to == Path::new("/dev/null"));
+    let info = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    const READ_AND_WRITE: u32 = 2;
+    null && flags.is_some_and(|flags| flags & 3 == READ_AND_WRITE)
+}
+
 impl Place {
     /// What `path` names.
     ///
     /// # Errors
     /// Directories, links in a circle, and what the system says.
-    pub fn of(path: &Path) -> Result<Self> {
+    pub(super) fn of(path: &Path) -> Result<Self> {
         if path == Path::new("-") || is_stdout(path) {
             return Ok(Self::Stdout);
         }
@@ -87,17 +98,17 @@ impl Place {
     }
 
     /// Whether it is the standard output, by whatever name.
-    pub fn is_stdout(&self) -> bool {
+    pub(super) fn is_stdout(&self) -> bool {
         matches!(self, Self::Stdout)
     }
 
     /// Whether it is a file, which is replaced as a whole.
-    pub fn is_file(&self) -> bool {
+    pub(super) fn is_file(&self) -> bool {
         matches!(self, Self::File { .. })
     }
 
     /// What to call it in messages, where the user says `path`.
-    pub fn name(&self, path: &Path) -> PathBuf {
+    pub(super) fn name(&self, path: &Path) -> PathBuf {
         match self {
             Self::Stdout => "the standard output".into(),
             _ => path.to_owned(),
@@ -105,7 +116,7 @@ impl Place {
     }
 
     /// One path for one place; none where several outputs do no harm to each other.
-    pub fn identity(&self) -> Result<Option<PathBuf>> {
+    pub(super) fn identity(&self) -> Result<Option<PathBuf>> {
         Ok(match self {
             Self::Stdout => Some("-".into()),
             Self::File { path, .. } => {
@@ -118,12 +129,21 @@ impl Place {
     }
 
     /// Whether bytes could be written now, without writing any; `tried` are the directories found so far.
-    pub fn check(&self, tried: &mut HashSet<PathBuf>) -> Result<()> {
+    pub(super) fn check(&self, tried: &mut HashSet<PathBuf>) -> Result<()> {
         let Self::File { path, old } = self else {
-            return Ok(());
+            return match self {
+                Self::Stdout if stdout_is_closed() => {
+                    Err(Error::other("the standard output is closed"))
+                }
+                _ => Ok(()),
+            };
         };
         not_read_only(old.as_ref())?;
         let directory = directory(path);
+        if !directory.exists() {
+            let reason = format!("there is no folder {}", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, reason));
+        }
         match tried.insert(directory.clone()) {
             true => try_directory(&directory),
             false => Ok(()),
@@ -131,7 +151,7 @@ impl Place {
     }
 
     /// Writes `bytes`.
-    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, bytes: &[u8]) -> Result<()> {
         match self {
             Self::Stdout => write_out(std::io::stdout().lock(), bytes),
             Self::File { path, old } => replace(path, old.as_ref(), bytes),
@@ -145,7 +165,7 @@ impl Place {
 }
 
 /// Finds out whether a file can be made in `directory`; none is left there.
-pub fn try_directory(directory: &Path) -> Result<()> {
+pub(super) fn try_directory(directory: &Path) -> Result<()> {
     tempfile::tempfile_in(directory).map(drop)
 }
 

@@ -18,7 +18,8 @@ pub fn foretell(ledger: &Ledger, policy: &Policy, private: &Policy) -> Vec<Strin
     let weaker = policy.weaker_than(private);
     if !weaker.is_empty() {
         lines.push(format!(
-            "weaker than the policy {PRIVATE}, as asked for: {}",
+            "the policy {} would allow more than {PRIVATE} does, as asked for: {}",
+            policy.file.display(),
             weaker.join("; ")
         ));
     }
@@ -72,11 +73,9 @@ pub fn sight_in_short(ledger: &Ledger) -> String {
     short
 }
 
-/// What can be done where a provider would compute more than `allowed` of the rows: goes on behind the
-/// reason.
-pub fn rows_advice(ledger: &Ledger, allowed: f64) -> String {
-    // A flag that holds the share, of three digits.
-    let flag = (ledger.most_rows() * 1000.0 - SLACK).ceil() / 1000.0;
+/// What can be done where a provider would compute more than `allowed` of the rows, of a picture that is cut into
+/// `strips` at most: goes on behind the reason.
+pub fn rows_advice(ledger: &Ledger, allowed: f64, strips: usize) -> String {
     // As many as are there are not enough, or it would not be refused.
     let needed = (1.0 / allowed - SLACK).ceil();
     let needed = needed.max(ledger.providers.len() as f64 + 1.0);
@@ -87,17 +86,34 @@ pub fn rows_advice(ledger: &Ledger, allowed: f64) -> String {
             100.0 * ledger.most_rows()
         ),
     };
+    let more = match needed <= strips as f64 {
+        true => format!("workers of {needed} providers; "),
+        // Nor could more providers be given that many strips.
+        false => String::new(),
+    };
+    format!("; {have}. Possible are: {more}{}", by_showing_more(ledger))
+}
+
+/// The same where a worker was lost: who computed it had its rows before, and rows of the lost one's now.
+pub fn advice_after_loss(ledger: &Ledger) -> String {
     format!(
-        "; {have}. Possible are: workers of {needed} providers; --max-rows {flag}, which shows {}; or --scheme \
-         local, which shows nothing",
-        match flag >= 1.0 {
-            true => "a provider every row, so all of the picture".to_owned(),
-            false => format!(
-                "a provider up to {:.1} % of the rows nearly as they are, and more of what the prompt says",
-                100.0 * flag
-            ),
-        }
+        ", what it saw before counted in. Possible are: that the worker is mended, and the picture begun again; a spare \
+         (spare = true in the fleet file); {}",
+        by_showing_more(ledger)
     )
+}
+
+fn by_showing_more(ledger: &Ledger) -> String {
+    // A flag that holds the share, of three digits.
+    let flag = (ledger.most_rows() * 1000.0 - SLACK).ceil() / 1000.0;
+    let shows = match flag >= 1.0 {
+        true => "a provider every row, so all of the picture".to_owned(),
+        false => format!(
+            "a provider up to {:.1} % of the rows nearly as they are, and more of what the prompt says",
+            100.0 * flag
+        ),
+    };
+    format!("--max-rows {flag}, which shows {shows}; or --scheme local, which shows nothing")
 }
 
 #[cfg(test)]
@@ -140,14 +156,20 @@ mod tests {
             (&[1.0], "--max-rows 1,", "nothing to share out"),
         ] {
             let ledger = ledger(shares);
-            let advice = rows_advice(&ledger, 0.25);
+            let advice = rows_advice(&ledger, 0.25, 8);
             for part in [flag, need, "workers of 4 providers", "--scheme local"] {
                 assert!(advice.contains(part), "{part:?} is not in {advice}");
             }
             let flag = flag.trim_start_matches("--max-rows ").trim_end_matches(',');
             assert!(flag.parse::<f64>().unwrap() + SLACK >= ledger.most_rows());
         }
-        assert!(rows_advice(&ledger(&[1.0]), 0.25).contains("all of the picture"));
+        assert!(rows_advice(&ledger(&[1.0]), 0.25, 8).contains("all of the picture"));
+        // No fleet is cut so fine.
+        assert!(!rows_advice(&ledger(&[0.5, 0.5]), 0.1, 8).contains("workers of"));
+        let lost = advice_after_loss(&ledger(&[0.5, 0.25, 0.25]));
+        for part in ["spare = true", "begun again", "--max-rows 0.5,"] {
+            assert!(lost.contains(part), "{part:?} is not in {lost}");
+        }
     }
 
     #[test]

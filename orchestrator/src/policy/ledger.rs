@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::unet::UNet;
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
@@ -70,7 +70,7 @@ impl Ledger {
     /// `past` of the same picture have.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`].
     pub fn foresee(
         unet: &UNet,
         setting: &Setting,

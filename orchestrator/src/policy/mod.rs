@@ -13,10 +13,12 @@ pub mod ways;
 
 use std::path::{Path, PathBuf};
 
+use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
 use serde::{Deserialize, Serialize};
-use shared::placement::{Latents, Prompt, SelfAttention, Wire};
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::fleet::config::MAX_WORKERS;
 use crate::named::name;
 use crate::schemes::{Rules, Setting, Uses};
 use ledger::{Ledger, SLACK};
@@ -68,6 +70,25 @@ pub struct Policy {
     pub quality: Quality,
 }
 
+/// Its rules.
+const RULES: [&str; 6] = [
+    "max_rows",
+    "prompt",
+    "latents",
+    "self_attention",
+    "wires",
+    "quality",
+];
+
+/// What is wrong in a policy's file: drawn where one of the rules is, and else without what stands there, for it may be
+/// another file, with secrets.
+fn told(text: &str, error: &toml::de::Error) -> String {
+    match files::key_at(text, error, &RULES) {
+        Some(_) => error.to_string().trim().into(),
+        None => files::without_source(text, error, &RULES),
+    }
+}
+
 /// How near the picture must come to the uncut one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -114,7 +135,7 @@ impl Policy {
     /// # Errors
     /// [`Error::PolicyFile`], saying which rule is off.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::PolicyFile {
+        let text = files::read_small(path).map_err(|e| Error::PolicyFile {
             path: path.to_owned(),
             reason: match e.kind() {
                 std::io::ErrorKind::NotFound => {
@@ -131,7 +152,7 @@ impl Policy {
             path: path.to_owned(),
             reason,
         };
-        let policy: Self = toml::from_str(text).map_err(|e| wrong(e.to_string().trim().into()))?;
+        let policy: Self = toml::from_str(text).map_err(|e| wrong(told(text, &e)))?;
         if !(policy.max_rows > 0.0 && policy.max_rows <= 1.0) {
             return Err(wrong(format!(
                 "max_rows = {}: above 0, at most 1",
@@ -215,14 +236,24 @@ impl Policy {
             })
         };
         let refuse = |rule: &str, reason: String| refuse_with(rule, reason, String::new());
-        for (provider, view) in &ledger.providers {
+        // Of those that compute too much the one that computes the most is named.
+        let mut views: Vec<_> = ledger.providers.iter().collect();
+        views.sort_by(|(_, a), (_, b)| b.rows.total_cmp(&a.rows));
+        for (provider, view) in views {
             if view.rows > self.max_rows + SLACK {
                 let reason = format!(
                     "provider {provider} would compute {:.1} % of the rows",
                     100.0 * view.rows
                 );
                 let rule = format!("max_rows = {}", self.max_rows);
-                return refuse_with(&rule, reason, foretold::rows_advice(ledger, self.max_rows));
+                let [_, rows, _] = setting.sizes.latents;
+                let coarsest = rows >> setting.sizes.levels.saturating_sub(1);
+                let strips = coarsest.min(MAX_WORKERS);
+                return refuse_with(
+                    &rule,
+                    reason,
+                    foretold::rows_advice(ledger, self.max_rows, strips),
+                );
             }
             if view.prompt && self.prompt == Prompt::Hidden {
                 let reason = format!("provider {provider} would get what the prompt became");

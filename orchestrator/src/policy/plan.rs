@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use lacuna_model::unet::UNet;
+use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
 use serde::Serialize;
-use shared::placement::{Latents, Prompt, SelfAttention, Wire};
-use shared::unet::UNet;
 
 use super::ledger::Ledger;
 use super::{Policy, Quality};
@@ -40,7 +40,7 @@ pub struct Relaxed {
 ///
 /// # Errors
 /// [`Error::Policy`], the rule that the first choice breaks, when none is allowed;
-/// [`shared::Error::TooManyStrips`].
+/// [`lacuna_model::Error::TooManyStrips`].
 pub fn choose(
     unet: &UNet,
     policy: &Policy,
@@ -163,7 +163,7 @@ impl Plan {
         let seconds = self.seconds;
         format!(
             "{}\n\
-             one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, side by side {:.2}), {:.1} MB up, \
+             one U-Net call: {:.2} s (link {:.2}, workers {:.2}, you {:.2}, saved by lanes {:.2}), {:.1} MB up, \
              {:.1} MB down, {} round trips",
             self.setting.scheme.in_words(),
             seconds.total(),

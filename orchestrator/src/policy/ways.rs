@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::unet::UNet;
 
 use super::foretold::sight_in_short;
 use super::ledger::Ledger;
@@ -66,7 +66,7 @@ pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
         match question.fill_in(scheme) {
             Ok(setting) => ways.push(question.way(setting)?),
             // The picture has not enough rows for the workers.
-            Err(Error::Shared(shared::Error::TooManyStrips { .. })) => {}
+            Err(Error::Model(lacuna_model::Error::TooManyStrips { .. })) => {}
             Err(error) => return Err(error),
         }
     }

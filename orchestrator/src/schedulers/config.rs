@@ -7,9 +7,9 @@
 
 use super::SchedulerError;
 use super::keys::{flag, refuse_nulls, take, unsupported, without_infinities};
+use lacuna_model::config::WithoutEffect;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::config::WithoutEffect;
 
 /// The most training timesteps accepted, a hundred times what any published model uses: the tables
 /// are allocated from this number.

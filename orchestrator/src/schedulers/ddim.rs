@@ -35,7 +35,11 @@ struct Step {
 }
 
 impl Ddim {
-    pub fn new(config: &SchedulerConfig, steps: usize, eta: f32) -> Result<Self, SchedulerError> {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        eta: f32,
+    ) -> Result<Self, SchedulerError> {
         refuse("thresholding", config.thresholding)?;
         let prediction = config.prediction(&[
             PredictionType::Epsilon,

@@ -82,7 +82,7 @@ enum Differences {
 }
 
 impl DpmSolver {
-    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
         refuse("thresholding", config.thresholding)?;
         refuse("use_exponential_sigmas", config.use_exponential_sigmas)?;
         refuse("use_beta_sigmas", config.use_beta_sigmas)?;

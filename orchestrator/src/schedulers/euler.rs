@@ -15,7 +15,7 @@ pub(super) struct Euler {
 }
 
 impl Euler {
-    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
         refuse("use_exponential_sigmas", config.use_exponential_sigmas)?;
         refuse("use_beta_sigmas", config.use_beta_sigmas)?;
         let interpolation = config.interpolation_type.as_deref();

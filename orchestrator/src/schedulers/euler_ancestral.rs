@@ -14,7 +14,7 @@ pub(super) struct EulerAncestral {
 }
 
 impl EulerAncestral {
-    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
         let prediction =
             config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
         let tables = Tables::with_finite_sigmas(config)?;

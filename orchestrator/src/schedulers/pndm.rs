@@ -66,7 +66,7 @@ struct Transfer {
 }
 
 impl Pndm {
-    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
         let prediction =
             config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
         let tables = Tables::new(config, false)?;

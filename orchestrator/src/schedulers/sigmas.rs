@@ -22,7 +22,7 @@ pub(super) struct SigmaSchedule {
 impl SigmaSchedule {
     /// Noise levels at the timesteps of the configured spacing, or under Karras spacing between
     /// the highest and the lowest of those; then `last`.
-    pub fn new(
+    pub(super) fn new(
         config: &SchedulerConfig,
         tables: &Tables,
         steps: usize,
@@ -67,7 +67,7 @@ impl SigmaSchedule {
 
     /// Scales a sample to unit variance for the network: x / sqrt(sigma^2 + 1) (Karras et al.,
     /// table 1, c_in of the VP column).
-    pub fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
+    pub(super) fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
         let sigma = self.sigmas[i];
         let norm = (sigma * sigma + 1.0).sqrt();
         for x in sample {
@@ -77,7 +77,7 @@ impl SigmaSchedule {
 
     /// One Euler step of dx/dsigma = (x - x0) / sigma (Karras et al., eq. 1 with s = 1) from noise
     /// level `sigmas[i]` to `to`, for one number of the sample.
-    pub fn euler(&self, i: usize, to: f32, output: f32, x: f32) -> f32 {
+    pub(super) fn euler(&self, i: usize, to: f32, output: f32, x: f32) -> f32 {
         let sigma = self.sigmas[i];
         let x0 = match self.prediction {
             PredictionType::Epsilon => x - sigma * output,

@@ -21,7 +21,7 @@ pub(super) struct Tables {
 impl Tables {
     /// The schedule that the configuration describes. `zero_snr` says whether this class knows
     /// `rescale_betas_zero_snr`.
-    pub fn new(config: &SchedulerConfig, zero_snr: bool) -> Result<Self, SchedulerError> {
+    pub(super) fn new(config: &SchedulerConfig, zero_snr: bool) -> Result<Self, SchedulerError> {
         let mut alphas = cumulative(&betas(config)?);
         if zero_snr && config.rescale_betas_zero_snr.unwrap_or(false) {
             alphas = cumulative(&zero_snr_betas(&alphas));
@@ -36,7 +36,7 @@ impl Tables {
     }
 
     /// The same for the schedulers that work in sigmas, which need some signal everywhere.
-    pub fn with_finite_sigmas(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
+    pub(super) fn with_finite_sigmas(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         let mut tables = Self::new(config, true)?;
         if config.rescale_betas_zero_snr.unwrap_or(false) {
             let last = tables.alphas_cumprod.len() - 1;
@@ -46,7 +46,7 @@ impl Tables {
     }
 
     /// alpha-bar at timestep `t`.
-    pub fn alpha(&self, t: i64) -> Result<f32, SchedulerError> {
+    pub(super) fn alpha(&self, t: i64) -> Result<f32, SchedulerError> {
         usize::try_from(t)
             .ok()
             .and_then(|t| self.alphas_cumprod.get(t).copied())
@@ -58,7 +58,7 @@ impl Tables {
 
     /// sigma_t = sqrt((1 - alpha-bar_t) / alpha-bar_t): the noise level when the signal has weight
     /// one (Karras et al. 2022, table 1, VP column), ascending in t.
-    pub fn sigmas(&self) -> Vec<f32> {
+    pub(super) fn sigmas(&self) -> Vec<f32> {
         let sigma = |&alpha: &f32| ((1.0 - alpha) / alpha).sqrt();
         self.alphas_cumprod.iter().map(sigma).collect()
     }

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use clap::Args;
-use shared::survey::survey;
-use shared::unet::UNet;
-use shared::whole::Whole;
+use lacuna_model::survey::survey;
+use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
 
 use super::count::Count;
 use super::registry::Options;
@@ -57,7 +57,7 @@ impl Scheme for Local {
     fn first_calls(&self, unet: &UNet, sizes: &Sizes, _workers: usize) -> Result<[Count; 2]> {
         let operations = survey(unet, sizes.latents, sizes.tokens)?.into_iter();
         let (once, always): (Vec<_>, Vec<_>) =
-            operations.partition(|operation| operation.makes_prompt_keys());
+            operations.partition(lacuna_model::survey::Operation::makes_prompt_keys);
         let [once, always] =
             [once, always].map(|of| of.iter().map(|operation| operation.flop).sum::<u64>());
         let call = |user_flop| Count {

@@ -3,9 +3,9 @@
 //! Numbers that are finite can still be so large that what others make of them is not: then those others would
 //! be named, or the prompt. So each value is held against what went in before, where it comes in.
 
-use shared::host::HostTensor;
-use shared::stats::Moments;
-use shared::wire::{Error, Result};
+use lacuna_kernels::stats::Moments;
+use lacuna_wire::HostTensor;
+use lacuna_wire::{Error, Result};
 
 /// How much larger values may be than any before them. Layers of a U-Net gain a thousandfold at most; four
 /// steps of this are what f32 can hold.

@@ -1,9 +1,10 @@
 //! A scheme at work: what the sampler needs of it, and what remains.
 
 use burn::tensor::{Device, Tensor};
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::unet::UNet;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::unet::UNet;
+use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;

@@ -6,12 +6,12 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use shared::layers::Parameter;
-use shared::placement::{Latents, Prompt, SelfAttention, Wire};
-use shared::unet::UNet;
-use shared::weights::list;
-use shared::whole::Whole;
-use shared::wire::SessionKind;
+use lacuna_model::layers::Parameter;
+use lacuna_model::unet::UNet;
+use lacuna_model::weights::list;
+use lacuna_model::whole::Whole;
+use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
+use lacuna_protocol::session::SessionKind;
 
 use super::count::Count;
 use super::local;
@@ -148,14 +148,14 @@ pub trait Scheme: Debug + Send + Sync {
     /// The rows that each of `workers` workers will be shown.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`].
     fn seen(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<Vec<Seen>>;
 
     /// Counts the first two calls of a picture on `workers` workers. The first makes the prompt's keys and values,
     /// which stay, and may send whole what later calls send the changes of; all later ones are like the second.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`].
     fn first_calls(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<[Count; 2]>;
 
     /// Tensor prefixes of the layers whose parameters the user needs; none where these are all.
@@ -176,7 +176,7 @@ pub trait Scheme: Debug + Send + Sync {
     /// say otherwise.
     ///
     /// # Errors
-    /// As [`Fleet::open`]; [`shared::Error::TooManyStrips`].
+    /// As [`Fleet::open`]; [`lacuna_model::Error::TooManyStrips`].
     fn open<'a>(
         &'a self,
         config: &'a FleetConfig,
@@ -190,7 +190,7 @@ pub trait Scheme: Debug + Send + Sync {
     /// Predicts on the `fleet` that [`Self::open`] opened, with the user's part in `whole`.
     ///
     /// # Errors
-    /// [`crate::Error::Shared`] when the device does not give the prompt back.
+    /// [`crate::Error::Model`] when the device does not give the prompt back.
     fn predictor<'a>(
         &self,
         unet: &'a UNet,

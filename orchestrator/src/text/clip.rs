@@ -4,9 +4,9 @@ use std::path::Path;
 
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use shared::layers::{LayerNorm, Parameter, Parameters};
-use shared::ops;
-use shared::weights::{Checkpoint, Library, Stored, Weights};
+use lacuna_model::layers::{LayerNorm, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
 
 use super::clip_config::ClipTextConfig;
 use super::encoder::EncoderLayer;
@@ -66,7 +66,7 @@ impl ClipTextEncoder {
     /// [`Checkpoint::open`]. Nothing is loaded.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
+    /// Any [`lacuna_model::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<ClipTextLayers>> {
         let layers = ClipTextConfig::from_file(&dir.join("config.json"))?.build();
         let mut checkpoint = Checkpoint::open(dir, Library::Transformers, variant)?;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use lacuna_model::config::{ConfigReader, WithoutEffect};
 use serde_json::{Map, Value, json};
-use shared::config::{ConfigReader, WithoutEffect};
 
 use super::clip::ClipTextLayers;
 use super::encoder::{Activation, EncoderConfig, EncoderLayer};
@@ -279,7 +279,7 @@ impl ClipVisionConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::weights::list;
+    use lacuna_model::weights::list;
 
     fn read(value: Value) -> Result<ClipTextConfig> {
         ClipTextConfig::read(ConfigReader::new("config.json", value)?, "config.json")

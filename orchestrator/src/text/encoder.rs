@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, sigmoid};
-use shared::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
-use shared::ops;
-use shared::weights::Weights;
+use lacuna_model::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::Weights;
 
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ impl EncoderLayer {
     /// `[B, T, D]` to the same; `causal` hides later tokens from earlier ones.
     ///
     /// # Errors
-    /// [`shared::wire::Error::MissingTensor`] where `weights` are of another model.
+    /// [`lacuna_wire::Error::MissingTensor`] where `weights` are of another model.
     pub fn forward(&self, weights: &Weights, x: Tensor<3>, causal: bool) -> Result<Tensor<3>> {
         let h = ops::layer_norm(weights, &self.norm1, x.clone())?;
         let attention = &self.attention;

@@ -48,7 +48,7 @@ impl ClipTokenizer {
     /// `tokenizer_config.json` and `special_tokens_map.json` where they are there.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] or [`shared::Error::Read`], naming the file.
+    /// [`Error::Tokenizer`] or [`lacuna_model::Error::Read`], naming the file.
     pub fn load(dir: &Path) -> Result<Self> {
         let files = TokenizerFiles::read(dir)?;
         let source = files.source.clone();

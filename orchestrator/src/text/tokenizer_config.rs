@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lacuna_model::config::WithoutEffect;
 use serde_json::{Map, Value};
-use shared::config::WithoutEffect;
 use tokenizers::AddedToken;
 
 use super::tokenizer_files::{Vocabulary, parse, read_object, read_text};
@@ -79,7 +79,7 @@ pub(super) enum Side {
 
 impl Side {
     /// A side by its name, whatever its case.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "left" => Some(Self::Left),
             "right" => Some(Self::Right),
@@ -124,7 +124,7 @@ pub(super) struct SpecialTokens {
 
 impl TokenizerConfig {
     /// Reads `dir`; every file may be missing.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer_config.json");
         let mut keys = read_object(&path)?.unwrap_or_default();
         let decoder = keys.remove("added_tokens_decoder");
@@ -187,7 +187,7 @@ impl TokenizerConfig {
     ///
     /// # Errors
     /// [`Error::Tokenizer`], naming the key of a token that is none.
-    pub fn special(&self, added: &BTreeMap<u32, AddedToken>) -> Result<SpecialTokens> {
+    pub(super) fn special(&self, added: &BTreeMap<u32, AddedToken>) -> Result<SpecialTokens> {
         let listed = |token: AddedToken| {
             let same = added.values().find(|a| a.content == token.content);
             same.cloned().unwrap_or(token).special(true)

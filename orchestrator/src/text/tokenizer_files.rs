@@ -83,7 +83,7 @@ struct AddedTokenJson {
 
 impl TokenizerFiles {
     /// Reads `dir`, which holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub(super) fn read(dir: &Path) -> Result<Self> {
         let mut config = TokenizerConfig::read(dir)?;
         let mut added = std::mem::take(&mut config.added);
         let whole = dir.join("tokenizer.json");
@@ -192,7 +192,7 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path).map_err(|e| shared::Error::read(path, e))?)
+    Ok(std::fs::read_to_string(path).map_err(|e| lacuna_model::Error::read(path, e))?)
 }
 
 pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T> {

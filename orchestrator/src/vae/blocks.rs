@@ -1,10 +1,10 @@
 //! What both directions are made of: resnets, the middle's attention, and the middle itself.
 
 use burn::tensor::Tensor;
-use shared::error::Result;
-use shared::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
-use shared::ops;
-use shared::weights::Weights;
+use lacuna_model::error::Result;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::Weights;
 
 /// The normalisations of one autoencoder, all alike but for name and channels.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +13,7 @@ pub(super) struct Norms {
 }
 
 impl Norms {
-    pub fn norm(self, name: impl Into<String>, channels: usize) -> GroupNorm {
+    pub(super) fn norm(self, name: impl Into<String>, channels: usize) -> GroupNorm {
         GroupNorm {
             name: name.into(),
             channels,
@@ -34,7 +34,7 @@ pub(super) struct Resnet {
 }
 
 impl Resnet {
-    pub fn new(name: &str, c_in: usize, c_out: usize, norms: Norms) -> Self {
+    pub(super) fn new(name: &str, c_in: usize, c_out: usize, norms: Norms) -> Self {
         Self {
             norm1: norms.norm(format!("{name}.norm1"), c_in),
             conv1: Conv2d::same(format!("{name}.conv1"), c_in, c_out, 3),
@@ -46,7 +46,13 @@ impl Resnet {
     }
 
     /// A row of `count` resnets, `name.resnets.0` and on; the first changes the channels.
-    pub fn row(name: &str, count: usize, c_in: usize, c_out: usize, norms: Norms) -> Vec<Self> {
+    pub(super) fn row(
+        name: &str,
+        count: usize,
+        c_in: usize,
+        c_out: usize,
+        norms: Norms,
+    ) -> Vec<Self> {
         (0..count)
             .map(|i| {
                 let from = if i == 0 { c_in } else { c_out };
@@ -55,7 +61,7 @@ impl Resnet {
             .collect()
     }
 
-    pub fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
+    pub(super) fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
         let h = ops::group_norm(weights, &self.norm1, x.clone(), true)?;
         let h = ops::conv2d(weights, &self.conv1, h)?;
         let h = ops::group_norm(weights, &self.norm2, h, true)?;
@@ -125,7 +131,7 @@ pub(super) struct Middle {
 }
 
 impl Middle {
-    pub fn new(name: &str, channels: usize, attention: bool, norms: Norms) -> Self {
+    pub(super) fn new(name: &str, channels: usize, attention: bool, norms: Norms) -> Self {
         let resnet =
             |i: usize| Resnet::new(&format!("{name}.resnets.{i}"), channels, channels, norms);
         Self {
@@ -136,7 +142,7 @@ impl Middle {
         }
     }
 
-    pub fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
+    pub(super) fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
         let x = self.before.forward(weights, x)?;
         let x = match &self.attention {
             Some(attention) => attention.forward(weights, x)?,

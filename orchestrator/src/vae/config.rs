@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use lacuna_model::config::{ConfigReader, WithoutEffect};
+use lacuna_model::layers::Conv2d;
 use serde_json::json;
-use shared::config::{ConfigReader, WithoutEffect};
-use shared::layers::Conv2d;
 
 use super::VaeLayers;
 use super::decoder::Decoder;
@@ -140,8 +140,8 @@ impl VaeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lacuna_model::weights::list;
     use serde_json::Value;
-    use shared::weights::list;
 
     fn read(value: Value) -> Result<VaeConfig> {
         VaeConfig::read(ConfigReader::new("vae/config.json", value)?)

@@ -1,10 +1,10 @@
 //! Latents to pictures.
 
 use burn::tensor::Tensor;
-use shared::error::Result;
-use shared::layers::{Conv2d, GroupNorm, Parameter, Parameters};
-use shared::ops;
-use shared::weights::Weights;
+use lacuna_model::error::Result;
+use lacuna_model::layers::{Conv2d, GroupNorm, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::Weights;
 
 use super::Observer;
 use super::blocks::{Middle, Norms, Resnet};
@@ -29,7 +29,7 @@ struct Level {
 }
 
 impl Decoder {
-    pub fn new(config: &VaeConfig) -> Self {
+    pub(super) fn new(config: &VaeConfig) -> Self {
         let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (coarse, fine) = (channels[0], channels[channels.len() - 1]);
         let norms = Norms {
@@ -60,19 +60,24 @@ impl Decoder {
     }
 
     /// Channels at the picture's own size.
-    pub fn finest_channels(&self) -> usize {
+    pub(super) fn finest_channels(&self) -> usize {
         self.conv_out.c_in
     }
 
     /// Number of times that rows and columns are doubled.
-    pub fn doublings(&self) -> usize {
+    pub(super) fn doublings(&self) -> usize {
         self.levels
             .iter()
             .filter(|level| level.up.is_some())
             .count()
     }
 
-    pub fn forward(&self, weights: &Weights, x: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
+    pub(super) fn forward(
+        &self,
+        weights: &Weights,
+        x: Tensor<4>,
+        observe: Observer,
+    ) -> Result<Tensor<4>> {
         let mut x = ops::conv2d(weights, &self.conv_in, x)?;
         x = self.middle.forward(weights, x)?;
         observe("decoder.mid_block", &x);

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::ops::PadMode;
-use shared::error::Result;
-use shared::layers::{Conv2d, GroupNorm, Parameter, Parameters};
-use shared::ops;
-use shared::weights::Weights;
+use lacuna_model::error::Result;
+use lacuna_model::layers::{Conv2d, GroupNorm, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::Weights;
 
 use super::Observer;
 use super::blocks::{Middle, Norms, Resnet};
@@ -30,7 +30,7 @@ struct Level {
 }
 
 impl Encoder {
-    pub fn new(config: &VaeConfig) -> Self {
+    pub(super) fn new(config: &VaeConfig) -> Self {
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let norms = Norms {
@@ -63,7 +63,12 @@ impl Encoder {
         }
     }
 
-    pub fn forward(&self, weights: &Weights, x: Tensor<4>, observe: Observer) -> Result<Tensor<4>> {
+    pub(super) fn forward(
+        &self,
+        weights: &Weights,
+        x: Tensor<4>,
+        observe: Observer,
+    ) -> Result<Tensor<4>> {
         let mut x = ops::conv2d(weights, &self.conv_in, x)?;
         for level in &self.levels {
             for resnet in &level.resnets {

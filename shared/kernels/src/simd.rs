@@ -1,5 +1,8 @@
 //! One loop compiled for several vector widths, chosen when it runs.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and for the build's
 /// own target; a call takes the widest that the machine has. In the body, `FMA` says whether
 /// a fused multiply-add is one instruction (see [`mul_add`]).
@@ -21,14 +24,12 @@ macro_rules! vectorised {
                 fn middle($($arg: $type),*) $(-> $ret)? {
                     body::<true>($($arg),*)
                 }
-                use std::arch::is_x86_feature_detected as has;
-                if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") && has!("fma") {
-                    // SAFETY: the machine has what `wide` is compiled for.
-                    return unsafe { wide($($arg),*) };
-                }
-                if has!("avx2") && has!("fma") {
-                    // SAFETY: the machine has what `middle` is compiled for.
-                    return unsafe { middle($($arg),*) };
+                match $crate::simd::width() {
+                    // SAFETY: `width` found what `wide` is compiled for.
+                    $crate::simd::Width::Avx512 => return unsafe { wide($($arg),*) },
+                    // SAFETY: `width` found what `middle` is compiled for.
+                    $crate::simd::Width::Avx2 => return unsafe { middle($($arg),*) },
+                    $crate::simd::Width::Portable => {}
                 }
             }
             body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
@@ -37,8 +38,67 @@ macro_rules! vectorised {
 }
 pub use vectorised;
 
+/// What a loop is compiled for, narrowest first.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Width {
+    /// The build's own target.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512: F, VL, DQ and BW.
+    Avx512,
+}
+
+/// The widest that the machine has. For tests of the narrower ones, the environment variable `LACUNA_VECTORS` may say
+/// `avx2` or `portable`.
+#[cfg(target_arch = "x86_64")]
+pub fn width() -> Width {
+    static WIDTH: OnceLock<Width> = OnceLock::new();
+    *WIDTH.get_or_init(|| found().min(allowed(std::env::var("LACUNA_VECTORS").ok().as_deref())))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn found() -> Width {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma")) {
+        Width::Portable
+    } else if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") {
+        Width::Avx512
+    } else {
+        Width::Avx2
+    }
+}
+
+/// The widest that `asked` allows.
+#[cfg(target_arch = "x86_64")]
+fn allowed(asked: Option<&str>) -> Width {
+    match asked {
+        Some("portable") => Width::Portable,
+        Some("avx2") => Width::Avx2,
+        _ => Width::Avx512,
+    }
+}
+
 /// `a * b + c`, fused where that is one instruction (elsewhere a call of the C library).
 #[inline(always)]
 pub fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::{Width, allowed, width};
+
+    #[test]
+    fn the_variable_narrows() {
+        assert!(allowed(Some("portable")) < allowed(Some("avx2")));
+        assert!(allowed(Some("avx2")) < allowed(None));
+        // What CI sets for another run of these tests is what they run with.
+        let asked = std::env::var("LACUNA_VECTORS").ok();
+        assert!(width() <= allowed(asked.as_deref()));
+        if asked.as_deref() == Some("portable") {
+            assert_eq!(width(), Width::Portable);
+        }
+    }
 }

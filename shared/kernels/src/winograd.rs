@@ -26,7 +26,7 @@ const LANES: usize = 16;
 
 /// Whether a convolution is one that this is faster for: wide, on a map that is not tiny. Neither the
 /// number of rows nor of batch entries matters, so that a strip is computed as the whole is.
-pub fn suits(sizes: &Sizes) -> bool {
+pub(crate) fn suits(sizes: &Sizes) -> bool {
     let [_, columns] = tiles(sizes);
     sizes.kernel == 3 && sizes.stride == 1 && sizes.c_in >= 32 && sizes.c_out >= 32 && columns >= 8
 }
@@ -193,7 +193,7 @@ vectorised! {
 ///
 /// # Panics
 /// When the slices are shorter than the sizes say.
-pub fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
+pub(crate) fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Vec<f32> {
     let [h_out, w_out] = sizes.out_size();
     let [rows, columns] = tiles(&sizes);
     let all = sizes.batch * rows * columns;

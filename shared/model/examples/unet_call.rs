@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
@@ -26,6 +27,7 @@ const SD15: &str = concat!(
 );
 
 fn main() -> lacuna_model::Result<()> {
+    keep_freed_pages();
     let (flags, values): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|a| a.starts_with("--"));
     let wait = flags.iter().any(|f| f == "--wait");

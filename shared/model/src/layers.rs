@@ -49,6 +49,12 @@ impl Parameter {
 pub trait Parameters {
     /// Appends the layer's parameters to `out`.
     fn parameters(&self, out: &mut Vec<Parameter>);
+
+    /// What of the arithmetic the shapes of the parameters do not tell: two networks of one set of weights compute the
+    /// same where this is the same, too. Nothing, where a network does not travel.
+    fn arithmetic(&self) -> String {
+        String::new()
+    }
 }
 
 /// A square 2-D convolution, `[B, C_in, H, W] -> [B, C_out, H_out, W_out]`, with bias.

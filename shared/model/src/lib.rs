@@ -26,7 +26,6 @@
 //! - [`memory`]: how much of it this machine has, and processes took.
 //!
 //! - [`error`]: everything that can go wrong.
-#![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 pub mod config;

@@ -13,7 +13,7 @@ const MOST_VALUES: usize = (120 << 20) / size_of::<f32>();
 
 /// `layer` over `x` `[B, C_in, H, W]` with its `kernel` `[C_out, C_in, K, K]` and `bias` `[C_out]`, zeros of `padding`
 /// above and below, left and right: `[B, C_out, H_out, W_out]`. All are of one number type and device.
-pub fn conv2d(
+pub(crate) fn conv2d(
     layer: &Conv2d,
     x: Tensor<4>,
     kernel: Tensor<4>,

@@ -7,7 +7,6 @@
 //! - [`script`]: which exchange comes when, for both sides.
 //! - [`statistics`]: group statistics in messages.
 //! - [`error`]: everything that can go wrong.
-#![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 pub mod error;

@@ -84,10 +84,9 @@ impl Coding {
             Wire::F32 => Self::Numbers(Dtype::F32),
             Wire::F16 => Self::Numbers(Dtype::F16),
             Wire::Bf16 => Self::Numbers(Dtype::BF16),
-            Wire::Int8 => Self::Codes(8),
             // There is no change yet, and what is lost here would take steps to make good.
             Wire::Delta8 | Wire::Delta4 if fresh => Self::Codes(16),
-            Wire::Delta8 => Self::Codes(8),
+            Wire::Int8 | Wire::Delta8 => Self::Codes(8),
             Wire::Delta4 => Self::Codes(4),
         }
     }

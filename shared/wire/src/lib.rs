@@ -6,7 +6,6 @@
 //! - [`Message`]: a header with tensors, as bytes.
 //! - [`Codec`]: features as few bytes.
 //! - [`error`]: what is wrong with a tensor or a message.
-#![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 mod codec;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use axum::body::Bytes;
-use shared::wire::{Message, ReplyHeader, RunHeader};
+use lacuna_protocol::session::{ReplyHeader, RunHeader};
+use lacuna_wire::Message;
 
 use super::Ground;
 use crate::compute::Batch;
@@ -42,7 +43,7 @@ impl Layers {
                     let name = format!("{i}.{part}");
                     message.take(&name)?.into_tensor(&name)
                 })
-                .collect::<shared::wire::Result<Vec<_>>>()?;
+                .collect::<lacuna_wire::Result<Vec<_>>>()?;
             batch.push((work, inputs));
         }
         if let Some(name) = message.tensors.keys().next() {

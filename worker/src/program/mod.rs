@@ -9,7 +9,8 @@ pub mod strip;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use shared::wire::{AdvanceHeader, Message, RunHeader, SessionKind};
+use lacuna_protocol::session::{AdvanceHeader, RunHeader, SessionKind};
+use lacuna_wire::Message;
 
 use crate::bounds::Bounds;
 use crate::compute::Compute;

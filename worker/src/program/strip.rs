@@ -8,10 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use ::lacuna_protocol;
 use axum::body::Bytes;
-use shared::exchange::Assignment;
-use shared::protocol;
-use shared::wire::{AdvanceHeader, Message, Payload};
+use lacuna_protocol::exchange::Assignment;
+use lacuna_protocol::session::AdvanceHeader;
+use lacuna_wire::{Message, Payload};
 use tokio::sync::oneshot;
 
 use crate::compute::reason;
@@ -98,8 +99,11 @@ impl Line {
 }
 
 impl Outside for &mut Line {
-    fn wait(&mut self) -> protocol::Result<Incoming> {
-        let turn = self.inbox.recv().map_err(|_| protocol::Error::Closed)?;
+    fn wait(&mut self) -> lacuna_protocol::Result<Incoming> {
+        let turn = self
+            .inbox
+            .recv()
+            .map_err(|_| lacuna_protocol::Error::Closed)?;
         self.reply = Some(turn.reply);
         Ok(turn.incoming)
     }
@@ -108,14 +112,14 @@ impl Outside for &mut Line {
         &mut self,
         at: String,
         out: HashMap<String, Payload>,
-    ) -> protocol::Result<Incoming> {
+    ) -> lacuna_protocol::Result<Incoming> {
         self.answer(Ok((at, out)));
         self.wait()
     }
 }
 
 impl Model {
-    fn walk(&self, assignment: Assignment, outside: impl Outside) -> protocol::Result<()> {
+    fn walk(&self, assignment: Assignment, outside: impl Outside) -> lacuna_protocol::Result<()> {
         strip::run(self.unet(), self.weights().clone(), assignment, outside)
     }
 }

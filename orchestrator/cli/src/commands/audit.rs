@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use shared::device::{self, OpenDevice};
+use lacuna_model::device::{self, OpenDevice};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -142,6 +142,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     ] {
         limits::check(flag, value, limits::COUNT)?;
     }
+    limits::check("--audited-steps", arguments.audited_steps, arguments.steps)?;
     for n in &arguments.workers {
         limits::check("--workers", *n, MAX_WORKERS)?;
         if arguments.provider >= *n {

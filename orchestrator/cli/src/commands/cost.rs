@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use lacuna_model::survey::PROMPT_TOKENS;
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::survey::PROMPT_TOKENS;
-use shared::unet::UNet;
 
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
 use lacuna_orchestrator::arguments::size::SizeArguments;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use shared::device::{self, DeviceChoice};
+use lacuna_model::device::{self, DeviceChoice};
 use tokio::task::spawn_blocking;
 
 use lacuna_instruments::metrics::comparison::{Comparison, Sets};

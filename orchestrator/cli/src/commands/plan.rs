@@ -3,10 +3,10 @@
 
 use burn::tensor::Device;
 use clap::Args;
+use lacuna_model::device::{self, DeviceChoice};
+use lacuna_model::survey::PROMPT_TOKENS;
+use lacuna_model::unet::UNet;
 use serde::Serialize;
-use shared::device::{self, DeviceChoice};
-use shared::survey::PROMPT_TOKENS;
-use shared::unet::UNet;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
@@ -151,7 +151,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let console = Console::default();
     console.line(arguments.title(&base, &policy)?);
-    console.line(arguments.circumstances(&speeds, memory));
+    console.line(circumstances(&speeds, memory));
     console.line(format_args!("\n{}", table(&ways)));
     console.line(
         "memory is of your part of the U-Net; text encoder and VAE take theirs before and after it",
@@ -251,12 +251,12 @@ impl Arguments {
             policy.file.display()
         ))
     }
+}
 
-    fn circumstances(&self, speeds: &Speeds, memory: Option<u64>) -> String {
-        let memory = match memory {
-            Some(bytes) => format!("{:.1} GB of memory are free", bytes as f64 / 1e9),
-            None => "your free memory is not known".to_owned(),
-        };
-        format!("for {speeds}; {memory}")
-    }
+fn circumstances(speeds: &Speeds, memory: Option<u64>) -> String {
+    let memory = match memory {
+        Some(bytes) => format!("{:.1} GB of memory are free", bytes as f64 / 1e9),
+        None => "your free memory is not known".to_owned(),
+    };
+    format!("for {speeds}; {memory}")
 }

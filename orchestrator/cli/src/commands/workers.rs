@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use shared::weights::{Checkpoint, Library};
-use shared::wire::Info;
+use lacuna_model::unet::UNetConfig;
+use lacuna_model::weights::{Checkpoint, Library, Stored};
+use lacuna_protocol::session::Info;
 use tokio::task::spawn_blocking;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
@@ -82,9 +83,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Digest of the U-Net of a model.
 fn digest(model: PathBuf, variant: Option<&str>) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::open(&model.join("unet"), Library::Diffusers, variant);
-    let digest = checkpoint.and_then(|checkpoint| Ok(checkpoint.digest()?.to_owned()));
-    digest.with_context(|| format!("cannot read the model {}", model.display()))
+    let folder = model.join("unet");
+    let digest = || {
+        let unet = UNetConfig::from_file(&folder.join("config.json"))?.build();
+        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
+        Ok::<_, lacuna_model::Error>(Stored::new(unet, checkpoint)?.digest()?.to_owned())
+    };
+    digest().with_context(|| format!("cannot read the model {}", model.display()))
 }
 
 /// What a worker says of itself.

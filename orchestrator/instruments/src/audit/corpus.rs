@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use shared::host::HostTensor;
-use shared::weights::Weights;
-use shared::whole::{Conditioning, Whole};
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_wire::HostTensor;
 
 use super::prompts::{self, Prompt};
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::attacks::words::Accuracy;
 use super::attacks::{Material, rows, strip, tiles, tokens, words};

@@ -5,7 +5,8 @@
 //! penalty by a part of the training samples that they set aside.
 
 use burn::tensor::{Device, Tensor};
-use shared::host::{HostTensor, OnDevice};
+use lacuna_model::host::OnDevice;
+use lacuna_wire::HostTensor;
 
 use crate::error::Result;
 
@@ -49,7 +50,7 @@ impl Gram {
     /// centred and scaled by them.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] when runs differ in their number of features.
+    /// [`lacuna_wire::Error::WrongShape`] when runs differ in their number of features.
     pub fn of(features: &[&[f32]], train: usize) -> Result<Self> {
         let (runs, width) = (features.len(), features.first().map_or(0, |f| f.len()));
         let mut data = vec![0f32; runs * width];
@@ -200,7 +201,7 @@ impl Linear {
     /// Fits samples of one run after the other: each has features `[n, D]` and targets `[n, M]`.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] when runs differ in their features or targets.
+    /// [`lacuna_wire::Error::WrongShape`] when runs differ in their features or targets.
     pub fn fit(runs: &[(HostTensor, HostTensor)]) -> Result<Self> {
         let mut kept = Sums::default();
         let mut aside = Sums::default();
@@ -227,7 +228,7 @@ impl Linear {
     /// Predictions `[n, M]` from `[n, D]`.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`].
+    /// [`lacuna_wire::Error::WrongShape`].
     pub fn predict(&self, x: &HostTensor) -> Result<HostTensor> {
         product(&with_one(x)?, &self.map)
     }

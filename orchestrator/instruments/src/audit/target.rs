@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use shared::weights::Weights;
-use shared::whole::Whole;
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::Whole;
+use lacuna_worker::Model;
 use tokio::runtime::Handle;
-use worker::Model;
 
 use super::corpus::Run;
 use super::view::View;
@@ -33,7 +33,7 @@ impl Target<'_> {
     /// The rows of the latents that the attacker computes, of `rows` in all.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
+    /// [`lacuna_model::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
     pub fn rows(&self, setting: &Setting) -> Result<Range<usize>> {
         let watch = watch::of(&*setting.scheme)?;
         watch.rows(self.pipeline.unet(), &setting.sizes, self.place())

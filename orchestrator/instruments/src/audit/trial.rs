@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use shared::weights::{Weights, list};
-use worker::Model;
+use lacuna_model::weights::{Weights, list};
+use lacuna_worker::Model;
 
 use super::attacks::Material;
 use super::corpus::{self, Run, Size};
@@ -14,6 +14,7 @@ use super::table::Finding;
 use super::target::Target;
 use super::view::View;
 use crate::error::Result;
+use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
 use lacuna_orchestrator::cost::time::Speeds;
 use lacuna_orchestrator::fleet::config::FleetConfig;
@@ -27,7 +28,6 @@ use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
 use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
-use shared::survey::PROMPT_TOKENS;
 
 /// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.
 pub type Case = (String, Option<Setting>);
@@ -182,7 +182,7 @@ impl Trial {
             let bar = Progress::new("picture", runs.len());
             bar.about(name.clone());
             let views = target.watch(&setting, &self.weights, runs, self.size.train, || {
-                bar.step()
+                bar.step();
             });
             drop(bar);
             let views = views?;

@@ -3,19 +3,21 @@
 //!
 //! A worker computes from what it is sent and the public weights alone. So what was sent is kept
 //! ([`lacuna_orchestrator::fleet::tap`]), and the provider's own work is done again here: with the worker's own code
-//! ([`worker::strip`]) under `resident`, piece by piece under `ppidm`.
+//! ([`lacuna_worker::strip`]) under `resident`, piece by piece under `ppidm`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use ::lacuna_protocol;
 use burn::tensor::Tensor;
-use shared::exchange::Assignment;
-use shared::host::{HostTensor, OnDevice};
-use shared::protocol;
-use shared::unet::{CONV_OUT, UNet};
-use shared::weights::Weights;
-use shared::wire::{self, Payload, Work};
-use worker::Model;
-use worker::strip::{self, Incoming, Outside};
+use lacuna_model::host::OnDevice;
+use lacuna_model::unet::{CONV_OUT, UNet};
+use lacuna_model::weights::Weights;
+use lacuna_protocol::exchange::Assignment;
+use lacuna_protocol::session::Work;
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
+use lacuna_worker::Model;
+use lacuna_worker::strip::{self, Incoming, Outside};
 
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::Piece;
@@ -100,10 +102,10 @@ struct Scene {
 }
 
 impl Replay {
-    fn next(&mut self) -> protocol::Result<Incoming> {
+    fn next(&mut self) -> lacuna_protocol::Result<Incoming> {
         let next = self.heard.pop_front();
         self.ended = next.is_none();
-        next.ok_or(protocol::Error::Closed)
+        next.ok_or(lacuna_protocol::Error::Closed)
     }
 
     /// Keeps what of a message the attacks read; `out` is what the worker handed out for it.
@@ -144,7 +146,7 @@ impl Replay {
     }
 
     /// The step ended with the prediction `y`.
-    fn end(&mut self, y: Option<&HostTensor>) -> protocol::Result<()> {
+    fn end(&mut self, y: Option<&HostTensor>) -> lacuna_protocol::Result<()> {
         let scene = std::mem::take(&mut self.scene);
         let finest = finest(&scene.blocks);
         let of_pixels = [scene.begin.get("x"), y, finest].into_iter().flatten();
@@ -169,7 +171,7 @@ impl Replay {
 }
 
 impl Outside for &mut Replay {
-    fn wait(&mut self) -> protocol::Result<Incoming> {
+    fn wait(&mut self) -> lacuna_protocol::Result<Incoming> {
         let (at, tensors) = self.next()?;
         let sent = decoded(&tensors)?;
         self.keep(&at, &sent, None);
@@ -180,7 +182,7 @@ impl Outside for &mut Replay {
         &mut self,
         at: String,
         out: HashMap<String, Payload>,
-    ) -> protocol::Result<Incoming> {
+    ) -> lacuna_protocol::Result<Incoming> {
         let out = decoded(&out)?;
         if at == "end" {
             self.end(out.get("y"))?;
@@ -192,7 +194,7 @@ impl Outside for &mut Replay {
         Ok((at, tensors))
     }
 
-    fn observe(&mut self, block: &str, x: &Tensor<4>) -> protocol::Result<()> {
+    fn observe(&mut self, block: &str, x: &Tensor<4>) -> lacuna_protocol::Result<()> {
         if let Some(stage) = stage_of(block).filter(|_| !block.contains("samplers")) {
             let x = HostTensor::from_device(x.clone())?;
             self.scene.blocks.insert(stage, x);
@@ -202,7 +204,7 @@ impl Outside for &mut Replay {
 }
 
 /// The tensors as plain numbers.
-fn decoded(tensors: &HashMap<String, Payload>) -> wire::Result<Named> {
+fn decoded(tensors: &HashMap<String, Payload>) -> lacuna_wire::Result<Named> {
     let decode = |(name, payload): (&String, &Payload)| {
         let tensor = match payload {
             Payload::F64 { shape, data } => {
@@ -211,7 +213,7 @@ fn decoded(tensors: &HashMap<String, Payload>) -> wire::Result<Named> {
             }
             Payload::Codes { .. } => {
                 let reason = "an audit reads f32, f16 and bf16 on the wire, not codes";
-                return Err(wire::Error::Message(reason.into()));
+                return Err(lacuna_wire::Error::Message(reason.into()));
             }
             other => other.clone().into_tensor(name)?,
         };
@@ -247,9 +249,9 @@ fn of_step_pieces(model: &Model, pieces: &[Piece]) -> Result<View> {
                 let y = model.run(work, vec![x.clone()])?.into_tensor(layer)?;
                 let [.., rows, _] = y.dims::<4>()?;
                 // One row above and one below are the halo's.
-                let own = shared::partition::cut(
+                let own = lacuna_model::partition::cut(
                     x,
-                    shared::partition::Rows::OfFeature,
+                    lacuna_model::partition::Rows::OfFeature,
                     &(1..1 + rows as isize),
                 )?;
                 view.pixels = by_pixel(&[&y, &own])?;
@@ -295,20 +297,20 @@ fn last_entry(x: &HostTensor) -> Option<HostTensor> {
 }
 
 /// `[B, T, C]` each to `[T, all B C]`.
-pub fn by_token(parts: &[HostTensor]) -> wire::Result<HostTensor> {
+pub fn by_token(parts: &[HostTensor]) -> lacuna_wire::Result<HostTensor> {
     let entries = parts.iter().map(|part| {
         let [b, t, c] = part.dims()?;
         let entries = part.data.chunks_exact(t * c).take(b);
         entries
             .map(|entry| HostTensor::new([t, c], entry.to_vec()))
-            .collect::<wire::Result<Vec<_>>>()
+            .collect::<lacuna_wire::Result<Vec<_>>>()
     });
-    let entries = entries.collect::<wire::Result<Vec<_>>>()?.concat();
+    let entries = entries.collect::<lacuna_wire::Result<Vec<_>>>()?.concat();
     side_by_side(&entries)
 }
 
 /// `[B, C, H, W]` each to `[H W, all B C]`; none of nothing.
-pub fn by_pixel(parts: &[&HostTensor]) -> wire::Result<Option<HostTensor>> {
+pub fn by_pixel(parts: &[&HostTensor]) -> lacuna_wire::Result<Option<HostTensor>> {
     let mut planes: Vec<&[f32]> = Vec::new();
     let mut pixels = 0;
     for part in parts {
@@ -325,7 +327,7 @@ pub fn by_pixel(parts: &[&HostTensor]) -> wire::Result<Option<HostTensor>> {
 }
 
 /// `[T, C]` each to `[T, all C]`.
-pub fn side_by_side(parts: &[HostTensor]) -> wire::Result<HostTensor> {
+pub fn side_by_side(parts: &[HostTensor]) -> lacuna_wire::Result<HostTensor> {
     let rows = parts.first().map_or(0, |part| part.shape[0]);
     let mut data = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
     for row in 0..rows {

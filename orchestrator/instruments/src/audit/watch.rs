@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use shared::partition::{Levels, strips};
-use shared::placement::{Attentions, SelfAttention};
-use shared::unet::UNet;
-use shared::weights::Weights;
-use worker::Model;
+use lacuna_model::partition::{Levels, strips};
+use lacuna_model::unet::UNet;
+use lacuna_model::weights::Weights;
+use lacuna_protocol::placement::{Attentions, SelfAttention};
+use lacuna_worker::Model;
 
 use super::view::{self, View};
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ pub trait Watch {
     /// The rows of the latents that the worker computes.
     ///
     /// # Errors
-    /// [`shared::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
+    /// [`lacuna_model::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
     fn rows(&self, unet: &UNet, sizes: &Sizes, place: Place) -> Result<Range<usize>>;
 
     /// The scheme in an attacker's own runs, which it trains on.

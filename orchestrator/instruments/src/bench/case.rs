@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use shared::unet::UNet;
+use lacuna_model::unet::UNet;
 
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::MAX_WORKERS;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use lacuna_model::device::OpenDevice;
+use lacuna_model::memory;
+use lacuna_worker::Model;
 use serde::Serialize;
-use shared::device::OpenDevice;
-use shared::memory;
 use tokio::task::spawn_blocking;
-use worker::Model;
 
 use super::subject::{Subject, SubjectArguments, UNetArguments};
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Args;
-use shared::weights::{Checkpoint, Library};
+use lacuna_model::weights::{Checkpoint, Library};
 use tokio::runtime::Handle;
 
 use super::arm::ArmSetting;

@@ -4,9 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use shared::device::OpenDevice;
-use shared::weights::Weights;
-use shared::wire;
+use lacuna_model::device::OpenDevice;
+use lacuna_model::weights::Weights;
 use tokio::runtime::Handle;
 
 use super::arm::ArmSetting;
@@ -205,8 +204,8 @@ impl From<lacuna_orchestrator::Error> for Failure {
         match error {
             Error::Prompt(_)
             | Error::Tokens(_)
-            | Error::Shared(shared::Error::Tensor(
-                wire::Error::NotFinite { .. } | wire::Error::TooLarge { .. },
+            | Error::Model(lacuna_model::Error::Tensor(
+                lacuna_wire::Error::NotFinite { .. } | lacuna_wire::Error::TooLarge { .. },
             ))
             | Error::WorkerRefused { status: 422, .. } => Self::OfPicture(error.into()),
             _ => Self::OfRun(error.into()),

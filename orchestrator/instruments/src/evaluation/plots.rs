@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::markup::escape;
 
 /// Rows of dots, one row for each arm.
-pub struct DotPlot<'a> {
+pub(super) struct DotPlot<'a> {
     /// What the values are.
     pub title: &'a str,
     /// Each arm's name, its values, and what is to be said of it at the right.
@@ -22,7 +22,7 @@ const NOTES: f64 = 140.0;
 
 impl DotPlot<'_> {
     /// A dot for each value and a line at the mean; nothing where there is no value.
-    pub fn svg(&self) -> String {
+    pub(super) fn svg(&self) -> String {
         let values = || self.rows.iter().flat_map(|(_, values, _)| values);
         let lowest = values().copied().fold(f64::INFINITY, f64::min);
         let highest = values().copied().fold(f64::NEG_INFINITY, f64::max);

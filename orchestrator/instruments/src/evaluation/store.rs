@@ -237,7 +237,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A run of three prompts under two arms.
-    pub fn record() -> Record {
+    pub(crate) fn record() -> Record {
         let arm = |name: &str| Arm {
             name: name.into(),
             folder: name.replace(':', "-"),
@@ -270,7 +270,7 @@ pub(super) mod tests {
     }
 
     /// A row that was measured.
-    pub fn row(arm: &str, index: usize, psnr: Option<f64>) -> Row {
+    pub(crate) fn row(arm: &str, index: usize, psnr: Option<f64>) -> Row {
         Row {
             arm: arm.into(),
             index,
@@ -286,14 +286,14 @@ pub(super) mod tests {
     }
 
     /// A directory with a run of these rows.
-    pub fn write(dir: &Path, record: Record, rows: &[Row]) {
+    pub(crate) fn write(dir: &Path, record: Record, rows: &[Row]) {
         let store = Store::resume(dir, record).unwrap();
         let mut log = store.log().unwrap();
         rows.iter().for_each(|row| log.append(row).unwrap());
     }
 
     /// Three rows of each arm; the second picture is the reference's.
-    pub fn rows() -> Vec<Row> {
+    pub(crate) fn rows() -> Vec<Row> {
         let of = |arm: &'static str| {
             move |index| row(arm, index, (index != 1).then_some(30.0 + index as f64))
         };

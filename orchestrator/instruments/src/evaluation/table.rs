@@ -47,7 +47,7 @@ impl Texts {
             for (row, arm) in rows.iter_mut().zip(&record.arms) {
                 let label = arm.paper.as_deref();
                 let printed = table.rows.iter().find(|row| Some(row.label) == label);
-                row.extend(printed.into_iter().flat_map(|printed| printed.texts()));
+                row.extend(printed.into_iter().flat_map(super::paper::Printed::texts));
                 row.resize(columns, String::new());
             }
             let known = |label: &str| {

@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{LayerNorm, Linear, Parameter, Parameters};
-use shared::ops;
-use shared::weights::{Checkpoint, Library, Weights};
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{LayerNorm, Linear, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::{Checkpoint, Library, Weights};
+use lacuna_wire::HostTensor;
 
 use super::decode::Rgb8;
 use super::resize::{Filter, resize};
@@ -34,7 +35,7 @@ impl ClipScore {
     /// tokenizer's files.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading configs and weights, naming the key, file or tensor.
+    /// Any [`lacuna_model::Error`] of reading configs and weights, naming the key, file or tensor.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let config = ClipVisionConfig::from_file(&dir.join("config.json"))?;
         let text = ClipTextEncoder::load(dir, None, device)?;
@@ -66,7 +67,7 @@ impl ClipScore {
     /// The score of a picture under a prompt, 0 to 100. Tokens beyond the text model's are left out.
     ///
     /// # Errors
-    /// [`lacuna_orchestrator::Error::Prompt`] when the tokenizer refuses, [`shared::Error::Device`] when the device fails.
+    /// [`lacuna_orchestrator::Error::Prompt`] when the tokenizer refuses, [`lacuna_model::Error::Device`] when the device fails.
     pub fn score(&self, picture: &Rgb8, prompt: &str) -> Result<f64> {
         let [a, b] = [self.embed_picture(picture)?, self.embed_prompt(prompt)?];
         let dot = |a: &[f32], b: &[f32]| -> f64 {
@@ -155,7 +156,7 @@ impl Vision {
                 .into_iter()
                 .map(move |x| (x / 255.0 - MEAN[c]) / DEVIATION[c])
         });
-        let channels = channels.map(|channel| channel.collect::<Vec<f32>>());
+        let channels = channels.map(std::iter::Iterator::collect::<Vec<f32>>);
         let side = self.size / self.patches;
         let mut out = Vec::with_capacity(3 * self.size * self.size);
         for (row, column) in (0..self.patches).flat_map(|r| (0..self.patches).map(move |c| (r, c)))

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Conv2d, Parameter, Parameters};
-use shared::weights::{Checkpoint, Weights};
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Conv2d, Parameter, Parameters};
+use lacuna_model::weights::{Checkpoint, Weights};
+use lacuna_wire::HostTensor;
 
 use super::decode::Rgb8;
 use super::network::Convolution;
@@ -30,7 +31,7 @@ impl DemoFeatures {
     /// Loads what `scripts/train_demo_features.py` wrote.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading weights, naming the file or tensor.
+    /// Any [`lacuna_model::Error`] of reading weights, naming the file or tensor.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let layers = Layers::new();
         let weights = Weights::load(&layers, &Checkpoint::open_file(path)?, device)?;

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Conv2d, Parameter, Parameters};
+use lacuna_model::weights::{Checkpoint, Weights};
+use lacuna_wire::HostTensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Conv2d, Parameter, Parameters};
-use shared::weights::{Checkpoint, Weights};
 
 use super::decode::Rgb8;
 use super::network::{Convolution, flatten_kernels, max_pool, mean_pool};
@@ -78,7 +79,7 @@ impl Inception {
     /// there, each batch normalisation folded into its convolution.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading weights, naming the file or tensor.
+    /// Any [`lacuna_model::Error`] of reading weights, naming the file or tensor.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let layers = Layers::new();
         let mut checkpoint = Checkpoint::open_file(path)?;
@@ -201,7 +202,7 @@ impl Layers {
     }
 
     /// `[B, 3, 299, 299]` to `[B, 2048, 8, 8]`.
-    fn forward(&self, weights: &Weights, x: Tensor<4>) -> shared::Result<Tensor<4>> {
+    fn forward(&self, weights: &Weights, x: Tensor<4>) -> lacuna_model::Result<Tensor<4>> {
         let x = self.stem.iter().try_fold(x, |x, conv| match conv {
             Some(conv) => conv.forward(weights, x),
             None => Ok(Pool::Halve.apply(x)),
@@ -417,7 +418,7 @@ impl Block {
             .build()
     }
 
-    fn forward(&self, weights: &Weights, x: Tensor<4>) -> shared::Result<Tensor<4>> {
+    fn forward(&self, weights: &Weights, x: Tensor<4>) -> lacuna_model::Result<Tensor<4>> {
         let mut outputs = Vec::new();
         for branch in &self.branches {
             let pooled = branch.pool.apply(x.clone());

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Conv2d, Parameter, Parameters};
+use lacuna_model::weights::{Checkpoint, Weights};
+use lacuna_wire::HostTensor;
 use serde::{Deserialize, Serialize};
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Conv2d, Parameter, Parameters};
-use shared::weights::{Checkpoint, Weights};
 
 use super::decode::Rgb8;
 use super::network::{Convolution, max_pool};
@@ -53,7 +54,7 @@ impl Lpips {
     /// `features.N` as in torchvision, and `linN.weight`, `[C]`.
     ///
     /// # Errors
-    /// Any [`shared::Error`] of reading weights, naming the file or tensor.
+    /// Any [`lacuna_model::Error`] of reading weights, naming the file or tensor.
     pub fn load(path: &Path, net: Net, device: &Device) -> Result<Self> {
         let layers = Layers::new(net);
         let weights = Weights::load(&layers, &Checkpoint::open_file(path)?, device)?;
@@ -64,7 +65,7 @@ impl Lpips {
     ///
     /// # Errors
     /// [`Error::Sizes`], [`Error::Request`] for pictures too small for the network, or
-    /// [`shared::Error::Device`] when the device fails.
+    /// [`lacuna_model::Error::Device`] when the device fails.
     pub fn distance(&self, a: &Rgb8, b: &Rgb8) -> Result<f64> {
         same_size(a, b)?;
         let (side, least) = (a.width.min(a.height), self.layers.least);
@@ -207,7 +208,7 @@ impl Stage {
         }
     }
 
-    fn forward(&self, weights: &Weights, x: Tensor<4>) -> shared::Result<Tensor<4>> {
+    fn forward(&self, weights: &Weights, x: Tensor<4>) -> lacuna_model::Result<Tensor<4>> {
         let x = match self.pool {
             Some(size) => max_pool(x, size, 2, 0),
             None => x,

@@ -3,10 +3,10 @@
 use burn::tensor::module::{avg_pool2d, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions, PadMode};
 use burn::tensor::{Tensor, activation::relu};
-use shared::error::Result;
-use shared::layers::{Conv2d, Parameter, Parameters};
-use shared::ops;
-use shared::weights::{Checkpoint, Weights};
+use lacuna_model::error::Result;
+use lacuna_model::layers::{Conv2d, Parameter, Parameters};
+use lacuna_model::ops;
+use lacuna_model::weights::{Checkpoint, Weights};
 
 /// A convolution and ReLU.
 ///
@@ -29,7 +29,7 @@ struct Shifts {
 
 impl Convolution {
     /// A square kernel.
-    pub fn square(layer: Conv2d) -> Self {
+    pub(super) fn square(layer: Conv2d) -> Self {
         Self {
             layer,
             shifts: None,
@@ -37,7 +37,7 @@ impl Convolution {
     }
 
     /// A kernel of `k` values along an axis, 2 (one column) or 3 (one row), that keeps the size.
-    pub fn along(axis: usize, name: String, c_in: usize, c_out: usize, k: usize) -> Self {
+    pub(super) fn along(axis: usize, name: String, c_in: usize, c_out: usize, k: usize) -> Self {
         Self {
             layer: Conv2d::same(name, c_in * k, c_out, 1),
             shifts: Some(Shifts { axis, copies: k }),
@@ -45,7 +45,7 @@ impl Convolution {
     }
 
     /// `[B, C_in, H, W]` to `[B, C_out, H_out, W_out]`.
-    pub fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
+    pub(super) fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
         let x = match self.shifts {
             Some(shifts) => shifts.of(x),
             None => x,

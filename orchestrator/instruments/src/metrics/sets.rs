@@ -50,7 +50,7 @@ pub trait FeatureNetwork: Sync {
     /// Vectors `[B, D]`, one after the other, of `B` inputs that [`Self::prepare`] made.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] for inputs of another size, [`shared::Error::Device`] when the
+    /// [`lacuna_wire::Error::WrongShape`] for inputs of another size, [`lacuna_model::Error::Device`] when the
     /// device fails.
     fn features(&self, inputs: &[Vec<f32>]) -> Result<Vec<f32>>;
 }

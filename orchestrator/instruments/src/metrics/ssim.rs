@@ -1,22 +1,13 @@
 //! Structural similarity (Wang et al. 2004).
 
-use shared::vectorised;
+use lacuna_kernels::ssim::{MAPS, TAPS, products, similarity, weigh};
 
 use super::decode::Rgb8;
 use super::same_size;
 use crate::error::{Error, Result};
 
-/// Rows (and columns) of the window.
-const TAPS: usize = 11;
 /// Of the Gaussian window.
 const SIGMA: f64 = 1.5;
-/// `(K1 L)^2` and `(K2 L)^2`.
-const C1: f64 = (0.01 * 255.0) * (0.01 * 255.0);
-const C2: f64 = (0.03 * 255.0) * (0.03 * 255.0);
-
-/// A value of every local mean that the index is made of: of `x`, `y`, `x^2 + y^2` and `x y`.
-/// The variances are only ever added, so their squares are averaged together.
-const MAPS: usize = 4;
 
 /// Mean structural similarity over the channels and over all windows that lie inside, in f64: an
 /// 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255, population covariance. The same as
@@ -68,50 +59,10 @@ fn window() -> [f64; TAPS / 2 + 1] {
     gaussian.map(|g| g / whole)
 }
 
-vectorised! {
-    /// The maps of one row of pixels.
-    fn products(a: &[u8], b: &[u8], maps: &mut [Vec<f64>; MAPS]) {
-        let [x, y, squares, product] = maps;
-        let sums = x.iter_mut().zip(y).zip(squares.iter_mut().zip(product));
-        for ((a, b), ((x, y), (squares, product))) in a.iter().zip(b).zip(sums) {
-            (*x, *y) = (f64::from(*a), f64::from(*b));
-            (*squares, *product) = (*x * *x + *y * *y, *x * *y);
-        }
-    }
-}
-
-vectorised! {
-    /// The window's mean of each value, from the values at its taps.
-    fn weigh(taps: [&[f64]; TAPS], window: &[f64; TAPS / 2 + 1], out: &mut [f64]) {
-        // A pass for each pair of taps: rows stay in the core's first cache, and the loops vectorise.
-        for (out, x) in out.iter_mut().zip(taps[TAPS / 2]) {
-            *out = window[0] * x;
-        }
-        for k in 1..=TAPS / 2 {
-            let pair = taps[TAPS / 2 - k].iter().zip(taps[TAPS / 2 + k]);
-            for (out, (before, after)) in out.iter_mut().zip(pair) {
-                *out += window[k] * (before + after);
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// The index from the local means.
-    fn similarity(means: &[Vec<f64>; MAPS], index: &mut [f64]) {
-        let [x, y, squares, product] = means;
-        let means = x.iter().zip(y).zip(squares.iter().zip(product));
-        for (index, ((x, y), (squares, product))) in index.iter_mut().zip(means) {
-            let variances = squares - x * x - y * y;
-            let covariance = product - x * y;
-            *index = (2.0 * x * y + C1) * (2.0 * covariance + C2)
-                / ((x * x + y * y + C1) * (variances + C2));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use lacuna_kernels::ssim::{C1, C2};
+
     use super::*;
     use crate::metrics::psnr::psnr;
 

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use shared::layers::{Conv2d, GroupNorm};
-use shared::partition::{rows_with_halo, strips};
-use shared::survey::{self, Operation, survey};
-use shared::unet::{Layer, UNet};
+use lacuna_model::layers::{Conv2d, GroupNorm};
+use lacuna_model::partition::{rows_with_halo, strips};
+use lacuna_model::survey::{self, Operation, survey};
+use lacuna_model::unet::{Layer, UNet};
 
 use super::options::Offload;
 use super::strip::Strip;
@@ -20,7 +20,7 @@ use crate::schemes::count::{Count, Counted};
 ///
 /// # Errors
 /// None today: shapes alone cannot fail.
-pub fn first_calls(
+pub(super) fn first_calls(
     unet: &UNet,
     sizes: &Sizes,
     offload: Offload,
@@ -82,7 +82,7 @@ pub fn first_calls(
 ///
 /// # Errors
 /// None today: shapes alone cannot fail.
-pub fn rows_seen(
+pub(super) fn rows_seen(
     unet: &UNet,
     sizes: &Sizes,
     offload: Offload,

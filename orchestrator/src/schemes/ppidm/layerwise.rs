@@ -1,15 +1,18 @@
 //! The executor that has workers compute single layers, strip by strip.
 
 use burn::tensor::Tensor;
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::partition::{Rows, cut, join, strips};
-use shared::stats::Moments;
-use shared::unet::{CONV_OUT, TimeEmbedding};
-use shared::whole::Whole;
-use shared::wire::{Payload, Work};
-use shared::{ops, statistics};
+use lacuna_kernels::stats::Moments;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::ops;
+use lacuna_model::partition::{Rows, cut, join, strips};
+use lacuna_model::unet::{CONV_OUT, TimeEmbedding};
+use lacuna_model::whole::Whole;
+use lacuna_protocol::session::Work;
+use lacuna_protocol::statistics;
+use lacuna_wire::HostTensor;
+use lacuna_wire::Payload;
 
 use super::options::{GroupNormMode, Offload};
 use super::strip::Strip;
@@ -99,7 +102,7 @@ impl Layerwise {
         layer: &str,
         strips: &[Strip],
         replies: Vec<Payload>,
-        check: impl Fn(&Payload) -> shared::wire::Result<f64>,
+        check: impl Fn(&Payload) -> lacuna_wire::Result<f64>,
     ) -> Result<Vec<HostTensor>> {
         let filled = strips.iter().enumerate().filter(|(_, s)| !s.own.is_empty());
         let read = |((worker, _), reply): ((usize, &Strip), Payload)| {
@@ -132,7 +135,7 @@ impl Layerwise {
                     let strip = x.clone().narrow(2, rows.start, rows.len());
                     ops::group_norm_by(weights, layer, strip, moments, silu)
                 });
-                return Ok(Tensor::cat(parts.collect::<shared::Result<_>>()?, 2));
+                return Ok(Tensor::cat(parts.collect::<lacuna_model::Result<_>>()?, 2));
             }
         };
         Ok(ops::group_norm_by(
@@ -257,5 +260,5 @@ impl Executor for Layerwise {
         Ok(self.whole.self_attention(layer, x)?)
     }
 
-    shared::whole_does_the_rest!(whole);
+    lacuna_model::whole_does_the_rest!(whole);
 }

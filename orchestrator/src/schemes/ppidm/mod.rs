@@ -22,10 +22,10 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use shared::placement::Wire;
-use shared::survey::{self, survey};
-use shared::unet::UNet;
-use shared::whole::Whole;
+use lacuna_model::survey::{self, survey};
+use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
+use lacuna_protocol::placement::Wire;
 
 use super::count::Count;
 use super::registry::Options;

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::Args;
-use shared::unet::CONV_IN;
+use lacuna_model::unet::CONV_IN;
 
 /// What can be chosen of the paper's scheme.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]

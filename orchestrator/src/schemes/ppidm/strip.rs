@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use shared::layers::Conv2d;
-use shared::partition::{rows_with_halo, strips};
+use lacuna_model::layers::Conv2d;
+use lacuna_model::partition::{rows_with_halo, strips};
 
 use crate::fleet::tally::Seen;
 
 /// A worker's rows of one layer.
 #[derive(Clone, Debug)]
-pub struct Strip {
+pub(super) struct Strip {
     /// Output rows that it computes.
     pub own: Range<usize>,
     /// Output rows of the whole picture.
@@ -22,7 +22,7 @@ pub struct Strip {
 
 impl Strip {
     /// `rows` rows in `n` strips that need no halo.
-    pub fn plain(rows: usize, n: usize) -> Vec<Self> {
+    pub(super) fn plain(rows: usize, n: usize) -> Vec<Self> {
         let strip = |own: Range<usize>| Self {
             sent: own.start as isize..own.end as isize,
             own,
@@ -33,7 +33,7 @@ impl Strip {
     }
 
     /// The `n` strips of a convolution of `of` rows.
-    pub fn convolved(layer: &Conv2d, of: usize, n: usize) -> Vec<Self> {
+    pub(super) fn convolved(layer: &Conv2d, of: usize, n: usize) -> Vec<Self> {
         let rows = layer.out_size(of);
         let strip = |own: Range<usize>| Self {
             sent: rows_with_halo(layer, &own),
@@ -45,7 +45,7 @@ impl Strip {
     }
 
     /// Adds it to the rows that its worker computes, and to those that it is sent.
-    pub fn add_to(&self, seen: &mut Seen) {
+    pub(super) fn add_to(&self, seen: &mut Seen) {
         let [start, end] = [self.own.start, self.own.end].map(|row| row as isize);
         seen.rows.add(start, end, self.rows);
         if !self.own.is_empty() {

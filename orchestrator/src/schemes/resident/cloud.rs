@@ -3,17 +3,18 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use shared::exchange::{Exchange, Item, Of, Seat, Tensors, take};
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::layers::Attention;
-use shared::partition::{Levels, Rows, cut, join};
-use shared::placement::{Latents, SelfAttention, Wires};
-use shared::statistics;
-use shared::stats::Moments;
-use shared::survey::Operation;
-use shared::whole::Whole;
-use shared::wire::{Codec, Payload};
+use lacuna_kernels::stats::Moments;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::layers::Attention;
+use lacuna_model::partition::{Levels, Rows, cut, join};
+use lacuna_model::survey::Operation;
+use lacuna_model::whole::Whole;
+use lacuna_protocol::exchange::{Exchange, Item, Of, Seat, Tensors, take};
+use lacuna_protocol::placement::{Latents, SelfAttention, Wires};
+use lacuna_protocol::statistics;
+use lacuna_wire::HostTensor;
+use lacuna_wire::{Codec, Payload};
 
 use super::conductor::Hub;
 use super::intake::{Intake, stream};
@@ -127,7 +128,7 @@ impl Cloud {
         Ok(handed
             .iter_mut()
             .map(one)
-            .collect::<shared::wire::Result<_>>()?)
+            .collect::<lacuna_wire::Result<_>>()?)
     }
 
     /// The tokens `name` of the whole picture, on the user's device.
@@ -431,7 +432,7 @@ impl Hub for Cloud {
 }
 
 fn nothing_to(what: &str) -> Error {
-    shared::protocol::Error::OutOfTurn(format!("there is nothing to {what}")).into()
+    lacuna_protocol::Error::OutOfTurn(format!("there is nothing to {what}")).into()
 }
 
 /// Under which kind of layer an exchange's bytes are counted.

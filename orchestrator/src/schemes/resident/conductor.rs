@@ -1,22 +1,22 @@
 //! The user's walk of the U-Net under `resident`: over bare shapes, for the features are the workers'.
 //!
-//! It follows the script that the workers follow ([`shared::script`]), comes to every exchange when they do, and
+//! It follows the script that the workers follow ([`lacuna_protocol::script`]), comes to every exchange when they do, and
 //! leaves it to a [`Hub`]: one that talks to workers, or one that counts what would travel.
 
-use shared::exchange::{Exchange, Of};
-use shared::executor::Executor;
-use shared::layers::{Attention, Conv2d, GroupNorm};
-use shared::placement::SelfAttention;
-use shared::script::{Party, Place, Script, Terms};
-use shared::survey::{Kind, Operation, Surveyor};
-use shared::unet::{TimeEmbedding, Transformer, TransformerBlock, UNet};
+use lacuna_model::executor::Executor;
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::survey::{Kind, Operation, Surveyor};
+use lacuna_model::unet::{TimeEmbedding, Transformer, TransformerBlock, UNet};
+use lacuna_protocol::exchange::{Exchange, Of};
+use lacuna_protocol::placement::SelfAttention;
+use lacuna_protocol::script::{Party, Place, Script, Terms};
 
 use super::layout::Layout;
 
 /// Meets the workers at the exchanges.
 pub trait Hub {
     /// Why an exchange fails.
-    type Error: From<shared::Error>;
+    type Error: From<lacuna_model::Error>;
 
     /// All workers are at `exchange`.
     ///
@@ -66,7 +66,7 @@ impl<H: Hub> Shapes<H> {
     fn shared_out<T>(
         &mut self,
         place: Place,
-        work: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
+        work: impl FnOnce(&mut Surveyor) -> lacuna_model::Result<T>,
         workers: impl Fn(&Operation) -> bool,
     ) -> Result<T, H::Error> {
         let shape = work(&mut self.surveyor)?;
@@ -119,7 +119,7 @@ impl<H: Hub> Party for Shapes<H> {
     fn alone<T>(
         &mut self,
         place: Place,
-        work: impl FnOnce(&mut Surveyor) -> shared::Result<T>,
+        work: impl FnOnce(&mut Surveyor) -> lacuna_model::Result<T>,
     ) -> Result<T, H::Error> {
         self.shared_out(place, work, |_| true)
     }
@@ -128,7 +128,7 @@ impl<H: Hub> Party for Shapes<H> {
         &mut self,
         place: Place,
         _: &[usize; 4],
-        work: impl FnOnce(&mut Surveyor) -> shared::Result<[usize; 4]>,
+        work: impl FnOnce(&mut Surveyor) -> lacuna_model::Result<[usize; 4]>,
     ) -> Result<[usize; 4], H::Error> {
         self.shared_out(place, work, |_| false)
     }

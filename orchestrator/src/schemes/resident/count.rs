@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use shared::exchange::{Exchange, Item, Seat};
-use shared::partition::Levels;
-use shared::placement::Placement;
-use shared::survey::Operation;
-use shared::unet::UNet;
+use lacuna_model::partition::Levels;
+use lacuna_model::survey::Operation;
+use lacuna_model::unet::UNet;
+use lacuna_protocol::exchange::{Exchange, Item, Seat};
+use lacuna_protocol::placement::Placement;
 
 use super::cloud::kind_of;
 use super::conductor::{Hub, conductor};
@@ -19,7 +19,7 @@ use crate::schemes::count::{Count, Counted};
 /// which later only changes travel; all later ones are like the second.
 ///
 /// # Errors
-/// [`shared::Error::TooManyStrips`].
+/// [`lacuna_model::Error::TooManyStrips`].
 pub fn first_calls(unet: &UNet, layout: &Layout, workers: usize) -> Result<[Count; 2]> {
     let lanes = layout.lane_count();
     let layout = &layout.of_lane();

@@ -1,11 +1,11 @@
 //! What workers hand out: read, and checked where it comes in, while it is known whose it is.
 
-use shared::exchange::{Exchange, Of, Seat, Tensors, Writing, accept, take};
-use shared::placement::{Latents, Wires};
-use shared::protocol;
-use shared::statistics;
-use shared::stats::Moments;
-use shared::wire::{Codec, Dtype, Payload};
+use ::lacuna_protocol;
+use lacuna_kernels::stats::Moments;
+use lacuna_protocol::exchange::{Exchange, Of, Seat, Tensors, Writing, accept, take};
+use lacuna_protocol::placement::{Latents, Wires};
+use lacuna_protocol::statistics;
+use lacuna_wire::{Codec, Dtype, Payload};
 
 use crate::fleet::client::Handed;
 use crate::schemes::plausible::{Plausible, check_among, check_prediction};
@@ -48,14 +48,14 @@ impl Intake {
     /// go on as they came: the neighbour's end holds what this worker's end does.
     ///
     /// # Errors
-    /// [`protocol::Error`], naming the tensor that is not what it should be.
+    /// [`lacuna_protocol::Error`], naming the tensor that is not what it should be.
     pub fn read(
         &mut self,
         index: usize,
         exchange: &Exchange<'_>,
         seat: Seat,
         handed: Handed,
-    ) -> protocol::Result<Tensors> {
+    ) -> lacuna_protocol::Result<Tensors> {
         let items = exchange.from_worker(seat);
         let mut tensors = accept(exchange, &items, self.wires, &handed.at, handed.tensors)?;
         let known = self.known();
@@ -102,13 +102,13 @@ impl Intake {
     /// `count` values of its strip.
     ///
     /// # Errors
-    /// [`protocol::Error`], when there are no such values, or the edge rows cannot be among them.
+    /// [`lacuna_protocol::Error`], when there are no such values, or the edge rows cannot be among them.
     pub fn moments(
         &self,
         index: usize,
         payload: Payload,
         count: usize,
-    ) -> protocol::Result<Vec<Moments>> {
+    ) -> lacuna_protocol::Result<Vec<Moments>> {
         let moments = statistics::from_payload(&payload, count)?;
         self.known().check_moments_of_made("moments", &moments)?;
         // What is sent as a change may be rounded by as much as it changes.

@@ -1,6 +1,6 @@
 //! How one picture's calls lie on the workers.
 
-use shared::placement::Placement;
+use lacuna_protocol::placement::Placement;
 
 use crate::schemes::Sizes;
 

@@ -30,10 +30,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use shared::partition::Levels;
-use shared::placement::{Latents, Placement, Prompt, SelfAttention, Wire, Wires};
-use shared::unet::UNet;
-use shared::whole::Whole;
+use lacuna_model::partition::Levels;
+use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
+use lacuna_protocol::placement::{Latents, Placement, Prompt, SelfAttention, Wire, Wires};
 
 use super::count::Count;
 use super::registry::Options;

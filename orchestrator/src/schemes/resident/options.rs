@@ -1,7 +1,7 @@
 //! What can be chosen of resident strips, and what a plan may choose.
 
 use clap::Args;
-use shared::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use lacuna_protocol::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
 
 use crate::named::by_name;
 use crate::schemes::Rules;

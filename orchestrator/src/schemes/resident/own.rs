@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use shared::exchange::Exchange;
-use shared::survey::Operation;
-use shared::unet::UNet;
+use lacuna_model::survey::Operation;
+use lacuna_model::unet::UNet;
+use lacuna_protocol::exchange::Exchange;
 
 use super::conductor::{Hub, conductor};
 use super::layout::Layout;
@@ -27,9 +27,9 @@ struct Own {
 }
 
 impl Hub for Own {
-    type Error = shared::Error;
+    type Error = lacuna_model::Error;
 
-    fn exchange(&mut self, _: &Exchange<'_>) -> shared::Result<()> {
+    fn exchange(&mut self, _: &Exchange<'_>) -> lacuna_model::Result<()> {
         Ok(())
     }
 

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use shared::exchange::{Assignment, Seat};
-use shared::partition::{Levels, strips};
-use shared::placement::{SelfAttention, Tile};
-use shared::unet::UNet;
-use shared::wire::SessionKind;
+use lacuna_model::partition::{Levels, strips};
+use lacuna_model::unet::UNet;
+use lacuna_protocol::exchange::{Assignment, Seat};
+use lacuna_protocol::placement::{SelfAttention, Tile};
+use lacuna_protocol::session::SessionKind;
 
 use super::layout::Layout;
 use crate::error::Result;
@@ -17,7 +17,7 @@ use crate::fleet::tally::Seen;
 /// Opens a session on every worker of `config`, each with its strip.
 ///
 /// # Errors
-/// [`shared::Error::TooManyStrips`]; as [`Fleet::open`].
+/// [`lacuna_model::Error::TooManyStrips`]; as [`Fleet::open`].
 pub async fn open(
     config: &FleetConfig,
     digest: &str,
@@ -32,7 +32,7 @@ pub async fn open(
 /// What each of `workers` workers is told of its place when a session opens.
 ///
 /// # Errors
-/// [`shared::Error::TooManyStrips`].
+/// [`lacuna_model::Error::TooManyStrips`].
 pub fn assignments(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Assignment>> {
     let [batch, rows, columns] = layout.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
@@ -52,7 +52,7 @@ pub fn assignments(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<A
 /// What each of `workers` workers will be shown.
 ///
 /// # Errors
-/// [`shared::Error::TooManyStrips`].
+/// [`lacuna_model::Error::TooManyStrips`].
 pub fn seen(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Seen>> {
     let [_, rows, _] = layout.latents;
     let levels = Levels::new(rows, unet.levels());
@@ -77,11 +77,11 @@ pub fn seen(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<Seen>> {
 /// Each worker's rows of the coarsest level.
 ///
 /// # Errors
-/// [`shared::Error::TooManyStrips`] when there are not enough.
+/// [`lacuna_model::Error::TooManyStrips`] when there are not enough.
 pub fn cut_strips(levels: &Levels, workers: usize) -> Result<Vec<Range<usize>>> {
     let rows = levels.coarsest();
     if workers > rows {
-        return Err(shared::Error::TooManyStrips { workers, rows }.into());
+        return Err(lacuna_model::Error::TooManyStrips { workers, rows }.into());
     }
     Ok(strips(rows, workers))
 }

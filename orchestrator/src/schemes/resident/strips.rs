@@ -1,11 +1,12 @@
 //! Predicts noise on resident strips.
 
-use shared::executor::Executor;
-use shared::host::{HostTensor, OnDevice};
-use shared::partition::Levels;
-use shared::placement::Prompt;
-use shared::unet::UNet;
-use shared::whole::Whole;
+use lacuna_model::executor::Executor;
+use lacuna_model::host::OnDevice;
+use lacuna_model::partition::Levels;
+use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
+use lacuna_protocol::placement::Prompt;
+use lacuna_wire::HostTensor;
 
 use super::cloud::Cloud;
 use super::conductor::{Conductor, conductor};
@@ -29,7 +30,7 @@ impl<'a> Strips<'a> {
     /// A predictor over a `fleet` of sessions with strips, with the user's part in `whole`.
     ///
     /// # Errors
-    /// [`crate::Error::Shared`] when the device does not give the prompt back.
+    /// [`crate::Error::Model`] when the device does not give the prompt back.
     pub fn new(unet: &'a UNet, layout: &Layout, fleet: Fleet, whole: Whole) -> Result<Self> {
         let of_lane = layout.of_lane();
         let [batch, rows, _] = of_lane.latents;
@@ -75,7 +76,7 @@ fn predict(
     lane.step(unet, timestep)?;
     let prediction = lane.party.hub.take_prediction();
     prediction
-        .ok_or_else(|| shared::protocol::Error::OutOfTurn("the step did not end".into()).into())
+        .ok_or_else(|| lacuna_protocol::Error::OutOfTurn("the step did not end".into()).into())
 }
 
 impl Predictor for Strips<'_> {

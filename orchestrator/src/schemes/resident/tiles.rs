@@ -4,16 +4,17 @@
 //! Nor does it care for a basis: with an orthogonal `R` of each head, `(q R)(k R)^T = q k^T`, and with
 //! another one, `S`, `softmax(..)(v S) = (softmax(..) v) S`. So the user puts queries in one random order,
 //! keys and values in another, turns each head's vectors, and hands every worker some queries and some
-//! keys ([`shared::placement::Tile`]). What comes back is merged by the sums of exponentials, turned and
+//! keys ([`lacuna_protocol::placement::Tile`]). What comes back is merged by the sums of exponentials, turned and
 //! put back. All of it is drawn anew for every attention of every step. The products between the
 //! vectors of a tile stay what they were, lengths among them. A worker knows its own tokens, so it finds them
 //! in its tile and solves for the turn; `lacuna audit` does. Only the order stays secret.
 
 use burn::tensor::{Device, Int, Tensor};
+use lacuna_model::host::OnDevice;
+use lacuna_protocol::placement::Tile;
+use lacuna_wire::HostTensor;
 use rand::seq::SliceRandom;
 use rand_distr::{Distribution, StandardNormal};
-use shared::host::{HostTensor, OnDevice};
-use shared::placement::Tile;
 
 use crate::error::Result;
 
@@ -187,7 +188,7 @@ fn orthogonal(n: usize, rng: &mut impl rand::Rng) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::ops::{attention, attention_part};
+    use lacuna_model::ops::{attention, attention_part};
 
     #[test]
     fn a_turn_keeps_products_and_is_never_the_same() {

@@ -129,6 +129,9 @@ impl UNetConfig {
             let hint = "it must divide every value of block_out_channels";
             return refuse("norm_num_groups", json!(groups), hint);
         }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return refuse("norm_eps", json!(self.norm_eps), "a number above zero");
+        }
         let too_many = self
             .heads
             .iter()

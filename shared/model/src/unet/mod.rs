@@ -130,4 +130,24 @@ impl Parameters for UNet {
         self.conv_norm_out.parameters(out);
         self.conv_out.parameters(out);
     }
+
+    fn arithmetic(&self) -> String {
+        let GroupNorm { groups, eps, .. } = &self.conv_norm_out;
+        let TimeEmbedding {
+            flip_sin_to_cos,
+            freq_shift,
+            added,
+            ..
+        } = &self.time;
+        let sizes = added.as_ref().map_or(0, |added| added.channels);
+        let stages = self.down.iter().chain([&self.mid]).chain(&self.up);
+        let transformers = stages.flat_map(|stage| &stage.transformers);
+        let heads = transformers.map(|t| t.blocks.first().map_or(0, |block| block.attn1.heads));
+        let heads: Vec<String> = heads.map(|n| n.to_string()).collect();
+        format!(
+            "groups {groups}, eps {eps:e}, cosines first {flip_sin_to_cos}, shift {freq_shift:e}, sizes {sizes}, \
+             heads {}",
+            heads.join(" ")
+        )
+    }
 }

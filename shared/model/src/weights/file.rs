@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100_000_000;
 const PART: usize = 1 << 20;
 
 /// An open file whose header was checked against its length.
-pub struct WeightFile {
+pub(super) struct WeightFile {
     path: PathBuf,
     /// One position for all who read.
     file: Mutex<File>,
@@ -32,7 +32,7 @@ impl WeightFile {
     /// # Errors
     /// [`Error::Read`], or [`Error::BadWeights`] when the header is no safetensors header or does not
     /// describe just the bytes that follow.
-    pub fn open(path: &Path) -> Result<(Self, Metadata)> {
+    pub(super) fn open(path: &Path) -> Result<(Self, Metadata)> {
         let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
         let length = file.metadata().map_err(|e| Error::read(path, e))?.len();
         let bad = |reason: String| Error::BadWeights {
@@ -71,12 +71,12 @@ impl WeightFile {
     }
 
     /// Where the tensors begin.
-    pub fn data(&self) -> u64 {
+    pub(super) fn data(&self) -> u64 {
         self.data
     }
 
     /// The file is damaged, and why.
-    pub fn bad(&self, reason: String) -> Error {
+    pub(super) fn bad(&self, reason: String) -> Error {
         Error::BadWeights {
             path: self.path.clone(),
             reason,
@@ -88,7 +88,12 @@ impl WeightFile {
     ///
     /// # Errors
     /// [`Error::Read`].
-    pub fn each_part(&self, offset: u64, bytes: usize, mut look: impl FnMut(&[u8])) -> Result<()> {
+    pub(super) fn each_part(
+        &self,
+        offset: u64,
+        bytes: usize,
+        mut look: impl FnMut(&[u8]),
+    ) -> Result<()> {
         let mut buffer = vec![0; bytes.min(PART)];
         for start in (0..bytes).step_by(PART) {
             let part = &mut buffer[..PART.min(bytes - start)];

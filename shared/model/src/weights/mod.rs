@@ -126,6 +126,11 @@ impl Weights {
         &self.digest
     }
 
+    /// The same under the digest of what is computed with them.
+    pub(crate) fn identified_by(self, digest: String) -> Self {
+        Self { digest, ..self }
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> &Device {
         &self.device
@@ -138,7 +143,7 @@ impl Weights {
     pub fn vector(&self, name: &str) -> Result<Tensor<1>> {
         match self.tensors.get(name) {
             Some(Weight::Vector(t)) => Ok(t.clone()),
-            _ => Err(self.missing(name)),
+            _ => Err(missing(name)),
         }
     }
 
@@ -149,7 +154,7 @@ impl Weights {
     pub fn matrix(&self, name: &str) -> Result<Tensor<2>> {
         match self.tensors.get(name) {
             Some(Weight::Matrix(t)) => Ok(t.clone()),
-            _ => Err(self.missing(name)),
+            _ => Err(missing(name)),
         }
     }
 
@@ -160,16 +165,8 @@ impl Weights {
     pub fn kernel(&self, name: &str) -> Result<Tensor<4>> {
         match self.tensors.get(name) {
             Some(Weight::Kernel(t)) => Ok(t.clone()),
-            _ => Err(self.missing(name)),
+            _ => Err(missing(name)),
         }
-    }
-
-    fn missing(&self, name: &str) -> Error {
-        TensorError::MissingTensor {
-            origin: "the loaded weights".into(),
-            name: name.into(),
-        }
-        .into()
     }
 }
 
@@ -197,6 +194,14 @@ pub fn list(model: &impl Parameters) -> Vec<Parameter> {
     let mut out = Vec::new();
     model.parameters(&mut out);
     out
+}
+
+fn missing(name: &str) -> Error {
+    TensorError::MissingTensor {
+        origin: "the loaded weights".into(),
+        name: name.into(),
+    }
+    .into()
 }
 
 fn random_parameter(parameter: &Parameter, seed: u64) -> Result<HostTensor> {

@@ -1,5 +1,7 @@
 //! A network on disk: its files are checked, nothing of them is loaded.
 
+use std::sync::OnceLock;
+
 use rayon::prelude::*;
 
 use super::{Checkpoint, Weights, list};
@@ -11,6 +13,7 @@ use crate::layers::{Parameter, Parameters};
 pub struct Stored<L> {
     layers: L,
     checkpoint: Checkpoint,
+    digest: OnceLock<String>,
 }
 
 impl<L: Parameters> Stored<L> {
@@ -21,7 +24,11 @@ impl<L: Parameters> Stored<L> {
     /// As [`Checkpoint::keep`].
     pub fn new(layers: L, mut checkpoint: Checkpoint) -> Result<Self> {
         checkpoint.keep(&list(&layers))?;
-        Ok(Self { layers, checkpoint })
+        Ok(Self {
+            layers,
+            checkpoint,
+            digest: OnceLock::new(),
+        })
     }
 
     /// The layers.
@@ -29,12 +36,28 @@ impl<L: Parameters> Stored<L> {
         &self.layers
     }
 
-    /// [`Checkpoint::digest`].
+    /// Identifies what is computed: the weights, and what of the arithmetic they do not tell
+    /// ([`Parameters::arithmetic`]).
     ///
     /// # Errors
-    /// As there.
+    /// As [`Checkpoint::digest`].
     pub fn digest(&self) -> Result<&str> {
-        self.checkpoint.digest()
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest);
+        }
+        let weights = self.checkpoint.digest()?;
+        let arithmetic = self.layers.arithmetic();
+        let digest = match arithmetic.as_str() {
+            "" => weights.to_owned(),
+            told => {
+                let mut hasher =
+                    blake3::Hasher::new_derive_key("lacuna 2026-11 model: weights, arithmetic");
+                hasher.update(weights.as_bytes());
+                hasher.update(told.as_bytes());
+                hasher.finalize().to_hex().to_string()
+            }
+        };
+        Ok(self.digest.get_or_init(|| digest))
     }
 
     /// Loads everything.
@@ -54,7 +77,9 @@ impl<L: Parameters> Stored<L> {
         parameters: &[Parameter],
         target: impl Into<Target>,
     ) -> Result<Weights> {
-        Weights::load_part(parameters, &self.checkpoint, target)
+        let digest = self.digest()?.to_owned();
+        let weights = Weights::load_part(parameters, &self.checkpoint, target)?;
+        Ok(weights.identified_by(digest))
     }
 
     /// Checks that every value of `parameters` is finite, as loading them will.

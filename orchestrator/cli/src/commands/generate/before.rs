@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use shared::device::is_cpu;
+use lacuna_model::device::is_cpu;
 use tokio::task::spawn_blocking;
 
 use super::Arguments;
@@ -21,7 +21,7 @@ use lacuna_orchestrator::policy::ways::{Question, Way, all_schemes, best, table,
 use lacuna_orchestrator::schemes::Setting;
 
 /// A run whose placement is to be settled.
-pub struct Before<'a> {
+pub(super) struct Before<'a> {
     /// What was asked for.
     pub arguments: &'a Arguments,
     /// The model.
@@ -43,14 +43,18 @@ impl Before<'_> {
     ///
     /// # Errors
     /// [`lacuna_orchestrator::Error::Policy`], naming the rule; those of measuring, where that is asked for.
-    pub async fn settle(&self, setting: Setting, console: &Console) -> anyhow::Result<Setting> {
+    pub(super) async fn settle(
+        &self,
+        setting: Setting,
+        console: &Console,
+    ) -> anyhow::Result<Setting> {
         let Self { arguments, .. } = self;
         let (compute, link) = (&arguments.compute, &arguments.speed);
         let mut speeds = compute.given(link, self.fleet)?;
         // Refused now, rather than after measuring.
         let first = self.permitted(&setting, &speeds)?;
         let foreseen = self.foreseen(&first)?;
-        self.tell(&foreseen, console);
+        tell(&foreseen, console);
         let foreign = !self.fleet.is_own();
         if foreign {
             let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
@@ -70,7 +74,7 @@ impl Before<'_> {
         let planned = self.foreseen(&settled)?;
         if planned != foreseen {
             console.line("with what was measured, another placement is faster:");
-            self.tell(&planned, console);
+            tell(&planned, console);
         }
         if foreign {
             self.compare(&settled, &speeds, console)?;
@@ -93,10 +97,6 @@ impl Before<'_> {
         );
         let seen = foretell(&ledger, self.policy, &Policy::private()?);
         Ok(std::iter::once(title).chain(seen).collect())
-    }
-
-    fn tell(&self, lines: &[String], console: &Console) {
-        lines.iter().for_each(|line| console.line(line));
     }
 
     /// What a picture takes by this and by the other ways.
@@ -140,4 +140,8 @@ fn this_run(setting: &Setting) -> String {
         Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
     };
     format!("{} ({quality})", setting.scheme.label())
+}
+
+fn tell(lines: &[String], console: &Console) {
+    lines.iter().for_each(|line| console.line(line));
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
-use shared::memory;
+use lacuna_model::memory;
 use tokio::task::spawn_blocking;
 
 use before::Before;
@@ -35,7 +35,7 @@ use picture::Run;
 /// Arguments of `lacuna generate`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
-  lacuna generate \"a red circle\"
+  lacuna generate \"a large red circle above a small blue square on a yellow background\"
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" -n blurry --seed 7 --steps 30 -o lighthouse.png
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --policy private --report report.json
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display")]
@@ -110,7 +110,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         .sampling
         .settle(pipeline.guidance_scale, arguments.eta);
     pipeline.check_sampling(&sampling)?;
-    let unknown = pipeline.unknown_words(arguments.prompt())?;
+    let mut unknown = pipeline.unknown_words(arguments.prompt())?;
+    unknown.extend(pipeline.unknown_words(&arguments.sampling.negative_prompt)?);
     if !unknown.is_empty() {
         console.line(format_args!(
             "this model does not know: {}; what it makes of them is left to chance",

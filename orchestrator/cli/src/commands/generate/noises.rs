@@ -1,13 +1,13 @@
 //! The initial noise of a run's pictures.
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::Arguments;
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::pipeline::{Pipeline, read_latents};
 
 /// Initial noise for every picture: given, or by seed.
-pub struct Noises {
+pub(super) struct Noises {
     given: Option<Vec<HostTensor>>,
     /// `[1, C, H, W]` of each.
     pub shape: [usize; 4],
@@ -18,7 +18,7 @@ impl Noises {
     ///
     /// # Errors
     /// [`Error::Input`] or [`Error::Request`], naming the file or the flag.
-    pub fn prepare(arguments: &Arguments, pipeline: &Pipeline) -> Result<Self> {
+    pub(super) fn prepare(arguments: &Arguments, pipeline: &Pipeline) -> Result<Self> {
         let Some(path) = &arguments.latents else {
             let shape = {
                 let [width, height] = arguments.size.sides();
@@ -28,7 +28,7 @@ impl Noises {
         };
         let given = read_latents(path)?;
         let refuse = |reason: String| Error::Request(format!("{}: {reason}", path.display()));
-        if given.len() < arguments.count {
+        if given.len() != arguments.count {
             return Err(refuse(format!(
                 "latents for {} pictures, --count is {}",
                 given.len(),
@@ -57,7 +57,7 @@ impl Noises {
     }
 
     /// The `index`-th picture's, where it is given.
-    pub fn get(&self, index: usize) -> Option<HostTensor> {
+    pub(super) fn get(&self, index: usize) -> Option<HostTensor> {
         self.given.as_ref().map(|given| given[index].clone())
     }
 }

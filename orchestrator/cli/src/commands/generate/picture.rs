@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use burn::tensor::Tensor;
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::Arguments;
 use lacuna_orchestrator::arguments::sampling::draw_noise;
@@ -17,7 +17,7 @@ use lacuna_orchestrator::pipeline::{Step, write_latents};
 use lacuna_orchestrator::progress::Progress;
 
 /// What all pictures of a run share.
-pub struct Run {
+pub(super) struct Run {
     /// What was asked for.
     pub arguments: Arguments,
     /// The model, and where it is computed.
@@ -27,7 +27,7 @@ pub struct Run {
 }
 
 /// A picture that was written.
-pub struct Done {
+pub(super) struct Done {
     /// The file.
     pub path: PathBuf,
     /// The weights of the user's part of the U-Net.
@@ -40,13 +40,13 @@ pub struct Done {
 
 impl Run {
     /// Of the `index`-th picture.
-    pub fn seed(&self, index: usize) -> u64 {
+    pub(super) fn seed(&self, index: usize) -> u64 {
         let first = self.arguments.sampling.seed.unwrap_or_default();
         first.wrapping_add(index as u64)
     }
 
     /// How to go on behind an interrupt in the `index`-th picture.
-    pub fn rest(&self, index: usize) -> String {
+    pub(super) fn rest(&self, index: usize) -> String {
         let count = self.arguments.count;
         if count == 1 || self.arguments.latents.is_some() {
             let seed = self.seed(0);
@@ -65,7 +65,7 @@ impl Run {
     ///
     /// # Errors
     /// Those of the scheme, the sampler and the files; no picture is written then.
-    pub fn picture(&self, index: usize, noise: Option<HostTensor>) -> Result<Done> {
+    pub(super) fn picture(&self, index: usize, noise: Option<HostTensor>) -> Result<Done> {
         let Arguments {
             count,
             save_latents,

@@ -16,7 +16,7 @@ pub mod words;
 
 use std::ops::Range;
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::corpus::Run;
 use super::view::View;

@@ -1,6 +1,6 @@
 //! The provider's own rows: what it computes is almost the latents themselves.
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::Material;
 use crate::audit::corpus::Run;
@@ -23,8 +23,8 @@ pub fn attack(material: &Material<'_>, step: usize) -> Result<Option<HostTensor>
     };
     let own = |run: &Run| -> Result<HostTensor> {
         let range = material.rows.start as isize..material.rows.end as isize;
-        let axis = shared::partition::Rows::OfFeature;
-        let rows = shared::partition::cut(&run.latents, axis, &range)?;
+        let axis = lacuna_model::partition::Rows::OfFeature;
+        let rows = lacuna_model::partition::cut(&run.latents, axis, &range)?;
         let by_pixel = by_pixel(&[&rows])?;
         Ok(by_pixel.unwrap_or_else(|| HostTensor::zeros([0, 0])))
     };

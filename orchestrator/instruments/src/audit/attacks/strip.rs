@@ -1,6 +1,6 @@
 //! The whole picture, and what the prompt says, from one provider's strips of the feature maps.
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::Material;
 use super::words::Accuracy;

@@ -6,8 +6,8 @@
 //! there are as many pairs as a head has channels. What then is missing is their order, and deep features know
 //! where in the picture they are.
 
-use shared::host::HostTensor;
-use shared::unet::{Layer, UNet};
+use lacuna_model::unet::{Layer, UNet};
+use lacuna_wire::HostTensor;
 
 use super::Material;
 use super::tokens::{Patches, Reader};
@@ -144,7 +144,7 @@ pub struct Aligned {
 /// Turns a tile back by the provider's own tokens in it; none where too few are found.
 ///
 /// # Errors
-/// [`shared::wire::Error::WrongShape`] when the tile is not of one attention.
+/// [`lacuna_wire::Error::WrongShape`] when the tile is not of one attention.
 pub fn align(tile: &Tile, heads: usize) -> Result<Option<Aligned>> {
     let [batch, _, width] = tile.own[0].dims()?;
     let by_heads = |x: &HostTensor| by_token(std::slice::from_ref(x));
@@ -214,7 +214,7 @@ fn turn_back(pairs: &[Pairs<'_>], slices: &[usize], depth: usize) -> Option<Vec<
     let mut count = 0;
     for (own, sent, matched) in pairs {
         let width = sent.shape[1];
-        for (i, j) in matched.iter() {
+        for (i, j) in *matched {
             for slice in slices {
                 let from = &sent.data[j * width + slice..][..depth];
                 let to = &own.data[i * width + slice..][..depth];
@@ -337,9 +337,9 @@ fn row(x: &HostTensor, i: usize) -> &[f32] {
 mod tests {
     use super::*;
     use burn::tensor::{Device, Tensor};
+    use lacuna_model::host::OnDevice;
     use lacuna_orchestrator::noise::TorchRng;
     use lacuna_orchestrator::schemes::resident::tiles::Secret;
-    use shared::host::OnDevice;
 
     #[test]
     fn own_tokens_undo_the_secret_of_a_tile() {
@@ -357,8 +357,8 @@ mod tests {
             .hide(place(&all[0]), place(&all[1]), place(&all[2]))
             .unwrap();
         let part = |x: &HostTensor, n: isize| {
-            let axis = shared::partition::Rows::OfTokens;
-            shared::partition::cut(x, axis, &(0..n)).unwrap()
+            let axis = lacuna_model::partition::Rows::OfTokens;
+            lacuna_model::partition::cut(x, axis, &(0..n)).unwrap()
         };
         let tile = Tile {
             own: all.each_ref().map(|x| part(x, 16)),

@@ -1,6 +1,6 @@
 //! The whole picture from everybody's keys and values, token by token.
 
-use shared::host::HostTensor;
+use lacuna_wire::HostTensor;
 
 use super::Material;
 use crate::audit::corpus::Run;
@@ -60,8 +60,8 @@ impl Patches {
     /// Latents as rows of patches, `[T, C side side]`.
     ///
     /// # Errors
-    /// [`shared::wire::Error::WrongShape`] when the latents are others.
-    pub fn cut(self, latents: &HostTensor) -> shared::wire::Result<HostTensor> {
+    /// [`lacuna_wire::Error::WrongShape`] when the latents are others.
+    pub fn cut(self, latents: &HostTensor) -> lacuna_wire::Result<HostTensor> {
         let tokens = self.rows * self.columns;
         let at = (0..tokens).flat_map(|token| self.of_token(token));
         let values = at.filter_map(|at| latents.data.get(at).copied());

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lacuna_wire::HostTensor;
 use serde::Serialize;
-use shared::host::HostTensor;
 
 use super::Material;
 use super::strip::{largest, most_frequent};

@@ -1,12 +1,14 @@
-//! Times each CPU kernel against burn's own operation at the shapes of SD 1.5, in turns.
+//! Times each CPU kernel against burn's own operation at the shapes of SD 1.5.
 //!
-//! Prints milliseconds of both and the ratio; under other load only the ratio means much.
+//! `cargo bench --no-default-features -p lacuna-model --bench kernels -- [PART OF A NAME]`
+#![allow(missing_docs)]
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::Duration;
 
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
 use burn::tensor::{Tensor, activation, module};
+use criterion::{Criterion, criterion_group, criterion_main};
 use lacuna_model::dense::{Dense, tensor};
 
 #[global_allocator]
@@ -18,32 +20,20 @@ fn wave<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     tensor((0..len).map(wave).collect(), shape)
 }
 
-/// Medians of five, taken in turns.
-fn compare<R, S>(name: &str, mut burns: impl FnMut() -> R, mut ours: impl FnMut() -> S) {
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..6 {
-        let start = Instant::now();
-        black_box(burns());
-        times[0].push(start.elapsed().as_secs_f64() * 1e3);
-        let start = Instant::now();
-        black_box(ours());
-        times[1].push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    let [burns, ours] = times.map(|mut t| {
-        t.remove(0); // warms up
-        t.sort_by(f64::total_cmp);
-        t[t.len() / 2]
-    });
-    println!(
-        "{name:34} burn {burns:8.1} ms, ours {ours:8.1} ms, {:.2}",
-        ours / burns
-    );
+/// Both under one name, so that their reports stand side by side.
+fn compare<R, S>(
+    c: &mut Criterion,
+    name: &str,
+    mut burns: impl FnMut() -> R,
+    mut ours: impl FnMut() -> S,
+) {
+    let mut group = c.benchmark_group(name);
+    group.bench_function("burn", |b| b.iter(|| black_box(burns())));
+    group.bench_function("ours", |b| b.iter(|| black_box(ours())));
+    group.finish();
 }
 
-fn main() {
-    let only = std::env::args().nth(1).unwrap_or_default();
-    let wanted = |name: &str| name.contains(&only);
-
+fn attention(criterion: &mut Criterion) {
     for (t, s, c) in [
         (4096, 4096, 320),
         (4096, 77, 320),
@@ -63,11 +53,11 @@ fn main() {
                 .reshape([2, t, c])
         };
         let ours = || lacuna_model::ops::attention(q.clone(), k.clone(), v.clone(), 8, false);
-        if wanted(&name) {
-            compare(&name, burns, ours);
-        }
+        compare(criterion, &name, burns, ours);
     }
+}
 
+fn convolution(criterion: &mut Criterion) {
     for (c_in, c_out, size, kernel, stride) in [
         (320, 320, 64, 3, 1),
         (640, 640, 32, 3, 1),
@@ -80,9 +70,6 @@ fn main() {
         (1280, 1280, 16, 1, 1),
     ] {
         let name = format!("conv {c_in}->{c_out} {kernel}x{kernel}/{stride} at {size}x{size}");
-        if !wanted(&name) {
-            continue;
-        }
         let x = wave([2, c_in, size, size]);
         let weight = wave([c_out, c_in, kernel, kernel]);
         let bias = wave([c_out]);
@@ -110,28 +97,34 @@ fn main() {
                 sizes,
             ))
         };
-        compare(&name, burns, ours);
+        compare(criterion, &name, burns, ours);
     }
+}
 
-    if wanted("geglu") {
+fn pointwise(criterion: &mut Criterion) {
+    {
         let x = wave([2, 4096, 2560]);
         let burns = || {
             let gate = activation::gelu(x.clone().narrow(2, 1280, 1280));
             x.clone().narrow(2, 0, 1280) * gate
         };
-        compare("geglu 2x4096x2560", burns, || {
+        compare(criterion, "geglu 2x4096x2560", burns, || {
             lacuna_model::ops::geglu(x.clone())
         });
     }
-    if wanted("silu") {
+    {
         let x = wave([2, 320, 64, 64]);
         compare(
+            criterion,
             "silu 2x320x64x64",
             || activation::silu(x.clone()),
             || lacuna_model::ops::silu(x.clone()),
         );
     }
-    if wanted("group norm") {
+}
+
+fn group_norm(criterion: &mut Criterion) {
+    {
         let x = wave([2, 320, 64, 64]);
         let (gamma, beta) = (wave([320]), wave([320]));
         let burns = || {
@@ -164,6 +157,16 @@ fn main() {
                 None,
             ))
         };
-        compare("group norm + silu 2x320x64x64", burns, ours);
+        compare(criterion, "group norm + silu 2x320x64x64", burns, ours);
     }
 }
+
+criterion_group!(
+    name = kernels;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    targets = attention, convolution, pointwise, group_norm
+);
+criterion_main!(kernels);
