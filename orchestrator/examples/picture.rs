@@ -10,7 +10,7 @@ use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::generator::{Event, Request};
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
-use lacuna_orchestrator::schemes::registry::Options;
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
 use tokio::task::block_in_place;
 

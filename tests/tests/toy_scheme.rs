@@ -29,9 +29,9 @@ use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::schemes::count::{Count, Counted};
 use lacuna_orchestrator::schemes::local::Local;
-use lacuna_orchestrator::schemes::registry::{Entry, Options};
+use lacuna_orchestrator::schemes::registry::Entry;
 use lacuna_orchestrator::schemes::{
-    Account, Exposure, Finished, Placed, Predictor, Scheme, Setting, Sizes, Uses,
+    Account, Exposure, Finished, Options, Placed, Predictor, Scheme, Setting, Sizes, Uses,
 };
 use lacuna_protocol::placement::Wire;
 use lacuna_protocol::session::Work;

@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::{OfKind, by_kind};
 use crate::error::Result;
 use crate::fleet::tally::Kind;
+use crate::schemes::Options;
 use crate::schemes::ppidm::Ppidm;
-use crate::schemes::registry::Options;
 use crate::schemes::{Setting, Sizes};
 
 /// Megabits a second of the paper's link, up and down.

@@ -7,7 +7,7 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
-use super::reach::{LOOPBACK, host};
+use super::address::{LOOPBACK, host};
 use crate::error::{Error, Result};
 use crate::files;
 

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //!
+//! - [`address`]: names of machines.
 //! - [`config`]: which workers there are: the TOML file.
 //! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
@@ -16,6 +17,7 @@
 //! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
 
+pub mod address;
 pub mod client;
 pub mod config;
 pub mod emulated;

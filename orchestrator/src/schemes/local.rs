@@ -10,11 +10,12 @@ use lacuna_model::unet::UNet;
 use lacuna_model::whole::Whole;
 
 use super::count::Count;
-use super::registry::Options;
-use super::{Account, Exposure, Finished, Placed, Predictor, Scheme, Sizes, Uses};
+use super::predictor::{Predictor, at_home};
+use super::scheme::Options;
+use super::{Exposure, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::tally::{Seen, Traffic};
+use crate::fleet::tally::Seen;
 
 /// The scheme. It has no options.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -78,28 +79,6 @@ impl Scheme for Local {
         whole: Whole,
         _fleet: Fleet,
     ) -> Result<Box<dyn Predictor + 'a>> {
-        Ok(predictor(unet, whole))
-    }
-}
-
-/// Predicts with the whole U-Net in `whole`.
-pub fn predictor(unet: &UNet, whole: Whole) -> Box<dyn Predictor + '_> {
-    Box::new(Placed {
-        unet,
-        device: whole.device().clone(),
-        executor: whole,
-    })
-}
-
-impl Account for Whole {
-    fn traffic(&self) -> Option<Traffic> {
-        None
-    }
-
-    fn finish(self) -> Finished {
-        Finished {
-            user_flop: self.flop(),
-            ..Finished::default()
-        }
+        Ok(at_home(unet, whole))
     }
 }

@@ -4,6 +4,7 @@ use burn::tensor::{Device, Tensor};
 use lacuna_model::executor::Executor;
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::UNet;
+use lacuna_model::whole::Whole;
 use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
@@ -74,5 +75,27 @@ where
 
     fn finish(self: Box<Self>) -> Finished {
         self.executor.finish()
+    }
+}
+
+/// Predicts with the whole U-Net in `whole`.
+pub fn at_home(unet: &UNet, whole: Whole) -> Box<dyn Predictor + '_> {
+    Box::new(Placed {
+        unet,
+        device: whole.device().clone(),
+        executor: whole,
+    })
+}
+
+impl Account for Whole {
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
+    fn finish(self) -> Finished {
+        Finished {
+            user_flop: self.flop(),
+            ..Finished::default()
+        }
     }
 }

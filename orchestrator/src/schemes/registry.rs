@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use clap::builder::PossibleValue;
-use clap::{ArgMatches, Args, Command};
+use clap::{ArgMatches, Command};
 
-use super::Scheme;
 use super::local::Local;
 use super::ppidm::Ppidm;
 use super::resident::Resident;
+use super::{Options, Scheme};
 
 /// The schemes, in the order in which a comparison shows them. A new one is a line here.
 pub static SCHEMES: [Entry; 3] = [
@@ -19,17 +19,6 @@ pub static SCHEMES: [Entry; 3] = [
 
 /// The scheme where nobody says.
 pub const DEFAULT: &str = Resident::NAME;
-
-/// A scheme's options: flags, of which each may be left out.
-pub trait Options: Args {
-    /// The scheme's name.
-    const NAME: &'static str;
-    /// What the scheme is, in a line.
-    const ABOUT: &'static str;
-
-    /// The scheme with these options.
-    fn scheme(self) -> Arc<dyn Scheme>;
-}
 
 /// A scheme whose options are yet to be read.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use clap::Args;
 use futures::future::BoxFuture;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::UNet;
@@ -14,8 +15,7 @@ use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
 use lacuna_protocol::session::SessionKind;
 
 use super::count::Count;
-use super::local;
-use super::predictor::Predictor;
+use super::predictor::{Predictor, at_home};
 use crate::error::Result;
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
@@ -200,6 +200,17 @@ pub trait Scheme: Debug + Send + Sync {
     ) -> Result<Box<dyn Predictor + 'a>>;
 }
 
+/// A scheme's options: flags, of which each may be left out.
+pub trait Options: Args {
+    /// The scheme's name.
+    const NAME: &'static str;
+    /// What the scheme is, in a line.
+    const ABOUT: &'static str;
+
+    /// The scheme with these options.
+    fn scheme(self) -> Arc<dyn Scheme>;
+}
+
 /// A scheme for latents of one size.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -287,7 +298,7 @@ impl Setting {
     ) -> Result<Box<dyn Predictor + 'a>> {
         match fleet {
             Some(fleet) => self.scheme.predictor(unet, &self.sizes, whole, fleet),
-            None => Ok(local::predictor(unet, whole)),
+            None => Ok(at_home(unet, whole)),
         }
     }
 }

@@ -39,6 +39,19 @@ impl ClipTextLayers {
     }
 }
 
+impl ClipTextConfig {
+    /// The layers that the config describes.
+    pub fn build(&self) -> ClipTextLayers {
+        ClipTextLayers {
+            vocabulary: self.vocab_size,
+            places: self.max_position_embeddings,
+            width: self.encoder.hidden_size,
+            layers: EncoderLayer::stack(&self.encoder),
+            final_norm: self.encoder.norm("final_layer_norm"),
+        }
+    }
+}
+
 impl Parameters for ClipTextLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         for (name, entries) in [

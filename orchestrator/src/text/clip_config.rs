@@ -5,8 +5,7 @@ use std::path::Path;
 use lacuna_model::config::{ConfigReader, WithoutEffect};
 use serde_json::{Map, Value, json};
 
-use super::clip::ClipTextLayers;
-use super::encoder::{Activation, EncoderConfig, EncoderLayer};
+use super::encoder::{Activation, EncoderConfig};
 use crate::error::Result;
 
 /// Sizes where a config is silent: `hidden_size`, `intermediate_size`, `num_attention_heads`.
@@ -65,9 +64,9 @@ fn take_generic(keys: &mut ConfigReader) -> Result<()> {
 /// What of the text model's config changes the arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipTextConfig {
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    encoder: EncoderConfig,
+    pub(super) vocab_size: usize,
+    pub(super) max_position_embeddings: usize,
+    pub(super) encoder: EncoderConfig,
 }
 
 /// What of the vision model's config changes the arithmetic.
@@ -230,17 +229,6 @@ impl ClipTextConfig {
         };
         keys.finish();
         Ok(config)
-    }
-
-    /// The layers that the config describes.
-    pub fn build(&self) -> ClipTextLayers {
-        ClipTextLayers {
-            vocabulary: self.vocab_size,
-            places: self.max_position_embeddings,
-            width: self.encoder.hidden_size,
-            layers: EncoderLayer::stack(&self.encoder),
-            final_norm: self.encoder.norm("final_layer_norm"),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod clip;
 mod clip_config;
 mod encoder;
+mod json;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_files;

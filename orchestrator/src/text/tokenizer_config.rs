@@ -8,7 +8,7 @@ use lacuna_model::config::WithoutEffect;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::tokenizer_files::{Vocabulary, parse, read_object, read_text};
+use super::json::{Vocabulary, parse, read_object, read_text};
 use crate::error::{Error, Result};
 
 /// Keys of the reference's class and its bases that never change the token ids of a prompt.

@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::json::{Vocabulary, parse, read_text};
 use super::tokenizer_config::{Side, SpecialTokens, TokenizerConfig};
 use crate::error::{Error, Result};
-
-/// Token to id.
-pub(super) type Vocabulary = BTreeMap<String, u32>;
 
 /// What the files say, before any of it is put to work.
 pub(super) struct TokenizerFiles {
@@ -181,20 +178,4 @@ fn check_vocabulary(
         }
     }
     Ok(())
-}
-
-/// A JSON object, or none where there is no such file.
-pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    parse(&read_text(path)?, path).map(Some)
-}
-
-pub(super) fn read_text(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path).map_err(|e| lacuna_model::Error::read(path, e))?)
-}
-
-pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| Error::tokenizer(path, e))
 }

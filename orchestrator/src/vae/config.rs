@@ -3,12 +3,8 @@
 use std::path::Path;
 
 use lacuna_model::config::{ConfigReader, WithoutEffect};
-use lacuna_model::layers::Conv2d;
 use serde_json::json;
 
-use super::VaeLayers;
-use super::decoder::Decoder;
-use super::encoder::Encoder;
 use crate::error::Result;
 
 /// Keys of the class that never change the picture.
@@ -33,8 +29,8 @@ pub struct VaeConfig {
     pub(super) layers_per_block: usize,
     pub(super) norm_num_groups: usize,
     pub(super) mid_block_add_attention: bool,
-    use_quant_conv: bool,
-    use_post_quant_conv: bool,
+    pub(super) use_quant_conv: bool,
+    pub(super) use_post_quant_conv: bool,
 }
 
 impl VaeConfig {
@@ -118,22 +114,6 @@ impl VaeConfig {
                 .into());
         }
         Ok(())
-    }
-
-    /// The layers that the config describes.
-    pub fn build(&self) -> VaeLayers {
-        let latents = self.latent_channels;
-        VaeLayers {
-            encoder: Encoder::new(self),
-            quant_conv: self
-                .use_quant_conv
-                .then(|| Conv2d::same("quant_conv", 2 * latents, 2 * latents, 1)),
-            post_quant_conv: self
-                .use_post_quant_conv
-                .then(|| Conv2d::same("post_quant_conv", latents, latents, 1)),
-            decoder: Decoder::new(self),
-            scaling_factor: self.scaling_factor,
-        }
     }
 }
 

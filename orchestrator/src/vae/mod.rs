@@ -70,6 +70,24 @@ impl VaeLayers {
     }
 }
 
+impl VaeConfig {
+    /// The layers that the config describes.
+    pub fn build(&self) -> VaeLayers {
+        let latents = self.latent_channels;
+        VaeLayers {
+            encoder: Encoder::new(self),
+            quant_conv: self
+                .use_quant_conv
+                .then(|| Conv2d::same("quant_conv", 2 * latents, 2 * latents, 1)),
+            post_quant_conv: self
+                .use_post_quant_conv
+                .then(|| Conv2d::same("post_quant_conv", latents, latents, 1)),
+            decoder: Decoder::new(self),
+            scaling_factor: self.scaling_factor,
+        }
+    }
+}
+
 impl Parameters for VaeLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         self.encoder.parameters(out);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::matmul::{Matrix, even_part, product};
 use super::simd::vectorised;
+pub use super::sizes::Sizes;
 use super::{Target, filled, scratch, values, winograd};
 
 /// Most output positions of one task.
@@ -15,52 +16,6 @@ const PIXELS: usize = 512;
 /// Most values of a patch that are taken at a time: 512 positions of so many stay in the core's own
 /// cache. The same for every number of positions, so that a strip has the bits of the whole.
 const DEPTH: usize = 512;
-
-/// Sizes of a convolution over `[B, C_in, H, W]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Batch entries.
-    pub batch: usize,
-    /// Input channels.
-    pub c_in: usize,
-    /// Output channels.
-    pub c_out: usize,
-    /// Input rows and columns.
-    pub size: [usize; 2],
-    /// Rows (and columns) of the kernel.
-    pub kernel: usize,
-    /// Step between outputs.
-    pub stride: usize,
-    /// Zeros on each side: above and below, left and right.
-    pub padding: [usize; 2],
-    /// Whether the first output row is an odd one of the whole map: rows are computed in pairs, and
-    /// a strip must pair them as the whole does.
-    pub odd: bool,
-}
-
-impl Sizes {
-    /// Output rows and columns.
-    pub fn out_size(&self) -> [usize; 2] {
-        std::array::from_fn(|i| {
-            let padded = self.size[i] + 2 * self.padding[i];
-            if padded < self.kernel {
-                0
-            } else {
-                (padded - self.kernel) / self.stride + 1
-            }
-        })
-    }
-
-    fn out_pixels(&self) -> usize {
-        let [h, w] = self.out_size();
-        h * w
-    }
-
-    /// Whether the patches are the input itself.
-    fn is_pointwise(&self) -> bool {
-        self.kernel == 1 && self.stride == 1 && self.padding == [0, 0]
-    }
-}
 
 /// Which output positions (counted through the batch) a task computes.
 struct Blocks {

@@ -20,6 +20,7 @@ pub mod exp;
 mod matmul;
 pub mod norm;
 pub mod simd;
+mod sizes;
 pub mod ssim;
 pub mod stats;
 mod winograd;

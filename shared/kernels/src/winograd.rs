@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::conv::Sizes;
 use super::matmul::{Matrix, product};
 use super::simd::vectorised;
+use super::sizes::Sizes;
 use super::{Target, filled, scratch};
 
 /// Most 2x2 tiles of one task.

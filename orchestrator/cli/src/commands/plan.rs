@@ -23,8 +23,8 @@ use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::policy::plan::{Plan, Relaxed, choose, relax};
 use lacuna_orchestrator::policy::ways::{Best, Question, Way, all_schemes, best, table, ways};
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::Setting;
-use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
 
 /// Workers that are planned with where nobody says how many.

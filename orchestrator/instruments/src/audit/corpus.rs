@@ -11,8 +11,8 @@ use crate::error::Result;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::local::Local;
-use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::{Finished, Predictor, Setting};
 
 /// Of the prompts of an audit.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use lacuna_wire::HostTensor;
 
-use super::attacks::words::Accuracy;
+use super::attacks::counting::Accuracy;
 use super::attacks::{Material, rows, strip, tiles, tokens, words};
 use super::prompts::QUESTIONS;
 use super::ridge;

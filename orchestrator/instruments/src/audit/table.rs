@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::attacks::words::Accuracy;
+use super::attacks::counting::Accuracy;
 use super::score::Score;
 
 /// What one attack recovered.

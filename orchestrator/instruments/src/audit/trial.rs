@@ -24,9 +24,9 @@ use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::plan::choose;
 use lacuna_orchestrator::progress::Progress;
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
-use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
 
 /// What is attacked: a name, and how the U-Net is placed; none where the policy refuses.

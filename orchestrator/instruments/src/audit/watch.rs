@@ -12,8 +12,8 @@ use lacuna_worker::Model;
 use super::view::{self, View};
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::tap::Heard;
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
-use lacuna_orchestrator::schemes::registry::Options;
 use lacuna_orchestrator::schemes::resident::{Resident, places};
 use lacuna_orchestrator::schemes::{Scheme, Sizes};
 

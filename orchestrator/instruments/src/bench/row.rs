@@ -10,9 +10,9 @@ use super::subject::{Output, Session};
 use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::fleet::tally::Traffic;
 use lacuna_orchestrator::pipeline::Step;
+use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::count::{Count, once};
 use lacuna_orchestrator::schemes::local::Local;
-use lacuna_orchestrator::schemes::registry::Options;
 
 /// One case's sessions.
 pub struct Row {

@@ -7,9 +7,9 @@ use clap::Parser;
 use crate::error::{Error, Result};
 use crate::evaluation::record::{self, GIVEN};
 use lacuna_orchestrator::arguments::size::parse_size;
+use lacuna_orchestrator::schemes::Options as _;
 use lacuna_orchestrator::schemes::Scheme;
 use lacuna_orchestrator::schemes::local::Local;
-use lacuna_orchestrator::schemes::registry::Options as _;
 use lacuna_orchestrator::schemes::spec::Spec;
 
 /// A scheme with options, such as `resident:wire=f16;workers=2`.

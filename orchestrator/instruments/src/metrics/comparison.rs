@@ -8,12 +8,13 @@ use anyhow::bail;
 use burn::tensor::Device;
 use serde::Serialize;
 
+use super::folder::Fault;
 use super::folder::{Folder, Pair};
 use super::frechet::frechet_distance;
 use super::inception::{FEATURES, InputResize};
 use super::kid::kernel_distance;
 use super::lpips::Net;
-use super::measure::{Fault, Mean, PairMetrics, PairValues};
+use super::measure::{Mean, PairMetrics, PairValues};
 use super::metric::Metric;
 use super::networks::{Given, MetricArguments, Wanted};
 use super::sets::{Network, SetFeatures};

@@ -4,11 +4,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::measure::Fault;
 use crate::error::{Error, Result};
 
 /// Endings of the files that count as pictures, in small letters.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// A picture or pair that could not be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The file, or the name of the pair.
+    pub picture: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
 
 /// The picture files of a folder, not of those inside it, by their names without ending.
 #[derive(Clone, Debug)]

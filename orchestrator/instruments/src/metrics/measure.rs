@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::decode::Rgb8;
-use super::folder::Pair;
+use super::folder::{Fault, Pair};
 use super::lpips::Lpips;
 use super::psnr::psnr;
 use super::ssim::ssim;
@@ -15,15 +15,6 @@ use crate::error::{Error, Result};
 
 /// Pairs that are in memory at once, for each core.
 const PAIRS: usize = 2;
-
-/// A picture or pair that could not be measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The file, or the name of the pair.
-    pub picture: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
 
 /// Which metrics of pairs are wanted.
 #[derive(Clone, Copy, Default)]

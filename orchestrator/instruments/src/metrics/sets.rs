@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use super::decode::Rgb8;
+use super::folder::Fault;
 use super::frechet::FeatureStatistics;
-use super::measure::{Fault, read};
+use super::measure::read;
 use crate::error::Result;
 
 /// Pictures of one call of the feature network.

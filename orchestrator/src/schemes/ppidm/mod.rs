@@ -28,7 +28,7 @@ use lacuna_model::whole::Whole;
 use lacuna_protocol::placement::Wire;
 
 use super::count::Count;
-use super::registry::Options;
+use super::scheme::Options;
 use super::{Exposure, Placed, Predictor, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;

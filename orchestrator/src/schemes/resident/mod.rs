@@ -36,7 +36,7 @@ use lacuna_model::whole::Whole;
 use lacuna_protocol::placement::{Latents, Placement, Prompt, SelfAttention, Wire, Wires};
 
 use super::count::Count;
-use super::registry::Options;
+use super::scheme::Options;
 use super::{Exposure, Predictor, Rules, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;

@@ -1,5 +1,6 @@
 //! What an attacker makes of the views of one provider.
 //!
+//! - [`counting`]: right answers, and what guessing gets.
 //! - [`rows`]: its own rows, pixel by pixel.
 //! - [`strip`]: the whole picture, and the prompt, from its strips of the feature maps.
 //! - [`tokens`]: the whole picture from everybody's keys and values.
@@ -8,6 +9,7 @@
 //!
 //! Every attack learns from the first runs, which are the attacker's own, and is scored on the others.
 
+pub mod counting;
 pub mod rows;
 pub mod strip;
 pub mod tiles;

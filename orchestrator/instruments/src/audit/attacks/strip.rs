@@ -3,7 +3,7 @@
 use lacuna_wire::HostTensor;
 
 use super::Material;
-use super::words::Accuracy;
+use super::counting::{Accuracy, largest, most_frequent};
 use crate::audit::prompts::QUESTIONS;
 use crate::audit::ridge::Gram;
 use crate::error::Result;
@@ -118,12 +118,6 @@ impl Features {
     }
 }
 
-/// Where the largest value is.
-pub fn largest(values: &[f32]) -> usize {
-    let best = values.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    best.map_or(0, |(at, _)| at)
-}
-
 /// How many answers to each question are right, and how many the training runs' most frequent answer gets
 /// right.
 pub fn accuracy(material: &Material<'_>, answers: &[Answers]) -> Vec<Accuracy> {
@@ -142,25 +136,4 @@ pub fn accuracy(material: &Material<'_>, answers: &[Answers]) -> Vec<Accuracy> {
         }
     };
     (0..QUESTIONS.len()).map(of_question).collect()
-}
-
-/// The most frequent of `words`, the first by the alphabet of several.
-pub fn most_frequent<'a>(words: &[&'a str]) -> Option<&'a str> {
-    let mut sorted = words.to_vec();
-    sorted.sort_unstable();
-    let runs = sorted.chunk_by(|a, b| a == b);
-    let longest = runs.rev().max_by_key(|run| run.len());
-    longest.map(|run| run[0])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_most_frequent_word_wins() {
-        assert_eq!(most_frequent(&["b", "a", "b", "c"]), Some("b"));
-        assert_eq!(most_frequent(&["b", "a"]), Some("a"));
-        assert_eq!(most_frequent(&[]), None);
-    }
 }

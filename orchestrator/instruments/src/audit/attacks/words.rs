@@ -3,25 +3,15 @@
 use std::collections::BTreeMap;
 
 use lacuna_wire::HostTensor;
-use serde::Serialize;
 
 use super::Material;
-use super::strip::{largest, most_frequent};
+use super::counting::{Accuracy, largest, most_frequent};
 use crate::audit::corpus::Run;
 use crate::audit::ridge::Linear;
 use crate::error::Result;
 
 /// The start token comes before the first word.
 const FIRST: usize = 1;
-
-/// Shares of the words that say something of the picture.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Accuracy {
-    /// That were recovered.
-    pub right: f64,
-    /// That the most frequent word at each position gets right.
-    pub chance: f64,
-}
 
 /// One word of a prompt, as the provider has it.
 struct Sample<'a> {
