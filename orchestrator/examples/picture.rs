@@ -23,7 +23,12 @@ async fn main() -> lacuna_orchestrator::Result<()> {
     let (model, prompt, file) = (next("assets/demo-model"), next(PROMPT), next("picture.png"));
 
     let device = OpenDevice::cpu();
-    let pipeline = Arc::new(Pipeline::open(Path::new(&model), None, &device.device)?);
+    let pipeline = Arc::new(Pipeline::open(
+        Path::new(&model),
+        None,
+        &[],
+        &device.device,
+    )?);
     let sampling = Sampling {
         scheduler: None,
         steps: 20,

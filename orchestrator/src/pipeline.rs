@@ -9,7 +9,7 @@ use lacuna_model::device::is_cpu;
 use lacuna_model::host::OnDevice;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::{UNet, UNetConfig};
-use lacuna_model::weights::{Checkpoint, Library, Stored, Weights, list};
+use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, list};
 use lacuna_wire::HostTensor;
 
 use crate::corrections;
@@ -89,16 +89,23 @@ pub struct Step {
 }
 
 impl Pipeline {
-    /// Opens every part of a diffusers model directory and checks that they are whole and fit each other.
+    /// Opens every part of a diffusers model directory, and `adapters` of its U-Net, and checks that they are whole and
+    /// fit each other.
     ///
     /// # Errors
     /// Each names the file, key or tensor that is missing, damaged or not supported.
-    pub fn open(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
+    pub fn open(
+        dir: &Path,
+        variant: Option<&str>,
+        adapters: &[AdapterFile],
+        device: &Device,
+    ) -> Result<Self> {
         let dir = ModelDir::open(dir)?;
         dir.check_variant(variant)?;
         let config = UNetConfig::from_file(&dir.unet.join("config.json"))?;
         let checkpoint = Checkpoint::open(&dir.unet, Library::Diffusers, variant)?;
         let unet = Stored::new(config.build(), checkpoint)?;
+        let unet = unet.with_adapters(AdapterFile::open_all(adapters)?)?;
         let pipeline = Self {
             tokenizer: ClipTokenizer::load(&dir.tokenizer)?,
             text_encoder: ClipTextEncoder::open(&dir.text_encoder, variant)?,

@@ -24,7 +24,7 @@ pub fn model(name: &str) -> Arc<Model> {
     static MODELS: Mutex<BTreeMap<String, Arc<Model>>> = Mutex::new(BTreeMap::new());
     let load = || {
         let dir = model_dir(name).join("unet");
-        Arc::new(Model::load(&dir, None, &OpenDevice::cpu().device).unwrap())
+        Arc::new(Model::load(&dir, None, &[], &OpenDevice::cpu().device).unwrap())
     };
     let mut models = MODELS.lock().unwrap();
     models.entry(name.to_owned()).or_insert_with(load).clone()
@@ -51,9 +51,18 @@ impl RunningWorker {
         Self::start_draining(name, options, Duration::ZERO).await
     }
 
+    /// Starts a worker that holds `model`.
+    pub async fn of(model: Arc<Model>, options: &Options) -> Self {
+        let service = Service::new(model, &OpenDevice::cpu(), options).unwrap();
+        Self::serving(service, Duration::ZERO).await
+    }
+
     /// Starts one that waits for open sessions for `drain` when it is told to stop.
     pub async fn start_draining(name: &str, options: &Options, drain: Duration) -> Self {
-        let service = service(name, options);
+        Self::serving(service(name, options), drain).await
+    }
+
+    async fn serving(service: Service, drain: Duration) -> Self {
         let (listener, url) = listen().await;
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async move {

@@ -64,7 +64,7 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
     let scheme = tests::scheme::scheme(scheme, &options);
     let overheard = spawn_blocking(move || {
         let device = OpenDevice::cpu().device;
-        let pipeline = Pipeline::open(&model_dir(NAME), None, &device).unwrap();
+        let pipeline = Pipeline::open(&model_dir(NAME), None, &[], &device).unwrap();
         let unet = pipeline.unet();
         let weights = pipeline.load_unet(&list(unet)).unwrap();
         let context = pipeline.encode("a cat", "", true).unwrap();

@@ -333,7 +333,7 @@ fn an_unused_tensor_leaves_the_digest_as_it_is() {
 fn a_variant_is_read_where_it_is_and_nowhere_else() {
     let copy = ModelCopy::of("sd1");
     copy.rename(TEXT, "text_encoder/model.fp16.safetensors");
-    let open = |variant| Pipeline::open(copy.path(), variant, &Device::flex()).map(drop);
+    let open = |variant| Pipeline::open(copy.path(), variant, &[], &Device::flex()).map(drop);
     open(Some("fp16")).unwrap();
     let error = open(Some("bf16")).unwrap_err().to_string();
     assert_names(&error, &["--variant bf16", "no part"]);
@@ -370,7 +370,7 @@ fn shards_of_a_variant_are_found_by_either_name_of_their_index() {
 
 #[test]
 fn parts_that_do_not_fit_are_refused_when_they_are_opened() {
-    let open = |copy: &ModelCopy| Pipeline::open(copy.path(), None, &Device::flex()).map(drop);
+    let open = |copy: &ModelCopy| Pipeline::open(copy.path(), None, &[], &Device::flex()).map(drop);
     let copy = ModelCopy::of("sd1");
     copy.set(
         "tokenizer/tokenizer_config.json",

@@ -14,7 +14,7 @@ use tests::reference::psnr;
 const PROMPT_TOKENS: usize = 77;
 
 fn pipeline(name: &str) -> Pipeline {
-    Pipeline::open(&model_dir(name), None, &OpenDevice::cpu().device).unwrap()
+    Pipeline::open(&model_dir(name), None, &[], &OpenDevice::cpu().device).unwrap()
 }
 
 /// PSNR of what two latents decode to, before it is rounded to bytes.

@@ -266,7 +266,7 @@ async fn the_house_takes_it_as_it_takes_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let fleet = FleetConfig::from_file(&fleet_file(folder.path(), &urls)).unwrap();
     let device = OpenDevice::cpu().device;
-    let pipeline = Arc::new(Pipeline::open(&model_dir(NAME), None, &device).unwrap());
+    let pipeline = Arc::new(Pipeline::open(&model_dir(NAME), None, &[], &device).unwrap());
     let unet = pipeline.unet();
     let sampling = Sampling {
         scheduler: None,

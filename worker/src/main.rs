@@ -14,7 +14,7 @@ use clap::builder::RangedU64ValueParser;
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::survey::PROMPT_TOKENS;
-use lacuna_model::weights::Checkpoint;
+use lacuna_model::weights::{AdapterFile, Checkpoint};
 use lacuna_model::{selftest, speed};
 use lacuna_worker::bounds::{MAX_BATCH, MAX_SIDE};
 use lacuna_worker::{Model, Options, Service, serve, serve_while_loading};
@@ -36,6 +36,10 @@ struct Arguments {
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
+    /// A low-rank adapter of the U-Net (LoRA), with its strength behind a colon if that is not 1; repeat it for several.
+    /// Whoever computes here must give the same.
+    #[arg(long, env = "LACUNA_LORA", value_name = "FILE[:STRENGTH]")]
+    lora: Vec<AdapterFile>,
     /// Where to listen.
     #[arg(long, env = "LACUNA_LISTEN", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
@@ -169,7 +173,7 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
             dir.display()
         );
     }
-    let model = Model::load(&dir, arguments.variant.as_deref(), target)
+    let model = Model::load(&dir, arguments.variant.as_deref(), &arguments.lora, target)
         .with_context(|| format!("cannot load the U-Net in {}", dir.display()))?;
     tracing::info!(
         parameters = model.parameters(),

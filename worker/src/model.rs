@@ -9,7 +9,7 @@ use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
 use lacuna_model::unet::{Layer, UNet, UNetConfig};
-use lacuna_model::weights::{Checkpoint, Library, Stored, Weights, list};
+use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, list};
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
 use lacuna_protocol::{Error, Result};
@@ -53,17 +53,19 @@ impl Model {
         }
     }
 
-    /// Loads a U-Net from its directory of a diffusers model (`config.json` and safetensors).
+    /// Loads a U-Net from its directory of a diffusers model (`config.json` and safetensors), with `adapters`.
     ///
     /// # Errors
-    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`], [`Stored::new`] and [`Stored::load`].
+    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`], [`AdapterFile::open_all`], [`Stored::new`] and [`Stored::load`].
     pub fn load(
         dir: &Path,
         variant: Option<&str>,
+        adapters: &[AdapterFile],
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
         let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
         let stored = Stored::new(unet, Checkpoint::open(dir, Library::Diffusers, variant)?)?;
+        let stored = stored.with_adapters(AdapterFile::open_all(adapters)?)?;
         let weights = stored.load(target)?;
         Ok(Self::new(stored.layers().clone(), weights))
     }

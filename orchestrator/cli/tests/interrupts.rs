@@ -29,7 +29,7 @@ struct Workers {
 impl Workers {
     async fn start() -> Self {
         let device = OpenDevice::cpu();
-        let unet = Model::load(&model().join("unet"), None, &device.device).unwrap();
+        let unet = Model::load(&model().join("unet"), None, &[], &device.device).unwrap();
         let unet = Arc::new(unet);
         let folder = tempfile::tempdir().unwrap();
         let (mut services, mut fleet) = (Vec::new(), String::new());

@@ -39,7 +39,7 @@ fn certified() -> (String, ServerConfig) {
 /// A worker of this process, without TLS.
 async fn worker(model: &Path) -> SocketAddr {
     let device = OpenDevice::cpu();
-    let model = Model::load(&model.join("unet"), None, &device.device).unwrap();
+    let model = Model::load(&model.join("unet"), None, &[], &device.device).unwrap();
     let service = Service::new(Arc::new(model), &device, &Options::default()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

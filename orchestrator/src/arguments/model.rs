@@ -9,6 +9,7 @@ use lacuna_model::config::ConfigReader;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::selftest;
 use lacuna_model::unet::UNetConfig;
+use lacuna_model::weights::AdapterFile;
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -30,6 +31,10 @@ pub struct ModelArguments {
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     pub variant: Option<String>,
+    /// A low-rank adapter of the U-Net (LoRA, safetensors in the names of diffusers or PEFT), with its strength behind a
+    /// colon if that is not 1; repeat it for several. Workers must be started with the same.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    pub lora: Vec<AdapterFile>,
     /// auto, cpu or wgpu: where your own part is computed, and workers started here.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub device: DeviceChoice,
@@ -110,6 +115,7 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
         let pipeline = Pipeline::open(
             &arguments.model,
             arguments.variant.as_deref(),
+            &arguments.lora,
             &device.device,
         )
         .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;

@@ -169,11 +169,12 @@ fn open(arguments: &Arguments) -> anyhow::Result<(Trial, OpenDevice)> {
     let ModelArguments {
         model,
         variant,
+        lora,
         device,
         allow_software,
     } = &arguments.model;
     let device = device::open(*device, *allow_software)?;
-    let pipeline = Pipeline::open(model, variant.as_deref(), &device.device)
+    let pipeline = Pipeline::open(model, variant.as_deref(), lora, &device.device)
         .with_context(|| format!("cannot load the model {}", model.display()))?;
     let size = Size {
         train: arguments.prompts,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use lacuna_instruments::bench::asked::SubjectArguments;
 use lacuna_instruments::bench::case::Combinations;
 use lacuna_instruments::bench::process::Workers;
-use lacuna_instruments::bench::subject::{Subject, SubjectArguments};
+use lacuna_instruments::bench::subject::Subject;
 use lacuna_instruments::bench::{Bench, Report, plot, table};
 use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::limits;

@@ -1,12 +1,12 @@
 //! `lacuna workers`: how the workers are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
 use lacuna_model::unet::UNetConfig;
-use lacuna_model::weights::{Checkpoint, Library, Stored};
+use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored};
 use lacuna_protocol::session::Info;
 use tokio::task::spawn_blocking;
 
@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
+    /// A low-rank adapter that they should hold; repeat it for several.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora: Vec<AdapterFile>,
 }
 
 /// Runs the command.
@@ -42,7 +45,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.way.fleet(arguments.fleet.required()?)?;
     let wanted = match arguments.model {
         Some(model) => {
-            Some(spawn_blocking(move || digest(model, arguments.variant.as_deref())).await??)
+            let (variant, lora) = (arguments.variant, arguments.lora);
+            Some(spawn_blocking(move || digest(&model, variant.as_deref(), &lora)).await??)
         }
         None => None,
     };
@@ -82,12 +86,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Digest of the U-Net of a model.
-fn digest(model: PathBuf, variant: Option<&str>) -> anyhow::Result<String> {
+fn digest(model: &Path, variant: Option<&str>, lora: &[AdapterFile]) -> anyhow::Result<String> {
     let folder = model.join("unet");
     let digest = || {
         let unet = UNetConfig::from_file(&folder.join("config.json"))?.build();
         let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
-        Ok::<_, lacuna_model::Error>(Stored::new(unet, checkpoint)?.digest()?.to_owned())
+        let unet = Stored::new(unet, checkpoint)?;
+        let unet = unet.with_adapters(AdapterFile::open_all(lora)?)?;
+        Ok::<_, lacuna_model::Error>(unet.digest()?.to_owned())
     };
     digest().with_context(|| format!("cannot read the model {}", model.display()))
 }

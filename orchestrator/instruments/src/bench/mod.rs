@@ -1,5 +1,6 @@
 //! Schemes, wires and numbers of workers side by side, over a link: what `lacuna bench` times.
 //!
+//! - [`asked`]: what is to be timed, as the command line says it.
 //! - [`subject`]: what is timed: a model's picture, or U-Net calls of random weights.
 //! - [`case`]: the combinations, one for each row.
 //! - [`process`]: workers in this process or in their own, and what memory they take.
@@ -7,6 +8,7 @@
 //! - [`table`]: the rows as text.
 //! - [`plot`]: the rows as a drawing.
 
+pub mod asked;
 pub mod case;
 pub mod plot;
 pub mod process;

@@ -15,7 +15,8 @@ use lacuna_worker::Model;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::subject::{Subject, SubjectArguments, UNetArguments};
+use super::asked::{SubjectArguments, UNetArguments};
+use super::subject::Subject;
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::{FleetConfig, WorkerConfig};
 use lacuna_orchestrator::fleet::local::LocalWorkers;

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
 use burn::tensor::Device;
-use clap::Args;
-use lacuna_model::device::{self, DeviceChoice, OpenDevice};
+use lacuna_model::device::{self, OpenDevice};
 use lacuna_model::host::OnDevice;
 use lacuna_model::layers::Parameter;
 use lacuna_model::survey::PROMPT_TOKENS;
@@ -16,15 +14,15 @@ use lacuna_model::unet::UNet;
 use lacuna_model::weights::{Weights, list};
 use lacuna_model::whole::{AddedConditioning, Conditioning, Whole};
 use lacuna_wire::HostTensor;
-use lacuna_worker::Model;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
+use super::asked::{SubjectArguments, UNetArguments, USUAL_SIDE, WEIGHTS_SEED};
 use super::case::Case;
 use crate::error::{Error, Result};
-use lacuna_orchestrator::arguments::model::{self, ModelArguments, unet_config};
-use lacuna_orchestrator::arguments::sampling::{DEFAULT_GUIDANCE, parse_seed};
-use lacuna_orchestrator::arguments::size::{PIXELS_PER_LATENT, PictureSize};
+use lacuna_orchestrator::arguments::model::{self};
+use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
+use lacuna_orchestrator::arguments::size::PIXELS_PER_LATENT;
 use lacuna_orchestrator::fleet::Fleet;
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::limits;
@@ -33,143 +31,10 @@ use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling, Step, go_on};
 use lacuna_orchestrator::schemes::{Finished, Predictor, Setting};
 
-/// Which U-Net, and how it is called.
-#[derive(Args, Clone, Debug)]
-pub struct SubjectArguments {
-    /// Whose calls.
-    #[command(flatten)]
-    pub unet: UNetArguments,
-    #[command(flatten)]
-    size: PictureSize,
-    /// The older name of half of --size, in latents.
-    #[arg(long, hide = true, conflicts_with_all = ["size", "height"])]
-    rows: Option<usize>,
-    /// The older name of half of --size, in latents.
-    #[arg(long, hide = true, conflicts_with_all = ["size", "width"])]
-    columns: Option<usize>,
-    /// Random weights: batch entries of one call; guidance takes two.
-    #[arg(long, default_value_t = 2, conflicts_with = "model")]
-    batch: usize,
-    /// Random weights: calls of one session, on samples that change slowly, as a sampler's do.
-    #[arg(long, default_value_t = 3, conflicts_with = "model")]
-    calls: usize,
-    /// With --model: sampler steps of the picture.
-    #[arg(
-        long,
-        default_value_t = 50,
-        requires = "model",
-        conflicts_with = "config"
-    )]
-    steps: usize,
-    /// With --model: what to see.
-    #[arg(
-        long,
-        requires = "model",
-        conflicts_with = "config",
-        default_value = "a large red circle above a small blue square on a yellow background"
-    )]
-    prompt: String,
-    /// With --model: guidance scale; 1 or less turns guidance off [default: what the model recommends,
-    /// else 7.5].
-    #[arg(long, requires = "model", conflicts_with = "config")]
-    guidance: Option<f32>,
-    /// Of the noise; the weights, where they are random, are always the same.
-    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = parse_seed)]
-    seed: u64,
-}
-
-/// Where a U-Net's weights come from, and where it is computed.
-#[derive(Args, Clone, Debug)]
-pub struct UNetArguments {
-    /// sd15, sdxl, or a U-Net's config.json; its weights are random. SDXL's take 10 GB.
-    #[arg(long, default_value = "sd15")]
-    pub config: PathBuf,
-    /// A diffusers model directory, such as assets/demo-model: times whole pictures in place of random weights.
-    #[arg(short, long, conflicts_with = "config")]
-    pub model: Option<PathBuf>,
-    /// Weight file variant of the model, e.g. fp16.
-    #[arg(long, requires = "model", conflicts_with = "config")]
-    pub variant: Option<String>,
-    /// auto, cpu or wgpu.
-    #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
-    pub device: DeviceChoice,
-    /// Accept a GPU that is emulated in software (llvmpipe).
-    #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
-    pub allow_software: bool,
-}
-
-/// Pixels of a side of the picture whose latents random weights are called on, where nobody says.
-const USUAL_SIDE: usize = 512;
-/// Random weights are always of this seed, so that processes agree on them.
-const WEIGHTS_SEED: u64 = 0;
 /// Radians from one call's sample to the next: a sampler of 50 steps goes a quarter turn, from noise to latents.
 const TURN: f32 = std::f32::consts::FRAC_PI_2 / 50.0;
 /// Timesteps of the calls of random weights: the first, and how far apart they are.
 const TIMESTEPS: [f64; 2] = [500.0, 20.0];
-
-impl SubjectArguments {
-    /// What can be refused before anything is loaded.
-    pub fn check(&self) -> Result<()> {
-        for (flag, value) in [
-            ("--rows", self.rows),
-            ("--columns", self.columns),
-            ("--batch", Some(self.batch)),
-            ("--calls", Some(self.calls)),
-            ("--steps", Some(self.steps)),
-        ] {
-            value.map_or(Ok(()), |n| limits::check(flag, n, limits::COUNT))?;
-        }
-        // A model's own pixels per latent are known once it is read, and are no fewer.
-        let [columns, rows] = self
-            .pixels(1)
-            .map(|side| side.map_or(1, |n| n.div_ceil(PIXELS_PER_LATENT)));
-        limits::check_latents("--batch and --size", [self.batch, rows, columns])?;
-        match &self.unet.model {
-            Some(model) => Ok(model::check_model(&self.unet.with_model(model.clone()))?),
-            None => Ok(()),
-        }
-    }
-
-    /// Columns and rows of the picture in pixels, where they are given; latents are of `pixels` each.
-    fn pixels(&self, pixels: usize) -> [Option<usize>; 2] {
-        let [width, height] = self.size.sides();
-        let of = |latents: Option<usize>| latents.map(|n| n.saturating_mul(pixels));
-        [width.or(of(self.columns)), height.or(of(self.rows))]
-    }
-}
-
-impl UNetArguments {
-    fn with_model(&self, model: PathBuf) -> ModelArguments {
-        ModelArguments {
-            model,
-            variant: self.variant.clone(),
-            device: self.device,
-            allow_software: self.allow_software,
-        }
-    }
-
-    /// The U-Net alone, with the device it is on: what a worker holds.
-    ///
-    /// # Errors
-    /// A config, weights or a device that cannot be had.
-    pub fn load(&self) -> anyhow::Result<(Model, OpenDevice)> {
-        let device = device::open(self.device, self.allow_software)?;
-        let model = match &self.model {
-            Some(dir) => Model::load(&dir.join("unet"), self.variant.as_deref(), &device.device)?,
-            None => {
-                let unet = self.read_config()?;
-                let weights = Weights::random(&unet, WEIGHTS_SEED, &device.device)?;
-                Model::new(unet, weights)
-            }
-        };
-        Ok((model, device))
-    }
-
-    fn read_config(&self) -> anyhow::Result<UNet> {
-        let config = unet_config(&self.config, || self.config.clone());
-        Ok(config.context("cannot read the U-Net's config")?.build())
-    }
-}
 
 /// What every session computes: the same calls from the same noise.
 pub struct Subject {

@@ -1,13 +1,16 @@
 //! Weights on a device, by name; checked against the layers that need them.
 //!
 //! - [`Checkpoint`]: the weight files of one network.
+//! - [`Adapter`]: a small change of them.
 //! - [`Stored`]: a network with its files, of which nothing is loaded.
 //! - [`Weights`]: what of them is loaded.
 
+mod adapter;
 mod checkpoint;
 mod file;
 mod stored;
 
+pub use adapter::{Adapter, AdapterFile};
 pub use checkpoint::{Checkpoint, Library};
 pub use stored::Stored;
 
@@ -66,18 +69,29 @@ impl Weights {
         checkpoint: &Checkpoint,
         target: impl Into<Target>,
     ) -> Result<Self> {
-        let target = target.into();
         checkpoint.check_part(parameters)?;
+        let read = |name: &str| checkpoint.read(name);
+        Self::of_read(parameters, read, checkpoint.digest()?, target)
+    }
+
+    /// `parameters` as `read` gives them, under a digest.
+    fn of_read(
+        parameters: &[Parameter],
+        read: impl Fn(&str) -> Result<HostTensor>,
+        digest: &str,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
+        let target = target.into();
         let mut tensors = HashMap::with_capacity(parameters.len());
         for parameter in parameters {
-            let host = checkpoint.read(&parameter.name)?;
+            let host = read(&parameter.name)?;
             let weight = Weight::place(parameter.table, host, &target)?;
             tensors.insert(parameter.name.clone(), weight);
         }
         Ok(Self {
             tensors,
             device: target.device,
-            digest: checkpoint.digest()?.to_owned(),
+            digest: digest.to_owned(),
         })
     }
 
@@ -124,11 +138,6 @@ impl Weights {
     /// [`Checkpoint::digest`]).
     pub fn digest(&self) -> &str {
         &self.digest
-    }
-
-    /// The same under the digest of what is computed with them.
-    pub(crate) fn identified_by(self, digest: String) -> Self {
-        Self { digest, ..self }
     }
 
     /// Where the weights are.

@@ -4,15 +4,18 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::adapter::{Adapter, check_all, merge_all};
 use super::{Checkpoint, Weights, list};
 use crate::device::Target;
 use crate::error::Result;
 use crate::layers::{Parameter, Parameters};
+use lacuna_wire::HostTensor;
 
 /// A network's layers, with files that were checked to hold their parameters.
 pub struct Stored<L> {
     layers: L,
     checkpoint: Checkpoint,
+    adapters: Vec<Adapter>,
     digest: OnceLock<String>,
 }
 
@@ -27,8 +30,33 @@ impl<L: Parameters> Stored<L> {
         Ok(Self {
             layers,
             checkpoint,
+            adapters: Vec::new(),
             digest: OnceLock::new(),
         })
+    }
+
+    /// The same with `adapters`, which are merged into the weights when they are loaded, one after the other.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`](crate::Error::UnknownTensor) for a layer that there is none of,
+    /// [`WrongShape`](lacuna_wire::Error::WrongShape) for one of other sizes.
+    pub fn with_adapters(self, adapters: Vec<Adapter>) -> Result<Self> {
+        check_all(&self, &adapters)?;
+        Ok(Self {
+            adapters,
+            digest: OnceLock::new(),
+            ..self
+        })
+    }
+
+    /// One parameter, adapters included.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
+        let mut weight = self.checkpoint.read(name)?;
+        merge_all(&self.adapters, name, &mut weight);
+        Ok(weight)
     }
 
     /// The layers.
@@ -36,8 +64,8 @@ impl<L: Parameters> Stored<L> {
         &self.layers
     }
 
-    /// Identifies what is computed: the weights, and what of the arithmetic they do not tell
-    /// ([`Parameters::arithmetic`]).
+    /// Identifies what is computed: the weights, what of the arithmetic they do not tell
+    /// ([`Parameters::arithmetic`]), and the adapters.
     ///
     /// # Errors
     /// As [`Checkpoint::digest`].
@@ -47,13 +75,16 @@ impl<L: Parameters> Stored<L> {
         }
         let weights = self.checkpoint.digest()?;
         let arithmetic = self.layers.arithmetic();
-        let digest = match arithmetic.as_str() {
-            "" => weights.to_owned(),
-            told => {
-                let mut hasher =
-                    blake3::Hasher::new_derive_key("lacuna 2026-11 model: weights, arithmetic");
+        let digest = match (arithmetic.as_str(), self.adapters.as_slice()) {
+            ("", []) => weights.to_owned(),
+            (told, adapters) => {
+                let context = "lacuna 2026-11 model: weights, arithmetic, adapters";
+                let mut hasher = blake3::Hasher::new_derive_key(context);
                 hasher.update(weights.as_bytes());
-                hasher.update(told.as_bytes());
+                hasher.update(blake3::hash(told.as_bytes()).as_bytes());
+                for adapter in adapters {
+                    hasher.update(adapter.digest().as_bytes());
+                }
                 hasher.finalize().to_hex().to_string()
             }
         };
@@ -77,9 +108,8 @@ impl<L: Parameters> Stored<L> {
         parameters: &[Parameter],
         target: impl Into<Target>,
     ) -> Result<Weights> {
-        let digest = self.digest()?.to_owned();
-        let weights = Weights::load_part(parameters, &self.checkpoint, target)?;
-        Ok(weights.identified_by(digest))
+        self.checkpoint.check_part(parameters)?;
+        Weights::of_read(parameters, |name| self.read(name), self.digest()?, target)
     }
 
     /// Checks that every value of `parameters` is finite, as loading them will.
@@ -101,7 +131,6 @@ mod tests {
     use crate::layers::Linear;
     use crate::ops;
     use burn::tensor::{Device, Tensor};
-    use lacuna_wire::HostTensor;
 
     /// Two linear maps.
     struct Pair([Linear; 2]);

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use lacuna_model::device::is_cpu;
 use tokio::task::spawn_blocking;
 
-use super::Arguments;
+use super::arguments::Arguments;
 use lacuna_orchestrator::cost::time::{Source, Speeds};
 use lacuna_orchestrator::error::Result;
 use lacuna_orchestrator::fleet::config::FleetConfig;
@@ -96,7 +96,12 @@ impl Before<'_> {
             self.policy.file.display()
         );
         let seen = foretell(&ledger, self.policy, &Policy::private()?);
-        Ok(std::iter::once(title).chain(seen).collect())
+        let adapters = match self.arguments.model.lora.is_empty() {
+            true => None,
+            false => Some("whoever runs a worker holds the adapters (--lora), too".to_owned()),
+        };
+        let lines = std::iter::once(title).chain(seen);
+        Ok(lines.chain(adapters).collect())
     }
 
     /// What a picture takes by this and by the other ways.

@@ -1,94 +1,30 @@
 //! `lacuna generate`: a prompt to pictures.
 
+mod arguments;
 mod before;
 mod noises;
 mod picture;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use clap::Args;
 use lacuna_model::memory;
 use tokio::task::spawn_blocking;
 
+pub use arguments::Arguments;
+use arguments::check;
 use before::Before;
-use lacuna_orchestrator::arguments::fleet::FleetArguments;
-use lacuna_orchestrator::arguments::model::{ModelArguments, check_model, load};
-use lacuna_orchestrator::arguments::sampling::SamplingArguments;
-use lacuna_orchestrator::arguments::scheme::SchemeArguments;
-use lacuna_orchestrator::arguments::size::PictureSize;
-use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
-use lacuna_orchestrator::arguments::terms::TermsArguments;
-use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::arguments::model::load;
+use lacuna_orchestrator::error::Error;
 use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::interrupt;
-use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::console::{Console, note};
-use lacuna_orchestrator::output::{Outputs, write_whole};
+use lacuna_orchestrator::output::write_whole;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::report::Report;
 use noises::Noises;
 use picture::Run;
-
-/// Arguments of `lacuna generate`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:
-  lacuna generate \"a large red circle above a small blue square on a yellow background\"
-  lacuna generate -m MODEL -p \"a lighthouse at dusk\" -n blurry --seed 7 --steps 30 -o lighthouse.png
-  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --policy private --report report.json
-  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display")]
-pub struct Arguments {
-    /// What to see; or --prompt.
-    #[arg(value_name = "PROMPT", required_unless_present = "prompt")]
-    words: Option<String>,
-    /// What to see.
-    #[arg(short, long, allow_hyphen_values = true, conflicts_with = "words")]
-    prompt: Option<String>,
-    /// Where to write the picture, a PNG; several are numbered. - is the standard output.
-    #[arg(short, long, value_name = "FILE", default_value = "lacuna.png")]
-    out: PathBuf,
-    /// Number of pictures.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    count: usize,
-    /// Leave prompt, negative prompt, seed and settings out of the picture's file, which has them as text.
-    #[arg(long)]
-    no_metadata: bool,
-    #[command(flatten)]
-    model: ModelArguments,
-    #[command(flatten)]
-    sampling: SamplingArguments,
-    #[command(flatten)]
-    size: PictureSize,
-    /// DDIM's amount of fresh noise, 0 to 1.
-    #[arg(
-        long,
-        default_value_t = 0.0,
-        allow_negative_numbers = true,
-        help_heading = "Sampling"
-    )]
-    eta: f32,
-    #[command(flatten)]
-    scheme: SchemeArguments,
-    #[command(flatten)]
-    terms: TermsArguments,
-    #[command(flatten)]
-    speed: SpeedArguments,
-    #[command(flatten)]
-    compute: ComputeArguments,
-    #[command(flatten)]
-    workers: FleetArguments,
-    /// Initial noise, a safetensors file, in place of the seed's.
-    #[arg(long, value_name = "FILE", help_heading = "Sampling")]
-    latents: Option<PathBuf>,
-    /// Where to keep the final latents.
-    #[arg(long, value_name = "FILE")]
-    save_latents: Option<PathBuf>,
-    /// Where to write what it took and who saw what, as JSON.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-}
 
 /// Runs the command.
 ///
@@ -226,59 +162,6 @@ async fn pictures(
 /// A seed that is short enough to be typed: of more bits torch takes the lower 32.
 fn random_seed() -> u64 {
     rand::random::<u32>().into()
-}
-
-impl Arguments {
-    fn prompt(&self) -> &str {
-        let words = self.prompt.as_deref().or(self.words.as_deref());
-        words.unwrap_or_default()
-    }
-
-    /// Where nobody else computes, nothing is asked of workers or of the way to them.
-    fn check_workers(&self) -> Result<()> {
-        let flags = [
-            ("--fleet", self.workers.file().is_some()),
-            ("--workers", self.workers.number().is_some()),
-            ("--insecure", self.terms.way.insecure),
-            ("--measure", self.compute.measure),
-        ];
-        match flags.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) if !self.scheme.scheme.needs_workers() => Err(Error::Request(format!(
-                "{flag}: the scheme {} has no workers; leave it out",
-                self.scheme.scheme.name()
-            ))),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What can be refused before anything is loaded. Gives the files that will be written.
-fn check(arguments: &Arguments) -> Result<Outputs> {
-    limits::check("--count", arguments.count, limits::PICTURES)?;
-    arguments.workers.check()?;
-    arguments.check_workers()?;
-    arguments.sampling.check()?;
-    let mut outputs = Outputs::default();
-    let count = arguments.count;
-    outputs.add_ending("--out", &arguments.out, count, "png")?;
-    if let Some(path) = &arguments.save_latents {
-        outputs.add("--save-latents", path, count)?;
-    }
-    if let Some(path) = &arguments.report {
-        outputs.add("--report", path, 1)?;
-    }
-    outputs.reads("--model", &arguments.model.model);
-    let inputs = [
-        ("--fleet", arguments.workers.file()),
-        ("--policy", arguments.terms.policy.as_deref()),
-        ("--latents", arguments.latents.as_deref()),
-    ];
-    for (flag, path) in inputs {
-        path.into_iter().for_each(|path| outputs.reads(flag, path));
-    }
-    outputs.check()?;
-    check_model(&arguments.model)?;
-    Ok(outputs)
 }
 
 async fn encode(

@@ -2,7 +2,7 @@
 
 use lacuna_wire::HostTensor;
 
-use super::Arguments;
+use super::arguments::Arguments;
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::pipeline::{Pipeline, read_latents};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use burn::tensor::Tensor;
 use lacuna_wire::HostTensor;
 
-use super::Arguments;
+use super::arguments::Arguments;
 use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::error::Result;
 use lacuna_orchestrator::generator::{Event, Generator, Made, Request};

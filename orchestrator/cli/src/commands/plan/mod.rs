@@ -1,73 +1,19 @@
 //! `lacuna plan`: home or cloud? What a picture takes by every way that a policy allows, which way is best for
 //! what, and what the policy's rules cost.
 
-use burn::tensor::Device;
-use clap::Args;
-use lacuna_model::device::{self, DeviceChoice};
-use lacuna_model::survey::PROMPT_TOKENS;
-use lacuna_model::unet::UNet;
+mod arguments;
+
+use lacuna_model::device::{self};
 use serde::Serialize;
 
-use lacuna_orchestrator::arguments::fleet::FleetArguments;
-use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
-use lacuna_orchestrator::arguments::size::SizeArguments;
-use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
-use lacuna_orchestrator::arguments::terms::TermsArguments;
+pub use arguments::Arguments;
 use lacuna_orchestrator::cost::time::{Seconds, Speeds};
-use lacuna_orchestrator::error::{Error, Result};
-use lacuna_orchestrator::fleet::config::FleetConfig;
-use lacuna_orchestrator::limits;
-use lacuna_orchestrator::memory;
+use lacuna_orchestrator::error::Error;
 use lacuna_orchestrator::output::console::{Console, print};
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::policy::plan::{Plan, Relaxed, choose, relax};
 use lacuna_orchestrator::policy::ways::{Best, Question, Way, all_schemes, best, table, ways};
-use lacuna_orchestrator::schemes::Options;
-use lacuna_orchestrator::schemes::Setting;
-use lacuna_orchestrator::schemes::resident::Resident;
-
-/// Workers that are planned with where nobody says how many.
-const IMAGINED: usize = 4;
-
-/// Arguments of `lacuna plan`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:
-  lacuna plan --policy private --workers 4
-  lacuna plan --fleet fleet.toml --measure --model MODEL --size 512x768")]
-pub struct Arguments {
-    #[command(flatten)]
-    terms: TermsArguments,
-    #[command(flatten)]
-    size: SizeArguments,
-    /// Sampler steps of a picture.
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
-    /// Guidance scale; 1 or less turns guidance off, and halves the work [default: 7.5].
-    #[arg(long, conflicts_with = "batch")]
-    guidance: Option<f32>,
-    #[command(flatten)]
-    workers: FleetArguments,
-    #[command(flatten)]
-    speed: SpeedArguments,
-    #[command(flatten)]
-    compute: ComputeArguments,
-    /// Your memory, in 10^9 bytes [default: what is free here].
-    #[arg(long, value_name = "GB")]
-    memory_gb: Option<f64>,
-    /// auto, cpu or wgpu: where your own part would be computed.
-    #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
-    device: DeviceChoice,
-    /// Accept a GPU that is emulated in software (llvmpipe).
-    #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
-    allow_software: bool,
-    /// Print every exchange of a U-Net call, too.
-    #[arg(long)]
-    verbose: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
 
 /// A plan as JSON.
 #[derive(Serialize)]
@@ -191,65 +137,6 @@ fn call(plan: &Plan) -> Call<'_> {
         bytes_down,
         round_trips: plan.count.round_trips(),
         ledger: &plan.ledger,
-    }
-}
-
-impl Arguments {
-    fn fleet(&self) -> Result<FleetConfig> {
-        self.workers.check()?;
-        match self.workers.file() {
-            Some(path) if self.compute.measure => self.terms.way.fleet(path),
-            // Nobody is reached: it needs neither tokens nor a safe way.
-            Some(path) => FleetConfig::to_plan_with(path),
-            None => FleetConfig::imagined(self.imagined()),
-        }
-    }
-
-    /// Workers where no file lists them, each of a provider of its own.
-    fn imagined(&self) -> usize {
-        self.workers.number().unwrap_or(IMAGINED)
-    }
-
-    fn setting(&self, unet: &UNet) -> anyhow::Result<Setting> {
-        limits::check("--steps", self.steps, limits::COUNT)?;
-        let guidance = self.guidance.unwrap_or(DEFAULT_GUIDANCE);
-        if !guidance.is_finite() {
-            let reason = format!("--guidance {guidance}: it must be a number");
-            return Err(Error::Request(reason).into());
-        }
-        let guided = guidance > 1.0;
-        let scheme = Resident::default().scheme();
-        let latents = self.size.latents(if guided { 2 } else { 1 })?;
-        Ok(Setting::new(scheme, unet, latents, PROMPT_TOKENS))
-    }
-
-    /// Bytes that are free at home; none where that is not known.
-    fn memory(&self, device: &Device) -> Result<Option<u64>> {
-        match self.memory_gb {
-            Some(gigabytes) if gigabytes.is_finite() && gigabytes > 0.0 => {
-                Ok(Some((gigabytes * 1e9) as u64))
-            }
-            Some(gigabytes) => Err(Error::Request(format!(
-                "--memory-gb {gigabytes}: it must be above zero"
-            ))),
-            None => Ok(device::is_cpu(device).then(memory::available).flatten()),
-        }
-    }
-
-    fn title(&self, setting: &Setting, policy: &Policy) -> Result<String> {
-        let pixels = self.size.pixels()?;
-        let [batch, rows, columns] = setting.sizes.latents;
-        let (width, height) = (columns * pixels, rows * pixels);
-        let workers = match self.workers.file() {
-            Some(path) => format!("the workers of {}", path.display()),
-            None => format!("{} workers, each of a provider of its own", self.imagined()),
-        };
-        Ok(format!(
-            "a picture of {width}x{height}, {}: {} U-Net calls of batch {batch}; {workers}; policy {}",
-            self.size.model.display(),
-            self.steps,
-            policy.file.display()
-        ))
     }
 }
 
