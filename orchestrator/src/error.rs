@@ -283,6 +283,16 @@ impl Error {
         }
     }
 
+    /// The same with other advice, where a policy's refusal has some.
+    pub(crate) fn advising(mut self, other: impl FnOnce() -> String) -> Self {
+        if let Self::Policy { advice, .. } = &mut self
+            && !advice.is_empty()
+        {
+            *advice = other();
+        }
+        self
+    }
+
     /// Whether it is a worker's doing, and not that of what was asked for.
     pub fn is_of_a_worker(&self) -> bool {
         let no_failover = matches!(self, Self::NoFailover { .. });

@@ -251,7 +251,7 @@ impl Line {
     /// end.
     ///
     /// # Errors
-    /// [`Error::WorkerUnreachable`], [`Error::WorkerSilent`], [`Error::WorkerToken`],
+    /// [`Error::WorkerUnreachable`], [`Error::WorkerSilent`], [`Error::WorkerSlow`], [`Error::WorkerToken`],
     /// [`Error::WorkerRefused`], [`Error::WorkerReply`] or [`Error::Interrupted`].
     pub async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
         interrupt::unless_asked(self.deliver(request, limit)).await

@@ -128,25 +128,10 @@ impl<'a> Failover<'a> {
         let ledger = Ledger::foresee(unet, setting, config, &self.past)?;
         let lost = self.roster.has_lost();
         match policy {
-            Some(policy) => policy
-                .check(setting, &ledger)
-                .map_err(|error| match error {
-                    Error::Policy {
-                        policy,
-                        rule,
-                        reason,
-                        advice,
-                    } => Error::Policy {
-                        advice: match lost && !advice.is_empty() {
-                            true => advice_after_loss(&ledger),
-                            false => advice,
-                        },
-                        policy,
-                        rule,
-                        reason,
-                    },
-                    other => other,
-                })?,
+            Some(policy) => policy.check(setting, &ledger).map_err(|error| match lost {
+                true => error.advising(|| advice_after_loss(&ledger)),
+                false => error,
+            })?,
             None if ledger.most_rows() > self.most_rows + SLACK => {
                 let reason = format!(
                     "a provider would see {:.1} % of the rows where {:.1} % was the most; give --policy \

@@ -4,7 +4,7 @@
 //! `winograd`), [`norm`], [`activation`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. [`stats`] are group statistics that
-//! merge exactly; [`ssim`] has the loops of the metric, [`allocator`] a setting.
+//! merge exactly; [`sparse`] multiplies few features; [`ssim`] has the loops of the metric, [`allocator`] a setting.
 //!
 //! Slices come in and vectors go out, and this is the only crate with `unsafe` code. Sizes that do not
 //! agree with the slices are refused by a panic; sizes of zero are defined: nothing in, nothing out.
@@ -21,6 +21,7 @@ mod matmul;
 pub mod norm;
 pub mod simd;
 mod sizes;
+pub mod sparse;
 pub mod ssim;
 pub mod stats;
 mod winograd;

@@ -1,0 +1,24 @@
+//! Additive shares of features: what the scheme `blind` will stand on, without a layer, a tensor or a worker.
+//!
+//! A feature is quantised to an integer and split into a mask and what is left of it modulo a power of two. Each of two
+//! workers gets one of the two, multiplies it with public weights and returns rounded products modulo another power of
+//! two. Their sum is the product of the feature: whoever has one share alone has words that are uniform whatever the
+//! feature is.
+//!
+//! - [`precision`]: how many bits everything has.
+//! - [`stream`]: masks from keys that are used once.
+//! - [`pack`]: words of any width as bytes.
+//! - [`split`]: a tensor of features to shares and carries.
+//! - [`join`]: the workers' products to the layer's output.
+//! - [`error`]: everything that can go wrong.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod join;
+pub mod pack;
+pub mod precision;
+pub mod split;
+pub mod stream;
+
+pub use error::{Error, Result};
+pub use precision::Precision;

@@ -1,0 +1,289 @@
+//! A tensor of features to a share and carries.
+//!
+//! With a step size `D` a feature `x` is the integer `q = round(x / D)`, and with a mask `r` of `b` bits
+//! `q = r + u + 2^b e`: `r` is one worker's share, `u` the other's, and the carry `e`, which is 0 but for few features,
+//! stays at home. `r` is uniform and unknown to whoever has `u`, so `u` is uniform whatever `q` is.
+
+use crate::error::{Error, Result};
+use crate::precision::{Precision, centre};
+
+/// The share of the features that may have a carry, `p`.
+pub const CARRIES: f64 = 0.01;
+
+/// How much of the range of products a sum may take by Cauchy and Schwarz; the rest is for rounding.
+const ROOM: f64 = 0.98;
+
+/// What of a layer's input its step size follows from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extent {
+    /// Mean of the features' absolute values.
+    pub mean: f64,
+    /// The largest norm of the features that one output is a product of: a token's, or a window's of a convolution.
+    pub largest: f64,
+    /// Number of those features, `K`.
+    pub fan_in: usize,
+}
+
+impl Extent {
+    /// Of tokens of `fan_in` features each.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`].
+    pub fn of_tokens(x: &[f32], fan_in: usize) -> Result<Self> {
+        let norms = x.chunks(fan_in.max(1)).map(|token| {
+            let squares = token.iter().map(|x| f64::from(*x).powi(2));
+            squares.sum::<f64>()
+        });
+        let largest = norms.fold(0.0, f64::max).sqrt();
+        Self::new(x, largest, fan_in)
+    }
+
+    /// Of feature maps `[B, C, H, W]` under a kernel of `kernel` rows and columns, with zeros around.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`].
+    pub fn of_windows(
+        x: &[f32],
+        [channels, rows, columns]: [usize; 3],
+        kernel: usize,
+    ) -> Result<Self> {
+        let pixels = rows * columns;
+        let mut largest = 0.0_f64;
+        for entry in x.chunks((channels * pixels).max(1)) {
+            let mut squares = vec![0.0_f64; pixels];
+            for channel in entry.chunks(pixels.max(1)) {
+                let pairs = squares.iter_mut().zip(channel);
+                pairs.for_each(|(sum, x)| *sum += f64::from(*x).powi(2));
+            }
+            let reach = kernel / 2;
+            for row in 0..rows {
+                for column in 0..columns {
+                    let across = column.saturating_sub(reach)..(column + reach + 1).min(columns);
+                    let down = row.saturating_sub(reach)..(row + reach + 1).min(rows);
+                    let window = down.map(|row| {
+                        let of_row = &squares[row * columns..][across.clone()];
+                        of_row.iter().sum::<f64>()
+                    });
+                    largest = largest.max(window.sum());
+                }
+            }
+        }
+        Self::new(x, largest.sqrt(), channels * kernel * kernel)
+    }
+
+    fn new(x: &[f32], largest: f64, fan_in: usize) -> Result<Self> {
+        let sum: f64 = x.iter().map(|x| f64::from(x.abs())).sum();
+        let mean = sum / x.len().max(1) as f64;
+        match mean.is_finite() && largest.is_finite() {
+            true => Ok(Self {
+                mean,
+                largest,
+                fan_in,
+            }),
+            false => Err(Error::NotFinite),
+        }
+    }
+
+    /// The step size `D` for `workers` workers: the least one with which no more than a share of [`CARRIES`] of the
+    /// features has a carry, and no product leaves its range. By Cauchy and Schwarz a product with a row of norm 1 is no
+    /// larger than its features' norm; rounding adds half a unit a feature to that, and one a worker.
+    pub fn step(&self, precision: Precision, workers: usize) -> f64 {
+        let carried = self.mean / (CARRIES * f64::from(1_u32 << precision.up()));
+        let range = f64::from(1_u32 << (precision.range() - 1));
+        let rounded = workers as f64 + 0.5 * (self.fan_in as f64).sqrt();
+        // Where rounding takes all of the range, as of very few bits, something is left all the same.
+        let room = (ROOM * range - rounded).max(1.0);
+        let step = carried.max(self.largest / room);
+        if step > 0.0 { step } else { 1.0 }
+    }
+}
+
+/// The features that have a carry, filled up with carries of 0: their number tells nothing, but that of the features.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carries {
+    /// Which feature each is of.
+    pub at: Vec<u32>,
+    /// How many times `2^b`.
+    pub times: Vec<i32>,
+}
+
+/// How many carries are computed with where `features` have an expected share of [`CARRIES`]: six standard deviations
+/// more. Should there be more, which happens once in 10^9 tensors, there are as many again.
+pub fn capacity(features: usize) -> usize {
+    let expected = CARRIES * features as f64;
+    (expected + 6.0 * expected.sqrt()).ceil() as usize + 8
+}
+
+/// What is left of features for the worker that has no key, and the carries.
+///
+/// # Errors
+/// [`Error::NotFinite`] for a feature that is no number of steps.
+pub fn split(
+    x: &[f32],
+    step: f64,
+    mask: &[i32],
+    precision: Precision,
+) -> Result<(Vec<i32>, Carries)> {
+    let bits = precision.up();
+    let mut share = Vec::with_capacity(x.len());
+    // A place for each, so that which of them have a carry decides over no branch.
+    let mut at = vec![0_u32; x.len() + 1];
+    let mut times = vec![0_i32; x.len() + 1];
+    let (mut found, mut wrong) = (0, false);
+    let per_step = 1.0 / step;
+    for (i, (x, mask)) in x.iter().zip(mask).enumerate() {
+        let steps = (f64::from(*x) * per_step).round();
+        // 2^40 steps are far beyond any product's range.
+        wrong |= steps.is_nan() || steps.abs() >= (1_u64 << 40) as f64;
+        let left = steps as i64 - i64::from(*mask);
+        let part = centre(left, bits);
+        let carry = (left - part) >> bits;
+        share.push(part as i32);
+        at[found] = i as u32;
+        times[found] = carry as i32;
+        found += usize::from(carry != 0);
+    }
+    if wrong {
+        return Err(Error::NotFinite);
+    }
+    let room = capacity(x.len()) * found.div_ceil(capacity(x.len())).max(1);
+    at.truncate(found);
+    times.truncate(found);
+    at.resize(room, 0);
+    times.resize(room, 0);
+    Ok((share, Carries { at, times }))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::stream::{KEY, Key, Place};
+
+    fn place(step: u32) -> Place {
+        Place {
+            step,
+            call: 0,
+            layer: 0,
+            half: 0,
+            attempt: 0,
+        }
+    }
+
+    /// Numbers as features are: many small, some large.
+    fn features(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let one = |_| {
+            let sum: f32 = (0..6).map(|_| rng.random_range(-1.0..1.0_f32)).sum();
+            sum * sum.abs()
+        };
+        (0..n).map(one).collect()
+    }
+
+    #[test]
+    fn shares_and_carries_are_the_features() {
+        let x = features(5000, 1);
+        for precision in [Precision::SPEED, Precision::QUALITY] {
+            let bits = precision.up();
+            let step = Extent::of_tokens(&x, 50).unwrap().step(precision, 2);
+            let mask = Key::received([3; KEY])
+                .mask(place(0), x.len(), bits)
+                .unwrap();
+            let (share, carries) = split(&x, step, &mask, precision).unwrap();
+            let mut sum: Vec<i64> = mask
+                .iter()
+                .zip(&share)
+                .map(|(r, u)| i64::from(r + u))
+                .collect();
+            for (at, times) in carries.at.iter().zip(&carries.times) {
+                sum[*at as usize] += i64::from(*times) << bits;
+            }
+            for (x, sum) in x.iter().zip(sum) {
+                assert!((f64::from(*x) / step - sum as f64).abs() <= 0.5 + 1e-6);
+            }
+            let half = 1 << (bits - 1);
+            assert!(share.iter().all(|u| (-half..half).contains(u)));
+        }
+    }
+
+    #[test]
+    fn few_features_have_a_carry_and_how_many_is_not_told() {
+        for seed in 0..20 {
+            let x = features(20_000, seed);
+            let extent = Extent {
+                largest: 0.0,
+                ..Extent::of_tokens(&x, 100).unwrap()
+            };
+            let step = extent.step(Precision::SPEED, 2);
+            let mask = Key::received([seed as u8; KEY])
+                .mask(place(0), x.len(), 12)
+                .unwrap();
+            let (_, carries) = split(&x, step, &mask, Precision::SPEED).unwrap();
+            let found = carries.times.iter().filter(|times| **times != 0).count();
+            // As many as are expected, within five standard deviations.
+            assert!((130..270).contains(&found), "{found}");
+            assert_eq!(carries.times.len(), capacity(x.len()));
+            assert_eq!(carries.at.len(), carries.times.len());
+        }
+    }
+
+    /// The share of one and the same tensor is uniform over fresh keys: of 16 values of its upper bits each comes up as
+    /// often as any other, for a small feature and for the largest.
+    #[test]
+    fn a_share_is_uniform_whatever_the_feature_is() {
+        let mut x = vec![0.0, 1e-3, 1.0];
+        x.extend(features(200, 5));
+        let step = Extent::of_tokens(&x, x.len())
+            .unwrap()
+            .step(Precision::SPEED, 2);
+        let mut counts = vec![[0_u32; 16]; x.len()];
+        let keys = 4096_u32;
+        for i in 0..keys {
+            let mask = Key::received([1; KEY]).mask(place(i), x.len(), 12).unwrap();
+            let (share, _) = split(&x, step, &mask, Precision::SPEED).unwrap();
+            let of = counts.iter_mut().zip(share);
+            of.for_each(|(counts, u)| counts[((u + 2048) >> 8) as usize] += 1);
+        }
+        let expected = f64::from(keys) / 16.0;
+        for counts in counts {
+            let chi = counts.map(|n| (f64::from(n) - expected).powi(2) / expected);
+            // Of 15 degrees of freedom; beyond 50 once in 10^5 features.
+            assert!(chi.iter().sum::<f64>() < 50.0, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_has_the_norm_of_all_that_a_kernel_sees() {
+        // Two channels of 3x4: ones, but for a two in a corner.
+        let mut x = vec![1.0; 24];
+        x[0] = 2.0;
+        let extent = Extent::of_windows(&x, [2, 3, 4], 3).unwrap();
+        // Around the second pixel of the second row: nine pixels of two channels, one of them a two.
+        assert_eq!(extent.largest, 21.0_f64.sqrt());
+        assert_eq!(extent.fan_in, 18);
+        assert_eq!(extent.mean, 25.0 / 24.0);
+        let tokens = Extent::of_tokens(&[3.0, 4.0, 0.0, 1.0], 2).unwrap();
+        assert_eq!((tokens.largest, tokens.mean), (5.0, 2.0));
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused_and_nothing_is_no_division_by_zero() {
+        assert_eq!(Extent::of_tokens(&[f32::NAN], 1), Err(Error::NotFinite));
+        assert_eq!(
+            Extent::of_tokens(&[f32::INFINITY], 1),
+            Err(Error::NotFinite)
+        );
+        let none = Extent::of_tokens(&[0.0; 8], 4)
+            .unwrap()
+            .step(Precision::SPEED, 2);
+        let (share, carries) = split(&[0.0; 8], none, &[5; 8], Precision::SPEED).unwrap();
+        assert_eq!(share, [-5; 8]);
+        assert!(carries.times.iter().all(|times| *times == 0));
+        assert_eq!(
+            split(&[1e30], 1.0, &[0], Precision::SPEED),
+            Err(Error::NotFinite)
+        );
+    }
+}
