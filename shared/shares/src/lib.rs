@@ -10,9 +10,11 @@
 //! - [`pack`]: words of any width as bytes.
 //! - [`split`]: a tensor of features to shares and carries.
 //! - [`join`]: the workers' products to the layer's output.
+//! - [`check`]: whether a worker multiplied as it should have.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod error;
 pub mod join;
 pub mod pack;
