@@ -186,7 +186,7 @@ pub enum Error {
     },
     /// A worker holds another model.
     #[error(
-        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files"
+        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora"
     )]
     WorkerModel {
         /// Its address.

@@ -131,7 +131,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let loading = TcpListener::from_std(socket.try_clone()?)?;
     let listener = TcpListener::from_std(socket)?;
     let prepared = tokio::task::spawn_blocking(move || prepare(arguments));
-    let service = serve_while_loading(loading, prepared).await???;
+    let mut stop = Box::pin(stop);
+    let service = tokio::select! {
+        service = serve_while_loading(loading, prepared) => service???,
+        // What reads and loads is of no use to anybody, and would be waited for.
+        () = &mut stop => std::process::exit(0),
+    };
     tracing::info!("ready on http://{address}");
     serve(listener, service, stop, drain).await?;
     tracing::info!("stopped");

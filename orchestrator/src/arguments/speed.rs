@@ -9,6 +9,7 @@ use crate::cost::time::{Source, Sources, Speeds};
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::link::Link;
+use crate::memory;
 use crate::schemes::Sizes;
 
 /// How fast the connection is, for a plan.
@@ -120,7 +121,9 @@ impl ComputeArguments {
         sizes: &Sizes,
     ) -> Result<Speeds> {
         let mut speeds = self.given(link, fleet)?;
-        if self.user_gflops.is_none() {
+        // Weights are made, placed and repacked: nobody is to run out of memory by a question.
+        let room = memory::available().is_none_or(|free| 3 * speed::memory(unet) < free);
+        if self.user_gflops.is_none() && room {
             speeds.user_gflops = speed::gflops(unet, sizes.latents, sizes.tokens, device)?;
             speeds.sources.user = Source::Measured;
         }

@@ -14,8 +14,8 @@ pub type WithoutEffect = &'static [(&'static str, &'static str)];
 /// The largest whole number that is taken for a size; vocabularies have some 10^5 entries.
 const LARGEST: u64 = 1 << 20;
 
-/// Most layers of a kind; the largest models have less than a hundred.
-const MOST_LAYERS: usize = 1000;
+/// Most layers of a kind; the largest models have less.
+const MOST_LAYERS: usize = 100;
 
 /// A config's keys, taken out one by one; what is left at the end is unknown.
 ///
@@ -168,7 +168,7 @@ impl ConfigReader {
         }
     }
 
-    /// That a key's numbers of layers, of which all are made when the config is read, are from 1 to 1000.
+    /// That a key's numbers of layers, of which all are made when the config is read, are from 1 to 100.
     ///
     /// # Errors
     /// [`Error::UnsupportedConfig`].
@@ -315,14 +315,14 @@ mod tests {
             assert!(error.to_string().ends_with("(at most 1048576)"), "{error}");
         }
         assert_eq!(r.or("d", 1).unwrap(), 1 << 20);
-        for layers in [vec![0], vec![2, 1001]] {
+        for layers in [vec![0], vec![2, 101]] {
             let error = r.check_layers("layers", &layers).unwrap_err().to_string();
             assert!(
-                error.contains("layers = [") && error.ends_with("(from 1 to 1000)"),
+                error.contains("layers = [") && error.ends_with("(from 1 to 100)"),
                 "{error}"
             );
         }
-        r.check_layers("layers", &[1, 1000]).unwrap();
+        r.check_layers("layers", &[1, 100]).unwrap();
     }
 
     #[test]

@@ -7,9 +7,10 @@ use burn::tensor::Tensor;
 use crate::device::Target;
 use crate::error::Result;
 use crate::host::OnDevice;
+use crate::layers::Parameter;
 use crate::survey::survey;
 use crate::unet::{Stage, UNet};
-use crate::weights::Weights;
+use crate::weights::{Weights, list};
 use crate::whole::{Conditioning, Whole};
 use lacuna_wire::HostTensor;
 
@@ -23,6 +24,16 @@ const SIDE: usize = 64;
 const BATCH: usize = 2;
 /// Transformer blocks of a level that are timed; the others are like them.
 const DEPTH: usize = 2;
+
+/// The most bytes that [`gflops`] takes at a time for weights.
+pub fn memory(unet: &UNet) -> u64 {
+    let parts = unet.down.iter().map(part);
+    let bytes = |part: Stage| {
+        let values: usize = list(&part).iter().map(Parameter::values).sum();
+        (values * size_of::<f32>()) as u64
+    };
+    parts.map(bytes).max().unwrap_or_default()
+}
 
 /// 10^9 operations a second, multiply and add counted as two, of a call of `unet` on latents of `[B, H, W]` with a
 /// prompt of `prompt` tokens. Of each level one residual block with its transformer is timed, of random weights; each
@@ -55,14 +66,8 @@ pub fn gflops(
     Ok(work / seconds / 1e9)
 }
 
-/// Operations a second of the last residual block of `stage` and the transformer behind it.
-fn rate(
-    unet: &UNet,
-    stage: &Stage,
-    [batch, rows, columns]: [usize; 3],
-    prompt: usize,
-    target: &Target,
-) -> Result<f64> {
+/// The last residual block of a stage, and the transformer behind it.
+fn part(stage: &Stage) -> Stage {
     let mut part = stage.clone();
     part.resample = None;
     part.resnets.drain(..part.resnets.len().saturating_sub(1));
@@ -71,6 +76,18 @@ fn rate(
     part.transformers
         .iter_mut()
         .for_each(|t| t.blocks.truncate(DEPTH));
+    part
+}
+
+/// Operations a second of the last residual block of `stage` and the transformer behind it.
+fn rate(
+    unet: &UNet,
+    stage: &Stage,
+    [batch, rows, columns]: [usize; 3],
+    prompt: usize,
+    target: &Target,
+) -> Result<f64> {
+    let part = part(stage);
     let channels = part.resnets.first().map_or(0, |resnet| resnet.conv1.c_in);
 
     let dtype = target.precision.dtype();

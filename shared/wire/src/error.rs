@@ -39,7 +39,9 @@ pub enum Error {
         name: String,
     },
     /// A tensor does not fit the number type that it should be sent in.
-    #[error("{name} has values too large for {dtype}; choose another wire type (bf16 or f32)")]
+    #[error(
+        "{name} has values too large for {dtype}; f32 and bf16 hold more, or the model, an adapter or a setting makes them so large"
+    )]
     TooLarge {
         /// The tensor.
         name: String,

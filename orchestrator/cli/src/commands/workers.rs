@@ -33,7 +33,7 @@ pub struct Arguments {
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
     /// A low-rank adapter that they should hold; repeat it for several.
-    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    #[arg(long, value_name = "FILE[:STRENGTH]", requires = "model")]
     lora: Vec<AdapterFile>,
 }
 

@@ -46,6 +46,9 @@ pub struct UNetConfig {
     added: Option<(usize, usize)>,
 }
 
+/// Most levels: each has half of the rows of the one before, and latents have less than 2^16.
+const MOST_LEVELS: usize = 16;
+
 impl UNetConfig {
     /// Reads `config.json`.
     ///
@@ -79,6 +82,10 @@ impl UNetConfig {
             let value = json!(block_out_channels);
             let hint = "as many as there are down_block_types and up_block_types";
             return Err(keys.unsupported("block_out_channels", &value, hint));
+        }
+        if levels > MOST_LEVELS {
+            let hint = format!("at most {MOST_LEVELS} levels");
+            return Err(keys.unsupported("block_out_channels", &json!(levels), &hint));
         }
         let own_width = 4 * block_out_channels[0];
         let time_embedding_dim = keys.optional("time_embedding_dim")?.unwrap_or(own_width);
@@ -150,8 +157,9 @@ impl UNetConfig {
             ("conv_out_kernel", self.conv_out_kernel),
         ];
         for (key, kernel) in kernels {
-            if kernel % 2 == 0 {
-                return refuse(key, json!(kernel), "an odd kernel");
+            // The edges of strips are those of 3x3 kernels; nobody publishes others.
+            if kernel != 3 {
+                return refuse(key, json!(kernel), "only 3 is");
             }
         }
         keys.check_layers("layers_per_block", &self.layers_per_block)?;

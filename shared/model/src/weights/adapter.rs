@@ -23,6 +23,9 @@ const FACTORS: [[&str; 2]; 3] = [
     [".lora_down.weight", ".lora_up.weight"],
 ];
 
+/// How the names of kohya's adapters begin, and those of text encoders.
+const OTHERS: [&str; 3] = ["lora_", "text_encoder", "te_"];
+
 /// Where diffusers keeps PEFT's settings in a file.
 const SETTINGS: &str = "lora_adapter_metadata";
 
@@ -103,9 +106,23 @@ impl Adapter {
         for name in file.names() {
             let prefix = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
             let bare = prefix.unwrap_or(name);
+            let others = || {
+                bad(format!(
+                    "the tensor {} is no factor of a U-Net's layer in the names of PEFT or diffusers; those of other \
+                     tools, and of text encoders, are not supported yet",
+                    shown(name)
+                ))
+            };
+            if OTHERS.iter().any(|other| bare.starts_with(other)) {
+                return Err(others());
+            }
             if let Some(layer) = bare.strip_suffix(".alpha") {
-                let alpha = file.read(name)?.data.first().copied();
-                alphas.insert(layer.to_owned(), alpha.unwrap_or_default());
+                let [alpha] = file.read(name)?.data[..] else {
+                    return Err(bad(format!("{} is not one number", shown(name))));
+                };
+                if alphas.insert(layer.to_owned(), alpha).is_some() {
+                    return Err(bad(format!("{} is there twice", shown(name))));
+                }
                 continue;
             }
             let found = FACTORS.iter().flatten().enumerate().find_map(|(i, end)| {
@@ -113,24 +130,31 @@ impl Adapter {
                 Some((layer.to_owned(), i % 2))
             });
             let Some((layer, factor)) = found else {
-                return Err(bad(format!(
-                    "the tensor {name} is no factor of a U-Net's layer in the names of PEFT or diffusers; those of \
-                     other tools, and of text encoders, are not supported yet"
-                )));
+                return Err(others());
             };
             let both: &mut [Option<HostTensor>; 2] = factors.entry(layer).or_default();
-            both[factor] = Some(file.read(name)?);
+            if both[factor].replace(file.read(name)?).is_some() {
+                return Err(bad(format!(
+                    "{} is there twice, by another name too",
+                    shown(name)
+                )));
+            }
+        }
+        if factors.is_empty() {
+            return Err(bad("it holds no adapter".into()));
         }
         let mut changes = BTreeMap::new();
         for (layer, both) in factors {
             let [Some(down), Some(up)] = both else {
-                return Err(bad(format!("{layer} has one factor of two")));
+                return Err(bad(format!("{} has one factor of two", shown(&layer))));
             };
             let rank = down.shape.first().copied().unwrap_or_default();
             if rank == 0 || up.shape.get(1) != Some(&rank) {
                 return Err(bad(format!(
-                    "{layer}: factors of {:?} and {:?} do not fit",
-                    down.shape, up.shape
+                    "{}: factors of {:?} and {:?} do not fit",
+                    shown(&layer),
+                    down.shape,
+                    up.shape
                 )));
             }
             let alpha = alphas.remove(&layer).or(alpha_by_settings);
@@ -138,7 +162,10 @@ impl Adapter {
             changes.insert(layer, LowRank { down, up, scale });
         }
         if let Some((layer, _)) = alphas.pop_first() {
-            return Err(bad(format!("{layer} has an alpha and no factors")));
+            return Err(bad(format!(
+                "{} has an alpha and no factors",
+                shown(&layer)
+            )));
         }
         let settings = settings.map_or("", String::as_str);
         let mut digest =
@@ -165,7 +192,7 @@ impl Adapter {
             let Some(parameter) = parameter else {
                 return Err(Error::UnknownTensor {
                     origin: "the adapter".into(),
-                    name: layer.clone(),
+                    name: shown(layer),
                 });
             };
             let [rows, rest @ ..] = parameter.shape.as_slice() else {
@@ -176,7 +203,11 @@ impl Adapter {
                 && change.up.shape.iter().skip(2).all(|side| *side == 1);
             if !fits {
                 return Err(lacuna_wire::Error::WrongShape {
-                    name: format!("the adapter: {layer}, from {:?}", change.down.shape),
+                    name: format!(
+                        "the adapter: {}, from {:?}",
+                        shown(layer),
+                        change.down.shape
+                    ),
                     want: parameter.shape.clone(),
                     got: change.up.shape.clone(),
                 }
@@ -213,6 +244,11 @@ impl Adapter {
     }
 }
 
+/// A name from a file, fit to be shown: files come from anywhere.
+fn shown(name: &str) -> String {
+    name.escape_debug().to_string().chars().take(100).collect()
+}
+
 /// `alpha` by PEFT's settings, which also give the rank that they are for; none where they say nothing.
 fn alpha_of(settings: &str) -> Result<Option<f32>, String> {
     let settings: Map<String, Value> =
@@ -238,8 +274,13 @@ fn alpha_of(settings: &str) -> Result<Option<f32>, String> {
             return Err(format!("{SETTINGS}: {key} is not supported"));
         }
     }
-    let alpha = of_unet("lora_alpha").and_then(Value::as_f64);
-    Ok(alpha.map(|alpha| alpha as f32))
+    match of_unet("lora_alpha") {
+        None => Ok(None),
+        Some(alpha) => match alpha.as_f64() {
+            Some(alpha) => Ok(Some(alpha as f32)),
+            None => Err(format!("{SETTINGS}: lora_alpha is no number")),
+        },
+    }
 }
 
 /// A network's weights with adapters: which parameters they change, and how all of it is told apart.
@@ -364,7 +405,13 @@ mod tests {
         for (factors, part) in [
             (&[("lora_te_x.lora_down.weight.x", [1, 2])][..], "lora_te_x"),
             (&[(a, [1, 2])], "one factor of two"),
-            (&[("unet.a.alpha", [1, 2])], "no factors"),
+            (&[("unet.a.alpha", [1, 2])], "not one number"),
+            (
+                &[(a, [1, 2]), (b, [2, 1]), ("a.lora.down.weight", [1, 2])],
+                "there twice",
+            ),
+            (&[("unet.lora_\u{1b}[2J", [1, 2])], "unet.lora_\\u{1b}[2J"),
+            (&[], "no adapter"),
             (&[(a, [1, 2]), (b, [1, 2])], "do not fit"),
             (
                 &[

@@ -171,7 +171,7 @@ impl Checkpoint {
         match self.stray(parameters) {
             Some(name) => Err(Error::UnknownTensor {
                 origin: self.origin.clone(),
-                name: name.into(),
+                name: name.escape_debug().to_string().chars().take(100).collect(),
             }),
             None => Ok(()),
         }

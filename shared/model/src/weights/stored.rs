@@ -55,7 +55,10 @@ impl<L: Parameters> Stored<L> {
     /// As [`Checkpoint::read`].
     pub fn read(&self, name: &str) -> Result<HostTensor> {
         let mut weight = self.checkpoint.read(name)?;
-        merge_all(&self.adapters, name, &mut weight);
+        if !self.adapters.is_empty() {
+            merge_all(&self.adapters, name, &mut weight);
+            weight.check_finite(&format!("{name} with its adapters"))?;
+        }
         Ok(weight)
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use burn::tensor::Tensor;
+use lacuna_model::weights::AdapterFile;
 use lacuna_wire::HostTensor;
 
 use super::arguments::Arguments;
@@ -132,7 +133,12 @@ impl Run {
         let scheduler = sampling
             .scheduler
             .map_or("the model's own".to_owned(), |s| s.to_string());
-        vec![
+        let adapter = |file: &AdapterFile| {
+            let name = file.path.file_name().unwrap_or_default();
+            format!("{}:{}", name.to_string_lossy(), file.strength)
+        };
+        let adapters: Vec<String> = a.model.lora.iter().map(adapter).collect();
+        let mut text = vec![
             (
                 "Software",
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -146,7 +152,11 @@ impl Run {
             ("scheme", a.scheme.scheme.name().to_owned()),
             ("size", format!("{width}x{height}")),
             ("model", self.generator.pipeline.digest().to_owned()),
-        ]
+        ];
+        if !adapters.is_empty() {
+            text.push(("lora", adapters.join(", ")));
+        }
+        text
     }
 }
 
