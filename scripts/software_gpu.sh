@@ -28,7 +28,7 @@ for precision in "${precisions[@]}"; do
         RUST_LOG=info "$binaries/lacuna-worker" --model "$model" --device wgpu --allow-software --precision "$precision" \
             --listen 127.0.0.1:0 >"$scratch/worker-$i.log" 2>&1 &
         workers+=($!)
-        for _ in $(seq 600); do
+        for _ in $(seq 3000); do
             grep -q "ready on" "$scratch/worker-$i.log" && break
             kill -0 "${workers[-1]}" 2>/dev/null || { cat "$scratch/worker-$i.log"; exit 1; }
             sleep 0.1
