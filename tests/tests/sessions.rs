@@ -174,12 +174,7 @@ async fn an_idle_session_is_closed() {
     let session = caller.open().await;
     let answer = caller.run(&session, good(1, 1)).await;
     assert_eq!(answer.output(1, "0.y"), good_output(1));
-    let gone = async {
-        while worker.service.open_sessions() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    worker.is_left().await;
     let refusal = caller.run(&session, good(2, 1)).await.refusal(404);
     assert!(refusal.contains("expired"), "{refusal}");
 }

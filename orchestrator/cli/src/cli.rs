@@ -179,7 +179,7 @@ mod tests {
         let command = with_environment(Cli::command(), &words);
         let mut variables = BTreeSet::new();
         walk(command.find_subcommand("generate").unwrap(), &mut |flag| {
-            variables.extend(flag.get_env().map(std::borrow::ToOwned::to_owned));
+            variables.extend(flag.get_env().map(OsString::from));
         });
         let has = |name: &str| variables.contains(std::ffi::OsStr::new(name));
         assert!(!has("LACUNA_FLEET") && has("LACUNA_WORKERS") && has("LACUNA_STEPS"));

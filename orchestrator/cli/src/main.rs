@@ -1,5 +1,6 @@
 //! `lacuna`: pictures from a diffusion model on clouds that you do not trust.
 
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use lacuna::cli::Cli;
@@ -7,14 +8,30 @@ use lacuna::ending::{self, Ending};
 use lacuna::logging;
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_orchestrator::output::console::note;
+use tokio::runtime::Builder;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     keep_freed_pages();
     logging::start();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    // Two at least: a command may be held up by a file that never ends, and a signal must be heard then.
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(cores.max(2))
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => {
+            note(format_args!("error: cannot start threads: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> ExitCode {
     let cli = match Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(asked_or_wrong) => {

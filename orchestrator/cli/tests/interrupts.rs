@@ -114,8 +114,26 @@ async fn a_signal_is_heard_while_a_file_is_waited_for() {
             .unwrap()
             .success()
     );
-    for flag in ["--fleet", "--policy", "--latents"] {
-        let mut lacuna = Command::new("env");
+    // On one core, too, where one thread would be all that there is.
+    let one_core = ["taskset", "-c", "0"];
+    let mut tried = Command::new(one_core[0]);
+    let tried = tried.args(&one_core[1..]).arg("true").status();
+    let has_taskset = tried.is_ok_and(|status| status.success());
+    if !has_taskset {
+        println!("skipped on one core: there is no taskset, or no core 0");
+    }
+    let cores: &[&[&str]] = if has_taskset {
+        &[&[], &one_core]
+    } else {
+        &[&[]]
+    };
+    for (flag, core) in ["--fleet", "--policy", "--latents"]
+        .iter()
+        .flat_map(|flag| cores.iter().map(move |core| (flag, *core)))
+    {
+        let mut words = core.iter().chain(&["env"]);
+        let mut lacuna = Command::new(words.next().unwrap());
+        lacuna.args(words);
         lacuna.arg("--default-signal=INT,TERM,HUP");
         lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
         lacuna.args(["generate", "a", "--device", "cpu", "--model"]);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use lacuna_model::unet::{UNet, UNetConfig};
+use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 
 use super::model::unet_config;
 use crate::error::{Error, Result};
@@ -94,10 +94,7 @@ impl SizeArguments {
     pub fn latents(&self, usual: usize) -> anyhow::Result<[usize; 3]> {
         let pixels = self.pixels()?;
         let [width, height] = self.size.sides();
-        let own = self
-            .config()?
-            .sample_size
-            .map(lacuna_model::unet::SampleSize::sides);
+        let own = self.config()?.sample_size.map(SampleSize::sides);
         let side = |flag: &str, given: Option<usize>, own: Option<usize>| match (given, own) {
             (Some(side), _) => {
                 limits::check_side(flag, side, pixels)?;

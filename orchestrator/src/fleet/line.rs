@@ -33,7 +33,7 @@ struct Patience {
     word: Duration,
     /// Until it begins to send the answer's body.
     pause: Duration,
-    /// Bytes a second, both ways, that nobody is slower than who means well.
+    /// Bytes a second, both ways: whoever means well is faster.
     slowest: f64,
 }
 

@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// A tensor does not fit the number type that it should be sent in.
     #[error(
-        "{name} has values too large for {dtype}; f32 and bf16 hold more, or the model, an adapter or a setting makes them so large"
+        "{name} has values too large for {dtype}: choose bf16 or f32 as the wire type, or see what makes them so large (the model, an adapter, a setting)"
     )]
     TooLarge {
         /// The tensor.
