@@ -57,6 +57,12 @@ pub enum Error {
     /// What was asked for does not fit the model.
     #[error("{0}")]
     Request(String),
+    /// A scheme cannot compute on these workers.
+    #[error("{0}")]
+    Workers(String),
+    /// Features and their shares.
+    #[error("shares: {0}")]
+    Shares(#[from] lacuna_shares::Error),
     /// A file given by the user could not be read.
     #[error("cannot read {path}: {reason}")]
     Input {

@@ -119,6 +119,7 @@ impl Scheme for Turns {
                 kind: Kind::Conv,
                 up: of(up).collect(),
                 down: of(down).collect(),
+                ahead: 0,
                 workers_flop: operation.flop,
                 user_flop: 0,
             });

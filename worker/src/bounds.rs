@@ -53,6 +53,8 @@ enum Largest {
     Norm([usize; 4]),
     /// Of an attention: queries `[B, T, C]`, and tokens that they attend to.
     Attention([usize; 3], usize),
+    /// Of a linear map: `[B, T, D]`.
+    Linear([usize; 3]),
 }
 
 impl Bounds {
@@ -127,6 +129,51 @@ impl Bounds {
             }
         }
         Ok(())
+    }
+
+    /// The shape of a share of the input of `layer`, of so many batch entries, rows and columns (of tokens their number
+    /// and 1), which is `enlarged` before to so many rows and columns: one that the largest picture could have.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the layer and the sizes.
+    pub fn check_share(
+        &self,
+        layer: &str,
+        input: [usize; 3],
+        enlarged: Option<[usize; 2]>,
+    ) -> Result<Vec<usize>> {
+        let [batch, rows, columns] = input;
+        let wrong = |most: &dyn std::fmt::Debug| {
+            Err(Error::Invalid(format!(
+                "an input of {layer} of {input:?} (batch, rows, columns), enlarged to {enlarged:?}; for the largest \
+                 picture that this worker takes it is {most:?}"
+            )))
+        };
+        match self.layers.get(layer) {
+            Some(Largest::Conv(conv, [b, c, h, w])) => {
+                // Every row twice, but for the last where their number is odd.
+                let twice = |[to, from]: [usize; 2]| to.div_ceil(2) == from;
+                let [high, wide] = enlarged.unwrap_or([rows, columns]);
+                let doubled =
+                    enlarged.is_none() || [[high, rows], [wide, columns]].map(twice) == [true; 2];
+                let within = |(n, most): (usize, &usize)| (1..=*most).contains(&n);
+                let fits = [batch, high, wide].into_iter().zip([b, h, w]).all(within);
+                match doubled && fits {
+                    true => Ok(vec![batch, *c, rows, columns]),
+                    false => wrong(&[b, &conv.c_in, h, w]),
+                }
+            }
+            Some(Largest::Linear([b, t, d])) => {
+                let fits = (1..=*b).contains(&batch) && (1..=*t).contains(&rows) && columns == 1;
+                match fits && enlarged.is_none() {
+                    true => Ok(vec![batch, rows, *d]),
+                    false => wrong(&[b, t]),
+                }
+            }
+            _ => Err(Error::Invalid(format!(
+                "the model has no layer {layer:?} that shares are multiplied with"
+            ))),
+        }
     }
 
     /// That each piece of `work` has inputs that the largest picture could have, and that all outputs together
@@ -211,6 +258,7 @@ fn largest(unet: &UNet, latents: [usize; 3]) -> Result<(HashMap<String, Largest>
             (Kind::GroupNorm, _) => Largest::Norm(input),
             (Kind::SelfAttention, _) => Largest::Attention([b, t, c], t),
             (Kind::CrossAttention, _) => Largest::Attention([b, t, c], MAX_TOKENS),
+            (Kind::Linear, _) => Largest::Linear([b, t, c]),
             _ => continue,
         };
         most = most.max(operation.output.iter().product());

@@ -4,16 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use lacuna_protocol::session::Work;
-use lacuna_wire::HostTensor;
-use lacuna_wire::Payload;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-
-/// One request's pieces of work, with the inputs of each.
-pub type Batch = Vec<(Work, Vec<HostTensor>)>;
 
 /// A handle to the compute thread, which ends with the last handle.
 #[derive(Clone)]
@@ -22,10 +16,8 @@ pub struct Compute {
     waiting: Arc<Semaphore>,
 }
 
-struct Job {
-    batch: Batch,
-    reply: oneshot::Sender<Result<Vec<Payload>>>,
-}
+/// What is done on the thread.
+type Job = Box<dyn FnOnce(&Model) + Send>;
 
 impl Compute {
     /// Starts a thread that computes on `model`, with room for `queue` requests at a time.
@@ -33,29 +25,37 @@ impl Compute {
     /// # Errors
     /// Those of the operating system when it gives no thread.
     pub fn start(model: Arc<Model>, queue: usize) -> std::io::Result<Self> {
-        let (jobs, inbox) = channel();
+        let (jobs, inbox): (_, Receiver<Job>) = channel();
         std::thread::Builder::new()
             .name("compute".into())
-            .spawn(move || work(&model, &inbox))?;
+            .spawn(move || inbox.into_iter().for_each(|job| job(&model)))?;
         Ok(Self {
             jobs,
             waiting: Arc::new(Semaphore::new(queue)),
         })
     }
 
-    /// Computes a batch; the results are in its order.
+    /// Does `work`, when its turn comes.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the queue is full, [`Error::Invalid`] or [`Error::Compute`] when a piece
-    /// of work fails.
-    pub async fn run(&self, batch: Batch) -> Result<Vec<Payload>> {
+    /// [`Error::Busy`] when the queue is full; [`Error::Compute`] when the thread has ended; those of `work`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let _place = self
             .waiting
             .try_acquire()
             .map_err(|_| Error::Busy("too many requests wait for the device"))?;
         let (reply, result) = oneshot::channel();
+        let job = move |model: &Model| {
+            // Else the one who asked has hung up, before or meanwhile: the result has no use.
+            if !reply.is_closed() {
+                let _ = reply.send(work(model));
+            }
+        };
         self.jobs
-            .send(Job { batch, reply })
+            .send(Box::new(job))
             .map_err(|_| Error::Compute("the compute thread has ended".into()))?;
         result
             .await
@@ -63,26 +63,14 @@ impl Compute {
     }
 }
 
-fn work(model: &Model, inbox: &Receiver<Job>) {
-    while let Ok(Job { batch, reply }) = inbox.recv() {
-        if reply.is_closed() {
-            // The one who asked has hung up.
-            continue;
-        }
-        let results = batch
-            .into_iter()
-            .map(|(work, inputs)| run_caught(model, &work, inputs))
-            .collect();
-        // Nobody waits any more: the result has no use.
-        let _ = reply.send(results);
-    }
-}
-
-/// The backend panics where a GPU runs out of memory, say: that must cost one request, not the
-/// worker.
-fn run_caught(model: &Model, work: &Work, inputs: Vec<HostTensor>) -> Result<Payload> {
-    catch_unwind(AssertUnwindSafe(|| Ok(model.run(work, inputs)?))).unwrap_or_else(|panic| {
-        let (layer, reason) = (work.layer().to_owned(), reason(&*panic));
+/// What `work` on `layer` gives. The backend panics where a GPU runs out of memory, say: that must cost one request, not
+/// the worker.
+///
+/// # Errors
+/// Those of `work`; [`lacuna_model::Error::Compute`] when it panics.
+pub fn caught<T>(layer: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let (layer, reason) = (layer.to_owned(), reason(&*panic));
         Err(lacuna_model::Error::Compute { layer, reason }.into())
     })
 }

@@ -71,6 +71,12 @@ impl From<lacuna_wire::Error> for Error {
     }
 }
 
+impl From<lacuna_shares::Error> for Error {
+    fn from(error: lacuna_shares::Error) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
 impl From<lacuna_model::Error> for Error {
     fn from(error: lacuna_model::Error) -> Self {
         match error {

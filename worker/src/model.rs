@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lacuna_model::device::Target;
 use lacuna_model::host::OnDevice;
-use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Parameter};
+use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
 use lacuna_model::unet::{Layer, UNet, UNetConfig};
@@ -30,6 +30,7 @@ enum Owned {
     Conv(Conv2d),
     Norm(GroupNorm),
     Attention(Attention),
+    Linear(Linear),
 }
 
 impl Model {
@@ -42,6 +43,7 @@ impl Model {
                     Layer::Conv(conv) => Owned::Conv(conv.clone()),
                     Layer::Norm(norm) => Owned::Norm(norm.clone()),
                     Layer::Attention(attention) => Owned::Attention(attention.clone()),
+                    Layer::Linear(linear) => Owned::Linear(linear.clone()),
                 };
                 (layer.name().to_owned(), owned)
             })
@@ -148,6 +150,67 @@ impl Model {
         };
         output.check_finite(name)?;
         Ok(output)
+    }
+
+    /// The product of a layer's weights with `x`, without the bias: of a convolution's `[B, C, H, W]`, which is `enlarged`
+    /// before to so many rows and columns, or a linear map's `[B, T, D]`.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; [`Error::NoLayer`] for a layer of another kind, or what cannot be enlarged.
+    pub fn multiply(
+        &self,
+        name: &str,
+        x: HostTensor,
+        enlarged: Option<[usize; 2]>,
+    ) -> Result<HostTensor> {
+        let device = self.weights.device();
+        match (self.layers.get(name), enlarged) {
+            (Some(Owned::Conv(conv)), _) => {
+                let [b, _, h, w] = x.dims()?;
+                expect(b * h * w > 0, name, &[b, conv.c_in, h, w], &x.shape)?;
+                let mut x = x.into_device(device)?;
+                if let Some(size) = enlarged {
+                    x = ops::enlarge(x, size);
+                }
+                let y = ops::conv2d_unbiased(&self.weights, conv, x)?;
+                Ok(HostTensor::from_device(y)?)
+            }
+            (Some(Owned::Linear(linear)), None) => {
+                let [b, t, _] = x.dims()?;
+                expect(b * t > 0, name, &[b, t, linear.d_in], &x.shape)?;
+                let x: Tensor<3> = x.into_device(device)?;
+                let y = ops::linear_unbiased(&self.weights, linear, x)?;
+                Ok(HostTensor::from_device(y)?)
+            }
+            _ => Err(self.no_product(name)),
+        }
+    }
+
+    /// A layer's weights `[outputs, K]` by rows, and the number of outputs.
+    ///
+    /// # Errors
+    /// As [`Self::multiply`].
+    pub fn rows_of(&self, name: &str) -> Result<(Vec<f32>, usize)> {
+        let weight = format!("{name}.weight");
+        match self.layers.get(name) {
+            Some(Owned::Conv(conv)) => {
+                let kernel = HostTensor::from_device(self.weights.kernel(&weight)?)?;
+                Ok((kernel.data, conv.c_out))
+            }
+            Some(Owned::Linear(linear)) => {
+                let matrix = HostTensor::from_device(self.weights.matrix(&weight)?)?;
+                Ok((matrix.data, linear.d_out))
+            }
+            _ => Err(self.no_product(name)),
+        }
+    }
+
+    fn no_product(&self, name: &str) -> Error {
+        let work = match self.layers.contains_key(name) {
+            true => format!("a product with {name:?}"),
+            false => format!("{name:?}"),
+        };
+        Error::NoLayer { work }
     }
 
     fn conv(&self, layer: &Conv2d, x: HostTensor, odd: bool) -> Result<HostTensor> {

@@ -157,6 +157,7 @@ impl Service {
             .route("/v1/sessions/{id}", delete(close))
             .route("/v1/sessions/{id}/run", post(run))
             .route("/v1/sessions/{id}/advance", post(advance))
+            .route("/v1/sessions/{id}/multiply", post(multiply))
             .layer(from_fn_with_state(self.clone(), authorize))
             .layer(DefaultBodyLimit::max(self.0.info.limits.max_body_bytes));
         Router::new()
@@ -275,6 +276,16 @@ async fn advance(
     body: Bytes,
 ) -> Result<Response> {
     let read = |body: &Bytes| Ok(Request::Advance(Message::decode(body)?));
+    answer(&service, &id, body, read).await
+}
+
+/// `POST /v1/sessions/{id}/multiply`.
+async fn multiply(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response> {
+    let read = |body: &Bytes| Ok(Request::Multiply(Message::decode(body)?));
     answer(&service, &id, body, read).await
 }
 

@@ -127,7 +127,11 @@ impl Speeds {
     /// difference is saved.
     pub fn seconds(&self, count: &Count) -> Seconds {
         let [up, down] = count.total();
-        let transfer = [[up, 0], [0, down]].map(|bytes| self.link.seconds(bytes, 0));
+        let ahead = count.ahead();
+        let [up, down, ahead] =
+            [[up, 0], [0, down - ahead], [0, ahead]].map(|bytes| self.link.seconds(bytes, 0));
+        // What comes beside the way up takes time only where it takes longer.
+        let transfer = [up, down + (ahead - up).max(0.0)];
         let waits = self.link.seconds([0, 0], count.round_trips());
         let workers = self.slowest(count.workers_flop.iter().copied());
         let user = count.user_flop as f64 / (self.user_gflops * 1e9);
@@ -191,6 +195,7 @@ mod tests {
             kind: Kind::Conv,
             up: vec![1_000_000, 1_000_000],
             down: vec![1_000_000, 0],
+            ahead: 0,
             workers_flop: 0,
             user_flop: 0,
         };

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use lacuna_protocol::session::{
     AdvanceHeader, Info, OpenSession, ReplyHeader, RunHeader, SessionKind,
 };
+use lacuna_protocol::shares::{MultiplyHeader, PRODUCT, SHARE};
+use lacuna_protocol::version::SPOKEN;
+use lacuna_shares::stream::Masks;
 use lacuna_wire::{Dtype, Message, Payload};
 use reqwest::Method;
 use serde::Serialize;
@@ -31,6 +34,19 @@ pub struct Handed {
     pub size: Size,
 }
 
+/// A product of a layer's weights with a share of its input, as a worker is asked for it.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// The layer.
+    pub layer: String,
+    /// Batch entries, rows and columns of its input.
+    pub input: [usize; 3],
+    /// Rows and columns that the input is enlarged to before.
+    pub enlarged: Option<[usize; 2]>,
+    /// Bytes of the answer's words.
+    pub bytes: usize,
+}
+
 /// A connection to one worker.
 pub struct Client {
     line: Line,
@@ -38,6 +54,8 @@ pub struct Client {
     sequence: u64,
     /// What was sent to it and what it did.
     pub tally: Tally,
+    /// The stream of its shares, where it draws them from a seed.
+    pub masks: Option<Masks>,
     /// Who keeps a copy of what is sent to it: an audit.
     pub tap: Option<Tap>,
 }
@@ -51,6 +69,7 @@ impl Client {
         Ok(Self {
             line: Line::new(worker)?,
             tally: Tally::new(worker),
+            masks: None,
             tap: None,
             session: None,
             sequence: 0,
@@ -89,7 +108,7 @@ impl Client {
         picture: Option<String>,
     ) -> Result<()> {
         let (info, _) = self.info().await?;
-        let protocol = self.line.agree(&info)?;
+        let protocol = self.line.agree(&info, kind.since())?;
         self.line.check_model(&info, digest)?;
         let body = OpenSession {
             protocol,
@@ -113,7 +132,7 @@ impl Client {
     /// # Errors
     /// [`Error::WorkerProtocol`] when there is none that both sides speak.
     pub fn agree(&self, info: &Info) -> Result<u32> {
-        self.line.agree(info)
+        self.line.agree(info, SPOKEN.lowest)
     }
 
     /// That the worker holds the model of `digest`.
@@ -204,6 +223,45 @@ impl Client {
             tensors: message.tensors,
             size,
         })
+    }
+
+    /// Has the worker multiply a layer's weights with a share of its input: the one that is sent along, or the next of those
+    /// that it draws. Gives the product's words.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn multiply(
+        &mut self,
+        kind: Kind,
+        product: &Product,
+        share: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
+        self.sequence += 1;
+        let header = MultiplyHeader {
+            sequence: self.sequence,
+            layer: product.layer.clone(),
+            input: product.input,
+            enlarged: product.enlarged,
+        };
+        let share = share.map(|words| (SHARE.to_owned(), Payload::of_codes(words)));
+        let tensors: HashMap<_, _> = share.into_iter().collect();
+        let (body, size) = packed(&Message { header, tensors })?;
+        let path = self.path("multiply")?;
+        let limit = product.bytes + MARGIN;
+        let reply = self.line.send_again(&path, &body, limit).await?;
+        self.tally.count_request(kind, size);
+        let wanted = vec![(PRODUCT.to_owned(), Dtype::U8, vec![product.bytes])];
+        let (outputs, size) = self.read(&reply, wanted)?;
+        self.tally.count_reply(kind, size);
+        match outputs.into_iter().next() {
+            Some(Payload::Codes { data, .. }) => Ok(data),
+            _ => Err(self.nonsense("no words")),
+        }
+    }
+
+    /// Number of requests in the session so far.
+    pub fn asked(&self) -> u64 {
+        self.sequence
     }
 
     fn check_sequence(&self, answered: u64) -> Result<()> {

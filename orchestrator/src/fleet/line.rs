@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lacuna_protocol::session::{Info, OpenSession, Refusal, SessionOpened, TENSORS};
-use lacuna_protocol::version::SPOKEN;
+use lacuna_protocol::version::{SPOKEN, Versions};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
@@ -121,12 +121,16 @@ impl Line {
         Ok(info)
     }
 
-    /// The newest version of the protocol that the worker, by what it says of itself, and this side speak.
+    /// The newest version of the protocol that the worker, by what it says of itself, and this side speak, from `least` on.
     ///
     /// # Errors
     /// [`Error::WorkerProtocol`] when there is none.
-    pub fn agree(&self, info: &Info) -> Result<u32> {
-        let (theirs, ours) = (info.versions(), SPOKEN);
+    pub fn agree(&self, info: &Info, least: u32) -> Result<u32> {
+        let theirs = info.versions();
+        let ours = Versions {
+            lowest: least.max(SPOKEN.lowest),
+            ..SPOKEN
+        };
         ours.newest_common(theirs)
             .ok_or_else(|| Error::WorkerProtocol {
                 worker: self.worker.url.to_string(),

@@ -35,6 +35,7 @@ use std::collections::HashMap;
 
 use futures::future::{join_all, try_join_all};
 use lacuna_protocol::session::{SessionKind, Work};
+use lacuna_shares::stream::Masks;
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 use tokio::runtime::Handle;
@@ -95,6 +96,26 @@ impl Fleet {
             lanes,
             runtime: Handle::current(),
         })
+    }
+
+    /// Gives each worker the stream that its shares are drawn from, where it draws any.
+    pub fn give_masks(&mut self, masks: Vec<Option<Masks>>) {
+        let clients = self.clients.iter_mut().zip(masks);
+        clients.for_each(|(client, masks)| client.masks = masks);
+    }
+
+    /// The workers one by one, of one lane, and where to talk to them.
+    pub fn into_clients(self) -> (Vec<Client>, Handle) {
+        (self.clients, self.runtime)
+    }
+
+    /// What [`Self::into_clients`] took apart.
+    pub fn of_clients(clients: Vec<Client>, runtime: Handle) -> Self {
+        Self {
+            clients,
+            lanes: 1,
+            runtime,
+        }
     }
 
     /// Each lane as a fleet of its own.

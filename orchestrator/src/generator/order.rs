@@ -16,9 +16,6 @@ use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
 use crate::schemes::{Scheme, Setting};
 
-/// Workers that are started here where nobody says how many.
-const LOCAL_WORKERS: usize = 4;
-
 /// What is to be generated, and on what.
 pub struct Order {
     /// The model.
@@ -58,7 +55,8 @@ pub struct Ready {
 /// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows` have rows
 /// for.
 pub fn default_workers(scheme: &dyn Scheme, pipeline: &Pipeline, rows: usize) -> usize {
-    LOCAL_WORKERS.min(scheme.most_workers(pipeline.unet(), rows))
+    let most = scheme.most_workers(pipeline.unet(), rows);
+    scheme.usual_workers().min(most)
 }
 
 impl Order {

@@ -70,7 +70,7 @@ impl Ledger {
     /// `past` of the same picture have.
     ///
     /// # Errors
-    /// [`lacuna_model::Error::TooManyStrips`].
+    /// [`lacuna_model::Error::TooManyStrips`]; [`crate::Error::Workers`].
     pub fn foresee(
         unet: &UNet,
         setting: &Setting,
@@ -78,6 +78,7 @@ impl Ledger {
         past: &[Tally],
     ) -> Result<Self> {
         let n = fleet.workers.len();
+        setting.scheme.check_fleet(&setting.sizes, fleet)?;
         let seen = setting.scheme.seen(unet, &setting.sizes, n)?;
         let workers = fleet.workers.iter().zip(&seen);
         let workers = workers.map(|(w, seen)| (w.provider.as_str(), w.url.as_str(), seen));

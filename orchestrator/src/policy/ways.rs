@@ -65,8 +65,8 @@ pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
     for scheme in &question.schemes {
         match question.fill_in(scheme) {
             Ok(setting) => ways.push(question.way(setting)?),
-            // The picture has not enough rows for the workers.
-            Err(Error::Model(lacuna_model::Error::TooManyStrips { .. })) => {}
+            // The picture has not enough rows for the workers, or the scheme is for other workers.
+            Err(Error::Model(lacuna_model::Error::TooManyStrips { .. }) | Error::Workers(_)) => {}
             Err(error) => return Err(error),
         }
     }

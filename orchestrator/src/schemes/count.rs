@@ -13,6 +13,8 @@ pub struct Counted {
     pub up: Vec<usize>,
     /// Bytes of tensors that each worker hands out.
     pub down: Vec<usize>,
+    /// Of those, bytes that do not wait for what goes up, and come down beside it.
+    pub ahead: usize,
     /// Work of all workers until the next exchange, multiply and add counted as two.
     pub workers_flop: u64,
     /// Work of the user, likewise.
@@ -49,6 +51,7 @@ impl Count {
         for exchange in &mut self.exchanges {
             let bytes = exchange.up.iter_mut().chain(&mut exchange.down);
             bytes.for_each(|bytes| *bytes *= lanes);
+            exchange.ahead *= lanes;
             exchange.workers_flop *= times;
             exchange.user_flop *= times;
         }
@@ -72,6 +75,11 @@ impl Count {
         self.exchanges.iter().fold([0, 0], |[up, down], e| {
             [up + sum(&e.up), down + sum(&e.down)]
         })
+    }
+
+    /// Bytes of tensors from all workers that come down beside what goes up.
+    pub fn ahead(&self) -> u64 {
+        self.exchanges.iter().map(|e| e.ahead as u64).sum()
     }
 
     /// Most bytes of tensors that a worker hands out at once.

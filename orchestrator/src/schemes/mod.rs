@@ -15,8 +15,10 @@
 //! The schemes themselves:
 //! - [`local`]: everything on the user's device.
 //! - [`ppidm`]: the paper's: layers cut into strips and sent to workers.
+//! - [`blind`]: ours: workers multiply shares of features, and learn nothing.
 //! - [`resident`]: ours: workers keep their strips for a whole step.
 
+pub mod blind;
 pub mod count;
 pub mod local;
 pub mod plausible;

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use clap::builder::PossibleValue;
 use clap::{ArgMatches, Command};
 
+use super::blind::Blind;
 use super::local::Local;
 use super::ppidm::Ppidm;
 use super::resident::Resident;
 use super::{Options, Scheme};
 
 /// The schemes, in the order in which a comparison shows them. A new one is a line here.
-pub static SCHEMES: [Entry; 3] = [
+pub static SCHEMES: [Entry; 4] = [
     Entry::of::<Local>(),
     Entry::of::<Resident>(),
+    Entry::of::<Blind>(),
     Entry::of::<Ppidm>(),
 ];
 
@@ -125,7 +127,7 @@ mod tests {
             assert_eq!(scheme.name(), entry.name);
         }
         assert!(find(DEFAULT).is_some() && find("residnt").is_none());
-        assert_eq!(super::names(), "local, resident and ppidm");
+        assert_eq!(super::names(), "local, resident, blind and ppidm");
     }
 
     #[test]

@@ -101,6 +101,11 @@ pub trait Scheme: Debug + Send + Sync {
         true
     }
 
+    /// How many workers it has where nobody says.
+    fn usual_workers(&self) -> usize {
+        4
+    }
+
     /// The largest number of workers that can share latents of `rows`.
     fn most_workers(&self, _unet: &UNet, _rows: usize) -> usize {
         MAX_WORKERS
@@ -150,6 +155,14 @@ pub trait Scheme: Debug + Send + Sync {
     /// # Errors
     /// [`lacuna_model::Error::TooManyStrips`].
     fn seen(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<Vec<Seen>>;
+
+    /// That the workers of `fleet` are such as it can compute on.
+    ///
+    /// # Errors
+    /// [`crate::Error::Workers`].
+    fn check_fleet(&self, _sizes: &Sizes, _fleet: &FleetConfig) -> Result<()> {
+        Ok(())
+    }
 
     /// Counts the first two calls of a picture on `workers` workers. The first makes the prompt's keys and values,
     /// which stay, and may send whole what later calls send the changes of; all later ones are like the second.

@@ -11,8 +11,8 @@ use crate::parts::{Projection, TimeEmbedding, Transformer, TransformerBlock};
 
 /// Computes the operations of a U-Net over its own idea of a feature map.
 ///
-/// Only [`Self::norm_conv`], [`Self::enter`] and [`Self::attentions`] have bodies: they are compositions that an
-/// executor may do in one exchange, by overriding them.
+/// Only [`Self::norm_conv`], [`Self::upsample_conv`], [`Self::enter`] and [`Self::attentions`] have bodies: they are
+/// compositions that an executor may do in one exchange, by overriding them.
 pub trait Executor {
     /// A feature map, `[B, C, H, W]`. Cloning is cheap.
     type Feature: Clone;
@@ -78,6 +78,17 @@ pub trait Executor {
         x: &Self::Feature,
         like: &Self::Feature,
     ) -> Result<Self::Feature, Self::Error>;
+
+    /// A convolution of what [`Self::upsample`] gives: the way to a finer level.
+    fn upsample_conv(
+        &mut self,
+        conv: &Conv2d,
+        x: &Self::Feature,
+        like: &Self::Feature,
+    ) -> Result<Self::Feature, Self::Error> {
+        let x = self.upsample(x, like)?;
+        self.conv(conv, &x)
+    }
 
     /// `[B, C, H, W] -> [B, H W, C]`.
     fn to_tokens(&mut self, x: &Self::Feature) -> Result<Self::Tokens, Self::Error>;

@@ -42,7 +42,17 @@ pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
 /// # Errors
 /// [`TensorError::MissingTensor`] when `weights` lacks the layer.
 pub fn conv2d(weights: &Weights, layer: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>> {
-    convolve(weights, layer, x, layer.padding, false)
+    let bias = weights.vector(&format!("{}.bias", layer.name))?;
+    convolve(weights, layer, x, bias, (layer.padding, false))
+}
+
+/// [`conv2d`] without the bias.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_unbiased(weights: &Weights, layer: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>> {
+    let like = weights.vector(&format!("{}.bias", layer.name))?;
+    convolve(weights, layer, x, like.zeros_like(), (layer.padding, false))
 }
 
 /// `layer` over rows that bring their own neighbours, with the layer's own padding only left and
@@ -57,18 +67,18 @@ pub fn conv2d_of_strip(
     x: Tensor<4>,
     odd: bool,
 ) -> Result<Tensor<4>> {
-    convolve(weights, layer, x, 0, odd)
+    let bias = weights.vector(&format!("{}.bias", layer.name))?;
+    convolve(weights, layer, x, bias, (0, odd))
 }
 
 fn convolve(
     weights: &Weights,
     layer: &Conv2d,
     x: Tensor<4>,
-    pad_rows: usize,
-    odd: bool,
+    bias: Tensor<1>,
+    (pad_rows, odd): (usize, bool),
 ) -> Result<Tensor<4>> {
     let kernel = weights.kernel(&format!("{}.weight", layer.name))?;
-    let bias = weights.vector(&format!("{}.bias", layer.name))?;
     if let (Some(x), Some(kernel), Some(bias)) =
         (Dense::of(&x), Dense::of(&kernel), Dense::of(&bias))
     {
@@ -123,6 +133,22 @@ pub fn linear<const D: usize>(
         .transpose()?;
     let x = like(x, &weight);
     Ok(burn::tensor::module::linear(x, weight.transpose(), bias))
+}
+
+/// [`linear`] without the bias.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn linear_unbiased<const D: usize>(
+    weights: &Weights,
+    layer: &Linear,
+    x: Tensor<D>,
+) -> Result<Tensor<D>> {
+    let layer = Linear {
+        bias: false,
+        ..layer.clone()
+    };
+    linear(weights, &layer, x)
 }
 
 /// `layer` over `[.., width]`.
@@ -395,6 +421,11 @@ pub fn attention(
 fn queries_at_a_time(scores: usize) -> usize {
     const VALUES: usize = (120 << 20) / size_of::<f32>();
     (VALUES / scores.max(1)).max(1)
+}
+
+/// [`upsample2`], of which `size` rows and columns are kept.
+pub fn enlarge(x: Tensor<4>, [h, w]: [usize; 2]) -> Tensor<4> {
+    upsample2(x).narrow(2, 0, h).narrow(3, 0, w)
 }
 
 /// Every row and column twice (nearest neighbour): `[B, C, H, W] -> [B, C, 2H, 2W]`.

@@ -39,6 +39,8 @@ pub struct Operation {
     pub input: [usize; 4],
     /// Sizes of the output, likewise.
     pub output: [usize; 4],
+    /// Rows and columns before the input was enlarged; none where it was not.
+    pub enlarged_from: Option<[usize; 2]>,
     /// Multiply and add counted as two.
     pub flop: u64,
 }
@@ -93,6 +95,7 @@ impl Surveyor {
             layer: layer.to_owned(),
             input,
             output,
+            enlarged_from: None,
             flop,
         });
     }
@@ -141,6 +144,20 @@ impl Executor for Surveyor {
             kernel: layer.kernel,
         };
         self.note(kind, &layer.name, *x, y, layer.flop(b * y[2] * y[3]));
+        Ok(y)
+    }
+
+    fn upsample_conv(
+        &mut self,
+        conv: &Conv2d,
+        x: &[usize; 4],
+        like: &[usize; 4],
+    ) -> Result<[usize; 4], Error> {
+        let enlarged = self.upsample(x, like)?;
+        let y = self.conv(conv, &enlarged)?;
+        if let Some(noted) = self.operations.last_mut() {
+            noted.enlarged_from = Some([x[2], x[3]]);
+        }
         Ok(y)
     }
 

@@ -5,6 +5,7 @@
 //! - [`exchange`]: what a strip needs from outside, and what travels for it.
 //! - [`version`]: versions of all this, and the one that two sides have in common.
 //! - [`script`]: which exchange comes when, for both sides.
+//! - [`shares`]: sessions in which shares of features are multiplied.
 //! - [`statistics`]: group statistics in messages.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod exchange;
 pub mod placement;
 pub mod script;
 pub mod session;
+pub mod shares;
 pub mod statistics;
 pub mod version;
 

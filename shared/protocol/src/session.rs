@@ -4,7 +4,8 @@ use lacuna_wire::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Assignment;
-use crate::version::{Versions, WITH_KINDS};
+use crate::shares::Holding;
+use crate::version::{SPOKEN, Versions, WITH_KINDS, WITH_SHARES};
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";
@@ -85,6 +86,8 @@ pub enum SessionKind {
     Layers,
     /// The worker holds a strip for a whole step ([`AdvanceHeader`]).
     Strip(Assignment),
+    /// The worker multiplies shares of features ([`crate::shares::MultiplyHeader`]).
+    Shares(Holding),
 }
 
 impl SessionKind {
@@ -93,6 +96,15 @@ impl SessionKind {
         match self {
             Self::Layers => "layers",
             Self::Strip(_) => "strip",
+            Self::Shares(_) => "shares",
+        }
+    }
+
+    /// The first version of the protocol that has it.
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::Layers | Self::Strip(_) => SPOKEN.lowest,
+            Self::Shares(_) => WITH_SHARES,
         }
     }
 }
@@ -116,9 +128,12 @@ impl TryFrom<Opening> for OpenSession {
     fn try_from(opening: Opening) -> Result<Self, String> {
         let named = opening.protocol >= WITH_KINDS;
         let kind = match (opening.session, opening.resident) {
-            (Some(kind), None) if named => kind,
+            (Some(kind), None) if named && kind.since() <= opening.protocol => kind,
             (None, Some(strip)) if !named => SessionKind::Strip(strip),
             (None, None) if !named => SessionKind::Layers,
+            (Some(_), None) if named => {
+                return Err(format!("protocol {} has no such session", opening.protocol));
+            }
             _ => {
                 let of = ["resident", "session"][usize::from(named)];
                 let protocol = opening.protocol;
@@ -141,7 +156,8 @@ impl From<OpenSession> for Opening {
         let (session, resident) = match (open.protocol >= WITH_KINDS, open.kind) {
             (true, kind) => (Some(kind), None),
             (false, SessionKind::Strip(strip)) => (None, Some(strip)),
-            (false, SessionKind::Layers) => (None, None),
+            // Shares have no older way of being asked for, so nobody asks for them there.
+            (false, SessionKind::Layers | SessionKind::Shares(_)) => (None, None),
         };
         Self {
             protocol: open.protocol,
@@ -317,7 +333,12 @@ mod tests {
         assert!(refused(old).contains("session"));
         let new = json!({"protocol": 3, "model": "m", "session": {"kind": "layers"}});
         assert!(refused(new).contains("resident"));
-        let unknown = json!({"protocol": 4, "model": "m", "session": {"kind": "shares"}});
-        assert!(refused(unknown).contains("shares"));
+        let unknown = json!({"protocol": 4, "model": "m", "session": {"kind": "slices"}});
+        assert!(refused(unknown).contains("slices"));
+        let shares = json!({"kind": "shares", "bits": 12, "range": 13, "fraction": 1});
+        let shares = |protocol| json!({"protocol": protocol, "model": "m", "session": shares});
+        assert!(refused(shares(4)).contains("protocol 4 has no such session"));
+        let open: OpenSession = serde_json::from_value(shares(5)).unwrap();
+        assert_eq!((open.kind.name(), open.kind.since()), ("shares", 5));
     }
 }

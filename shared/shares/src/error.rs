@@ -30,7 +30,18 @@ pub enum Error {
         /// Of each.
         bits: u32,
     },
+    /// Words and masks that are not of one tensor.
+    #[error("{got} words where there are {wanted} features")]
+    Words {
+        /// That there are.
+        got: usize,
+        /// That there must be.
+        wanted: usize,
+    },
     /// A feature that is no number.
     #[error("a feature is not finite")]
     NotFinite,
+    /// The system gives no random numbers.
+    #[error("this system gives no random numbers: {0}")]
+    NoRandomness(String),
 }

@@ -15,23 +15,24 @@ pub fn bytes(words: usize, bits: u32) -> Option<usize> {
 /// # Errors
 /// [`Error::Bits`].
 pub fn pack(words: &[i32], bits: u32) -> Result<Vec<u8>> {
-    check(bits)?;
-    let mut packed = Vec::with_capacity(bytes(words.len(), bits).unwrap_or_default());
+    check("words", bits, 1, MOST_BITS)?;
+    let size = bytes(words.len(), bits).unwrap_or_default();
+    let mut packed = Vec::with_capacity(size + size_of::<u64>());
     let mask = u64::MAX >> (64 - bits);
     let (mut held, mut filled) = (0_u64, 0);
     for word in words {
-        held |= (i64::from(*word) as u64 & mask) << filled;
+        let word = i64::from(*word) as u64 & mask;
+        held |= word << filled;
         filled += bits;
-        // Fewer than 8 bits are left, so that a word of 32 always has room.
-        while filled >= 8 {
-            packed.push(held as u8);
-            held >>= 8;
-            filled -= 8;
+        if filled >= 64 {
+            packed.extend_from_slice(&held.to_le_bytes());
+            filled -= 64;
+            // A word that began at bit 0 has no part in the next eight bytes, and is none of 64 bits.
+            held = word >> (bits - filled);
         }
     }
-    if filled > 0 {
-        packed.push(held as u8);
-    }
+    packed.extend_from_slice(&held.to_le_bytes());
+    packed.truncate(size);
     Ok(packed)
 }
 
@@ -40,7 +41,7 @@ pub fn pack(words: &[i32], bits: u32) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Bits`]; [`Error::Length`] for bytes that are more or fewer than those of so many words.
 pub fn unpack(packed: &[u8], words: usize, bits: u32) -> Result<Vec<i32>> {
-    check(bits)?;
+    check("words", bits, 1, MOST_BITS)?;
     let wanted = bytes(words, bits);
     if wanted != Some(packed.len()) {
         return Err(Error::Length {
@@ -50,30 +51,42 @@ pub fn unpack(packed: &[u8], words: usize, bits: u32) -> Result<Vec<i32>> {
             bits,
         });
     }
+    let (width, unused) = (bits as usize, 64 - bits);
+    // A word and the bits before it in its first byte are within eight bytes.
+    let word = |eight: [u8; 8], before: usize| {
+        let word = (u64::from_le_bytes(eight) >> before) << unused;
+        (word as i64 >> unused) as i32
+    };
     let mut unpacked = Vec::with_capacity(words);
-    let (mut held, mut filled) = (0_u64, 0);
-    let mut bytes = packed.iter();
-    while unpacked.len() < words {
-        while filled < bits {
-            held |= u64::from(bytes.next().copied().unwrap_or_default()) << filled;
-            filled += 8;
-        }
-        let unused = 64 - bits;
-        unpacked.push(((held << unused) as i64 >> unused) as i32);
-        held >>= bits;
-        filled -= bits;
+    // Eight words begin and end with a byte, so each eight are read alike.
+    let blocks = packed.len().saturating_sub(size_of::<u64>()) / width;
+    for block in 0..blocks {
+        let from = &packed[block * width..];
+        unpacked.extend((0..8).map(|i| {
+            let (byte, before) = (i * width / 8, i * width % 8);
+            let eight = from[byte..].first_chunk().copied();
+            word(eight.unwrap_or_default(), before)
+        }));
+    }
+    for i in unpacked.len()..words {
+        let (byte, before) = (i * width / 8, i * width % 8);
+        let mut eight = [0; 8];
+        let some = packed[byte..].iter().zip(&mut eight);
+        some.for_each(|(from, to)| *to = *from);
+        unpacked.push(word(eight, before));
     }
     Ok(unpacked)
 }
 
-fn check(bits: u32) -> Result<()> {
-    match (1..=MOST_BITS).contains(&bits) {
+/// That there are from `least` to `most` bits of `what`.
+pub(crate) fn check(what: &'static str, bits: u32, least: u32, most: u32) -> Result<()> {
+    match (least..=most).contains(&bits) {
         true => Ok(()),
         false => Err(Error::Bits {
-            what: "words",
+            what,
             bits,
-            least: 1,
-            most: MOST_BITS,
+            least,
+            most,
         }),
     }
 }
@@ -90,14 +103,11 @@ mod tests {
     fn words_of_every_width_come_back() {
         let mut rng = StdRng::seed_from_u64(1);
         for bits in 1..=MOST_BITS {
-            for words in [0, 1, 2, 7, 8, 9, 100] {
+            for words in [0, 1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200] {
                 let any: Vec<i32> = (0..words).map(|_| rng.random()).collect();
                 let packed = pack(&any, bits).unwrap();
                 assert_eq!(packed.len(), (words * bits as usize).div_ceil(8));
-                let want: Vec<i32> = any
-                    .iter()
-                    .map(|w| centre((*w).into(), bits) as i32)
-                    .collect();
+                let want: Vec<i32> = any.iter().map(|word| centre(*word, bits)).collect();
                 assert_eq!(unpack(&packed, words, bits).unwrap(), want, "{bits}");
             }
         }

@@ -1,6 +1,17 @@
 //! How many bits everything has.
 
 use crate::error::{Error, Result};
+use crate::pack;
+
+/// The fewest and the most workers that features are shared among.
+pub const WORKERS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// Bits that a share has more for each worker beyond two: a mask as large as 1/(4p) of what it hides leaves a carry with
+/// one in 1/p of the words, as the first mask does.
+const FURTHER: u32 = 5;
+
+/// Most bits of a share: f32 is exact to 24.
+const MOST_UP: u32 = 24;
 
 /// How many bits features, products and what is behind their point have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,20 +38,11 @@ impl Precision {
     /// Features of `up` bits, products of `range` bits before the point and `fraction` behind it.
     ///
     /// # Errors
-    /// [`Error::Bits`]. Products of f32 are exact to 24 bits, so features have at most 16.
+    /// [`Error::Bits`].
     pub fn new(up: u32, range: u32, fraction: u32) -> Result<Self> {
-        let check = |what, bits, least, most| match (least..=most).contains(&bits) {
-            true => Ok(()),
-            false => Err(Error::Bits {
-                what,
-                bits,
-                least,
-                most,
-            }),
-        };
-        check("features", up, 2, 16)?;
-        check("products", range, 4, 24)?;
-        check("fractions", fraction, 0, 6)?;
+        pack::check("features", up, 2, 16)?;
+        pack::check("products", range, 4, 24)?;
+        pack::check("fractions", fraction, 0, 6)?;
         Ok(Self {
             up,
             range,
@@ -67,12 +69,51 @@ impl Precision {
     pub fn down(self) -> u32 {
         self.range + self.fraction
     }
+
+    /// Bits of each mask where features are shared among `workers` workers, the first seed holder's first. What is left
+    /// for the share holder has as many as the last.
+    ///
+    /// # Errors
+    /// [`Error::Bits`] where that is more than f32 multiplies exactly.
+    pub fn masks(self, workers: usize) -> Result<Vec<u32>> {
+        let bits: Vec<u32> = (0..workers.saturating_sub(1))
+            .map(|i| self.up + FURTHER * i as u32)
+            .collect();
+        let last = bits.last().copied().unwrap_or(self.up);
+        match last <= MOST_UP {
+            true => Ok(bits),
+            false => Err(Error::Bits {
+                what: "shares",
+                bits: last,
+                least: 2,
+                most: MOST_UP,
+            }),
+        }
+    }
+}
+
+/// That a worker can hold shares of `bits` bits and give back products of `range` bits before the point and `fraction`
+/// behind it.
+///
+/// # Errors
+/// [`Error::Bits`].
+pub fn check_holding(bits: u32, range: u32, fraction: u32) -> Result<()> {
+    pack::check("shares", bits, 2, MOST_UP)?;
+    Precision::new(2, range, fraction).map(|_| ())
 }
 
 /// `value` modulo `2^bits`, from `-2^(bits - 1)` to below `2^(bits - 1)`.
-pub fn centre(value: i64, bits: u32) -> i64 {
-    let unused = 64 - bits;
+#[inline(always)]
+pub fn centre(value: i32, bits: u32) -> i32 {
+    let unused = 32 - bits;
     value << unused >> unused
+}
+
+/// The nearest integer, halves to even, modulo `2^32`; of magnitudes up to `2^51`.
+#[inline(always)]
+pub fn nearest(value: f64) -> i32 {
+    // At 3 * 2^51 the last bit of an f64 is 1, so that the sum's lower bits are the integer.
+    (value + (3_u64 << 51) as f64).to_bits() as i32
 }
 
 #[cfg(test)]
@@ -87,19 +128,47 @@ mod tests {
             (8, -8),
             (15, -1),
             (16, 0),
-            (-8, -8),
             (-9, 7),
+            (-8, -8),
+            (1000, -8),
         ] {
             assert_eq!(centre(value, 4), centred, "{value}");
+        }
+        assert_eq!(centre(i32::MIN, 32), i32::MIN);
+    }
+
+    #[test]
+    fn the_nearest_integer_is_found() {
+        for (value, integer) in [
+            (0.0, 0),
+            (0.5, 0),
+            (1.5, 2),
+            (-0.5, 0),
+            (-1.5, -2),
+            (2.4999, 2),
+            (-7.6, -8),
+            (2_147_483_647.0, i32::MAX),
+            (4_294_967_298.0, 2),
+            (-4_294_967_298.0, -2),
+        ] {
+            assert_eq!(nearest(value), integer, "{value}");
         }
     }
 
     #[test]
-    fn what_f32_cannot_hold_is_refused() {
-        assert_eq!(Precision::new(12, 13, 1), Ok(Precision::SPEED));
-        assert_eq!(Precision::new(16, 16, 2), Ok(Precision::QUALITY));
-        for [up, range, fraction] in [[17, 16, 2], [1, 16, 2], [12, 25, 1], [12, 13, 7]] {
+    fn bits_that_nothing_multiplies_exactly_are_refused() {
+        assert!(Precision::new(12, 13, 1).is_ok());
+        for (up, range, fraction) in [
+            (1, 13, 1),
+            (17, 13, 1),
+            (12, 3, 1),
+            (12, 25, 1),
+            (12, 13, 7),
+        ] {
             assert!(Precision::new(up, range, fraction).is_err());
         }
+        assert_eq!(Precision::SPEED.masks(2).unwrap(), [12]);
+        assert_eq!(Precision::SPEED.masks(4).unwrap(), [12, 17, 22]);
+        assert!(Precision::QUALITY.masks(4).is_err());
     }
 }

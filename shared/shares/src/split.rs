@@ -1,11 +1,12 @@
-//! A tensor of features to a share and carries.
+//! A tensor of features to shares and carries.
 //!
 //! With a step size `D` a feature `x` is the integer `q = round(x / D)`, and with a mask `r` of `b` bits
 //! `q = r + u + 2^b e`: `r` is one worker's share, `u` the other's, and the carry `e`, which is 0 but for few features,
-//! stays at home. `r` is uniform and unknown to whoever has `u`, so `u` is uniform whatever `q` is.
+//! stays at home. `r` is uniform and unknown to whoever has `u`, so `u` is uniform whatever `q` is. For a third worker `u`
+//! is split in the same way by a wider mask, and so on.
 
 use crate::error::{Error, Result};
-use crate::precision::{Precision, centre};
+use crate::precision::{Precision, centre, nearest};
 
 /// The share of the features that may have a carry, `p`.
 pub const CARRIES: f64 = 0.01;
@@ -38,7 +39,8 @@ impl Extent {
         Self::new(x, largest, fan_in)
     }
 
-    /// Of feature maps `[B, C, H, W]` under a kernel of `kernel` rows and columns, with zeros around.
+    /// Of feature maps `[B, C, H, W]` under a kernel of `kernel` rows and columns, with zeros around; where they are
+    /// `enlarged` before to so many rows and columns, each of a pixel's four copies counts.
     ///
     /// # Errors
     /// [`Error::NotFinite`].
@@ -46,6 +48,7 @@ impl Extent {
         x: &[f32],
         [channels, rows, columns]: [usize; 3],
         kernel: usize,
+        enlarged: Option<[usize; 2]>,
     ) -> Result<Self> {
         let pixels = rows * columns;
         let mut largest = 0.0_f64;
@@ -55,18 +58,15 @@ impl Extent {
                 let pairs = squares.iter_mut().zip(channel);
                 pairs.for_each(|(sum, x)| *sum += f64::from(*x).powi(2));
             }
-            let reach = kernel / 2;
-            for row in 0..rows {
-                for column in 0..columns {
-                    let across = column.saturating_sub(reach)..(column + reach + 1).min(columns);
-                    let down = row.saturating_sub(reach)..(row + reach + 1).min(rows);
-                    let window = down.map(|row| {
-                        let of_row = &squares[row * columns..][across.clone()];
-                        of_row.iter().sum::<f64>()
-                    });
-                    largest = largest.max(window.sum());
+            largest = largest.max(match enlarged {
+                Some([high, wide]) => {
+                    let copies = (0..high * wide)
+                        .map(|at| squares[at / wide / 2 * columns + at % wide / 2])
+                        .collect::<Vec<_>>();
+                    largest_window(&copies, [high, wide], kernel)
                 }
-            }
+                None => largest_window(&squares, [rows, columns], kernel),
+            });
         }
         Self::new(x, largest.sqrt(), channels * kernel * kernel)
     }
@@ -98,8 +98,27 @@ impl Extent {
     }
 }
 
+/// The largest sum of `squares` `[H, W]` under a kernel.
+fn largest_window(squares: &[f64], [rows, columns]: [usize; 2], kernel: usize) -> f64 {
+    let reach = kernel / 2;
+    let mut largest = 0.0_f64;
+    for row in 0..rows {
+        let down = row.saturating_sub(reach)..(row + reach + 1).min(rows);
+        let mut sums = vec![0.0; columns];
+        for row in down {
+            let of_row = sums.iter_mut().zip(&squares[row * columns..]);
+            of_row.for_each(|(sum, square)| *sum += square);
+        }
+        for column in 0..columns {
+            let across = column.saturating_sub(reach)..(column + reach + 1).min(columns);
+            largest = largest.max(sums[across].iter().sum());
+        }
+    }
+    largest
+}
+
 /// The features that have a carry, filled up with carries of 0: their number tells nothing, but that of the features.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Carries {
     /// Which feature each is of.
     pub at: Vec<u32>,
@@ -114,44 +133,65 @@ pub fn capacity(features: usize) -> usize {
     (expected + 6.0 * expected.sqrt()).ceil() as usize + 8
 }
 
-/// What is left of features for the worker that has no key, and the carries.
+/// What is left of features for the share holder, who has no key, and the carries. `masks` are the seed holders', of
+/// as many bits as [`Precision::masks`] has.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for a feature that is no number of steps.
+/// [`Error::NotFinite`] for a feature that is no number of steps; [`Error::Words`]; those of [`Precision::masks`].
 pub fn split(
     x: &[f32],
     step: f64,
-    mask: &[i32],
+    masks: &[Vec<i32>],
     precision: Precision,
 ) -> Result<(Vec<i32>, Carries)> {
-    let bits = precision.up();
-    let mut share = Vec::with_capacity(x.len());
-    // A place for each, so that which of them have a carry decides over no branch.
-    let mut at = vec![0_u32; x.len() + 1];
-    let mut times = vec![0_i32; x.len() + 1];
-    let (mut found, mut wrong) = (0, false);
+    let bits = precision.masks(masks.len() + 1)?;
     let per_step = 1.0 / step;
-    for (i, (x, mask)) in x.iter().zip(mask).enumerate() {
-        let steps = (f64::from(*x) * per_step).round();
-        // 2^40 steps are far beyond any product's range.
-        wrong |= steps.is_nan() || steps.abs() >= (1_u64 << 40) as f64;
-        let left = steps as i64 - i64::from(*mask);
-        let part = centre(left, bits);
-        let carry = (left - part) >> bits;
-        share.push(part as i32);
-        at[found] = i as u32;
-        times[found] = carry as i32;
-        found += usize::from(carry != 0);
-    }
-    if wrong {
+    // 2^30 steps are far beyond any product's range; the sum of nothing but numbers is one.
+    let most = f64::from(1_u32 << 30) * step;
+    if !x.iter().all(|x| f64::from(x.abs()) < most) {
         return Err(Error::NotFinite);
     }
-    let room = capacity(x.len()) * found.div_ceil(capacity(x.len())).max(1);
-    at.truncate(found);
-    times.truncate(found);
-    at.resize(room, 0);
-    times.resize(room, 0);
-    Ok((share, Carries { at, times }))
+    let mut share: Vec<i32> = x
+        .iter()
+        .map(|x| nearest(f64::from(*x) * per_step))
+        .collect();
+    let mut carries = Carries::default();
+    for (mask, bits) in masks.iter().zip(bits) {
+        if mask.len() != share.len() {
+            return Err(Error::Words {
+                got: mask.len(),
+                wanted: share.len(),
+            });
+        }
+        carries.hide(&mut share, mask, bits, bits - precision.up());
+    }
+    Ok((share, carries))
+}
+
+impl Carries {
+    /// `share` less `mask` modulo `2^bits`, with a carry of `2^further` for each time that it wraps.
+    fn hide(&mut self, share: &mut [i32], mask: &[i32], bits: u32, further: u32) {
+        // A place for each, so that which of them have a carry decides over no branch.
+        let mut at = vec![0_u32; share.len() + 1];
+        let mut times = vec![0_i32; share.len() + 1];
+        let mut found = 0;
+        for (i, (word, mask)) in share.iter_mut().zip(mask).enumerate() {
+            let left = *word - mask;
+            *word = centre(left, bits);
+            let carry = (left - *word) >> bits;
+            at[found] = i as u32;
+            times[found] = carry << further;
+            found += usize::from(carry != 0);
+        }
+        let room = capacity(share.len());
+        let room = room * found.div_ceil(room).max(1);
+        at.truncate(found);
+        times.truncate(found);
+        at.resize(room, 0);
+        times.resize(room, 0);
+        self.at.append(&mut at);
+        self.times.append(&mut times);
+    }
 }
 
 #[cfg(test)]
@@ -160,17 +200,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::stream::{KEY, Key, Place};
-
-    fn place(step: u32) -> Place {
-        Place {
-            step,
-            call: 0,
-            layer: 0,
-            half: 0,
-            attempt: 0,
-        }
-    }
+    use crate::stream::{KEY, Key};
 
     /// Numbers as features are: many small, some large.
     fn features(n: usize, seed: u64) -> Vec<f32> {
@@ -182,75 +212,92 @@ mod tests {
         (0..n).map(one).collect()
     }
 
+    /// The masks of the `tensor`-th tensor, for so many workers.
+    fn masks(tensor: u64, words: usize, precision: Precision, workers: usize) -> Vec<Vec<i32>> {
+        let bits = precision.masks(workers).unwrap().into_iter().enumerate();
+        bits.map(|(i, bits)| {
+            let key = Key::received([3 + i as u8; KEY]);
+            key.mask(tensor, words, bits).unwrap()
+        })
+        .collect()
+    }
+
     #[test]
     fn shares_and_carries_are_the_features() {
         let x = features(5000, 1);
-        for precision in [Precision::SPEED, Precision::QUALITY] {
-            let bits = precision.up();
-            let step = Extent::of_tokens(&x, 50).unwrap().step(precision, 2);
-            let mask = Key::received([3; KEY])
-                .mask(place(0), x.len(), bits)
-                .unwrap();
-            let (share, carries) = split(&x, step, &mask, precision).unwrap();
-            let mut sum: Vec<i64> = mask
-                .iter()
-                .zip(&share)
-                .map(|(r, u)| i64::from(r + u))
-                .collect();
-            for (at, times) in carries.at.iter().zip(&carries.times) {
-                sum[*at as usize] += i64::from(*times) << bits;
+        for (precision, workers) in [
+            (Precision::SPEED, 2),
+            (Precision::SPEED, 3),
+            (Precision::SPEED, 4),
+            (Precision::QUALITY, 2),
+        ] {
+            let step = Extent::of_tokens(&x, 50).unwrap().step(precision, workers);
+            let masks = masks(0, x.len(), precision, workers);
+            let (share, carries) = split(&x, step, &masks, precision).unwrap();
+            let mut sums: Vec<i64> = share.iter().map(|u| i64::from(*u)).collect();
+            for mask in &masks {
+                let pairs = sums.iter_mut().zip(mask);
+                pairs.for_each(|(sum, r)| *sum += i64::from(*r));
             }
-            for (x, sum) in x.iter().zip(sum) {
+            for (at, times) in carries.at.iter().zip(&carries.times) {
+                sums[*at as usize] += i64::from(*times) << precision.up();
+            }
+            for (x, sum) in x.iter().zip(sums) {
                 assert!((f64::from(*x) / step - sum as f64).abs() <= 0.5 + 1e-6);
             }
-            let half = 1 << (bits - 1);
+            let half = 1 << (precision.masks(workers).unwrap()[workers - 2] - 1);
             assert!(share.iter().all(|u| (-half..half).contains(u)));
+            assert!(share.iter().any(|u| *u > half / 2) && share.iter().any(|u| *u < -half / 2));
         }
     }
 
     #[test]
     fn few_features_have_a_carry_and_how_many_is_not_told() {
-        for seed in 0..20 {
+        for (seed, workers) in (0..20).flat_map(|seed| [(seed, 2), (seed, 4)]) {
             let x = features(20_000, seed);
             let extent = Extent {
                 largest: 0.0,
                 ..Extent::of_tokens(&x, 100).unwrap()
             };
-            let step = extent.step(Precision::SPEED, 2);
-            let mask = Key::received([seed as u8; KEY])
-                .mask(place(0), x.len(), 12)
-                .unwrap();
-            let (_, carries) = split(&x, step, &mask, Precision::SPEED).unwrap();
-            let found = carries.times.iter().filter(|times| **times != 0).count();
-            // As many as are expected, within five standard deviations.
-            assert!((130..270).contains(&found), "{found}");
-            assert_eq!(carries.times.len(), capacity(x.len()));
+            let step = extent.step(Precision::SPEED, workers);
+            let masks = masks(seed, x.len(), Precision::SPEED, workers);
+            let (_, carries) = split(&x, step, &masks, Precision::SPEED).unwrap();
+            assert_eq!(carries.times.len(), (workers - 1) * capacity(x.len()));
             assert_eq!(carries.at.len(), carries.times.len());
+            for times in carries.times.chunks(capacity(x.len())) {
+                let found = times.iter().filter(|times| **times != 0).count();
+                // As many as are expected, within five standard deviations; of later masks somewhat fewer.
+                assert!((90..270).contains(&found), "{found}");
+            }
         }
     }
 
-    /// The share of one and the same tensor is uniform over fresh keys: of 16 values of its upper bits each comes up as
+    /// The share of one and the same tensor is uniform over fresh masks: of 16 values of its upper bits each comes up as
     /// often as any other, for a small feature and for the largest.
     #[test]
     fn a_share_is_uniform_whatever_the_feature_is() {
         let mut x = vec![0.0, 1e-3, 1.0];
         x.extend(features(200, 5));
-        let step = Extent::of_tokens(&x, x.len())
-            .unwrap()
-            .step(Precision::SPEED, 2);
-        let mut counts = vec![[0_u32; 16]; x.len()];
-        let keys = 4096_u32;
-        for i in 0..keys {
-            let mask = Key::received([1; KEY]).mask(place(i), x.len(), 12).unwrap();
-            let (share, _) = split(&x, step, &mask, Precision::SPEED).unwrap();
-            let of = counts.iter_mut().zip(share);
-            of.for_each(|(counts, u)| counts[((u + 2048) >> 8) as usize] += 1);
-        }
-        let expected = f64::from(keys) / 16.0;
-        for counts in counts {
-            let chi = counts.map(|n| (f64::from(n) - expected).powi(2) / expected);
-            // Of 15 degrees of freedom; beyond 50 once in 10^5 features.
-            assert!(chi.iter().sum::<f64>() < 50.0, "{counts:?}");
+        for workers in [2, 3] {
+            let bits = Precision::SPEED.masks(workers).unwrap()[workers - 2];
+            let step = Extent::of_tokens(&x, x.len())
+                .unwrap()
+                .step(Precision::SPEED, workers);
+            let mut counts = vec![[0_u32; 16]; x.len()];
+            let tensors = 4096_u32;
+            for i in 0..tensors {
+                let masks = masks(i.into(), x.len(), Precision::SPEED, workers);
+                let (share, _) = split(&x, step, &masks, Precision::SPEED).unwrap();
+                let of = counts.iter_mut().zip(share);
+                let half = 1 << (bits - 1);
+                of.for_each(|(counts, u)| counts[((u + half) >> (bits - 4)) as usize] += 1);
+            }
+            let expected = f64::from(tensors) / 16.0;
+            for counts in counts {
+                let chi = counts.map(|n| (f64::from(n) - expected).powi(2) / expected);
+                // Of 15 degrees of freedom; beyond 50 once in 10^5 features.
+                assert!(chi.iter().sum::<f64>() < 50.0, "{counts:?}");
+            }
         }
     }
 
@@ -259,11 +306,19 @@ mod tests {
         // Two channels of 3x4: ones, but for a two in a corner.
         let mut x = vec![1.0; 24];
         x[0] = 2.0;
-        let extent = Extent::of_windows(&x, [2, 3, 4], 3).unwrap();
+        let of = |enlarged| Extent::of_windows(&x, [2, 3, 4], 3, enlarged).unwrap();
+        let extent = of(None);
         // Around the second pixel of the second row: nine pixels of two channels, one of them a two.
         assert_eq!(extent.largest, 21.0_f64.sqrt());
         assert_eq!(extent.fan_in, 18);
         assert_eq!(extent.mean, 25.0 / 24.0);
+        // Enlarged, four copies of the corner are in a window; also where the last row has one copy.
+        for enlarged in [[6, 8], [5, 7]] {
+            assert_eq!(
+                of(Some(enlarged)).largest,
+                (4.0 * 5.0 + 5.0 * 2.0_f64).sqrt()
+            );
+        }
         let tokens = Extent::of_tokens(&[3.0, 4.0, 0.0, 1.0], 2).unwrap();
         assert_eq!((tokens.largest, tokens.mean), (5.0, 2.0));
     }
@@ -278,12 +333,14 @@ mod tests {
         let none = Extent::of_tokens(&[0.0; 8], 4)
             .unwrap()
             .step(Precision::SPEED, 2);
-        let (share, carries) = split(&[0.0; 8], none, &[5; 8], Precision::SPEED).unwrap();
+        let split = |x: &[f32], step, mask: Vec<i32>| split(x, step, &[mask], Precision::SPEED);
+        let (share, carries) = split(&[0.0; 8], none, vec![5; 8]).unwrap();
         assert_eq!(share, [-5; 8]);
         assert!(carries.times.iter().all(|times| *times == 0));
-        assert_eq!(
-            split(&[1e30], 1.0, &[0], Precision::SPEED),
-            Err(Error::NotFinite)
-        );
+        for wrong in [1e30, f32::NAN] {
+            assert_eq!(split(&[wrong], 1.0, vec![0]), Err(Error::NotFinite));
+        }
+        let short = split(&[0.0; 2], 1.0, vec![0]);
+        assert!(matches!(short, Err(Error::Words { got: 1, wanted: 2 })));
     }
 }

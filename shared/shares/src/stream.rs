@@ -1,13 +1,13 @@
 //! Masks: uniform words from a key, no word of which is ever used twice.
 //!
-//! A mask that hides two features gives their difference away. So a key is drawn for each session of each worker and
-//! kept nowhere, and within a session each tensor has a place of its own in the stream. What is computed anew, at another
-//! attempt or by another session, has another place or another key.
+//! A mask that hides two features gives their difference away. So a key is drawn for each session of each worker and is
+//! kept nowhere, and within a session tensors are counted: the n-th has the n-th mask. What is computed anew is a later
+//! tensor, or one of another session under another key.
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pack;
 
 /// A key of masks. It is not shown, not stored and not copied.
@@ -16,60 +16,91 @@ pub struct Key([u8; KEY]);
 /// Bytes of a key.
 pub const KEY: usize = 32;
 
-/// Where in its session a tensor is masked. No two tensors of one session have the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
-    /// Of the picture.
-    pub step: u32,
-    /// Of the step.
-    pub call: u32,
-    /// Of the U-Net, by its place in the walk.
-    pub layer: u32,
-    /// Of the guided batch.
-    pub half: u32,
-    /// A tensor that is computed anew is another one.
-    pub attempt: u32,
-}
-
 impl Key {
-    /// A fresh one, from the system; none where that has no random numbers.
-    pub fn fresh() -> Option<Self> {
-        let mut bytes = [0; KEY];
-        SysRng.try_fill_bytes(&mut bytes).ok()?;
-        Some(Self(bytes))
-    }
-
     /// The key that the other side drew, as it was sent.
     pub fn received(bytes: [u8; KEY]) -> Self {
         Self(bytes)
     }
 
-    /// What a seed holder is sent, and nobody else.
-    pub fn to_send(&self) -> [u8; KEY] {
-        self.0
-    }
-
-    /// `words` words, uniform over all of `bits` bits and centred, of the tensor at `place`: BLAKE3 in its keyed mode,
+    /// `words` words, uniform over all of `bits` bits and centred, of the `tensor`-th tensor: BLAKE3 in its keyed mode,
     /// as far as it has to go (O'Connor et al. 2020). Whoever lacks the key cannot tell them from random ones.
     ///
     /// # Errors
-    /// [`crate::Error::Bits`].
-    pub fn mask(&self, place: Place, words: usize, bits: u32) -> Result<Vec<i32>> {
-        let Place {
-            step,
-            call,
-            layer,
-            half,
-            attempt,
-        } = place;
+    /// [`Error::Bits`].
+    pub fn mask(&self, tensor: u64, words: usize, bits: u32) -> Result<Vec<i32>> {
+        pack::check("words", bits, 1, pack::MOST_BITS)?;
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        for part in [step, call, layer, half, attempt] {
-            hasher.update(&part.to_le_bytes());
+        hasher.update(&tensor.to_le_bytes());
+        let mut stream = hasher.finalize_xof();
+        let unused = 32 - bits;
+        // Of two bytes or of four the upper bits are taken: reading words across bytes would take longer than drawing more.
+        let mut mask = Vec::with_capacity(words);
+        let mut bytes = [0; AT_ONCE];
+        while mask.len() < words {
+            let left = words - mask.len();
+            if bits <= 16 {
+                let some = left.min(AT_ONCE / 2);
+                stream.fill(&mut bytes[..2 * some]);
+                let drawn = bytes[..2 * some].as_chunks::<2>().0;
+                mask.extend(drawn.iter().map(|pair| {
+                    let word = i32::from(u16::from_le_bytes(*pair)) << 16;
+                    word >> unused
+                }));
+            } else {
+                let some = left.min(AT_ONCE / 4);
+                stream.fill(&mut bytes[..4 * some]);
+                let drawn = bytes[..4 * some].as_chunks::<4>().0;
+                mask.extend(drawn.iter().map(|four| i32::from_le_bytes(*four) >> unused));
+            }
         }
-        // As many as are asked for are allocated either way.
-        let mut bytes = vec![0; pack::bytes(words, bits).unwrap_or_default()];
-        hasher.finalize_xof().fill(&mut bytes);
-        pack::unpack(&bytes, words, bits)
+        Ok(mask)
+    }
+}
+
+/// Bytes of the stream that are drawn at a time: few enough for the nearest cache.
+const AT_ONCE: usize = 1 << 14;
+
+/// The user's end of a session's stream: whoever has it can draw each mask once, and none twice.
+pub struct Masks {
+    key: Key,
+    drawn: u64,
+}
+
+impl Masks {
+    /// A stream of a key that the system has just drawn.
+    ///
+    /// # Errors
+    /// [`Error::NoRandomness`].
+    pub fn fresh() -> Result<Self> {
+        let mut bytes = [0; KEY];
+        SysRng
+            .try_fill_bytes(&mut bytes)
+            .map_err(|e| Error::NoRandomness(e.to_string()))?;
+        Ok(Self {
+            key: Key(bytes),
+            drawn: 0,
+        })
+    }
+
+    /// What a seed holder is sent when its session opens, and nobody else.
+    pub fn to_send(&self) -> [u8; KEY] {
+        self.key.0
+    }
+
+    /// Number of masks that were drawn: the number of the next tensor.
+    pub fn drawn(&self) -> u64 {
+        self.drawn
+    }
+
+    /// The next tensor's mask, as [`Key::mask`].
+    ///
+    /// # Errors
+    /// [`Error::Bits`].
+    pub fn draw(&mut self, words: usize, bits: u32) -> Result<Vec<i32>> {
+        let tensor = self.drawn;
+        // Before the mask is there: also one that could not be made is gone.
+        self.drawn += 1;
+        self.key.mask(tensor, words, bits)
     }
 }
 
@@ -79,52 +110,47 @@ mod tests {
 
     use super::*;
 
-    const PLACE: Place = Place {
-        step: 1,
-        call: 2,
-        layer: 3,
-        half: 0,
-        attempt: 0,
-    };
-
     #[test]
     fn both_sides_have_one_mask_and_nobody_else_has_it() {
-        let key = Key::fresh().unwrap();
-        let same = Key::received(key.to_send());
-        let mask = key.mask(PLACE, 64, 12).unwrap();
-        assert_eq!(same.mask(PLACE, 64, 12).unwrap(), mask);
-        assert_ne!(Key::fresh().unwrap().mask(PLACE, 64, 12).unwrap(), mask);
+        let mut masks = Masks::fresh().unwrap();
+        let other = Key::received(masks.to_send());
+        for tensor in 0..3 {
+            assert_eq!(masks.drawn(), tensor);
+            let mask = masks.draw(64, 12).unwrap();
+            assert_eq!(other.mask(tensor, 64, 12).unwrap(), mask);
+            assert_ne!(Masks::fresh().unwrap().draw(64, 12).unwrap(), mask);
+        }
     }
 
     #[test]
-    fn no_place_repeats_anothers_mask() {
-        let key = Key::received([7; KEY]);
+    fn no_tensor_repeats_anothers_mask_whatever_became_of_it() {
+        let mut masks = Masks::fresh().unwrap();
         let mut seen = HashSet::new();
         for i in 0..200 {
-            let places = [
-                Place {
-                    step: 10 + i,
-                    ..PLACE
-                },
-                Place {
-                    call: 10 + i,
-                    ..PLACE
-                },
-                Place {
-                    layer: 10 + i,
-                    ..PLACE
-                },
-                Place {
-                    half: 10 + i,
-                    ..PLACE
-                },
-                Place {
-                    attempt: 10 + i,
-                    ..PLACE
-                },
-            ];
-            for place in places {
-                assert!(seen.insert(key.mask(place, 16, 16).unwrap()), "{place:?}");
+            if i % 7 == 3 {
+                assert!(masks.draw(16, 40).is_err());
+            }
+            assert!(seen.insert(masks.draw(16, 16).unwrap()), "{i}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_as_long_as_asked_and_of_all_its_bits() {
+        let key = Key::received([5; KEY]);
+        for bits in [1, 2, 11, 12, 16, 17, 22, 31, 32] {
+            for words in [0, 1, AT_ONCE / 2, AT_ONCE + 3] {
+                let mask = key.mask(7, words, bits).unwrap();
+                assert_eq!(mask.len(), words);
+                let half = 1_i64 << (bits - 1);
+                assert!(mask.iter().all(|r| (-half..half).contains(&i64::from(*r))));
+                if words > 1000 {
+                    let [least, most] = [mask.iter().min(), mask.iter().max()].map(Option::unwrap);
+                    assert!(
+                        i64::from(*least) < -half / 2 || bits == 1,
+                        "{bits}: {least}"
+                    );
+                    assert!(i64::from(*most) >= (half - 1) / 2, "{bits}: {most}");
+                }
             }
         }
     }
@@ -134,7 +160,7 @@ mod tests {
     #[test]
     fn every_word_is_as_frequent_as_any_other() {
         let words = 1 << 16;
-        let mask = Key::received([9; KEY]).mask(PLACE, words, 4).unwrap();
+        let mask = Key::received([9; KEY]).mask(3, words, 4).unwrap();
         let mut counts = [0_u32; 16];
         mask.iter()
             .for_each(|word| counts[(word + 8) as usize] += 1);

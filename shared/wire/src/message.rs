@@ -151,8 +151,8 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Scales and codes.
-    pub(crate) fn of_codes(data: Vec<u8>) -> Self {
+    /// Scales and codes, or whatever else is bytes to those between.
+    pub fn of_codes(data: Vec<u8>) -> Self {
         Self::Codes {
             shape: [data.len()],
             data,

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use axum::body::Bytes;
-use lacuna_protocol::session::{ReplyHeader, RunHeader};
-use lacuna_wire::Message;
+use lacuna_protocol::session::{ReplyHeader, RunHeader, Work};
+use lacuna_wire::{Message, Payload};
 
 use super::Ground;
-use crate::compute::Batch;
+use crate::compute::caught;
 use crate::error::{Error, Result};
+use crate::model::Model;
 
 /// A session's program that keeps nothing between requests.
 pub struct Layers {
@@ -34,7 +35,7 @@ impl Layers {
             .enumerate()
             .map(|(i, work)| format!("{i}.{}", work.output()))
             .collect();
-        let mut batch = Batch::with_capacity(works.len());
+        let mut batch = Vec::with_capacity(works.len());
         for (i, work) in works.into_iter().enumerate() {
             let inputs = work
                 .inputs()
@@ -50,7 +51,13 @@ impl Layers {
             return Err(Error::Invalid(format!("tensor {name} belongs to no work")));
         }
         self.ground.bounds.check_work(&batch)?;
-        let results = self.ground.compute.run(batch).await?;
+        let each = |model: &Model, (work, inputs): (Work, _)| {
+            caught(work.layer(), || Ok(model.run(&work, inputs)?))
+        };
+        let compute = &self.ground.compute;
+        let results =
+            compute.run(move |model| batch.into_iter().map(|one| each(model, one)).collect());
+        let results: Vec<Payload> = results.await?;
         let reply = Message {
             header: ReplyHeader { sequence },
             tensors: outputs.into_iter().zip(results).collect::<HashMap<_, _>>(),

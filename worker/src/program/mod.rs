@@ -1,15 +1,18 @@
 //! What is done in a session: one program for each kind, behind one door.
 //!
 //! - [`layers`]: single layers, of rows that every request brings.
+//! - [`shares`]: single layers, of shares that tell nothing.
 //! - [`strip`]: the U-Net over the worker's own rows, as a dialogue.
 
 pub mod layers;
+pub mod shares;
 pub mod strip;
 
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use lacuna_protocol::session::{AdvanceHeader, RunHeader, SessionKind};
+use lacuna_protocol::shares::MultiplyHeader;
 use lacuna_wire::Message;
 
 use crate::bounds::Bounds;
@@ -17,6 +20,7 @@ use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use layers::Layers;
+use shares::Shares;
 use strip::Dialogue;
 
 /// What programs run on.
@@ -36,6 +40,8 @@ pub enum Program {
     Layers(Layers),
     /// Of [`SessionKind::Strip`].
     Strip(Dialogue),
+    /// Of [`SessionKind::Shares`].
+    Shares(Shares),
 }
 
 /// A request of a session.
@@ -44,6 +50,8 @@ pub enum Request {
     Run(Message<RunHeader>),
     /// `POST /v1/sessions/{id}/advance`.
     Advance(Message<AdvanceHeader>),
+    /// `POST /v1/sessions/{id}/multiply`.
+    Multiply(Message<MultiplyHeader>),
 }
 
 impl Request {
@@ -52,6 +60,7 @@ impl Request {
         match self {
             Self::Run(message) => message.header.sequence,
             Self::Advance(message) => message.header.sequence,
+            Self::Multiply(message) => message.header.sequence,
         }
     }
 }
@@ -71,6 +80,7 @@ impl Program {
                     .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
                 Ok(Self::Strip(strip))
             }
+            SessionKind::Shares(holding) => Ok(Self::Shares(Shares::new(ground.clone(), holding)?)),
         }
     }
 
@@ -78,7 +88,7 @@ impl Program {
     pub fn batch(kind: &SessionKind, ground: &Ground) -> usize {
         match kind {
             // It may be sent a whole batch.
-            SessionKind::Layers => ground.bounds.latents[0],
+            SessionKind::Layers | SessionKind::Shares(_) => ground.bounds.latents[0],
             SessionKind::Strip(assignment) => assignment.batch,
         }
     }
@@ -92,11 +102,15 @@ impl Program {
         match (self, request) {
             (Self::Layers(program), Request::Run(message)) => program.run(message).await,
             (Self::Strip(program), Request::Advance(message)) => program.go_on(message).await,
-            (Self::Layers(_), Request::Advance(_)) => Err(Error::Invalid(
+            (Self::Shares(program), Request::Multiply(message)) => program.multiply(message).await,
+            (Self::Layers(_), _) => Err(Error::Invalid(
                 "this session goes layer by layer and holds no strip; ask it to run".into(),
             )),
-            (Self::Strip(_), Request::Run(_)) => Err(Error::Invalid(
+            (Self::Strip(_), _) => Err(Error::Invalid(
                 "this session holds a strip; ask it to advance".into(),
+            )),
+            (Self::Shares(_), _) => Err(Error::Invalid(
+                "this session multiplies shares; ask it to multiply".into(),
             )),
         }
     }

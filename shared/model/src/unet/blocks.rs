@@ -117,6 +117,22 @@ impl TransformerBlock {
         }
     }
 
+    fn layers(&self) -> Vec<Layer<'_>> {
+        let attentions = [&self.attn1, &self.attn2]
+            .into_iter()
+            .flat_map(|attention| {
+                let linear = [
+                    &attention.to_q,
+                    &attention.to_k,
+                    &attention.to_v,
+                    &attention.to_out,
+                ];
+                std::iter::once(Layer::Attention(attention)).chain(linear.map(Layer::Linear))
+            });
+        let feed_forward = [&self.ff.up, &self.ff.down].map(Layer::Linear);
+        attentions.chain(feed_forward).collect()
+    }
+
     /// What follows the attentions.
     fn feed_forward<E: Executor>(
         &self,
@@ -130,10 +146,10 @@ impl TransformerBlock {
 }
 
 impl Projection {
-    fn layer(&self) -> Option<Layer<'_>> {
+    fn layer(&self) -> Layer<'_> {
         match self {
-            Self::Conv(conv) => Some(Layer::Conv(conv)),
-            Self::Linear(_) => None,
+            Self::Conv(conv) => Layer::Conv(conv),
+            Self::Linear(linear) => Layer::Linear(linear),
         }
     }
 }
@@ -211,11 +227,11 @@ impl Transformer {
 
 impl Transformer {
     fn layers(&self) -> Vec<Layer<'_>> {
-        let attentions = self.blocks.iter().flat_map(|b| [&b.attn1, &b.attn2]);
-        std::iter::once(Layer::Norm(&self.norm))
-            .chain(self.proj_in.layer())
-            .chain(attentions.map(Layer::Attention))
-            .chain(self.proj_out.layer())
+        let blocks = self.blocks.iter().flat_map(TransformerBlock::layers);
+        [Layer::Norm(&self.norm), self.proj_in.layer()]
+            .into_iter()
+            .chain(blocks)
+            .chain([self.proj_out.layer()])
             .collect()
     }
 }

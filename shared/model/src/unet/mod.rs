@@ -15,7 +15,7 @@ pub use walk::{Descent, Residuals};
 
 pub use crate::parts::{AddedEmbedding, Projection, TimeEmbedding, Transformer, TransformerBlock};
 
-use crate::layers::{Attention, Conv2d, GroupNorm, Parameter, Parameters};
+use crate::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Parameters};
 
 /// Name of the first convolution. It sees the noisy latents, so it stays with the user.
 pub const CONV_IN: &str = "conv_in";
@@ -107,6 +107,8 @@ pub enum Layer<'a> {
     Norm(&'a GroupNorm),
     /// A self- or cross-attention.
     Attention(&'a Attention),
+    /// A linear map of tokens, those of attentions among them.
+    Linear(&'a Linear),
 }
 
 impl Layer<'_> {
@@ -116,6 +118,7 @@ impl Layer<'_> {
             Self::Conv(conv) => &conv.name,
             Self::Norm(norm) => &norm.name,
             Self::Attention(attention) => &attention.name,
+            Self::Linear(linear) => &linear.name,
         }
     }
 }

@@ -134,8 +134,7 @@ impl UNet {
                 x = stage.block(executor, x, embedding, block)?;
             }
             if let (Some(conv), Some(like)) = (&stage.resample, way.skips.last()) {
-                x = executor.upsample(&x, like)?;
-                x = executor.conv(conv, &x)?;
+                x = executor.upsample_conv(conv, &x, like)?;
                 executor.observe(&stage.resample_name(), &x)?;
             }
         }

@@ -16,7 +16,7 @@ pub use stored::Stored;
 
 use std::collections::HashMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::device::{Target, is_cpu};
 use crate::error::{Error, Result};
@@ -138,6 +138,18 @@ impl Weights {
     /// [`Checkpoint::digest`]).
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Whether all of them are f32, as they are in the files' own precision or better.
+    pub fn are_f32(&self) -> bool {
+        self.tensors.values().all(|weight| {
+            let dtype = match weight {
+                Weight::Vector(t) => t.dtype(),
+                Weight::Matrix(t) => t.dtype(),
+                Weight::Kernel(t) => t.dtype(),
+            };
+            dtype == DType::F32
+        })
     }
 
     /// Where the weights are.

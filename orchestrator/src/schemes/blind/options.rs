@@ -1,0 +1,98 @@
+//! What can be chosen of shares that tell nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::Args;
+use lacuna_shares::Precision;
+
+/// What can be chosen of shares that tell nothing; a plan chooses what is left out.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[command(next_help_heading = "Scheme")]
+pub struct Blind {
+    /// blind: how many bits the numbers have that travel: speed (12/13.1), quality (16/16.2, of two workers a group), or
+    /// UP/RANGE.FRACTION: of a feature, and of a product before and behind its point [default: speed; under a policy,
+    /// what it allows].
+    #[arg(long, value_name = "BITS")]
+    pub share_bits: Option<Bits>,
+    /// blind: into how many groups the workers fall, each of which computes as many of the batch's entries; all
+    /// workers of a group together see everything, any fewer of it nothing [default: 1; under a policy, what is fastest].
+    #[arg(long, value_name = "N")]
+    pub share_groups: Option<usize>,
+}
+
+/// How many bits everything has, as it is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bits(pub Precision);
+
+/// Those that have a name.
+pub const PRESETS: [(&str, Precision); 2] =
+    [("speed", Precision::SPEED), ("quality", Precision::QUALITY)];
+
+impl FromStr for Bits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, precision)) = PRESETS.iter().find(|(name, _)| *name == text) {
+            return Ok(Self(*precision));
+        }
+        let parts = text.split_once('/').and_then(|(up, down)| {
+            let (range, fraction) = down.split_once('.')?;
+            let [up, range, fraction] = [up, range, fraction].map(|part| part.parse().ok());
+            Some((up?, range?, fraction?))
+        });
+        let names = PRESETS.map(|(name, _)| name).join(", ");
+        let (up, range, fraction) = parts
+            .ok_or_else(|| format!("none of {names}, and not UP/RANGE.FRACTION as in 12/13.1"))?;
+        let precision = Precision::new(up, range, fraction);
+        precision.map(Self).map_err(|e| e.to_string())
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match PRESETS.iter().find(|(_, precision)| *precision == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => {
+                let Self(precision) = self;
+                let [up, range] = [precision.up(), precision.range()];
+                write!(f, "{up}/{range}.{}", precision.fraction())
+            }
+        }
+    }
+}
+
+impl Blind {
+    /// How many bits everything has; what is usual where nobody chose.
+    pub fn precision(&self) -> Precision {
+        self.share_bits.map_or(Precision::SPEED, |bits| bits.0)
+    }
+
+    /// Into how many groups the workers fall; one where nobody chose.
+    pub fn groups(&self) -> usize {
+        self.share_groups.unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_read_as_they_are_written_and_others_named() {
+        for text in ["speed", "quality", "11/12.1", "16/18.0"] {
+            assert_eq!(text.parse::<Bits>().unwrap().to_string(), text);
+        }
+        assert_eq!("12/13.1".parse::<Bits>().unwrap().to_string(), "speed");
+        for (text, named) in [
+            ("fast", "speed, quality"),
+            ("12/13", "UP/RANGE.FRACTION"),
+            ("a/b.c", "UP/RANGE.FRACTION"),
+            ("17/13.1", "features of 17 bits; from 2 to 16"),
+            ("12/99999999999999999999.1", "UP/RANGE.FRACTION"),
+        ] {
+            let error = text.parse::<Bits>().unwrap_err();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+}

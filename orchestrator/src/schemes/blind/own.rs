@@ -1,0 +1,122 @@
+//! What the user needs of a layer that workers multiply: its weights for the carries, and what products are divided by.
+
+use lacuna_kernels::conv::Sizes;
+use lacuna_kernels::sparse::{self, Sparse};
+use lacuna_model::host::OnDevice;
+use lacuna_model::weights::Weights;
+use lacuna_shares::join::scales;
+use lacuna_shares::split::Carries;
+use lacuna_wire::HostTensor;
+
+use super::sent::Sent;
+use crate::error::Result;
+
+/// A layer that workers multiply, as the user has it.
+pub struct Own {
+    /// Of [`sparse::by_input`].
+    by_input: Vec<f32>,
+    /// Of [`scales`].
+    pub scales: Vec<f32>,
+    /// What is added to each output.
+    pub bias: Vec<f32>,
+}
+
+impl Own {
+    /// Of the layer `sent` with `weights`.
+    ///
+    /// # Errors
+    /// [`lacuna_wire::Error::MissingTensor`] when the weights lack the layer; those of the device.
+    pub fn new(weights: &Weights, sent: &Sent, fraction: u32) -> Result<Self> {
+        let name = |part: &str| format!("{}.{part}", sent.layer);
+        let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
+        let [_, outputs, ..] = sent.output;
+        Ok(Self {
+            by_input: sparse::by_input(&kernel, outputs),
+            scales: scales(&kernel, outputs, fraction),
+            bias: HostTensor::from_device(weights.vector(&name("bias"))?)?.data,
+        })
+    }
+
+    /// The product of the weights with the carries of an input of `sent`, `[B, C_out, H, W]`, in units of `2^b`.
+    pub fn multiply(&self, sent: &Sent, carries: Carries) -> Vec<f32> {
+        let [batch, c_out, rows, columns] = sent.output;
+        let carries = match sent.enlarged {
+            Some(size) => enlarged(&carries, sent, size),
+            None => carries,
+        };
+        let sizes = Sizes {
+            batch,
+            c_in: sent.c_in,
+            c_out,
+            size: [rows, columns],
+            kernel: sent.kernel,
+            stride: 1,
+            padding: [sent.kernel / 2; 2],
+            odd: false,
+        };
+        let few = Sparse {
+            at: &carries.at,
+            values: &carries.times,
+        };
+        sparse::conv2d(few, &self.by_input, sizes)
+    }
+}
+
+/// The carries of an input of `sent` that is enlarged to so many rows and columns: four of each, as many as ever. Those
+/// beyond the last row or column are of nothing.
+fn enlarged(carries: &Carries, sent: &Sent, [high, wide]: [usize; 2]) -> Carries {
+    let [_, rows, columns] = sent.input;
+    let mut all = Carries {
+        at: Vec::with_capacity(4 * carries.at.len()),
+        times: Vec::with_capacity(4 * carries.at.len()),
+    };
+    for (at, times) in carries.at.iter().zip(&carries.times) {
+        let at = *at as usize;
+        let (plane, row, column) = (at / (rows * columns), at / columns % rows, at % columns);
+        for [down, across] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+            let (row, column) = (2 * row + down, 2 * column + across);
+            let within = row < high && column < wide;
+            let to = (plane * high + row.min(high - 1)) * wide + column.min(wide - 1);
+            all.at.push(to as u32);
+            all.times.push(if within { *times } else { 0 });
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 2x3 pixels, enlarged to 3x5: the last row and column have one copy.
+    #[test]
+    fn a_carry_is_enlarged_as_its_feature_is() {
+        let sent = Sent {
+            layer: "up".into(),
+            input: [1, 2, 3],
+            c_in: 2,
+            enlarged: Some([3, 5]),
+            output: [1, 4, 3, 5],
+            kernel: 3,
+            flop: 0,
+        };
+        let carries = Carries {
+            at: vec![0, 5, 7],
+            times: vec![1, 2, -3],
+        };
+        let all = enlarged(&carries, &sent, [3, 5]);
+        let mut dense = vec![0; 30];
+        for (at, times) in all.at.iter().zip(&all.times) {
+            dense[*at as usize] += times;
+        }
+        let mut want = vec![0; 30];
+        for at in [0, 1, 5, 6] {
+            want[at] = 1;
+        }
+        want[14] = 2;
+        for at in [17, 18, 22, 23] {
+            want[at] = -3;
+        }
+        assert_eq!(dense, want);
+    }
+}

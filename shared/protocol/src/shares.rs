@@ -1,0 +1,116 @@
+//! Sessions in which a worker multiplies shares of features: uniform words, which tell it nothing.
+//!
+//! A *seed holder* draws its share from a seed that it was given when the session opened, the n-th request's from the n-th
+//! place of the stream. A *share holder* is sent its share with each request. Both give back what they made of it as
+//! words of so many bits (`lacuna_shares`).
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a worker holds in a session of this kind, and how many bits its words have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// Of a word of its share.
+    pub bits: u32,
+    /// Of a product before the point.
+    pub range: u32,
+    /// Of a product behind the point.
+    pub fraction: u32,
+    /// What a seed holder draws its share from; a share holder has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Seed>,
+}
+
+/// Header of `POST /v1/sessions/{id}/multiply`: the product of a layer's weights with the share of its input, without the
+/// bias. A share holder's request brings the tensor `x`, the share's words; the answer brings `y`, the product's, in the
+/// layer's order: `[B, C_out, H_out, W_out]` of a convolution, `[B, T, D_out]` of a linear map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MultiplyHeader {
+    /// Counts the session's requests from 1. A request that is repeated to the last bit is answered with the
+    /// kept reply; another under its number is refused. The `n`-th request's share is the `n`-th of a seed's stream.
+    pub sequence: u64,
+    /// Whose weights.
+    pub layer: String,
+    /// The input's batch entries, rows and columns; of tokens their number and 1.
+    pub input: [usize; 3],
+    /// Rows and columns that a convolution's input is enlarged to before: every value twice both ways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enlarged: Option<[usize; 2]>,
+}
+
+/// Name of the tensor of a share's words.
+pub const SHARE: &str = "x";
+/// Name of the tensor of a product's words.
+pub const PRODUCT: &str = "y";
+
+/// What a stream of shares is drawn from. It is written as hexadecimal digits, and shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seed(pub [u8; SEED]);
+
+/// Bytes of a seed.
+pub const SEED: usize = 32;
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(..)")
+    }
+}
+
+impl Serialize for Seed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&digits)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What is wrong with it is said without what it is.
+        let wrong = || serde::de::Error::custom("a seed is 64 hexadecimal digits");
+        let digits = String::deserialize(deserializer)?;
+        let digits = digits.as_bytes();
+        let mut seed = [0; SEED];
+        let pairs = digits.chunks_exact(2);
+        if digits.len() != 2 * SEED {
+            return Err(wrong());
+        }
+        for (byte, pair) in seed.iter_mut().zip(pairs) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(wrong());
+            }
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(seed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_seed_is_written_and_read_and_never_shown() {
+        let seed = Seed(std::array::from_fn(|i| (i * 7) as u8));
+        let written = serde_json::to_value(&seed).unwrap();
+        assert_eq!(written.as_str().unwrap().len(), 64);
+        assert!(written.as_str().unwrap().starts_with("00070e15"));
+        assert_eq!(serde_json::from_value::<Seed>(written).unwrap(), seed);
+        assert_eq!(format!("{seed:?}"), "Seed(..)");
+        let signed = format!("+1{}", "0".repeat(62));
+        for wrong in [&"0".repeat(63), &"0".repeat(66), &"g".repeat(64), &signed] {
+            let error = serde_json::from_value::<Seed>(json!(wrong)).unwrap_err();
+            assert!(!error.to_string().contains(wrong.as_str()), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_has_no_seed_holds_a_share() {
+        let holding = json!({"bits": 12, "range": 13, "fraction": 1});
+        let holding: Holding = serde_json::from_value(holding).unwrap();
+        assert_eq!(holding.seed, None);
+        assert!(!serde_json::to_string(&holding).unwrap().contains("seed"));
+    }
+}
