@@ -1,7 +1,7 @@
 //! Products of weights with few features: what carries of shares are multiplied by.
 //!
-//! Weights lie by input: of each feature the weights of all outputs, one after the other ([`by_input`]), so that a
-//! feature adds a line of them to its outputs. Which features there are decides over addresses alone: a carry of zero
+//! Weights lie by input, `[K, outputs]`: of each feature the weights of all outputs, one after the other, so that a feature
+//! adds a line of them to its outputs. Which features there are decides over addresses alone: a carry of zero
 //! takes as long as any other.
 
 use std::ops::Range;
@@ -11,8 +11,15 @@ use rayon::prelude::*;
 use super::simd::{mul_add, vectorised};
 use super::sizes::Sizes;
 
-/// Outputs of one task. Their weights of one feature are a few lines of the cache.
+/// The fewest outputs of one task: their weights of one feature are a few lines of the cache.
 const OUTPUTS: usize = 64;
+
+/// Sums of one task, about: they stay in a core's own cache, and the more outputs they are of, the longer a line of
+/// weights is read on.
+const SUMS: usize = 1 << 17;
+
+/// Positions whose outputs are turned at a time.
+const POSITIONS: usize = 16;
 
 /// Few features of a tensor: which, and how large each is.
 #[derive(Clone, Copy, Debug)]
@@ -30,32 +37,30 @@ impl Sparse<'_> {
     }
 }
 
-/// `[outputs, K]` as `[K, outputs]`.
-///
-/// # Panics
-/// When there are not as many weights.
-pub fn by_input(weight: &[f32], outputs: usize) -> Vec<f32> {
-    let fan_in = weight.len().checked_div(outputs).unwrap_or_default();
-    assert_eq!(
-        fan_in * outputs,
-        weight.len(),
-        "weights of {outputs} outputs"
-    );
-    let columns = (0..fan_in).flat_map(|i| weight.iter().skip(i).step_by(fan_in));
-    columns.copied().collect()
+/// A feature that meets a line of weights, and where that goes.
+struct Meeting {
+    /// Which line.
+    weights: usize,
+    /// The position whose outputs it is added to; the one behind the last is nobody's.
+    position: usize,
+    value: f32,
 }
 
 vectorised! {
-    /// Adds `value` times each weight to each sum.
-    fn add(sums: &mut [f32], value: f32, weights: &[f32]) {
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum = mul_add::<FMA>(value, *weight, *sum);
+    /// Adds to the sums of each position, of `len` outputs from `first` on of `outputs`, what meets there.
+    fn add(sums: &mut [f32], meetings: &[Meeting], weight: &[f32], first: usize, len: usize, outputs: usize) {
+        for Meeting { weights, position, value } in meetings {
+            let sums = &mut sums[position * len..][..len];
+            let line = &weight[weights * outputs + first..][..len];
+            for (sum, weight) in sums.iter_mut().zip(line) {
+                *sum = mul_add::<FMA>(*value, *weight, *sum);
+            }
         }
     }
 }
 
 /// A linear map of `tokens` tokens `[T, K]` of which `x` are the features that are not zero: `[T, outputs]`, with weights
-/// of [`by_input`].
+/// `[K, outputs]`.
 ///
 /// # Panics
 /// When the weights are not of as many outputs, or a feature is not of these tokens.
@@ -66,17 +71,15 @@ pub fn linear(x: Sparse<'_>, weight: &[f32], [tokens, outputs]: [usize; 2]) -> V
         weight.len(),
         "weights of {outputs} outputs"
     );
+    let meetings: Vec<Meeting> = (x.each())
+        .map(|(at, value)| Meeting {
+            weights: at % fan_in,
+            position: at / fan_in,
+            value,
+        })
+        .collect();
     let mut y = vec![0.0; tokens * outputs];
-    let blocks = in_blocks(outputs, |range| {
-        let mut sums = vec![0.0; tokens * range.len()];
-        for (at, value) in x.each() {
-            let (token, i) = (at / fan_in, at % fan_in);
-            let sums = &mut sums[token * range.len()..][..range.len()];
-            add(sums, value, &weight[i * outputs..][range.clone()]);
-        }
-        sums
-    });
-    for (range, sums) in blocks {
+    for (range, sums) in in_blocks(&meetings, weight, tokens, outputs) {
         let rows = y
             .chunks_exact_mut(outputs)
             .zip(sums.chunks_exact(range.len()));
@@ -86,7 +89,7 @@ pub fn linear(x: Sparse<'_>, weight: &[f32], [tokens, outputs]: [usize; 2]) -> V
 }
 
 /// A convolution of `[B, C_in, H, W]` of which `x` are the features that are not zero: `[B, C_out, H_out, W_out]`, without
-/// bias, with weights of [`by_input`]: `[C_in, K, K, C_out]`.
+/// bias, with weights `[C_in, K, K, C_out]`.
 ///
 /// # Panics
 /// When the sizes do not agree.
@@ -104,37 +107,38 @@ pub fn conv2d(x: Sparse<'_>, weight: &[f32], sizes: Sizes) -> Vec<f32> {
     assert_eq!(weight.len(), c_in * c_out * kernel * kernel, "weights");
     let [h_out, w_out] = sizes.out_size();
     let pixels = h_out * w_out;
-    let mut y = vec![0.0; batch * c_out * pixels];
-    let blocks = in_blocks(c_out, |range| {
-        // By pixel, so that a feature's line of weights meets a line of sums.
-        let mut sums = vec![0.0; batch * pixels * range.len()];
-        for (at, value) in x.each() {
-            let (entry, at) = (at / (c_in * h * w), at % (c_in * h * w));
-            let (channel, at) = (at / (h * w), at % (h * w));
-            let (row, column) = (at / w, at % w);
-            for down in 0..kernel {
-                let Some(row) = output(row + above, down, stride, h_out) else {
-                    continue;
-                };
-                for across in 0..kernel {
-                    let Some(column) = output(column + left, across, stride, w_out) else {
-                        continue;
-                    };
-                    let pixel = entry * pixels + row * w_out + column;
-                    let tap = (channel * kernel + down) * kernel + across;
-                    let sums = &mut sums[pixel * range.len()..][..range.len()];
-                    add(sums, value, &weight[tap * c_out..][range.clone()]);
-                }
+    let mut meetings = Vec::with_capacity(x.at.len() * kernel * kernel);
+    for (at, value) in x.each() {
+        let (plane, at) = (at / (h * w), at % (h * w));
+        let (entry, channel) = (plane / c_in, plane % c_in);
+        let (row, column) = (at / w, at % w);
+        for down in 0..kernel {
+            let row = output(row + above, down, stride, h_out);
+            for across in 0..kernel {
+                let column = output(column + left, across, stride, w_out);
+                // Beyond an edge it is as much work, for nobody.
+                let pixel = row.zip(column).map(|(row, column)| row * w_out + column);
+                let position = pixel.map_or(batch * pixels, |pixel| entry * pixels + pixel);
+                meetings.push(Meeting {
+                    weights: (channel * kernel + down) * kernel + across,
+                    position,
+                    value,
+                });
             }
         }
-        sums
-    });
-    for (range, sums) in blocks {
-        for (entry, sums) in sums.chunks_exact((pixels * range.len()).max(1)).enumerate() {
-            for (i, channel) in range.clone().enumerate() {
-                let to = &mut y[(entry * c_out + channel) * pixels..][..pixels];
-                let from = sums.iter().skip(i).step_by(range.len());
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+    let mut y = vec![0.0; batch * c_out * pixels];
+    for (range, sums) in in_blocks(&meetings, weight, batch * pixels, c_out) {
+        let len = range.len();
+        let entries = y.chunks_exact_mut((c_out * pixels).max(1));
+        for (y, sums) in entries.zip(sums.chunks_exact((pixels * len).max(1))) {
+            let y = &mut y[range.start * pixels..];
+            for (some, sums) in sums.chunks(POSITIONS * len).enumerate() {
+                for i in 0..len {
+                    let to = y[i * pixels + some * POSITIONS..].iter_mut();
+                    let from = sums.iter().skip(i).step_by(len);
+                    to.zip(from).for_each(|(to, from)| *to = *from);
+                }
             }
         }
     }
@@ -148,15 +152,23 @@ fn output(place: usize, tap: usize, stride: usize, outputs: usize) -> Option<usi
     (from.is_multiple_of(stride) && output < outputs).then_some(output)
 }
 
-/// What `sums` gives for each range of some outputs.
+/// The sums of each range of some outputs, `[positions, len]`.
 fn in_blocks(
+    meetings: &[Meeting],
+    weight: &[f32],
+    positions: usize,
     outputs: usize,
-    sums: impl Fn(Range<usize>) -> Vec<f32> + Sync,
 ) -> Vec<(Range<usize>, Vec<f32>)> {
-    let starts: Vec<usize> = (0..outputs).step_by(OUTPUTS).collect();
+    let most = outputs.div_ceil(rayon::current_num_threads()).max(OUTPUTS);
+    let len = (SUMS / positions.max(1)).clamp(OUTPUTS, most);
+    let starts: Vec<usize> = (0..outputs).step_by(len).collect();
     let blocks = starts.into_par_iter().map(|start| {
-        let range = start..(start + OUTPUTS).min(outputs);
-        (range.clone(), sums(range))
+        let range = start..(start + len).min(outputs);
+        // One position more, for what is nobody's.
+        let mut sums = vec![0.0; (positions + 1) * range.len()];
+        add(&mut sums, meetings, weight, start, range.len(), outputs);
+        sums.truncate(positions * range.len());
+        (range, sums)
     });
     blocks.collect()
 }
@@ -178,6 +190,12 @@ mod tests {
             dense[*at as usize] += *value as f32;
         }
         (at, values, dense)
+    }
+
+    fn by_input(weight: &[f32], outputs: usize) -> Vec<f32> {
+        let fan_in = weight.len() / outputs;
+        let columns = (0..fan_in).flat_map(|i| weight.iter().skip(i).step_by(fan_in));
+        columns.copied().collect()
     }
 
     fn assert_near(got: &[f32], want: &[f32]) {
@@ -243,6 +261,5 @@ mod tests {
         };
         assert_eq!(linear(none, &[1.0; 6], [2, 3]), [0.0; 6]);
         assert!(linear(none, &[], [2, 0]).is_empty());
-        assert!(by_input(&[], 0).is_empty());
     }
 }

@@ -7,13 +7,14 @@ use lacuna_model::weights::Weights;
 use lacuna_shares::join::scales;
 use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
+use lacuna_wire::host::transpose_each;
 
 use super::sent::Sent;
 use crate::error::Result;
 
 /// A layer that workers multiply, as the user has it.
 pub struct Own {
-    /// Of [`sparse::by_input`].
+    /// By input: of each feature the weights of all outputs.
     by_input: Vec<f32>,
     /// Of [`scales`].
     pub scales: Vec<f32>,
@@ -31,7 +32,7 @@ impl Own {
         let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
         let [_, outputs, ..] = sent.output;
         Ok(Self {
-            by_input: sparse::by_input(&kernel, outputs),
+            by_input: transpose_each(&kernel, outputs, kernel.len() / outputs.max(1)),
             scales: scales(&kernel, outputs, fraction),
             bias: HostTensor::from_device(weights.vector(&name("bias"))?)?.data,
         })
