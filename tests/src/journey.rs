@@ -96,6 +96,11 @@ impl Journey {
         self.over_local_workers(n).with("--scheme", "resident")
     }
 
+    /// By shares that tell nothing, over `n` workers started by the command itself.
+    pub fn by_shares(self, n: usize) -> Self {
+        self.over_local_workers(n).with("--scheme", "blind")
+    }
+
     /// From `noise` in place of the seed's.
     pub fn with_noise(self, noise: &HostTensor) -> Self {
         // A clone may have another noise in the same folder.

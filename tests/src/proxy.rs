@@ -5,6 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::workers::is_work;
+
 /// What happens at the chosen request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -102,7 +104,10 @@ impl State {
             let bytes = &buffer[..read];
             let head = String::from_utf8_lossy(&bytes[..read.min(200)]);
             let line = head.lines().next().unwrap_or_default();
-            if line.starts_with("POST ") && (line.contains("/run ") || line.contains("/advance ")) {
+            let path = line
+                .strip_prefix("POST ")
+                .and_then(|rest| rest.split(' ').next());
+            if path.is_some_and(is_work) {
                 let number = self.runs.fetch_add(1, Ordering::SeqCst) + 1;
                 if number == self.at {
                     self.due.store(true, Ordering::SeqCst);

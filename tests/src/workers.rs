@@ -157,7 +157,7 @@ pub async fn worker_tampering_at<R: IntoResponse>(
         let (runs, at, tamper) = (runs.clone(), at.clone(), tamper.clone());
         async move {
             let path = request.uri().path();
-            let is_run = path.ends_with("/run") || path.ends_with("/advance");
+            let is_run = is_work(path);
             let response: Response = next.run(request).await;
             if is_run && at(runs.fetch_add(1, Ordering::Relaxed) + 1) {
                 let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
@@ -170,20 +170,26 @@ pub async fn worker_tampering_at<R: IntoResponse>(
     serve_routes(Router::new().fallback_service(routes).layer(layer)).await
 }
 
-/// A worker that holds the tiny model `name`, and the bodies of all pieces of work that it is sent.
-pub async fn overheard_worker(name: &str) -> (String, Arc<Mutex<Vec<Bytes>>>) {
-    let heard = Arc::new(Mutex::new(Vec::new()));
+/// Whether a request to `path` is a piece of work.
+pub fn is_work(path: &str) -> bool {
+    let kinds = ["/run", "/advance", "/multiply"];
+    kinds.iter().any(|kind| path.ends_with(kind))
+}
+
+/// What a worker is sent: each request's path and body, in order.
+pub type Overheard = Arc<Mutex<Vec<(String, Bytes)>>>;
+
+/// A worker that holds the tiny model `name`, and everything that it is sent.
+pub async fn overheard_worker(name: &str) -> (String, Overheard) {
+    let heard = Overheard::default();
     let ear = heard.clone();
     let layer = from_fn(move |request: Request, next: Next| {
         let ear = ear.clone();
         async move {
-            let path = request.uri().path();
-            let is_run = path.ends_with("/run") || path.ends_with("/advance");
+            let path = request.uri().path().to_owned();
             let (head, body) = request.into_parts();
             let body = to_bytes(body, usize::MAX).await.unwrap();
-            if is_run {
-                ear.lock().unwrap().push(body.clone());
-            }
+            ear.lock().unwrap().push((path, body.clone()));
             next.run(Request::from_parts(head, body.into())).await
         }
     });

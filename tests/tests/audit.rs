@@ -21,7 +21,7 @@ use lacuna_worker::Options;
 use serde_json::Value;
 use tests::golden::{model_dir, repository};
 use tests::journey::{Png, lacuna};
-use tests::workers::{RunningWorker, fleet_file, model, overheard_worker};
+use tests::workers::{RunningWorker, fleet_file, is_work, model, overheard_worker};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -98,7 +98,10 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
             .unwrap()
             .rows(unet, sizes, PLACE);
         Overheard {
-            bodies: std::mem::take(&mut bodies.lock().unwrap()),
+            bodies: (bodies.lock().unwrap().drain(..))
+                .filter(|(path, _)| is_work(path))
+                .map(|(_, body)| body)
+                .collect(),
             heard: tap.take(),
             whole: predict(&local, None),
             rows: rows.unwrap(),

@@ -93,6 +93,30 @@ pub struct Seen {
     pub rows_with_halo: Coverage,
     /// Parts of the queries, and of the keys and values, that it gets permuted and rotated.
     pub tiles: [Coverage; 2],
+    /// Words that are uniform to it whatever the picture is.
+    pub words: Words,
+}
+
+/// Words of shares, by their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Words {
+    /// That a worker is sent.
+    pub sent: u64,
+    /// That it draws from a seed.
+    pub drawn: u64,
+}
+
+impl Words {
+    /// Adds all of `other`.
+    pub fn add(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.drawn += other.drawn;
+    }
+
+    /// Whether there are none.
+    pub fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Seen {
@@ -103,6 +127,7 @@ impl Seen {
         for (part, other) in self.tiles.iter_mut().zip(&other.tiles) {
             part.extend(other);
         }
+        self.words.add(other.words);
     }
 
     /// Adds a strip, with one row of its neighbours on either side, of `rows` rows.

@@ -14,7 +14,11 @@ pub fn foretell(ledger: &Ledger, policy: &Policy, private: &Policy) -> Vec<Strin
         [one] => format!("provider {one} will see"),
         _ => format!("providers {} will each see", names.join(", ")),
     };
-    let mut lines = vec![format!("{who} {}", sight(&most))];
+    let seen = match ledger.hidden_from {
+        Some(n) if most.is_of_nothing() => format!("{}{}", sight(&most), unless(n)),
+        _ => sight(&most),
+    };
+    let mut lines = vec![format!("{who} {seen}")];
     let weaker = policy.weaker_than(private);
     if !weaker.is_empty() {
         lines.push(format!(
@@ -26,8 +30,20 @@ pub fn foretell(ledger: &Ledger, policy: &Policy, private: &Policy) -> Vec<Strin
     lines
 }
 
+/// Who would have to collude for more than `n` to be too many.
+fn unless(n: usize) -> String {
+    match n {
+        1 => ", unless two of them put together what they have".into(),
+        _ => format!(", unless more than {n} of them put together what they have"),
+    }
+}
+
 /// What is behind a view, in words.
 pub fn sight(view: &View) -> String {
+    if view.is_of_nothing() {
+        return "nothing of the picture or the prompt: words that are uniform whatever these are"
+            .into();
+    }
     let rows = match view.rows > 1.0 - SLACK {
         true => "every row of the picture nearly as it is: all of it".to_owned(),
         false => format!(
@@ -60,6 +76,9 @@ pub fn sight_in_short(ledger: &Ledger) -> String {
     let Some(most) = ledger.most() else {
         return "nothing".to_owned();
     };
+    if most.is_of_nothing() {
+        return "nothing (uniform words)".to_owned();
+    }
     let mut short = format!("{:.1} % of the rows", 100.0 * most.rows);
     if most.keys_and_values > most.rows + SLACK {
         short.push_str(", all by keys and values");
@@ -135,6 +154,7 @@ mod tests {
         };
         Ledger {
             providers: shares.iter().enumerate().map(view).collect(),
+            hidden_from: None,
         }
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
-use crate::fleet::tally::{Seen, Tally};
+use crate::fleet::tally::{Seen, Tally, Words};
 use crate::schemes::{Exposure, Setting};
 
 /// What each provider sees. Workers of one provider are one view.
@@ -16,6 +16,9 @@ pub struct Ledger {
     /// By the provider's name.
     #[serde(flatten)]
     pub providers: BTreeMap<String, View>,
+    /// How many workers may put together what they have and learn nothing; none where one alone learns something.
+    #[serde(skip)]
+    pub hidden_from: Option<usize>,
 }
 
 /// What one provider sees.
@@ -39,6 +42,23 @@ pub struct View {
     pub latents: bool,
     /// Whether it gets the prompt's embedding, or keys and values made of it.
     pub prompt: bool,
+    /// Words of shares that it is sent or draws: of one U-Net call where they are foreseen, and of all pictures where they
+    /// are counted. They are uniform and independent of the picture to whoever lacks another worker's share or seed
+    /// (`docs/blind.md`), so they are no part of it.
+    #[serde(skip_serializing_if = "Words::are_none")]
+    pub words: Words,
+}
+
+impl View {
+    /// Whether there is nothing of the picture in it.
+    pub fn is_of_nothing(&self) -> bool {
+        self.rows <= SLACK
+            && self.rows_with_halo <= SLACK
+            && self.keys_and_values <= SLACK
+            && self.tiles.iter().all(|part| *part <= SLACK)
+            && !self.latents
+            && !self.prompt
+    }
 }
 
 /// A share is a sum of rows over their number: equal shares may differ in the last bits.
@@ -49,6 +69,21 @@ impl Ledger {
     pub fn most_rows(&self) -> f64 {
         let shares = self.providers.values().map(|view| view.rows);
         shares.fold(0.0, f64::max)
+    }
+
+    /// The largest share of the rows that any `n` providers together compute, about: strips do not overlap, but of a
+    /// picture that was cut anew. Those from whom the scheme hides everything compute none; all others, where it hides
+    /// everything from fewer, have all.
+    pub fn most_rows_of(&self, n: usize) -> f64 {
+        match self.hidden_from {
+            Some(most) if n <= most => 0.0,
+            Some(_) => 1.0,
+            None => {
+                let mut shares: Vec<f64> = self.providers.values().map(|view| view.rows).collect();
+                shares.sort_by(|a, b| b.total_cmp(a));
+                shares.iter().take(n).sum::<f64>().min(1.0)
+            }
+        }
     }
 
     /// The most of each that a provider sees; none where there is no provider.
@@ -63,6 +98,10 @@ impl Ledger {
             tiles: std::array::from_fn(|i| a.tiles[i].max(b.tiles[i])),
             latents: a.latents || b.latents,
             prompt: a.prompt || b.prompt,
+            words: Words {
+                sent: a.words.sent.max(b.words.sent),
+                drawn: a.words.drawn.max(b.words.drawn),
+            },
         })
     }
 
@@ -82,7 +121,10 @@ impl Ledger {
         let seen = setting.scheme.seen(unet, &setting.sizes, n)?;
         let workers = fleet.workers.iter().zip(&seen);
         let workers = workers.map(|(w, seen)| (w.provider.as_str(), w.url.as_str(), seen));
-        Ok(Self::new(setting, workers.chain(past.iter().map(shown))))
+        Ok(Self {
+            hidden_from: setting.scheme.hidden_from(&setting.sizes, n)?,
+            ..Self::new(setting, workers.chain(past.iter().map(shown)))
+        })
     }
 
     /// What a run by `setting` has shown, by the workers' accounts of each of its pictures: to every provider
@@ -139,11 +181,13 @@ impl Ledger {
                 tiles: seen.tiles.map(|part| part.share()),
                 latents,
                 prompt,
+                words: seen.words,
             };
             (provider.to_owned(), view)
         };
         Self {
             providers: together.into_iter().map(view).collect(),
+            hidden_from: None,
         }
     }
 }

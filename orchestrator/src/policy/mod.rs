@@ -68,16 +68,69 @@ pub struct Policy {
     pub wires: Vec<Wire>,
     /// How much of the picture's quality may be traded.
     pub quality: Quality,
+    /// What a provider may have of the picture at all.
+    #[serde(default)]
+    pub views: Views,
+    /// How many providers may put together what they have and still see no more than is allowed.
+    #[serde(default)]
+    pub collusion: Collusion,
+}
+
+/// What a provider may have of the picture at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Views {
+    /// What the other rules bound.
+    #[default]
+    Bounded,
+    /// Nothing: what it has is independent of the picture.
+    Nothing,
+}
+
+/// How many providers may collude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Collusion {
+    /// So many.
+    Of(std::num::NonZeroUsize),
+    /// All but one.
+    AllBut(AllButOne),
+}
+
+/// `N-1`, of N providers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AllButOne {
+    /// As a policy's file has it.
+    #[serde(rename = "N-1")]
+    One,
+}
+
+impl Default for Collusion {
+    fn default() -> Self {
+        Self::Of(std::num::NonZeroUsize::MIN)
+    }
+}
+
+impl Collusion {
+    /// The number of `providers` that may collude: one at least.
+    pub fn of(self, providers: usize) -> usize {
+        match self {
+            Self::Of(n) => n.get(),
+            Self::AllBut(AllButOne::One) => providers.saturating_sub(1).max(1),
+        }
+    }
 }
 
 /// Its rules.
-const RULES: [&str; 6] = [
+const RULES: [&str; 8] = [
     "max_rows",
     "prompt",
     "latents",
     "self_attention",
     "wires",
     "quality",
+    "views",
+    "collusion",
 ];
 
 /// What is wrong in a policy's file: drawn where one of the rules is, and else without what stands there, for it may be
@@ -202,6 +255,10 @@ impl Policy {
         }
     }
 
+    fn collusion_rule(&self) -> String {
+        format!("collusion = {}", name(&self.collusion))
+    }
+
     /// The rules by which it allows more than `other`, each as the file has it.
     pub fn weaker_than(&self, other: &Self) -> Vec<String> {
         let mut weaker = Vec::new();
@@ -213,6 +270,12 @@ impl Policy {
         }
         if self.latents == Latents::Shared && other.latents == Latents::Hidden {
             weaker.push("latents = shared".into());
+        }
+        if self.views == Views::Bounded && other.views == Views::Nothing {
+            weaker.push("views = bounded".into());
+        }
+        if self.collusion.of(MAX_WORKERS) < other.collusion.of(MAX_WORKERS) {
+            weaker.push(format!("collusion = {}", name(&self.collusion)));
         }
         let more = |how: &&SelfAttention| !other.self_attention.contains(how);
         let more: Vec<String> = self.self_attention.iter().filter(more).map(name).collect();
@@ -236,6 +299,33 @@ impl Policy {
             })
         };
         let refuse = |rule: &str, reason: String| refuse_with(rule, reason, String::new());
+        let colluding = self.collusion.of(ledger.providers.len());
+        if self.views == Views::Nothing && !ledger.providers.is_empty() {
+            let label = setting.scheme.label();
+            match ledger.hidden_from {
+                None => {
+                    let reason = format!("under {label} a provider has something of the picture");
+                    let advice = "; --scheme blind shows nothing, nor does --scheme local".into();
+                    return refuse_with("views = nothing", reason, advice);
+                }
+                Some(most) if most < colluding => {
+                    let reason = format!(
+                        "under {label} {colluding} providers together could have all of the picture, {most} nothing"
+                    );
+                    return refuse(&self.collusion_rule(), reason);
+                }
+                Some(_) => {}
+            }
+        }
+        let together = ledger.most_rows_of(colluding);
+        if colluding > 1 && together > self.max_rows + SLACK {
+            let reason = format!(
+                "{colluding} providers together would have {:.1} % of the rows, where {} is the most",
+                100.0 * together,
+                self.max_rows
+            );
+            return refuse(&self.collusion_rule(), reason);
+        }
         // Of those that compute too much the one that computes the most is named.
         let mut views: Vec<_> = ledger.providers.iter().collect();
         views.sort_by(|(_, a), (_, b)| b.rows.total_cmp(&a.rows));

@@ -76,7 +76,13 @@ pub fn choose(
                     best = Some(plan);
                 }
             }
+            // Of the rules the first that is broken, and only where no rule is what the scheme cannot do.
             Err(error @ Error::Policy { .. }) => {
+                if !matches!(refused, Some(Error::Policy { .. })) {
+                    refused = Some(error);
+                }
+            }
+            Err(error @ Error::Workers(_)) => {
                 refused.get_or_insert(error);
             }
             Err(error) => return Err(error),

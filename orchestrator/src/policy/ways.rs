@@ -81,6 +81,9 @@ pub fn all_schemes() -> Result<Vec<Arc<dyn Scheme>>> {
     let mut all = Vec::new();
     for entry in &SCHEMES {
         let scheme = entry.with_options(&[]).map_err(Error::Request)?;
+        if scheme.stands_for_others() {
+            continue;
+        }
         match scheme.ways() {
             ways if ways.is_empty() => all.push(scheme),
             ways => all.extend(ways),

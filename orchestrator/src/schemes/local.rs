@@ -47,6 +47,10 @@ impl Scheme for Local {
         Uses::default()
     }
 
+    fn hidden_from(&self, _sizes: &Sizes, workers: usize) -> Result<Option<usize>> {
+        Ok(Some(workers))
+    }
+
     fn exposure(&self, _levels: usize) -> Exposure {
         Exposure::default()
     }

@@ -14,10 +14,12 @@
 //!
 //! The schemes themselves:
 //! - [`local`]: everything on the user's device.
+//! - [`auto`]: whichever of these is the fastest.
 //! - [`ppidm`]: the paper's: layers cut into strips and sent to workers.
 //! - [`blind`]: ours: workers multiply shares of features, and learn nothing.
 //! - [`resident`]: ours: workers keep their strips for a whole step.
 
+pub mod auto;
 pub mod blind;
 pub mod count;
 pub mod local;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::builder::PossibleValue;
 use clap::{ArgMatches, Command};
 
+use super::auto::Auto;
 use super::blind::Blind;
 use super::local::Local;
 use super::ppidm::Ppidm;
@@ -12,11 +13,12 @@ use super::resident::Resident;
 use super::{Options, Scheme};
 
 /// The schemes, in the order in which a comparison shows them. A new one is a line here.
-pub static SCHEMES: [Entry; 4] = [
+pub static SCHEMES: [Entry; 5] = [
     Entry::of::<Local>(),
     Entry::of::<Resident>(),
     Entry::of::<Blind>(),
     Entry::of::<Ppidm>(),
+    Entry::of::<Auto>(),
 ];
 
 /// The scheme where nobody says.
@@ -127,7 +129,7 @@ mod tests {
             assert_eq!(scheme.name(), entry.name);
         }
         assert!(find(DEFAULT).is_some() && find("residnt").is_none());
-        assert_eq!(super::names(), "local, resident, blind and ppidm");
+        assert_eq!(super::names(), "local, resident, blind, ppidm and auto");
     }
 
     #[test]

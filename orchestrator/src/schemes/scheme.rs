@@ -101,6 +101,16 @@ pub trait Scheme: Debug + Send + Sync {
         true
     }
 
+    /// Whether workers are of any use to it.
+    fn can_use_workers(&self) -> bool {
+        self.needs_workers()
+    }
+
+    /// Whether it is any of the others, by its [`Self::choices`], and none of its own.
+    fn stands_for_others(&self) -> bool {
+        false
+    }
+
     /// How many workers it has where nobody says.
     fn usual_workers(&self) -> usize {
         4
@@ -147,6 +157,15 @@ pub trait Scheme: Debug + Send + Sync {
         None
     }
 
+    /// How many of so many workers may put together what they have and still learn nothing of the picture; none where
+    /// one alone learns something.
+    ///
+    /// # Errors
+    /// [`crate::Error::Workers`].
+    fn hidden_from(&self, _sizes: &Sizes, _workers: usize) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// What every provider is shown beside its rows.
     fn exposure(&self, levels: usize) -> Exposure;
 
@@ -176,6 +195,14 @@ pub trait Scheme: Debug + Send + Sync {
     /// # Errors
     /// None today: shapes alone cannot fail.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>>;
+
+    /// Bytes of the user's memory that it takes beside weights and features.
+    ///
+    /// # Errors
+    /// As [`Self::user_layers`].
+    fn further_memory(&self, _unet: &UNet, _sizes: &Sizes) -> Result<u64> {
+        Ok(0)
+    }
 
     /// Tensor prefixes of the layers whose features are whole at the user's; none where these are all.
     ///

@@ -32,8 +32,9 @@ struct SeedHolder {
     client: Arc<Mutex<Client>>,
     masks: Masks,
     bits: u32,
-    /// Work that it did.
+    /// Work that it did, and words that it drew for it.
     flop: u64,
+    words: u64,
     ahead: Option<Ahead>,
 }
 
@@ -59,6 +60,7 @@ impl Dialogue {
                 client: Arc::new(Mutex::new(client)),
                 bits: *bits,
                 flop: 0,
+                words: 0,
                 ahead: None,
             })
         });
@@ -161,11 +163,13 @@ impl Dialogue {
         all
     }
 
-    /// Adds work to each worker's account.
-    pub fn count_flop(&mut self, flop: u64) {
+    /// Adds a product to each worker's account: its work, and the words of its input.
+    pub fn count(&mut self, flop: u64, words: u64) {
         self.share.tally.flop += flop;
+        self.share.tally.seen.words.sent += words;
         for seed in &mut self.seeds {
             seed.flop += flop;
+            seed.words += words;
         }
     }
 
@@ -177,6 +181,7 @@ impl Dialogue {
         let clients = seeds.filter_map(|seed| {
             let mut client = Arc::into_inner(seed.client)?.into_inner();
             client.tally.flop += seed.flop;
+            client.tally.seen.words.drawn += seed.words;
             Some(client)
         });
         let mut clients: Vec<Client> = clients.collect();

@@ -156,7 +156,7 @@ impl Shared {
             };
             join(&words, &mut y, outputs, &own.bias, step, self.precision)?;
             output.extend(y);
-            dialogue.count_flop(sent.flop);
+            dialogue.count(sent.flop, sent.features() as u64);
             self.flop += sent.carries_flop(self.groups.size);
         }
         let [_, c_out, h, w] = sent.output;

@@ -30,19 +30,19 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lacuna_model::unet::UNet;
 use lacuna_model::whole::Whole;
-use lacuna_shares::Precision;
 use lacuna_shares::precision::WORKERS;
 
 use super::count::Count;
 use super::scheme::Options;
-use super::{Exposure, Predictor, Scheme, Sizes, Uses};
+use super::{Exposure, Predictor, Rules, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
-use crate::fleet::config::FleetConfig;
-use crate::fleet::tally::Seen;
+use crate::fleet::config::{FleetConfig, MAX_WORKERS};
+use crate::fleet::tally::{Seen, Words};
 use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
+use options::{Bits, PRESETS, Preset};
 
 impl Options for Blind {
     const NAME: &'static str = "blind";
@@ -55,7 +55,7 @@ impl Options for Blind {
 
 impl Blind {
     fn bits(&self) -> String {
-        options::Bits(self.precision()).to_string()
+        Bits(self.precision()).to_string()
     }
 }
 
@@ -117,13 +117,62 @@ impl Scheme for Blind {
         Uses::default()
     }
 
-    /// Measured of the demo model (`docs/blind.md`), and less.
+    /// By the demo model (`docs/blind.md` has what was measured); of bits that have no name nothing is known.
     fn promised_psnr(&self) -> Option<f64> {
-        Some(match self.precision() {
-            Precision::SPEED => 50.0,
-            Precision::QUALITY => 60.0,
-            _ => 0.0,
-        })
+        let preset = PRESETS
+            .iter()
+            .find(|preset| preset.precision == self.precision());
+        Some(preset.map_or(0.0, |preset| preset.psnr))
+    }
+
+    /// What is left open: the bits, and the groups.
+    fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
+        if self.share_bits.is_some() && self.share_groups.is_some() {
+            return Vec::new();
+        }
+        let bits = match self.share_bits {
+            Some(bits) => vec![bits],
+            None => PRESETS
+                .iter()
+                .map(|preset| Bits(preset.precision))
+                .collect(),
+        };
+        let groups = match self.share_groups {
+            Some(groups) => groups..=groups,
+            None => 1..=MAX_WORKERS / WORKERS.start(),
+        };
+        let each = bits
+            .into_iter()
+            .flat_map(|bits| groups.clone().map(move |groups| (bits, groups)));
+        let settled = each.map(|(bits, groups)| Self {
+            share_bits: Some(bits),
+            share_groups: Some(groups),
+        });
+        settled.map(Options::scheme).collect()
+    }
+
+    /// By the bits.
+    fn ways(&self) -> Vec<Arc<dyn Scheme>> {
+        if self.share_bits.is_some() {
+            return Vec::new();
+        }
+        let way = |preset: &Preset| Self {
+            share_bits: Some(Bits(preset.precision)),
+            ..*self
+        };
+        PRESETS.iter().map(|preset| way(preset).scheme()).collect()
+    }
+
+    /// The weights of the layers that are sent, by input.
+    fn further_memory(&self, unet: &UNet, sizes: &Sizes) -> Result<u64> {
+        let sent = sent::sent(unet, sizes)?.into_iter();
+        let values = sent.map(|sent| sent.weights() as u64);
+        Ok(values.sum::<u64>() * size_of::<f32>() as u64)
+    }
+
+    /// All but one of a group.
+    fn hidden_from(&self, sizes: &Sizes, workers: usize) -> Result<Option<usize>> {
+        Ok(Some(Groups::new(self, sizes, workers)?.size - 1))
     }
 
     /// Nothing: words that are uniform whatever the features are.
@@ -131,8 +180,27 @@ impl Scheme for Blind {
         Exposure::default()
     }
 
-    fn seen(&self, _unet: &UNet, _sizes: &Sizes, workers: usize) -> Result<Vec<Seen>> {
-        Ok(vec![Seen::default(); workers])
+    /// No rows, but words: of one call.
+    fn seen(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<Vec<Seen>> {
+        let groups = Groups::new(self, sizes, workers)?;
+        let sent = sent::sent(unet, sizes)?.into_iter();
+        let words = sent.map(|sent| sent.of_entries(groups.entries).features() as u64);
+        let words = words.sum();
+        let of = |worker| match groups.holds_share(worker) {
+            true => Words {
+                sent: words,
+                drawn: 0,
+            },
+            false => Words {
+                sent: 0,
+                drawn: words,
+            },
+        };
+        let seen = |worker| Seen {
+            words: of(worker),
+            ..Seen::default()
+        };
+        Ok((0..workers).map(seen).collect())
     }
 
     fn check_fleet(&self, sizes: &Sizes, fleet: &FleetConfig) -> Result<()> {

@@ -88,10 +88,12 @@ impl Arguments {
             ("--measure", self.compute.measure),
         ];
         match flags.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) if !self.scheme.scheme.needs_workers() => Err(Error::Request(format!(
-                "{flag}: the scheme {} has no workers; leave it out",
-                self.scheme.scheme.name()
-            ))),
+            Some((flag, _)) if !self.scheme.scheme.can_use_workers() => {
+                Err(Error::Request(format!(
+                    "{flag}: the scheme {} has no workers; leave it out",
+                    self.scheme.scheme.name()
+                )))
+            }
             _ => Ok(()),
         }
     }

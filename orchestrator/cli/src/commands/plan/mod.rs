@@ -107,7 +107,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         None => console.line("nothing of that is possible here"),
     }
     let plan = plan?;
-    console.line(format_args!("\nthe fastest on workers: {}", plan.summary()));
+    let place = match plan.setting.scheme.needs_workers() {
+        true => "the fastest on workers",
+        false => "the fastest is at home",
+    };
+    console.line(format_args!("\n{place}: {}", plan.summary()));
     let seconds = plan.seconds.total();
     let calls = arguments.steps as f64;
     for relaxed in without {
