@@ -190,6 +190,19 @@ pub enum Error {
         /// This side's.
         ours: Versions,
     },
+    /// A worker was caught with wrong numbers.
+    #[error(
+        "worker {worker} answered wrong numbers: the product of {layer} is {apart:.0} times as far from what it must be as \
+         rounding leaves it; the picture ends here, and that worker computes no more in this run"
+    )]
+    WorkerWrong {
+        /// Its address.
+        worker: String,
+        /// The layer.
+        layer: String,
+        /// Mean square of what is wrong, in variances of rounding.
+        apart: f64,
+    },
     /// A worker holds another model.
     #[error(
         "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora"
@@ -289,6 +302,14 @@ impl Error {
         }
     }
 
+    /// The address of the worker that was caught with wrong numbers.
+    pub fn wrong_worker(&self) -> Option<&str> {
+        match self {
+            Self::WorkerWrong { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+
     /// The same with other advice, where a policy's refusal has some.
     pub(crate) fn advising(mut self, other: impl FnOnce() -> String) -> Self {
         if let Self::Policy { advice, .. } = &mut self
@@ -302,7 +323,8 @@ impl Error {
     /// Whether it is a worker's doing, and not that of what was asked for.
     pub fn is_of_a_worker(&self) -> bool {
         let no_failover = matches!(self, Self::NoFailover { .. });
-        no_failover || self.lost_worker().or(self.useless_worker()).is_some()
+        let worker = self.lost_worker().or(self.useless_worker());
+        no_failover || worker.or(self.wrong_worker()).is_some()
     }
 
     /// Whether a worker may only have lost its session: it was started again, or cannot be reached just now.

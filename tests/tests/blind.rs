@@ -357,3 +357,148 @@ async fn who_answers_other_than_so_many_words_is_named() {
         good.is_left().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_multiplies_wrong_is_caught_where_that_is_checked() {
+    let good = RunningWorker::start(MODEL, &Options::default()).await;
+    for role in [0, 1] {
+        // Numbers of another input, say: there are as many, and nothing is wrong with them by themselves.
+        let change = |reply: Bytes| with_words(&reply, |words| words.rotate_left(7));
+        let bad = tests::workers::tampering_worker(MODEL, 9, change).await;
+        let journey = journey(MODEL, 2).with("--scheme", "blind");
+        let mut urls = [(bad.as_str(), None), (good.url.as_str(), None)];
+        urls.rotate_left(role);
+        let run = journey
+            .clone()
+            .with("--workers", fleet_file(&journey.file(""), &urls));
+        let error = run.clone().with("--verify", "1").go().await.err();
+        let error = error.expect("an error");
+        for part in [&*bad, "wrong numbers", "computes no more"] {
+            assert!(error.contains(part), "{part:?} is not in {error}");
+        }
+        assert!(!error.contains(&good.url), "{error}");
+        good.is_left().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_multiplies_right_is_never_blamed() {
+    for (name, workers, groups, bits) in [
+        ("sd1", 2, "1", "speed"),
+        ("sd2", 4, "1", "speed"),
+        ("odd", 4, "2", "quality"),
+    ] {
+        let run = journey(name, 4)
+            .by_shares(workers)
+            .with("--share-bits", bits);
+        let run = run.with("--share-groups", groups).with("--verify", "1");
+        run.go().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_can_check_says_that_it_does() {
+    let run = journey(MODEL, 1)
+        .on_resident_strips(2)
+        .with("--verify", "0.5");
+    let error = run.go().await.err().expect("a refusal");
+    assert!(
+        error.contains("the scheme resident cannot check"),
+        "{error}"
+    );
+    let run = journey(MODEL, 1).by_shares(2).with("--verify", "1.5");
+    let error = run.go().await.err().expect("a refusal");
+    assert!(error.contains("a share from 0 to 1"), "{error}");
+}
+
+/// A policy that allows no view at all, of as many as collude.
+fn nothing(journey: &Journey, collusion: &str) -> PathBuf {
+    let private = tests::golden::repository().join("configs/policies/private.toml");
+    let text = std::fs::read_to_string(private).unwrap();
+    let text = text.replace("psnr = 60.0", "psnr = 0.0");
+    let path = journey.file("nothing.toml");
+    let rules = format!("views = \"nothing\"\ncollusion = {collusion}\n");
+    std::fs::write(&path, rules + &text).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_allows_nothing_allows_shares_alone() {
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        workers.push(RunningWorker::start(MODEL, &Options::default()).await);
+    }
+    let urls: Vec<_> = workers.iter().map(|w| (w.url.as_str(), None)).collect();
+    let journey = journey(MODEL, 1);
+    let fleet = fleet_file(&journey.file(""), &urls);
+    let run = |scheme: &str, collusion: &str| {
+        let run = journey
+            .clone()
+            .with("--scheme", scheme)
+            .with("--workers", fleet.clone());
+        run.with("--policy", nothing(&journey, collusion))
+    };
+    for scheme in ["resident", "ppidm"] {
+        let error = run(scheme, "1").go().await.err().expect("a refusal");
+        for part in ["views = nothing", "--scheme blind"] {
+            assert!(error.contains(part), "{scheme}: {part:?} is not in {error}");
+        }
+    }
+    // With three of four colluding, pairs are too few.
+    for (collusion, groups) in [("1", None), ("\"N-1\"", Some("1")), ("\"N-1\"", Some("2"))] {
+        let mut run = run("blind", collusion);
+        if let Some(groups) = groups {
+            run = run.with("--share-groups", groups);
+        }
+        let run = run.go().await;
+        assert_eq!(run.is_ok(), groups != Some("2"));
+        match (run, groups) {
+            (Err(error), Some("2")) => assert!(error.contains("collusion = N-1"), "{error}"),
+            (Ok(files), _) => {
+                let ledger = &files.report()["ledger"];
+                for provider in ["p0", "p1", "p2", "p3"] {
+                    let view = &ledger[provider];
+                    assert_eq!(
+                        (&view["rows"], &view["prompt"]),
+                        (&0.0.into(), &false.into())
+                    );
+                    let words = &view["words"];
+                    let [sent, drawn] = ["sent", "drawn"].map(|key| words[key].as_u64().unwrap());
+                    assert!((sent > 0) != (drawn > 0), "{provider}: {words}");
+                }
+            }
+            (Err(error), _) => panic!("{collusion}, {groups:?}: {error}"),
+        }
+    }
+    let error = run("blind", "0").go().await.err().expect("a refusal");
+    assert!(error.contains("collusion"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_fastest_is_taken_if_the_policy_allows_it() {
+    let mut workers = Vec::new();
+    for _ in 0..2 {
+        workers.push(RunningWorker::start(MODEL, &Options::default()).await);
+    }
+    let urls: Vec<_> = workers.iter().map(|w| (w.url.as_str(), None)).collect();
+    let journey = journey(MODEL, 1);
+    let run = journey
+        .clone()
+        .with("--scheme", "auto")
+        .with("--workers", fleet_file(&journey.file(""), &urls))
+        .with("--policy", nothing(&journey, "1"));
+    // Home on a slow link; shares where the user hardly computes and the link takes no time.
+    for (user, uplink, sent) in [("10000", "0.1", false), ("0.001", "100000", true)] {
+        let run = run.clone().with("--user-gflops", user);
+        let run = run
+            .with("--uplink-mbps", uplink)
+            .with("--downlink-mbps", uplink);
+        let files = run.with("--rtt-ms", "0.001").go().await.unwrap();
+        let report = files.report();
+        assert_eq!(
+            report["user"]["bytes_up"].as_u64().unwrap() > 0,
+            sent,
+            "{user}"
+        );
+    }
+}

@@ -18,6 +18,14 @@ pub struct SchemeArguments {
 }
 
 const FLAG: &str = "scheme";
+const VERIFY: &str = "verify";
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a share from 0 to 1".into()),
+    }
+}
 
 impl SchemeArguments {
     /// The scheme for latents of `[B, H, W]` and a prompt of `tokens` tokens.
@@ -35,7 +43,18 @@ impl Args for SchemeArguments {
             .value_parser(PossibleValuesParser::new(possible_values()))
             .help("Where the U-Net is computed")
             .help_heading("Scheme");
-        let command = command.arg(scheme);
+        let verify = Arg::new(VERIFY)
+            .long(VERIFY)
+            .value_name("SHARE")
+            .num_args(0..=1)
+            .default_missing_value("1")
+            .value_parser(parse_share)
+            .help(
+                "Check so large a share of what workers compute, 0 to 1 [without a value: all of it]; \
+                 who answers wrong numbers is named, and the picture ends",
+            )
+            .help_heading("Scheme");
+        let command = command.arg(scheme).arg(verify);
         SCHEMES
             .iter()
             .fold(command, |command, entry| entry.with_flags(command))
@@ -71,9 +90,15 @@ impl FromArgMatches for SchemeArguments {
                 )));
             }
         }
-        Ok(Self {
-            scheme: entry.read(matches)?,
-        })
+        let mut scheme = entry.read(matches)?;
+        if let Some(share) = matches.get_one::<f64>(VERIFY) {
+            scheme = scheme.verified(*share).ok_or_else(|| {
+                refuse(format!(
+                    "--verify: the scheme {name} cannot check what workers compute; blind can\n"
+                ))
+            })?;
+        }
+        Ok(Self { scheme })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

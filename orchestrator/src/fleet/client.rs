@@ -259,6 +259,11 @@ impl Client {
         }
     }
 
+    /// The way to the worker.
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
     /// Number of requests in the session so far.
     pub fn asked(&self) -> u64 {
         self.sequence

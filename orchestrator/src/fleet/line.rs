@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lacuna_protocol::session::{Info, OpenSession, Refusal, SessionOpened, TENSORS};
 use lacuna_protocol::version::{SPOKEN, Versions};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use tokio::time::timeout;
@@ -86,6 +86,11 @@ impl Line {
             worker: worker.clone(),
             patience: PATIENCE,
         })
+    }
+
+    /// Where the worker is.
+    pub fn url(&self) -> &Url {
+        &self.worker.url
     }
 
     /// What the worker says of itself, and the time that one round trip took.

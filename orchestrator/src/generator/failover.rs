@@ -153,6 +153,11 @@ impl<'a> Failover<'a> {
     /// Begins again after `error`, with the worker that it is of if that is back, else without; `changes`
     /// are left.
     fn go_on_after(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
+        if let Some(url) = error.wrong_worker() {
+            // Nothing begins anew by itself: that a picture ends must tell nothing but that somebody lied.
+            self.roster.lose(url, false);
+            return Err(error);
+        }
         let lost = error.lost_worker().unwrap_or_default().to_owned();
         let returns = self.came_back.iter().filter(|url| **url == lost).count();
         if error.lost_session() && returns < MOST_RETURNS && *changes > 0 {

@@ -20,7 +20,11 @@ use crate::fleet::tally::Seen;
 
 /// The scheme. It has no options.
 #[derive(Args, Clone, Copy, Debug, Default)]
-pub struct Auto {}
+pub struct Auto {
+    /// The share of what workers compute that is checked, if any is.
+    #[arg(skip)]
+    verify: Option<f64>,
+}
 
 const HOME: Local = Local {};
 
@@ -68,12 +72,22 @@ impl Scheme for Auto {
         true
     }
 
+    fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
+        let verify = Some(share);
+        Some(Self { verify }.scheme())
+    }
+
     fn choices(&self, rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
         let of = |scheme: Arc<dyn Scheme>| match scheme.choices(rules) {
             choices if choices.is_empty() => vec![scheme],
             choices => choices,
         };
-        others().flat_map(of).collect()
+        // At home there is nobody to be checked.
+        let checked = |scheme: Arc<dyn Scheme>| match self.verify {
+            Some(share) if scheme.needs_workers() => scheme.verified(share),
+            _ => Some(scheme),
+        };
+        others().filter_map(checked).flat_map(of).collect()
     }
 
     fn variants(

@@ -126,6 +126,12 @@ pub trait Scheme: Debug + Send + Sync {
         None
     }
 
+    /// The same, checking at random so large a share of what workers compute, 0 to 1: whoever answers wrong numbers is
+    /// named, and computes no more in the run ([`crate::Error::WorkerWrong`]). None where it cannot.
+    fn verified(&self, _share: f64) -> Option<Arc<dyn Scheme>> {
+        None
+    }
+
     /// What the open options can be under `rules`, all of them chosen in each; nothing where none is open. What is
     /// chosen and not allowed is for the policy's own check, which names the rule.
     fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::groups::Groups;
 use crate::error::{Error, Result};
 use crate::fleet::client::{Client, Product};
+use crate::fleet::line::Line;
 use crate::fleet::tally::{Kind, Traffic};
 
 /// Products of a seed holder that wait here at most.
@@ -28,8 +29,10 @@ pub struct Dialogue {
 
 /// A worker that draws its shares, as the user knows it.
 struct SeedHolder {
-    /// Locked by the task that asks it ahead.
+    /// Locked by the task that asks it ahead, for as long as a call takes.
     client: Arc<Mutex<Client>>,
+    /// How it is named.
+    line: Line,
     masks: Masks,
     bits: u32,
     /// Work that it did, and words that it drew for it.
@@ -57,6 +60,7 @@ impl Dialogue {
         let seeds = seeds.map(|(mut client, bits)| {
             Ok(SeedHolder {
                 masks: client.masks.take().ok_or_else(missing)?,
+                line: client.line().clone(),
                 client: Arc::new(Mutex::new(client)),
                 bits: *bits,
                 flop: 0,
@@ -132,11 +136,25 @@ impl Dialogue {
         each.collect()
     }
 
+    /// How the `worker`-th is named.
+    fn line(&self, worker: usize) -> &Line {
+        match self.seeds.get(worker) {
+            Some(seed) => &seed.line,
+            None => self.share.line(),
+        }
+    }
+
     /// The `worker`-th answered what makes no sense.
     pub fn nonsense(&self, worker: usize, reason: &str) -> Error {
-        match self.seeds.get(worker) {
-            Some(seed) => seed.client.blocking_lock().nonsense(reason),
-            None => self.share.nonsense(reason),
+        self.line(worker).nonsense(reason)
+    }
+
+    /// The `worker`-th multiplied `layer` wrong, and is `apart` from what must be.
+    pub fn wrong(&self, worker: usize, layer: &str, apart: f64) -> Error {
+        Error::WorkerWrong {
+            worker: self.line(worker).url().to_string(),
+            layer: layer.to_owned(),
+            apart,
         }
     }
 

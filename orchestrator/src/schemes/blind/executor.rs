@@ -21,6 +21,7 @@ use super::dialogue::Dialogue;
 use super::groups::Groups;
 use super::own::Own;
 use super::sent::Sent;
+use super::verifier::{Verifier, expected_of, is_honest};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Product;
@@ -39,6 +40,7 @@ pub struct Shared {
     /// The same as what a worker is asked for, in the order of the walk.
     products: Arc<[Product]>,
     own: HashMap<String, Own>,
+    verifier: Option<Verifier>,
     flop: u64,
 }
 
@@ -47,6 +49,8 @@ struct Part {
     share: Vec<u8>,
     carries: Carries,
     step: f64,
+    /// What each worker multiplies, the share holder last, where that is checked.
+    shares: Option<Vec<Vec<i32>>>,
 }
 
 impl Shared {
@@ -88,8 +92,14 @@ impl Shared {
             dialogues,
             runtime,
             own: HashMap::new(),
+            verifier: None,
             flop: 0,
         })
+    }
+
+    /// The same, with some products checked.
+    pub fn checked_by(self, verifier: Option<Verifier>) -> Self {
+        Self { verifier, ..self }
     }
 
     /// The output `[B, C_out, H, W]` of the layer `name` for the input `x` `[B, C, H, W]`; none where it is not sent.
@@ -107,7 +117,7 @@ impl Shared {
         }
         let weights = self.whole.weights();
         if !self.own.contains_key(name) {
-            let own = Own::new(weights, sent, self.precision.fraction())?;
+            let own = Own::new(weights, sent, self.precision, self.verifier.as_mut())?;
             self.own.insert(name.to_owned(), own);
         }
         let missing = || Error::Request(format!("{name}: its weights are gone"));
@@ -117,20 +127,28 @@ impl Shared {
         let x = HostTensor::from_device(x.clone())?;
         let entries = x.data.chunks(sent.features());
         let parts = entries.zip(&mut self.dialogues);
-        let parts = parts.map(|(x, dialogue)| hide(x, sent, dialogue, self.precision));
+        let checked = match &mut self.verifier {
+            Some(verifier) => verifier.chooses()?,
+            None => false,
+        };
+        let parts = parts.map(|(x, dialogue)| hide(x, sent, dialogue, self.precision, checked));
         let parts = parts.collect::<Result<Vec<Part>>>()?;
-        let (shares, hidden): (Vec<_>, Vec<_>) = (parts.into_iter())
-            .map(|part| (part.share, (part.carries, part.step)))
+        let (sends, hidden): (Vec<_>, Vec<_>) = (parts.into_iter())
+            .map(|part| (part.share, (part.carries, part.step, part.shares)))
             .unzip();
-        let sends = self.dialogues.iter_mut().zip(shares);
+        let sends = self.dialogues.iter_mut().zip(sends);
         let sends = sends.map(|(dialogue, share)| dialogue.send(product, share));
         let runtime = &self.runtime;
         // The carries are multiplied while the share travels.
         let (answers, carried) = std::thread::scope(|scope| {
             let carried = scope.spawn(|| {
                 let each = hidden.into_iter();
-                each.map(|(carries, step)| (own.multiply(sent, carries), step))
-                    .collect::<Vec<_>>()
+                each.map(|(carries, step, shares)| {
+                    let expected = own.check.as_ref().zip(shares);
+                    let expected = expected.map(|(check, shares)| expected_of(check, sent, shares));
+                    (own.multiply(sent, carries), step, expected)
+                })
+                .collect::<Vec<_>>()
             });
             let answers = runtime.block_on(try_join_all(sends));
             let carried = carried.join();
@@ -141,7 +159,7 @@ impl Shared {
         });
         let mut output = Vec::with_capacity(self.groups.number * sent.products());
         let parts = self.dialogues.iter_mut().zip(answers?);
-        for ((dialogue, last), (mut y, step)) in parts.zip(carried) {
+        for ((dialogue, last), (mut y, step, expected)) in parts.zip(carried) {
             let mut packed = dialogue.drawn()?;
             packed.push(last);
             let words = packed.iter().enumerate().map(|(worker, packed)| {
@@ -154,6 +172,16 @@ impl Shared {
                 scales: &own.scales,
                 values: h * w,
             };
+            if let Some((check, expected)) = own.check.as_ref().zip(expected) {
+                let bits = (0..).map(|worker| self.groups.bits(worker));
+                let each = words.iter().zip(&expected).zip(bits);
+                for (worker, ((words, expected), bits)) in each.enumerate() {
+                    let apart = check.mean(words, expected, outputs, bits)?;
+                    if !is_honest(apart, expected.len()) {
+                        return Err(dialogue.wrong(worker, name, apart));
+                    }
+                }
+            }
             join(&words, &mut y, outputs, &own.bias, step, self.precision)?;
             output.extend(y);
             dialogue.count(sent.flop, sent.features() as u64);
@@ -166,7 +194,13 @@ impl Shared {
 }
 
 /// The input `x` of `sent` hidden by the masks of the group of `dialogue`.
-fn hide(x: &[f32], sent: &Sent, dialogue: &mut Dialogue, precision: Precision) -> Result<Part> {
+fn hide(
+    x: &[f32],
+    sent: &Sent,
+    dialogue: &mut Dialogue,
+    precision: Precision,
+    checked: bool,
+) -> Result<Part> {
     let [_, rows, columns] = sent.input;
     let sizes = [sent.c_in, rows, columns];
     let extent = Extent::of_windows(x, sizes, sent.kernel, sent.enlarged)?;
@@ -174,10 +208,14 @@ fn hide(x: &[f32], sent: &Sent, dialogue: &mut Dialogue, precision: Precision) -
     let step = extent.step(precision, masks.len() + 1);
     let (share, carries) = split(x, step, &masks, precision)?;
     let bits = precision.masks(masks.len() + 1)?.last().copied();
+    let packed = pack(&share, bits.unwrap_or(precision.up()))?;
+    let mut shares = masks;
+    shares.push(share);
     Ok(Part {
-        share: pack(&share, bits.unwrap_or(precision.up()))?,
+        share: packed,
         carries,
         step,
+        shares: checked.then_some(shares),
     })
 }
 

@@ -109,6 +109,12 @@ impl Groups {
         self.masks.last().copied().unwrap_or_default()
     }
 
+    /// Bits of the words of a group's `place`-th worker.
+    pub fn bits(&self, place: usize) -> u32 {
+        let masked = self.masks.get(place).copied();
+        masked.unwrap_or_else(|| self.share_bits())
+    }
+
     /// Bits of the words of each seed holder of a group.
     pub fn mask_bits(&self) -> &[u32] {
         &self.masks
@@ -123,10 +129,8 @@ impl Groups {
             true => None,
             false => Some(Masks::fresh()?),
         };
-        let place = worker % self.size;
-        let bits = self.masks.get(place).copied();
         let holding = Holding {
-            bits: bits.unwrap_or_else(|| self.share_bits()),
+            bits: self.bits(worker % self.size),
             range: self.precision.range(),
             fraction: self.precision.fraction(),
             seed: masks.as_ref().map(|masks| Seed(masks.to_send())),

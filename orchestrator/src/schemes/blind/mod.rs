@@ -11,6 +11,7 @@
 //! - [`sent`]: which layers workers multiply.
 //! - [`own`]: what the user needs of these layers.
 //! - [`dialogue`]: the dialogue with a group.
+//! - [`verifier`]: whether workers multiply as they should.
 //! - [`executor`]: the executor.
 //! - `count`: what would travel, without sending it.
 //! - here: that as a scheme.
@@ -22,6 +23,7 @@ pub mod groups;
 pub mod options;
 pub mod own;
 pub mod sent;
+pub mod verifier;
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -43,6 +45,7 @@ use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
 use options::{Bits, PRESETS, Preset};
+use verifier::Verifier;
 
 impl Options for Blind {
     const NAME: &'static str = "blind";
@@ -125,6 +128,11 @@ impl Scheme for Blind {
         Some(preset.map_or(0.0, |preset| preset.psnr))
     }
 
+    fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
+        let verify = Some(share);
+        Some(Self { verify, ..*self }.scheme())
+    }
+
     /// What is left open: the bits, and the groups.
     fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
         if self.share_bits.is_some() && self.share_groups.is_some() {
@@ -147,6 +155,7 @@ impl Scheme for Blind {
         let settled = each.map(|(bits, groups)| Self {
             share_bits: Some(bits),
             share_groups: Some(groups),
+            ..*self
         });
         settled.map(Options::scheme).collect()
     }
@@ -245,7 +254,9 @@ impl Scheme for Blind {
     ) -> Result<Box<dyn Predictor + 'a>> {
         let groups = Groups::new(self, sizes, fleet.len())?;
         let sent = sent::sent(unet, sizes)?;
+        let verifier = self.verify.map(Verifier::new).transpose()?;
         let executor = Shared::new(whole, groups, self.precision(), sent, fleet)?;
+        let executor = executor.checked_by(verifier);
         Ok(Box::new(Calls { unet, executor }))
     }
 }

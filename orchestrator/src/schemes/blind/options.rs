@@ -7,7 +7,7 @@ use clap::Args;
 use lacuna_shares::Precision;
 
 /// What can be chosen of shares that tell nothing; a plan chooses what is left out.
-#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
 #[command(next_help_heading = "Scheme")]
 pub struct Blind {
     /// blind: how many bits the numbers have that travel: speed (12/13.1), quality (16/16.2, of two workers a group), or
@@ -19,6 +19,9 @@ pub struct Blind {
     /// workers of a group together see everything, any fewer of it nothing [default: 1; under a policy, what is fastest].
     #[arg(long, value_name = "N")]
     pub share_groups: Option<usize>,
+    /// The share of the workers' products that is checked, if any is.
+    #[arg(skip)]
+    pub verify: Option<f64>,
 }
 
 /// How many bits everything has, as it is chosen.

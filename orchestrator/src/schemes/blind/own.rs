@@ -1,15 +1,17 @@
 //! What the user needs of a layer that workers multiply: its weights for the carries, and what products are divided by.
 
-use lacuna_kernels::conv::Sizes;
 use lacuna_kernels::sparse::{self, Sparse};
 use lacuna_model::host::OnDevice;
 use lacuna_model::weights::Weights;
+use lacuna_shares::Precision;
+use lacuna_shares::check::Check;
 use lacuna_shares::join::scales;
 use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
 use lacuna_wire::host::transpose_each;
 
 use super::sent::Sent;
+use super::verifier::Verifier;
 use crate::error::Result;
 
 /// A layer that workers multiply, as the user has it.
@@ -20,6 +22,8 @@ pub struct Own {
     pub scales: Vec<f32>,
     /// What is added to each output.
     pub bias: Vec<f32>,
+    /// A check of its products, where they are checked.
+    pub check: Option<Check>,
 }
 
 impl Own {
@@ -27,34 +31,32 @@ impl Own {
     ///
     /// # Errors
     /// [`lacuna_wire::Error::MissingTensor`] when the weights lack the layer; those of the device.
-    pub fn new(weights: &Weights, sent: &Sent, fraction: u32) -> Result<Self> {
+    pub fn new(
+        weights: &Weights,
+        sent: &Sent,
+        precision: Precision,
+        verifier: Option<&mut Verifier>,
+    ) -> Result<Self> {
         let name = |part: &str| format!("{}.{part}", sent.layer);
         let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
         let [_, outputs, ..] = sent.output;
+        let scales = scales(&kernel, outputs, precision.fraction());
+        let check = verifier.map(|verifier| verifier.check(&kernel, &scales, precision));
         Ok(Self {
+            check: check.transpose()?,
             by_input: transpose_each(&kernel, outputs, kernel.len() / outputs.max(1)),
-            scales: scales(&kernel, outputs, fraction),
+            scales,
             bias: HostTensor::from_device(weights.vector(&name("bias"))?)?.data,
         })
     }
 
     /// The product of the weights with the carries of an input of `sent`, `[B, C_out, H, W]`, in units of `2^b`.
     pub fn multiply(&self, sent: &Sent, carries: Carries) -> Vec<f32> {
-        let [batch, c_out, rows, columns] = sent.output;
         let carries = match sent.enlarged {
             Some(size) => enlarged(&carries, sent, size),
             None => carries,
         };
-        let sizes = Sizes {
-            batch,
-            c_in: sent.c_in,
-            c_out,
-            size: [rows, columns],
-            kernel: sent.kernel,
-            stride: 1,
-            padding: [sent.kernel / 2; 2],
-            odd: false,
-        };
+        let sizes = sent.convolution();
         let few = Sparse {
             at: &carries.at,
             values: &carries.times,

@@ -1,5 +1,6 @@
 //! Which layers workers multiply, in the order of the walk, and how large what they are sent is.
 
+use lacuna_kernels::conv::Sizes as Convolution;
 use lacuna_model::survey::{Kind, Operation, survey};
 use lacuna_model::unet::{CONV_IN, CONV_OUT, Layer, UNet};
 use lacuna_shares::pack;
@@ -36,6 +37,21 @@ impl Sent {
     /// Number of values of its output.
     pub fn products(&self) -> usize {
         self.output.iter().product()
+    }
+
+    /// Sizes of the convolution, of what was enlarged.
+    pub fn convolution(&self) -> Convolution {
+        let [batch, c_out, rows, columns] = self.output;
+        Convolution {
+            batch,
+            c_in: self.c_in,
+            c_out,
+            size: [rows, columns],
+            kernel: self.kernel,
+            stride: 1,
+            padding: [self.kernel / 2; 2],
+            odd: false,
+        }
     }
 
     /// Number of its weights.

@@ -1,0 +1,125 @@
+//! Whether workers multiply as they should: some products are checked, which ones nobody knows before.
+//!
+//! What is compared are a worker's share, which is uniform whatever the picture is, and what it made of it. So a check
+//! that fails, and the picture that ends by it, tell that a worker lied and nothing of the picture.
+
+use lacuna_kernels::conv::{Sizes, conv2d};
+use lacuna_shares::Precision;
+use lacuna_shares::check::{Check, threshold};
+use lacuna_shares::stream::Masks;
+
+use super::sent::Sent;
+use crate::error::Result;
+
+/// Chooses what is checked, and how.
+pub struct Verifier {
+    /// Of the products, 0 to 1.
+    share: f64,
+    /// Known to nobody else.
+    secret: Masks,
+}
+
+impl Verifier {
+    /// Checks `share` of the products, with coefficients and a choice that are drawn anew.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shares`] where the system has no random numbers.
+    pub fn new(share: f64) -> Result<Self> {
+        Ok(Self {
+            share,
+            secret: Masks::fresh()?,
+        })
+    }
+
+    /// The check of a layer's products.
+    ///
+    /// # Errors
+    /// As [`Check::new`].
+    pub fn check(&mut self, kernel: &[f32], scales: &[f32], precision: Precision) -> Result<Check> {
+        Ok(Check::new(&mut self.secret, kernel, scales, precision)?)
+    }
+
+    /// Whether the next product is checked.
+    ///
+    /// # Errors
+    /// None: a word has so many bits.
+    pub fn chooses(&mut self) -> Result<bool> {
+        let drawn = self
+            .secret
+            .draw(1, 32)?
+            .first()
+            .copied()
+            .unwrap_or_default();
+        let part = (f64::from(drawn) + f64::from(1_u32 << 31)) / f64::from(u32::MAX);
+        Ok(part < self.share || self.share >= 1.0)
+    }
+}
+
+/// What each of `shares` of an input of `sent` must give by `check`, at each position.
+pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec<f32>> {
+    let sizes = Sizes {
+        c_out: 1,
+        ..sent.convolution()
+    };
+    let of = |share: Vec<i32>| {
+        let share: Vec<f32> = share.into_iter().map(|word| word as f32).collect();
+        let share = match sent.enlarged {
+            Some(size) => enlarged(&share, sent, size),
+            None => share,
+        };
+        conv2d(&share, check.weights(), &[0.0], sizes)
+    };
+    shares.into_iter().map(of).collect()
+}
+
+/// An input `[B, C, H, W]` of `sent` with every value twice both ways, in so many rows and columns.
+fn enlarged(share: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
+    let [_, rows, columns] = sent.input;
+    let mut all = Vec::with_capacity(share.len() * 4);
+    for plane in share.chunks((rows * columns).max(1)) {
+        for row in 0..high {
+            let from = &plane[row / 2 * columns..][..columns];
+            all.extend((0..wide).map(|column| from[column / 2]));
+        }
+    }
+    all
+}
+
+/// Whether products that are `apart` of what they must be at so many positions may be an honest worker's.
+pub fn is_honest(apart: f64, positions: usize) -> bool {
+    // What f32 sums lose beside rounding is less than a tenth of it.
+    apart < 1.1 * threshold(positions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_chosen_as_were_asked_for() {
+        for share in [0.0, 0.25, 1.0] {
+            let mut verifier = Verifier::new(share).unwrap();
+            let chosen = (0..4000).filter(|_| verifier.chooses().unwrap()).count();
+            let most = 4000.0 * share;
+            assert!((chosen as f64 - most).abs() <= 200.0, "{share}: {chosen}");
+        }
+    }
+
+    #[test]
+    fn an_input_is_enlarged_as_a_layer_does_it() {
+        let sent = Sent {
+            layer: "up".into(),
+            input: [1, 2, 2],
+            c_in: 1,
+            enlarged: Some([3, 4]),
+            output: [1, 1, 3, 4],
+            kernel: 3,
+            flop: 0,
+        };
+        let all = enlarged(&[1.0, 2.0, 3.0, 4.0], &sent, [3, 4]);
+        assert_eq!(
+            all,
+            [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]
+        );
+    }
+}
