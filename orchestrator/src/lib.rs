@@ -9,6 +9,7 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`unet_source`]: the U-Net, and where its weights come from.
 //! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
 //! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
@@ -55,6 +56,7 @@ pub mod report;
 pub mod schedulers;
 pub mod schemes;
 pub mod text;
+pub mod unet_source;
 pub mod vae;
 
 pub use error::{Error, Result};

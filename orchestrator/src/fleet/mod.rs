@@ -174,13 +174,12 @@ impl Fleet {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
 
-    /// Keeps a copy of everything that the `index`-th worker is sent from now on.
-    pub fn tap(&mut self, index: usize) -> Tap {
-        let (tap, workers) = (Tap::default(), self.len());
+    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent from now on.
+    pub fn tap(&mut self, index: usize, tap: &Tap) {
+        let workers = self.len();
         for client in self.clients.iter_mut().skip(index).step_by(workers.max(1)) {
             client.tap = Some(tap.clone());
         }
-        tap
     }
 
     /// `error` as one about what the `index`-th worker answered.
