@@ -28,7 +28,6 @@
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
 //! - [`named`]: values by the names that files and flags have for them.
-//! - `files`: small files that a person wrote.
 //! - [`limits`]: how large what is asked for may be.
 //! - [`error`]: everything that can go wrong.
 // They end the program where nobody listens: see output::console.
@@ -38,7 +37,6 @@ pub mod arguments;
 pub mod corrections;
 pub mod cost;
 pub mod error;
-mod files;
 pub mod fleet;
 pub mod generator;
 pub mod interrupt;
