@@ -16,6 +16,9 @@ pub enum Error {
     /// Loading weights, reading a config or computing a layer failed.
     #[error(transparent)]
     Model(#[from] lacuna_model::Error),
+    /// A file that the user wrote is wrong.
+    #[error(transparent)]
+    Files(#[from] lacuna_files::Error),
     /// A dialogue with a worker failed.
     #[error(transparent)]
     Protocol(#[from] lacuna_protocol::Error),
@@ -77,14 +80,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        reason: String,
-    },
-    /// The file that lists the workers is wrong.
-    #[error("fleet file {path}: {reason}")]
-    FleetFile {
-        /// The file.
-        path: PathBuf,
-        /// Which worker and field, and why.
         reason: String,
     },
     /// The file of a policy is wrong.
@@ -158,15 +153,6 @@ pub enum Error {
         lost: String,
         /// What is in the way.
         reason: String,
-    },
-    /// A token would be sent so that everybody on the way can read it.
-    #[error(
-        "worker {worker} is reached by plain HTTP: its token, and what it sees of the picture, could be read by \
-         everybody on the way; put TLS in front of it and give its https address, or say --insecure"
-    )]
-    PlainToken {
-        /// Its address.
-        worker: String,
     },
     /// A worker wants another token.
     #[error("worker {worker} refuses the token; look at its token or token_env in the fleet file")]

@@ -9,6 +9,7 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`unet_source`]: the U-Net, and where its weights come from.
 //! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
 //! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
@@ -27,7 +28,6 @@
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
 //! - [`named`]: values by the names that files and flags have for them.
-//! - `files`: small files that a person wrote.
 //! - [`limits`]: how large what is asked for may be.
 //! - [`error`]: everything that can go wrong.
 // They end the program where nobody listens: see output::console.
@@ -37,7 +37,6 @@ pub mod arguments;
 pub mod corrections;
 pub mod cost;
 pub mod error;
-mod files;
 pub mod fleet;
 pub mod generator;
 pub mod interrupt;
@@ -55,6 +54,7 @@ pub mod report;
 pub mod schedulers;
 pub mod schemes;
 pub mod text;
+pub mod unet_source;
 pub mod vae;
 
 pub use error::{Error, Result};

@@ -2,14 +2,13 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use lacuna_model::device::is_cpu;
 use lacuna_model::host::OnDevice;
-use lacuna_model::layers::Parameter;
 use lacuna_model::unet::{UNet, UNetConfig};
-use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, list};
+use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored};
 use lacuna_wire::HostTensor;
 
 use crate::corrections;
@@ -17,13 +16,13 @@ use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
 use crate::interrupt;
 use crate::limits;
-use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::schemes::Predictor;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
+use crate::unet_source::UNetSource;
 use crate::vae::{Vae, VaeLayers};
 
 /// A model whose parts are loaded to the user's device when they are needed, and dropped after.
@@ -31,9 +30,7 @@ pub struct Pipeline {
     tokenizer: ClipTokenizer,
     text_encoder: Stored<ClipTextLayers>,
     vae: Stored<VaeLayers>,
-    unet: Stored<UNet>,
-    /// Of the U-Net's files.
-    digest: String,
+    unet: Arc<UNetSource>,
     /// The guidance scale that the model's makers recommend, where they do.
     pub guidance_scale: Option<f32>,
     /// Whether the model knows only words that are one token each.
@@ -115,8 +112,7 @@ impl Pipeline {
             guidance_scale: dir.guidance_scale,
             whole_words: dir.whole_words,
             sample_size: corrections::sample_size(&config)?,
-            digest: unet.digest()?.to_owned(),
-            unet,
+            unet: Arc::new(UNetSource::of_files(unet, device)?),
             device: device.clone(),
         };
         pipeline.check()?;
@@ -130,7 +126,7 @@ impl Pipeline {
                 "the model's parts do not fit: {what} {got}, the U-Net takes {unet}"
             )))
         };
-        let (unet, vae) = (self.unet.layers(), self.vae.layers());
+        let (unet, vae) = (self.unet(), self.vae.layers());
         let text = self.text_encoder.layers().width();
         if text != unet.context_width {
             return unfit(
@@ -179,29 +175,12 @@ impl Pipeline {
 
     /// Digest of the U-Net's weights (see [`Checkpoint::digest`]).
     pub fn digest(&self) -> &str {
-        &self.digest
+        self.unet.digest()
     }
 
-    /// Loads `parameters` of the U-Net.
-    ///
-    /// # Errors
-    /// As [`Weights::load_part`].
-    pub fn load_unet(&self, parameters: &[Parameter]) -> Result<Weights> {
-        Ok(self.unet.load_part(parameters, &self.device)?)
-    }
-
-    /// Checks that the whole U-Net's weights, in f32 as they are held, fit in what memory is free. Of a GPU's
-    /// memory nothing is known here.
-    ///
-    /// # Errors
-    /// [`Error::Memory`].
-    pub fn check_room_for_unet(&self) -> Result<()> {
-        if !is_cpu(&self.device) {
-            return Ok(());
-        }
-        let values: usize = list(self.unet()).iter().map(Parameter::values).sum();
-        let bytes = (values * size_of::<f32>()) as u64;
-        memory::check_room("the U-Net", bytes, memory::available())
+    /// The U-Net, and where its weights come from.
+    pub fn source(&self) -> &Arc<UNetSource> {
+        &self.unet
     }
 
     /// Rows (and columns) of the picture for each row of the latents.
@@ -256,7 +235,7 @@ impl Pipeline {
     /// text encoder is loaded for it.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the tokenizer refuses; as [`Weights::load_part`].
+    /// [`Error::Prompt`] when the tokenizer refuses; as [`Stored::load_part`].
     pub fn encode(&self, prompt: &str, negative: &str, guided: bool) -> Result<Tensor<3>> {
         let mut prompts = Vec::with_capacity(2);
         if guided {
@@ -349,7 +328,7 @@ impl Pipeline {
     /// Latents `[1, C, H, W]` to a picture. The VAE's decoder is loaded for it.
     ///
     /// # Errors
-    /// Those of the device; as [`Weights::load_part`].
+    /// Those of the device; as [`Stored::load_part`].
     pub fn decode(&self, latents: HostTensor) -> Result<Picture> {
         let latents = latents.into_device::<4>(&self.device)?;
         let vae = Vae::load_decoder(&self.vae, &self.device)?;

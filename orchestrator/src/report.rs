@@ -103,11 +103,11 @@ impl Worker {
 impl Report {
     /// Adds what `generator` did and was shown.
     pub fn add_accounts(&mut self, generator: &Generator) {
-        let accounts = generator.accounts();
+        let accounts = generator.denoiser.accounts();
         self.seconds.connect = accounts.connect.as_secs_f64();
         self.seconds.denoise = accounts.denoise.as_secs_f64();
         self.user.gflop = accounts.user_flop as f64 / 1e9;
-        self.ledger = Ledger::of_run(&generator.setting, &accounts.pictures);
+        self.ledger = Ledger::of_run(&generator.denoiser.setting, &accounts.pictures);
         let pictures = accounts.pictures.iter();
         pictures.for_each(|tallies| self.add_tallies(tallies));
     }

@@ -7,9 +7,11 @@
 //! - [`scheme`]: schemes by their names.
 //! - [`journey`]: `lacuna generate` from its command line to its files.
 //! - [`workers`]: workers in this process, good and bad.
+//! - [`bad_workers`]: journeys of which one worker is bad.
 //! - [`caller`]: bare requests to a worker.
 //! - [`proxy`]: a connection that fails at a chosen request.
 
+pub mod bad_workers;
 pub mod caller;
 pub mod golden;
 pub mod journey;

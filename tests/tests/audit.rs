@@ -8,10 +8,10 @@ use lacuna_instruments::audit::view::{self, View};
 use lacuna_instruments::audit::watch::{self, Place};
 use lacuna_model::device::OpenDevice;
 use lacuna_model::partition::{Rows, cut};
-use lacuna_model::weights::{Weights, list};
+use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 use lacuna_orchestrator::fleet::config::FleetConfig;
-use lacuna_orchestrator::fleet::tap::Heard;
+use lacuna_orchestrator::fleet::tap::{Heard, Tap};
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
 use lacuna_protocol::session::{AdvanceHeader, RunHeader};
@@ -66,7 +66,7 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
         let device = OpenDevice::cpu().device;
         let pipeline = Pipeline::open(&model_dir(NAME), None, &[], &device).unwrap();
         let unet = pipeline.unet();
-        let weights = pipeline.load_unet(&list(unet)).unwrap();
+        let weights = pipeline.source().load_all().unwrap();
         let context = pipeline.encode("a cat", "", true).unwrap();
         let [_, tokens, _] = context.dims();
         let context = Conditioning {
@@ -83,7 +83,8 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
         };
         let opened = setting.open(&config, pipeline.digest(), unet);
         let mut fleet = runtime.block_on(opened).unwrap();
-        let tap = fleet.tap(1);
+        let tap = Tap::default();
+        fleet.tap(1, &tap);
         let predict = |setting: &Setting, fleet| {
             let whole = Whole::new(weights.clone(), context.clone());
             let mut predictor = setting.predictor(unet, whole, fleet).unwrap();

@@ -7,14 +7,11 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use lacuna_worker::Options;
 use serde_json::Value;
+use tests::bad_workers::{MIDDLE, MODEL, assert_names};
 use tests::golden::{Golden, repository};
 use tests::journey::{Files, Journey, only_latents};
 use tests::proxy::{Failure, Proxy};
 use tests::workers::{RunningWorker, dead_url, tampering_worker, worker_tampering_at};
-
-const MODEL: &str = "odd";
-/// The request that the lost worker does not answer any more: in the second step of three.
-const MIDDLE: usize = 40;
 
 fn journey(scheme: &str) -> Journey {
     let journey = Journey::golden(&Golden::load(MODEL)).with("--steps", "3");
@@ -35,6 +32,17 @@ fn fleet(journey: &Journey, workers: &[(&str, &str, bool)]) -> PathBuf {
     path
 }
 
+/// Workers at two providers, none of them a spare.
+fn two<'a>(a: &'a str, b: &'a str) -> [(&'a str, &'static str, bool); 2] {
+    [(a, "a", false), (b, "b", false)]
+}
+
+/// The answer of a worker that was started again: it knows of no session any more.
+fn forgotten(_: Bytes) -> (StatusCode, &'static str) {
+    let refusal = r#"{"error": "no session 0; it was closed, or expired"}"#;
+    (StatusCode::NOT_FOUND, refusal)
+}
+
 /// The private policy with another bound.
 fn policy(journey: &Journey, max_rows: f64) -> PathBuf {
     let text = std::fs::read_to_string(repository().join("configs/policies/private.toml")).unwrap();
@@ -45,23 +53,12 @@ fn policy(journey: &Journey, max_rows: f64) -> PathBuf {
     path
 }
 
-#[track_caller]
-fn assert_names(message: &str, parts: &[&str]) {
-    assert_eq!(message.lines().count(), 1, "{message}");
-    for part in parts {
-        assert!(message.contains(part), "{part:?} is not in: {message}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_steps_in_and_the_picture_is_the_same() {
     for scheme in ["resident", "ppidm"] {
         let [first, second, spare] = [worker().await, worker().await, worker().await];
         let journey = journey(scheme);
-        let well = fleet(
-            &journey,
-            &[(&first.url, "a", false), (&second.url, "b", false)],
-        );
+        let well = fleet(&journey, &two(&first.url, &second.url));
         let want = journey.clone().with("--workers", well).go().await.unwrap();
 
         let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
@@ -107,10 +104,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
         (Some(1.0), None),
     ] {
         let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
-        let config = fleet(
-            &journey,
-            &[(&first.url, "a", false), (&lost.url, "b", false)],
-        );
+        let config = fleet(&journey, &two(&first.url, &lost.url));
         let mut run = journey.clone().with("--workers", config);
         if let Some(max_rows) = max_rows {
             run = run.with("--policy", policy(&journey, max_rows));
@@ -163,10 +157,7 @@ async fn the_next_picture_knows_who_was_lost() {
     for scheme in ["resident", "ppidm"] {
         let [first, second, spare] = [worker().await, worker().await, worker().await];
         let journey = two_pictures(scheme);
-        let well = [
-            (first.url.as_str(), "a", false),
-            (second.url.as_str(), "b", false),
-        ];
+        let well = two(&first.url, &second.url);
         let run = journey.clone().with("--workers", fleet(&journey, &well));
         let want = run.go().await.unwrap();
 
@@ -237,10 +228,7 @@ async fn a_spare_steps_in_for_a_worker_that_is_of_no_use() {
     let busy = busy.await;
     let other = RunningWorker::start("sd2", &Options::default()).await;
     let journey = journey("resident");
-    let well = [
-        (first.url.as_str(), "a", false),
-        (spare.url.as_str(), "b", false),
-    ];
+    let well = two(&first.url, &spare.url);
     let run = journey.clone().with("--workers", fleet(&journey, &well));
     let want = run.go().await.unwrap();
     for useless in [&locked.url, &other.url, &liar, &busy] {
@@ -255,10 +243,7 @@ async fn a_spare_steps_in_for_a_worker_that_is_of_no_use() {
         assert!(files.report()["ledger"]["c"].is_object());
     }
     // Without a spare it is what has to be looked at.
-    let workers = [
-        (first.url.as_str(), "a", false),
-        (locked.url.as_str(), "b", false),
-    ];
+    let workers = two(&first.url, &locked.url);
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
     let run = run.with("--policy", policy(&journey, 1.0));
     let error = run.go().await.err().expect("a failure");
@@ -296,22 +281,12 @@ async fn a_worker_that_was_started_again_is_opened_again() {
     for scheme in ["resident", "ppidm"] {
         let [first, second] = [worker().await, worker().await];
         let journey = two_pictures(scheme);
-        let well = [
-            (first.url.as_str(), "a", false),
-            (second.url.as_str(), "b", false),
-        ];
+        let well = two(&first.url, &second.url);
         let run = journey.clone().with("--workers", fleet(&journey, &well));
         let want = run.go().await.unwrap();
         // It knows of no session any more, and is well otherwise. There is nobody else.
-        let forgetful = tampering_worker(MODEL, MIDDLE, |_: Bytes| {
-            let refusal = r#"{"error": "no session 0; it was closed, or expired"}"#;
-            (StatusCode::NOT_FOUND, refusal)
-        });
-        let forgetful = forgetful.await;
-        let workers = [
-            (first.url.as_str(), "a", false),
-            (forgetful.as_str(), "b", false),
-        ];
+        let forgetful = tampering_worker(MODEL, MIDDLE, forgotten).await;
+        let workers = two(&first.url, &forgetful);
         let run = journey.clone().with("--workers", fleet(&journey, &workers));
         let files = run.go().await.unwrap();
         assert!(both_latents(&files) == both_latents(&want), "{scheme}");
@@ -323,22 +298,11 @@ async fn a_worker_that_was_started_again_is_opened_again() {
 async fn a_worker_that_comes_back_again_and_again_gives_way_to_a_spare() {
     let [first, spare] = [worker().await, worker().await];
     let journey = journey("resident");
-    let well = [
-        (first.url.as_str(), "a", false),
-        (spare.url.as_str(), "b", false),
-    ];
+    let well = two(&first.url, &spare.url);
     let run = journey.clone().with("--workers", fleet(&journey, &well));
     let want = run.go().await.unwrap();
     // It is well whenever it is asked, and loses every session soon.
-    let forgetful = worker_tampering_at(
-        MODEL,
-        |run| run > MIDDLE,
-        |_: Bytes| {
-            let refusal = r#"{"error": "no session 0; it was closed, or expired"}"#;
-            (StatusCode::NOT_FOUND, refusal)
-        },
-    );
-    let forgetful = forgetful.await;
+    let forgetful = worker_tampering_at(MODEL, |run| run > MIDDLE, forgotten).await;
     let workers = [
         (first.url.as_str(), "a", false),
         (forgetful.as_str(), "b", false),
@@ -360,10 +324,7 @@ async fn a_worker_that_is_back_takes_its_place_in_the_next_picture() {
         (StatusCode::SERVICE_UNAVAILABLE, refusal)
     });
     let tired = tired.await;
-    let workers = [
-        (first.url.as_str(), "a", false),
-        (tired.as_str(), "b", false),
-    ];
+    let workers = two(&first.url, &tired);
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
     let run = run.with("--policy", policy(&journey, 1.0));
     let files = run.go().await.unwrap();
@@ -378,19 +339,13 @@ async fn a_worker_that_is_back_takes_its_place_in_the_next_picture() {
 async fn a_failed_run_says_what_was_done() {
     let [first, second] = [worker().await, worker().await];
     let journey = two_pictures("resident");
-    let well = [
-        (first.url.as_str(), "a", false),
-        (second.url.as_str(), "b", false),
-    ];
+    let well = two(&first.url, &second.url);
     let run = journey.clone().with("--workers", fleet(&journey, &well));
     let report = run.go().await.unwrap().report();
     let requests = report["workers"][1]["requests"].as_u64().unwrap() as usize;
 
     let lost = Proxy::start(&second.url, requests / 2 + MIDDLE, Failure::ForGood);
-    let workers = [
-        (first.url.as_str(), "a", false),
-        (lost.url.as_str(), "b", false),
-    ];
+    let workers = two(&first.url, &lost.url);
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
     let (result, files) = run.end().await;
     let error = result.unwrap_err();

@@ -33,6 +33,16 @@ fn journey() -> Journey {
         .with("--scheme", "resident")
 }
 
+async fn four_workers() -> [RunningWorker; 4] {
+    let worker = async || RunningWorker::start(MODEL, &Options::default()).await;
+    [
+        worker().await,
+        worker().await,
+        worker().await,
+        worker().await,
+    ]
+}
+
 /// `private` with some lines replaced by others.
 fn changed(journey: &Journey, changes: &[(&str, &str)]) -> PathBuf {
     let text = std::fs::read_to_string(policy("private")).unwrap();
@@ -167,12 +177,8 @@ async fn a_policy_file_that_is_wrong_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_of_a_run_is_what_the_policy_allowed() {
-    let options = Options::default();
-    let mut running = Vec::new();
-    for _ in 0..4 {
-        running.push(RunningWorker::start(MODEL, &options).await);
-    }
-    let urls: Vec<(&str, Option<&str>)> = running.iter().map(|w| (w.url.as_str(), None)).collect();
+    let running = four_workers().await;
+    let urls = running.each_ref().map(|w| (w.url.as_str(), None));
     let journey = journey();
     let fleet = fleet_file_of(&journey.file(""), &urls, |i| format!("p{}", i / 2));
     let journey = journey.with("--workers", fleet);
@@ -329,12 +335,8 @@ async fn no_command_sends_a_token_by_plain_http_over_a_network() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_beside_a_policy_is_kept_or_refused() {
-    let options = Options::default();
-    let mut running = Vec::new();
-    for _ in 0..4 {
-        running.push(RunningWorker::start(MODEL, &options).await);
-    }
-    let urls: Vec<(&str, Option<&str>)> = running.iter().map(|w| (w.url.as_str(), None)).collect();
+    let running = four_workers().await;
+    let urls = running.each_ref().map(|w| (w.url.as_str(), None));
     let journey = journey();
     let fleet = fleet_file(&journey.file(""), &urls);
     let journey = journey.with("--workers", fleet);

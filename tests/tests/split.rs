@@ -2,19 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use lacuna_kernels::stats::Moments;
-use lacuna_model::device::OpenDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
 use lacuna_model::partition::{Rows, cut, join, rows_with_halo, strips};
-use lacuna_model::unet::{Layer, UNet, UNetConfig};
-use lacuna_model::weights::{Checkpoint, Library, Weights};
+use lacuna_model::unet::{Layer, UNet};
+use lacuna_model::weights::{Checkpoint, Library};
 use lacuna_protocol::session::Work;
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 use lacuna_worker::Model;
 use tests::golden::{MODELS, model_dir};
 use tests::reference;
+use tests::workers::model;
 
 /// Workers: from one to the most there may be.
 const WORKERS: Range<usize> = 1..17;
@@ -24,22 +25,18 @@ const COLUMNS: usize = 5;
 /// A tiny model, by its layers, as a worker holds it, and as it lies on disk.
 struct Tiny {
     unet: UNet,
-    model: Model,
+    model: Arc<Model>,
     files: Checkpoint,
 }
 
 impl Tiny {
     fn load(name: &str) -> Self {
         let dir = model_dir(name).join("unet");
-        let unet = UNetConfig::from_file(&dir.join("config.json"))
-            .unwrap()
-            .build();
-        let files = Checkpoint::open(&dir, Library::Diffusers, None).unwrap();
-        let weights = Weights::load(&unet, &files, &OpenDevice::cpu().device).unwrap();
+        let model = model(name);
         Self {
-            model: Model::new(unet.clone(), weights),
-            unet,
-            files,
+            unet: model.unet().clone(),
+            model,
+            files: Checkpoint::open(&dir, Library::Diffusers, None).unwrap(),
         }
     }
 

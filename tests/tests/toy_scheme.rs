@@ -16,7 +16,6 @@ use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
 use lacuna_model::partition::{Rows, cut, rows_with_halo};
 use lacuna_model::survey::{self, survey};
 use lacuna_model::unet::{CONV_IN, TimeEmbedding, UNet};
-use lacuna_model::weights::list;
 use lacuna_model::whole::Whole;
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
@@ -300,12 +299,12 @@ async fn the_house_takes_it_as_it_takes_its_own() {
     let make = |setting: Setting, fleet: Option<FleetConfig>| {
         let whole = match fleet {
             Some(_) => None,
-            None => Some(pipeline.load_unet(&list(unet)).unwrap()),
+            None => Some(pipeline.source().load_all().unwrap()),
         };
         let (context, noise) = (context.clone(), noise.clone());
         let generator = Generator::new(pipeline.clone(), sampling.clone(), setting, whole, fleet);
         spawn_blocking(move || {
-            let weights = generator.weights().unwrap();
+            let weights = generator.denoiser.weights().unwrap();
             let request = Request {
                 context,
                 noise,
@@ -313,7 +312,7 @@ async fn the_house_takes_it_as_it_takes_its_own() {
             };
             let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
             let latents = generator.denoise(request, weights, &mut go_on);
-            (latents.unwrap(), generator.accounts().clone())
+            (latents.unwrap(), generator.denoiser.accounts().clone())
         })
     };
     let promised = setting.first_calls(unet, 2).unwrap();

@@ -3,23 +3,18 @@
 use std::sync::mpsc::channel;
 
 use burn::tensor::Tensor;
-use lacuna_model::device::OpenDevice;
 use lacuna_model::executor::Executor;
 use lacuna_model::host::OnDevice;
-use lacuna_model::unet::{Descent, Residuals, UNet, UNetConfig};
-use lacuna_model::weights::{Checkpoint, Library, Weights};
+use lacuna_model::unet::{Descent, Residuals, UNet};
+use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 use lacuna_wire::HostTensor;
-use tests::golden::{Golden, MODELS, model_dir};
+use tests::golden::{Golden, MODELS};
+use tests::workers::model;
 
 fn load(name: &str) -> (UNet, Weights) {
-    let dir = model_dir(name).join("unet");
-    let unet = UNetConfig::from_file(&dir.join("config.json"))
-        .unwrap()
-        .build();
-    let files = Checkpoint::open(&dir, Library::Diffusers, None).unwrap();
-    let weights = Weights::load(&unet, &files, &OpenDevice::cpu().device).unwrap();
-    (unet, weights)
+    let model = model(name);
+    (model.unet().clone(), model.weights().clone())
 }
 
 /// The first block that diverges is the bug, so the blocks are compared in the walk's order.

@@ -1,9 +1,12 @@
 //! `lacuna bench` from its command line to its table, JSON and plot.
 
+mod common;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::lacuna;
 use lacuna_model::unet::UNetConfig;
 use lacuna_orchestrator::schemes::registry::find;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
@@ -20,14 +23,8 @@ fn tiny(path: &str) -> PathBuf {
 
 /// Runs `lacuna bench` with nothing of ours in its environment.
 fn bench(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("LACUNA_") || name == "RUST_LOG" {
-            command.env_remove(name);
-        }
-    }
     let arguments = ["bench", "--device", "cpu"].iter().chain(arguments);
-    command.args(arguments).output().unwrap()
+    lacuna().args(arguments).output().unwrap()
 }
 
 #[track_caller]

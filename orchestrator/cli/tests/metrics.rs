@@ -1,9 +1,12 @@
 //! `lacuna metrics` from outside: figures on stdout, every bad picture named on stderr.
 
+mod common;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use common::lacuna;
 use serde_json::Value;
 
 /// Two folders of pictures.
@@ -51,13 +54,7 @@ impl Folders {
 }
 
 fn metrics<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("LACUNA_") || name == "RUST_LOG" {
-            command.env_remove(name);
-        }
-    }
-    command.arg("metrics").args(arguments).output().unwrap()
+    lacuna().arg("metrics").args(arguments).output().unwrap()
 }
 
 fn json(output: &Output) -> Value {

@@ -1,6 +1,8 @@
 //! The binary's outputs: what becomes of pictures and reports when a stream or a path is odd.
 #![cfg(unix)]
 
+mod common;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -8,6 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use common::lacuna;
 
 /// `lacuna` in a folder of its own, with nothing of ours in its environment.
 struct Workplace {
@@ -42,12 +46,7 @@ impl Workplace {
     }
 
     fn lacuna(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LACUNA_") || name == "RUST_LOG" {
-                command.env_remove(name);
-            }
-        }
+        let mut command = lacuna();
         command.args(arguments).current_dir(self.folder.path());
         command
     }

@@ -1,5 +1,7 @@
 //! `lacuna plan` and `lacuna cost` from their command lines: home or cloud, and one figure for one thing.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -13,12 +15,7 @@ fn config(model: &str) -> PathBuf {
 
 /// Runs `lacuna` for SD 1.5 with nothing of ours in its environment.
 fn lacuna(command: &str, arguments: &[&str]) -> Output {
-    let mut run = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("LACUNA_") || name == "RUST_LOG" {
-            run.env_remove(name);
-        }
-    }
+    let mut run = common::lacuna();
     run.args([command, "--model"]).arg(config("sd15"));
     run.args(arguments).output().unwrap()
 }

@@ -2,8 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`address`]: names of machines.
-//! - [`config`]: which workers there are: the TOML file.
+//! - [`config`]: which workers there are: the TOML file, of [`lacuna_files`].
 //! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
 //! - [`mod@line`]: the requests to it, and what comes back.
@@ -12,20 +11,16 @@
 //! - [`link`]: a connection to them, by its numbers.
 //! - [`emulated`]: a slow one, tried on one machine.
 //! - [`measure`]: how fast the connection and the workers are.
-//! - [`reach`]: on this machine, or over a network that others share.
 //! - [`tally`]: how much was sent to whom.
 //! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
 
-pub mod address;
 pub mod client;
-pub mod config;
 pub mod emulated;
 pub mod line;
 pub mod link;
 pub mod local;
 pub mod measure;
-pub mod reach;
 pub mod roster;
 pub mod session;
 pub mod tally;
@@ -43,6 +38,7 @@ use tokio::runtime::Handle;
 use crate::error::{Error, Result};
 use client::{Client, Handed};
 use config::FleetConfig;
+pub use lacuna_files::fleet as config;
 use tally::{Kind, Tally, Traffic};
 use tap::Tap;
 
@@ -195,13 +191,12 @@ impl Fleet {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
 
-    /// Keeps a copy of everything that the `index`-th worker is sent from now on.
-    pub fn tap(&mut self, index: usize) -> Tap {
-        let (tap, workers) = (Tap::default(), self.len());
+    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent from now on.
+    pub fn tap(&mut self, index: usize, tap: &Tap) {
+        let workers = self.len();
         for client in self.clients.iter_mut().skip(index).step_by(workers.max(1)) {
             client.tap = Some(tap.clone());
         }
-        tap
     }
 
     /// `error` as one about what the `index`-th worker answered.

@@ -12,10 +12,12 @@ use lacuna_model::whole::Whole;
 use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
 
+use super::denoiser::OnLoss;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
 use crate::fleet::tally::{Tally, Traffic};
+use crate::fleet::tap::Tap;
 use crate::policy::Policy;
 use crate::policy::foretold::advice_after_loss;
 use crate::policy::ledger::{Ledger, SLACK};
@@ -32,8 +34,10 @@ pub struct Terms<'a> {
     pub setting: &'a Setting,
     /// What the run must keep to.
     pub policy: Option<&'a Policy>,
-    /// Whether there must be as many workers as were given: fewer are another setting.
-    pub same_number: bool,
+    /// What becomes of the picture when a worker is lost.
+    pub on_loss: OnLoss,
+    /// Who listens to what the worker of which place is sent.
+    pub tap: Option<(usize, &'a Tap)>,
 }
 
 /// Predicts by a scheme on workers of which some may be lost.
@@ -90,6 +94,7 @@ impl<'a> Failover<'a> {
         }
         match self.begin() {
             Ok(()) => Ok(()),
+            Err(error) if self.terms.on_loss == OnLoss::End => Err(error),
             Err(error) => self.go_on_without(error, &mut self.most_changes()),
         }
     }
@@ -122,6 +127,7 @@ impl<'a> Failover<'a> {
             digest,
             setting,
             policy,
+            tap,
             ..
         } = self.terms;
         let config = self.roster.config();
@@ -143,7 +149,10 @@ impl<'a> Failover<'a> {
             }
             None => {}
         }
-        let fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
+        let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
+        if let Some((worker, tap)) = tap {
+            fleet.tap(worker, tap);
+        }
         let [batch, ..] = setting.sizes.latents;
         let whole = self.whole.of_entries(0, batch);
         self.current = Some(setting.predictor(unet, whole, Some(fleet))?);
@@ -201,7 +210,7 @@ impl<'a> Failover<'a> {
             if !self.roster.lose(url, !useless) {
                 return Err(error);
             }
-            if self.terms.same_number && self.roster.is_short() {
+            if self.terms.on_loss == OnLoss::Replace && self.roster.is_short() {
                 return Err(Error::NoFailover {
                     lost: format!("{before}{error}"),
                     reason: "there is no spare worker".into(),
@@ -243,6 +252,9 @@ impl Predictor for Failover<'_> {
                 let reason = "the picture has no workers: they were lost before, or never opened";
                 return Err(Error::Request(reason.into()));
             };
+            if self.terms.on_loss == OnLoss::End {
+                return current.predict(sample, timestep);
+            }
             match current.predict(sample.clone(), timestep) {
                 Ok(output) => return Ok(output),
                 Err(error) => self.go_on_after(error, &mut changes)?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lacuna_model::device::OpenDevice;
-use lacuna_model::weights::{Weights, list};
+use lacuna_model::weights::Weights;
 use lacuna_worker::Model;
 use tokio::task::spawn_blocking;
 
@@ -15,6 +15,7 @@ use crate::fleet::local::LocalWorkers;
 use crate::pipeline::{Pipeline, Sampling};
 use crate::policy::Policy;
 use crate::schemes::{Scheme, Setting};
+use crate::unet_source::UNetSource;
 
 /// What is to be generated, and on what.
 pub struct Order {
@@ -63,7 +64,7 @@ impl Order {
     /// Loads what is computed here, and starts workers where the scheme needs some and none are given.
     ///
     /// # Errors
-    /// As [`Pipeline::check_room_for_unet`], [`Pipeline::load_unet`] and [`LocalWorkers::start`].
+    /// As [`load_whole`] and [`LocalWorkers::start`].
     pub async fn ready(self) -> Result<Ready> {
         let Self {
             pipeline,
@@ -79,7 +80,7 @@ impl Order {
         let whole = match (whole, &fleet) {
             (Some(whole), _) => Some(whole),
             (None, Some(_)) => None,
-            (None, None) => Some(load_whole(&pipeline).await?),
+            (None, None) => Some(load_whole(pipeline.source()).await?),
         };
         let loading = start.elapsed();
         let [_, _, rows, columns] = shape;
@@ -113,7 +114,7 @@ impl Ready {
         let fleet = self.fleet.filter(|_| setting.scheme.needs_workers());
         let generator = Generator::new(self.pipeline, self.sampling, setting, self.whole, fleet);
         Generator {
-            policy,
+            denoiser: generator.denoiser.under(policy),
             _local: self.local,
             ..generator
         }
@@ -123,11 +124,11 @@ impl Ready {
 /// Loads the whole U-Net, for where it is computed in this process.
 ///
 /// # Errors
-/// As [`Pipeline::check_room_for_unet`] and [`Pipeline::load_unet`].
-pub async fn load_whole(pipeline: &Arc<Pipeline>) -> Result<Weights> {
-    pipeline.check_room_for_unet()?;
-    let pipeline = pipeline.clone();
-    let loaded = spawn_blocking(move || pipeline.load_unet(&list(pipeline.unet())));
+/// As [`UNetSource::check_room`] and [`UNetSource::load_all`].
+pub async fn load_whole(unet: &Arc<UNetSource>) -> Result<Weights> {
+    unet.check_room()?;
+    let unet = unet.clone();
+    let loaded = spawn_blocking(move || unet.load_all());
     loaded
         .await
         .map_err(|panic| lacuna_model::Error::Device(panic.to_string()))?

@@ -17,10 +17,10 @@ use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files;
 use crate::fleet::config::MAX_WORKERS;
 use crate::named::name;
 use crate::schemes::{Rules, Setting, Uses};
+use lacuna_files::small;
 use ledger::{Ledger, SLACK};
 
 /// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` shows the harm of.
@@ -136,9 +136,9 @@ const RULES: [&str; 8] = [
 /// What is wrong in a policy's file: drawn where one of the rules is, and else without what stands there, for it may be
 /// another file, with secrets.
 fn told(text: &str, error: &toml::de::Error) -> String {
-    match files::key_at(text, error, &RULES) {
+    match small::key_at(text, error, &RULES) {
         Some(_) => error.to_string().trim().into(),
-        None => files::without_source(text, error, &RULES),
+        None => small::without_source(text, error, &RULES),
     }
 }
 
@@ -188,7 +188,7 @@ impl Policy {
     /// # Errors
     /// [`Error::PolicyFile`], saying which rule is off.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = files::read_small(path).map_err(|e| Error::PolicyFile {
+        let text = small::read_small(path).map_err(|e| Error::PolicyFile {
             path: path.to_owned(),
             reason: match e.kind() {
                 std::io::ErrorKind::NotFound => {

@@ -96,15 +96,18 @@ pub trait Scheduler: Send {
     /// timesteps, not always whole. There may be more calls than sampler steps (PNDM).
     fn timesteps(&self) -> &[f64];
 
-    /// The standard deviation that the first sample must have.
-    fn init_noise_sigma(&self) -> f32;
+    /// The standard deviation that the first sample must have: 1, if the scheduler does not say otherwise.
+    fn init_noise_sigma(&self) -> f32 {
+        1.0
+    }
 
-    /// Scales a sample, in place, to what the network expects at call `i`.
+    /// Scales a sample, in place, to what the network expects at call `i`: as it is, if the scheduler does not say
+    /// otherwise.
     ///
     /// # Panics
     ///
     /// If `i` is not an index of [`timesteps`](Self::timesteps).
-    fn scale_model_input(&self, i: usize, sample: &mut [f32]);
+    fn scale_model_input(&self, _i: usize, _sample: &mut [f32]) {}
 
     /// The next sample from the network's output at call `i` (after guidance) and the sample that
     /// it saw before scaling. All have the same B x C x H x W numbers. Only schedulers that add

@@ -85,6 +85,34 @@ impl Parameters for Resnet {
     }
 }
 
+/// A level of either direction: resnets at one size, and a convolution that goes with the change to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Level {
+    pub name: String,
+    pub resnets: Vec<Resnet>,
+    /// None at the last level.
+    pub change: Option<Conv2d>,
+}
+
+impl Level {
+    /// All resnets, one after the other.
+    pub(super) fn resnets(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
+        let mut resnets = self.resnets.iter();
+        resnets.try_fold(x, |x, resnet| resnet.forward(weights, x))
+    }
+}
+
+impl Parameters for Level {
+    fn parameters(&self, out: &mut Vec<Parameter>) {
+        for resnet in &self.resnets {
+            resnet.parameters(out);
+        }
+        if let Some(conv) = &self.change {
+            conv.parameters(out);
+        }
+    }
+}
+
 /// Self-attention of the pixels, in one head, added to its input.
 #[derive(Clone, Debug, PartialEq)]
 struct PixelAttention {

@@ -7,7 +7,7 @@ use lacuna_model::ops;
 use lacuna_model::weights::Weights;
 
 use super::Observer;
-use super::blocks::{Middle, Norms, Resnet};
+use super::blocks::{Level, Middle, Norms, Resnet};
 use super::config::VaeConfig;
 
 /// From coarse to fine.
@@ -15,17 +15,10 @@ use super::config::VaeConfig;
 pub(super) struct Decoder {
     pub conv_in: Conv2d,
     middle: Middle,
+    /// Each convolution comes after rows and columns are doubled.
     levels: Vec<Level>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Level {
-    name: String,
-    resnets: Vec<Resnet>,
-    /// After rows and columns are doubled.
-    up: Option<Conv2d>,
 }
 
 impl Decoder {
@@ -40,7 +33,7 @@ impl Decoder {
             let from = channels[i.saturating_sub(1)];
             Level {
                 resnets: Resnet::row(&name, config.layers_per_block + 1, from, width, norms),
-                up: (i + 1 < channels.len())
+                change: (i + 1 < channels.len())
                     .then(|| Conv2d::same(format!("{name}.upsamplers.0.conv"), width, width, 3)),
                 name,
             }
@@ -68,7 +61,7 @@ impl Decoder {
     pub(super) fn doublings(&self) -> usize {
         self.levels
             .iter()
-            .filter(|level| level.up.is_some())
+            .filter(|level| level.change.is_some())
             .count()
     }
 
@@ -82,10 +75,8 @@ impl Decoder {
         x = self.middle.forward(weights, x)?;
         observe("decoder.mid_block", &x);
         for level in &self.levels {
-            for resnet in &level.resnets {
-                x = resnet.forward(weights, x)?;
-            }
-            if let Some(conv) = &level.up {
+            x = level.resnets(weights, x)?;
+            if let Some(conv) = &level.change {
                 x = ops::conv2d(weights, conv, ops::upsample2(x))?;
             }
             observe(&level.name, &x);
@@ -100,12 +91,7 @@ impl Parameters for Decoder {
         self.conv_in.parameters(out);
         self.middle.parameters(out);
         for level in &self.levels {
-            for resnet in &level.resnets {
-                resnet.parameters(out);
-            }
-            if let Some(conv) = &level.up {
-                conv.parameters(out);
-            }
+            level.parameters(out);
         }
         self.conv_norm_out.parameters(out);
         self.conv_out.parameters(out);

@@ -8,25 +8,18 @@ use lacuna_model::ops;
 use lacuna_model::weights::Weights;
 
 use super::Observer;
-use super::blocks::{Middle, Norms, Resnet};
+use super::blocks::{Level, Middle, Norms, Resnet};
 use super::config::VaeConfig;
 
 /// From fine to coarse.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Encoder {
     pub conv_in: Conv2d,
+    /// Each convolution halves rows and columns.
     levels: Vec<Level>,
     middle: Middle,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Level {
-    name: String,
-    resnets: Vec<Resnet>,
-    /// Halves rows and columns.
-    down: Option<Conv2d>,
 }
 
 impl Encoder {
@@ -41,7 +34,7 @@ impl Encoder {
             let from = channels[i.saturating_sub(1)];
             Level {
                 resnets: Resnet::row(&name, config.layers_per_block, from, width, norms),
-                down: (i + 1 < channels.len()).then(|| Conv2d {
+                change: (i + 1 < channels.len()).then(|| Conv2d {
                     stride: 2,
                     padding: 0,
                     ..Conv2d::same(format!("{name}.downsamplers.0.conv"), width, width, 3)
@@ -71,10 +64,8 @@ impl Encoder {
     ) -> Result<Tensor<4>> {
         let mut x = ops::conv2d(weights, &self.conv_in, x)?;
         for level in &self.levels {
-            for resnet in &level.resnets {
-                x = resnet.forward(weights, x)?;
-            }
-            if let Some(conv) = &level.down {
+            x = level.resnets(weights, x)?;
+            if let Some(conv) = &level.change {
                 // One zero column to the right and one zero row below, none on the other sides.
                 x = x.pad((0, 1, 0, 1), PadMode::Constant(0.0));
                 x = ops::conv2d(weights, conv, x)?;
@@ -92,12 +83,7 @@ impl Parameters for Encoder {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         self.conv_in.parameters(out);
         for level in &self.levels {
-            for resnet in &level.resnets {
-                resnet.parameters(out);
-            }
-            if let Some(conv) = &level.down {
-                conv.parameters(out);
-            }
+            level.parameters(out);
         }
         self.middle.parameters(out);
         self.conv_norm_out.parameters(out);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use lacuna_model::device::{self, OpenDevice};
-use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use lacuna_instruments::audit::corpus::Size;
@@ -99,14 +98,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let ppidm = arguments.ppidm;
         let cases = trial.cases(&policies, ppidm, local.config(), &speeds, &console)?;
         let (trial, runs, worker) = (trial.clone(), runs.clone(), arguments.provider);
-        let runtime = Handle::current();
         let (found, more) = spawn_blocking(move || {
             let target = Target {
                 pipeline: &trial.pipeline,
                 model: &trial.model,
                 fleet: local.config(),
                 worker,
-                runtime,
             };
             trial.attack(cases, &target, &runs)
         })

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_model::whole::Conditioning;
 use lacuna_wire::HostTensor;
 
 use super::prompts::{self, Prompt};
 use crate::error::Result;
+use lacuna_orchestrator::generator::denoiser::Denoiser;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
@@ -43,7 +44,7 @@ pub struct Size {
     pub audited: usize,
 }
 
-/// Makes the pictures with the whole model; `setting` has the sizes. The schemes give the same pictures to
+/// Makes the pictures with the whole model, `weights`; `setting` has the sizes. The schemes give the same pictures to
 /// rounding, so that what a provider has of a step can be had by doing that step alone by a scheme.
 ///
 /// # Errors
@@ -58,6 +59,8 @@ pub fn make(
 ) -> Result<Vec<Run>> {
     let [batch, rows, columns] = setting.sizes.latents;
     let local = setting.by(Local {}.scheme());
+    let unet = pipeline.source().clone();
+    let denoiser = Denoiser::new(unet, local, Some(weights.clone()), None);
     let shape = [1, pipeline.unet().latent_channels(), rows, columns];
     let prompts = prompts::draw(size.train + size.held_out, SEED);
     let make = |(i, prompt): (usize, Prompt)| {
@@ -66,19 +69,19 @@ pub fn make(
             context: pipeline.encode(&prompt.text, "", batch > 1)?,
             added: None,
         };
-        let whole = Whole::new(weights.clone(), context.clone());
-        let mut recorder = Recorder {
-            predictor: local.predictor(pipeline.unet(), whole, None)?,
-            calls: Vec::new(),
-        };
         let mut rng = TorchRng::new(i as u64);
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
         let mut on = |_| ControlFlow::Continue(());
-        let latents = pipeline.sample(&mut recorder, sampling, noise, &mut rng, &mut on)?;
+        let mut calls = Vec::new();
+        let latents = denoiser.predict(denoiser.weights()?, context.clone(), |predictor| {
+            let calls = &mut calls;
+            let mut recorder = Recorder { predictor, calls };
+            pipeline.sample(&mut recorder, sampling, noise, &mut rng, &mut on)
+        })?;
         Ok(Run {
             prompt,
             context,
-            calls: spread(recorder.calls, size.audited),
+            calls: spread(calls, size.audited),
             picture: pipeline.decode(latents.clone())?,
             latents,
         })
@@ -102,8 +105,8 @@ fn spread<T>(all: Vec<T>, count: usize) -> Vec<T> {
 
 /// Keeps what is asked of a predictor.
 struct Recorder<'a> {
-    predictor: Box<dyn Predictor + 'a>,
-    calls: Vec<(HostTensor, f64)>,
+    predictor: &'a mut dyn Predictor,
+    calls: &'a mut Vec<(HostTensor, f64)>,
 }
 
 impl Predictor for Recorder<'_> {
@@ -121,7 +124,8 @@ impl Predictor for Recorder<'_> {
     }
 
     fn finish(self: Box<Self>) -> Finished {
-        self.predictor.finish()
+        // Whoever lent the predictor takes its account.
+        Finished::default()
     }
 }
 

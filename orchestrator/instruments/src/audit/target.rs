@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::Whole;
 use lacuna_worker::Model;
-use tokio::runtime::Handle;
 
 use super::corpus::Run;
 use super::view::View;
 use super::watch::{self, Place};
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::fleet::tap::Tap;
+use lacuna_orchestrator::generator::denoiser::{Denoiser, OnLoss};
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::Setting;
 
@@ -25,8 +25,6 @@ pub struct Target<'a> {
     pub fleet: &'a FleetConfig,
     /// The attacker's.
     pub worker: usize,
-    /// Where the dialogue with the workers goes on.
-    pub runtime: Handle,
 }
 
 impl Target<'_> {
@@ -53,44 +51,46 @@ impl Target<'_> {
         mut progress: impl FnMut(),
     ) -> Result<Vec<Vec<View>>> {
         let own = setting.by(watch::of(&*setting.scheme)?.own());
+        let tap = Tap::default();
+        let [own, theirs] = [&own, setting].map(|setting| {
+            let unet = self.pipeline.source().clone();
+            let (whole, fleet) = (weights.clone(), self.fleet.clone());
+            let denoiser = Denoiser::new(unet, setting.clone(), Some(whole), Some(fleet));
+            // With one lost, what is heard would not be what the place was to be sent.
+            let denoiser = denoiser.on_loss(OnLoss::End);
+            denoiser.tapped(self.worker, tap.clone())
+        });
         let each = runs.iter().enumerate().map(|(i, run)| {
             progress();
-            let setting = if i < train { &own } else { setting };
-            self.watch_run(setting, weights, run)
+            let denoiser = if i < train { &own } else { &theirs };
+            self.watch_run(denoiser, &tap, weights, run)
         });
         each.collect()
     }
 
-    /// What the attacker has of one run, step by step.
-    ///
-    /// # Errors
-    /// As [`Self::watch`].
-    pub fn watch_run(&self, setting: &Setting, weights: &Weights, run: &Run) -> Result<Vec<View>> {
-        let (unet, digest) = (self.pipeline.unet(), self.pipeline.digest());
-        let opened = setting.open(self.fleet, digest, unet);
-        let mut fleet = self.runtime.block_on(opened)?;
-        let tap = fleet.tap(self.worker);
-        let whole = Whole::new(weights.clone(), run.context.clone());
-        let mut predictor = setting.predictor(unet, whole, Some(fleet))?;
-        for (sample, timestep) in &run.calls {
-            predictor.predict(sample.clone(), *timestep)?;
-        }
-        if let Some(fleet) = predictor.finish().fleet {
-            self.runtime.block_on(fleet.close());
-        }
-        let watch = watch::of(&*setting.scheme)?;
-        let views = watch.views(
-            self.model,
-            weights,
-            &setting.sizes,
-            self.place(),
-            tap.take(),
-            run.calls.len(),
-        )?;
-        if views.len() == run.calls.len() {
+    /// What the attacker has of one run, step by step, by what comes through `tap`.
+    fn watch_run(
+        &self,
+        denoiser: &Denoiser,
+        tap: &Tap,
+        weights: &Weights,
+        run: &Run,
+    ) -> Result<Vec<View>> {
+        denoiser.predict(denoiser.weights()?, run.context.clone(), |predictor| {
+            for (sample, timestep) in &run.calls {
+                predictor.predict(sample.clone(), *timestep)?;
+            }
+            Ok(())
+        })?;
+        let Setting { scheme, sizes } = &denoiser.setting;
+        let heard = tap.take();
+        let steps = run.calls.len();
+        let watch = watch::of(&**scheme)?;
+        let views = watch.views(self.model, weights, sizes, self.place(), heard, steps)?;
+        if views.len() == steps {
             return Ok(views);
         }
-        let reason = format!("{} of {} steps were seen", views.len(), run.calls.len());
+        let reason = format!("{} of {steps} steps were seen", views.len());
         Err(Error::Request(reason))
     }
 

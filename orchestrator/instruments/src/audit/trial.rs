@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lacuna_model::weights::{Weights, list};
+use lacuna_model::weights::Weights;
 use lacuna_worker::Model;
 
 use super::attacks::Material;
@@ -56,7 +56,7 @@ impl Trial {
     /// # Errors
     /// Those of the weights.
     pub fn new(pipeline: Pipeline, steps: usize, size: Size, shown: usize) -> Result<Self> {
-        let weights = pipeline.load_unet(&list(pipeline.unet()))?;
+        let weights = pipeline.source().load_all()?;
         let sampling = Sampling {
             scheduler: None,
             steps,

@@ -23,7 +23,6 @@ use tokio::task::spawn_blocking;
 
 use crate::error::Result;
 use case::Case;
-use lacuna_orchestrator::fleet::Fleet;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::emulated::EmulatedLink;
 use lacuna_orchestrator::fleet::link::Link;
@@ -81,7 +80,7 @@ impl Bench {
             .map(|case| {
                 let counts = subject
                     .setting(&case)
-                    .first_calls(subject.unet(), case.workers)?;
+                    .first_calls(subject.unet.layers(), case.workers)?;
                 Ok(Row::new(case, counts))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -102,7 +101,7 @@ impl Bench {
                 bar.about(row.case.label());
                 workers.forget_peaks();
                 let session = session(&subject, &row.case, config, calls).await?;
-                row.add(session, turn > 0).await;
+                row.add(session, turn > 0);
                 row.see_memory(workers.memory(row.case.workers));
                 bar.step();
             }
@@ -119,17 +118,10 @@ async fn session(
     calls: usize,
 ) -> anyhow::Result<Session> {
     let setting = subject.setting(case);
-    let fleet: Option<Fleet> = match case.workers {
-        0 => None,
-        n => {
-            let config = FleetConfig {
-                workers: config.workers.iter().take(n).cloned().collect(),
-                spares: Vec::new(),
-            };
-            let opened = setting.open(&config, subject.digest(), subject.unet());
-            Some(opened.await?)
-        }
-    };
+    let fleet = (case.workers > 0).then(|| FleetConfig {
+        workers: config.workers.iter().take(case.workers).cloned().collect(),
+        spares: Vec::new(),
+    });
     let subject = subject.clone();
     Ok(spawn_blocking(move || subject.run(setting, fleet, calls)).await??)
 }

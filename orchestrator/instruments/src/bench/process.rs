@@ -71,7 +71,7 @@ impl Workers {
         let Some(weights) = subject.whole.clone() else {
             return Err(Error::local_worker(&"the weights are not all here"));
         };
-        let model = Arc::new(Model::new(subject.unet().clone(), weights));
+        let model = Arc::new(Model::new(subject.unet.layers().clone(), weights));
         let local = LocalWorkers::start(n, &model, device, subject.latents).await?;
         Ok(Self {
             config: local.config().clone(),

@@ -9,6 +9,7 @@ use super::process::Memory;
 use super::subject::{Output, Session};
 use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::fleet::tally::Traffic;
+use lacuna_orchestrator::generator::denoiser::Accounts;
 use lacuna_orchestrator::pipeline::Step;
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::count::{Count, once};
@@ -101,16 +102,17 @@ impl Row {
         }
     }
 
-    /// Takes a session into account and closes it; one that only warms up is not `counted`.
-    pub async fn add(&mut self, session: Session, counted: bool) {
-        let mut workers_flop = 0;
-        if let Some(fleet) = session.finished.fleet {
-            let tallies = fleet.close().await;
-            workers_flop = tallies.iter().map(|tally| tally.flop).sum();
-        }
+    /// Takes a session into account, unless it only warms up and is not `counted`.
+    pub fn add(&mut self, session: Session, counted: bool) {
         if !counted {
             return;
         }
+        let Accounts {
+            user_flop,
+            pictures,
+            ..
+        } = session.accounts;
+        let workers_flop = pictures.iter().flatten().map(|tally| tally.flop).sum();
         let seconds = session.steps.iter().map(|step| step.took.as_secs_f64());
         let seconds: Vec<f64> = seconds.collect();
         self.first_seconds.extend(seconds.first());
@@ -120,7 +122,7 @@ impl Row {
         let [user_once, workers_once] = once(&self.counts);
         self.last = Some(Account {
             traffic: of_a_later_call(&session.steps),
-            user_gflop: per_call(session.finished.user_flop, user_once),
+            user_gflop: per_call(user_flop, user_once),
             workers_gflop: per_call(workers_flop, workers_once),
             output: session.output,
         });

@@ -8,11 +8,9 @@ use std::time::Instant;
 use burn::tensor::Device;
 use lacuna_model::device::{self, OpenDevice};
 use lacuna_model::host::OnDevice;
-use lacuna_model::layers::Parameter;
 use lacuna_model::survey::PROMPT_TOKENS;
-use lacuna_model::unet::UNet;
-use lacuna_model::weights::{Weights, list};
-use lacuna_model::whole::{AddedConditioning, Conditioning, Whole};
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::{AddedConditioning, Conditioning};
 use lacuna_wire::HostTensor;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -23,13 +21,15 @@ use crate::error::{Error, Result};
 use lacuna_orchestrator::arguments::model::{self};
 use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
 use lacuna_orchestrator::arguments::size::PIXELS_PER_LATENT;
-use lacuna_orchestrator::fleet::Fleet;
+use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::generator::denoiser::{Accounts, Denoiser, OnLoss};
+use lacuna_orchestrator::generator::{Event, Generator, Request};
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::picture::Picture;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling, Step, go_on};
-use lacuna_orchestrator::schemes::{Finished, Predictor, Setting};
+use lacuna_orchestrator::pipeline::{Pipeline, Sampling, Step};
+use lacuna_orchestrator::schemes::Setting;
+use lacuna_orchestrator::unet_source::UNetSource;
 
 /// Radians from one call's sample to the next: a sampler of 50 steps goes a quarter turn, from noise to latents.
 const TURN: f32 = std::f32::consts::FRAC_PI_2 / 50.0;
@@ -42,28 +42,24 @@ pub struct Subject {
     pub latents: [usize; 3],
     /// U-Net calls of a session; sampler steps with a model.
     pub calls: usize,
+    /// The U-Net.
+    pub unet: Arc<UNetSource>,
     /// All weights, where workers in this process share them.
     pub whole: Option<Weights>,
-    conditioning: Conditioning,
     source: Source,
 }
 
 /// Where the samples of the calls come from.
 enum Source {
-    /// The sampler, from `noise` to a picture.
+    /// The sampler, from noise to a picture.
     Picture {
         pipeline: Arc<Pipeline>,
         sampling: Sampling,
-        noise: HostTensor,
-        /// Goes on behind the noise.
-        rng: Box<TorchRng>,
+        request: Box<Request>,
     },
     /// From one noise towards the other, `[B, C, H, W]` each.
     Calls {
-        unet: Box<UNet>,
-        /// Of the random weights.
-        digest: String,
-        device: Device,
+        conditioning: Box<Conditioning>,
         noises: [HostTensor; 2],
     },
 }
@@ -74,8 +70,8 @@ pub struct Session {
     pub steps: Vec<Step>,
     /// What came of it.
     pub output: Output,
-    /// The account, with the workers' sessions still open.
-    pub finished: Finished,
+    /// What was done, here and by the workers.
+    pub accounts: Accounts,
 }
 
 /// What a session gives, to be held against another scheme's.
@@ -137,7 +133,7 @@ impl Subject {
         };
         let loaded = spawn_blocking(move || {
             if share {
-                subject.whole = Some(subject.load_part(&list(subject.unet()))?);
+                subject.whole = Some(subject.unet.load_all()?);
             }
             Ok::<_, Error>(subject)
         });
@@ -165,16 +161,16 @@ impl Subject {
         Ok(Self {
             latents: [sampling.batch(), rows, columns],
             calls: arguments.steps,
+            unet: pipeline.source().clone(),
             whole: None,
-            conditioning: Conditioning {
-                context,
-                added: None,
-            },
             source: Source::Picture {
                 pipeline,
                 sampling,
-                noise,
-                rng: Box::new(rng),
+                request: Box::new(Request {
+                    context,
+                    noise,
+                    rng,
+                }),
             },
         })
     }
@@ -185,7 +181,6 @@ impl Subject {
         mut rng: TorchRng,
     ) -> anyhow::Result<Self> {
         let unet = arguments.unet.read_config()?;
-        let none = Weights::random_part(&unet, &[], WEIGHTS_SEED, device)?;
         let mut noise = |shape: &[usize]| HostTensor::new(shape, rng.randn(shape.iter().product()));
         let sides = arguments.pixels(PIXELS_PER_LATENT);
         let [width, height] = sides.map(|side| side.unwrap_or(USUAL_SIDE));
@@ -215,132 +210,64 @@ impl Subject {
                 })
             }
         };
+        let conditioning = Conditioning {
+            context: context.into_device(device)?,
+            added,
+        };
         Ok(Self {
             latents,
             calls: arguments.calls,
+            unet: Arc::new(UNetSource::random(unet, WEIGHTS_SEED, device)?),
             whole: None,
-            conditioning: Conditioning {
-                context: context.into_device(device)?,
-                added,
-            },
             source: Source::Calls {
-                unet: Box::new(unet),
-                digest: none.digest().to_owned(),
-                device: device.clone(),
+                conditioning: Box::new(conditioning),
                 noises,
             },
         })
     }
 
-    /// The U-Net's layers.
-    pub fn unet(&self) -> &UNet {
-        match &self.source {
-            Source::Picture { pipeline, .. } => pipeline.unet(),
-            Source::Calls { unet, .. } => unet,
-        }
-    }
-
-    /// [`Weights::digest`].
-    pub fn digest(&self) -> &str {
-        match &self.source {
-            Source::Picture { pipeline, .. } => pipeline.digest(),
-            Source::Calls { digest, .. } => digest,
-        }
-    }
-
-    fn load_part(&self, parameters: &[Parameter]) -> Result<Weights> {
-        match &self.source {
-            Source::Picture { pipeline, .. } => Ok(pipeline.load_unet(parameters)?),
-            Source::Calls { unet, device, .. } => {
-                let part = Weights::random_part(&**unet, parameters, WEIGHTS_SEED, device);
-                Ok(part?)
-            }
-        }
-    }
-
-    /// The weights of the user's part.
-    fn own_weights(&self, setting: &Setting) -> Result<Weights> {
-        match &self.whole {
-            Some(weights) => Ok(weights.clone()),
-            None => self.load_part(&setting.user_parameters(self.unet())?),
-        }
-    }
-
     /// `case` for this subject.
     pub fn setting(&self, case: &Case) -> Setting {
-        let [_, tokens, _] = self.conditioning.context.dims();
-        case.setting(self.unet(), self.latents, tokens)
+        let context = match &self.source {
+            Source::Picture { request, .. } => &request.context,
+            Source::Calls { conditioning, .. } => &conditioning.context,
+        };
+        let [_, tokens, _] = context.dims();
+        case.setting(self.unet.layers(), self.latents, tokens)
     }
 
-    /// One session of `calls` calls, or sampler steps; blocks for as long as it takes.
+    /// One session of `calls` calls, or sampler steps, on the workers of `fleet` if there are any; blocks for as long
+    /// as it takes. It ends when a worker is lost: with another, its times would be another row's.
     ///
     /// # Errors
     /// Those of the scheme and the device.
-    pub fn run(&self, setting: Setting, fleet: Option<Fleet>, calls: usize) -> Result<Session> {
-        let whole = Whole::new(self.own_weights(&setting)?, self.conditioning.clone());
-        let mut predictor = setting.predictor(self.unet(), whole, fleet)?;
-        let mut steps = Vec::with_capacity(calls);
-        let mut watch = |step| {
-            steps.push(step);
-            ControlFlow::Continue(())
-        };
-        let last = self.sample(&mut *predictor, calls, &mut watch)?;
-        // The weights go before the picture is decoded, as `generate` does it.
-        let finished = predictor.finish();
-        let output = match &self.source {
-            Source::Picture { pipeline, .. } => Output {
-                values: bytes_of(&pipeline.decode(last)?),
-                range: Some(255.0),
-            },
-            Source::Calls { .. } => Output {
-                values: last.data,
-                range: None,
-            },
-        };
-        Ok(Session {
-            steps,
-            output,
-            finished,
-        })
-    }
-
-    /// The latents at the end, or the last call's prediction.
-    fn sample(
+    pub fn run(
         &self,
-        predictor: &mut dyn Predictor,
+        setting: Setting,
+        fleet: Option<FleetConfig>,
         calls: usize,
-        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
-    ) -> Result<HostTensor> {
+    ) -> Result<Session> {
+        let whole = self.whole.clone();
         match &self.source {
             Source::Picture {
                 pipeline,
                 sampling,
-                noise,
-                rng,
+                request,
             } => {
                 let sampling = Sampling {
                     steps: calls,
                     ..sampling.clone()
                 };
-                let (noise, mut rng) = (noise.clone(), rng.clone());
-                Ok(pipeline.sample(predictor, &sampling, noise, &mut rng, watch)?)
+                let generator = Generator::new(pipeline.clone(), sampling, setting, whole, fleet);
+                picture(&generator.on_loss(OnLoss::End), *request.clone())
             }
-            Source::Calls { noises, .. } => {
-                let mut prediction = HostTensor::zeros([0]);
-                for call in 0..calls {
-                    interrupt::check()?;
-                    let sample = between(noises, TURN * call as f32)?;
-                    let start = Instant::now();
-                    let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);
-                    prediction = predictor.predict(sample, timestep)?;
-                    go_on(watch(Step {
-                        done: call + 1,
-                        of: calls,
-                        took: start.elapsed(),
-                        traffic: predictor.traffic(),
-                    }))?;
-                }
-                Ok(prediction)
+            Source::Calls {
+                conditioning,
+                noises,
+            } => {
+                let denoiser = Denoiser::new(self.unet.clone(), setting, whole, fleet);
+                let denoiser = denoiser.on_loss(OnLoss::End);
+                call(&denoiser, (**conditioning).clone(), noises, calls)
             }
         }
     }
@@ -356,7 +283,7 @@ impl Subject {
             latent_rows,
             latent_columns,
             calls: self.calls,
-            weights: self.digest().to_owned(),
+            weights: self.unet.digest().to_owned(),
         }
     }
 }
@@ -375,14 +302,65 @@ impl Description {
     }
 }
 
-fn bytes_of(picture: &Picture) -> Vec<f32> {
-    picture.to_rgb8().into_iter().map(f32::from).collect()
+/// A session of a picture.
+fn picture(generator: &Generator, request: Request) -> Result<Session> {
+    let mut steps = Vec::new();
+    let made = generator.picture(request, &mut |event| {
+        if let Event::Step(step) = event {
+            steps.push(step);
+        }
+        ControlFlow::Continue(())
+    })?;
+    let bytes = made.picture.to_rgb8();
+    Ok(Session {
+        steps,
+        output: Output {
+            values: bytes.into_iter().map(f32::from).collect(),
+            range: Some(255.0),
+        },
+        accounts: generator.denoiser.accounts().clone(),
+    })
+}
+
+/// A session of `calls` calls from one noise towards the other.
+fn call(
+    denoiser: &Denoiser,
+    conditioning: Conditioning,
+    noises: &[HostTensor; 2],
+    calls: usize,
+) -> Result<Session> {
+    let mut steps = Vec::with_capacity(calls);
+    let last = denoiser.predict(denoiser.weights()?, conditioning, |predictor| {
+        let mut prediction = HostTensor::zeros([0]);
+        for call in 0..calls {
+            interrupt::check()?;
+            let sample = between(noises, TURN * call as f32)?;
+            let start = Instant::now();
+            let timestep = (TIMESTEPS[0] - TIMESTEPS[1] * call as f64).max(0.0);
+            prediction = predictor.predict(sample, timestep)?;
+            steps.push(Step {
+                done: call + 1,
+                of: calls,
+                took: start.elapsed(),
+                traffic: predictor.traffic(),
+            });
+        }
+        Ok(prediction)
+    })?;
+    Ok(Session {
+        steps,
+        output: Output {
+            values: last.data,
+            range: None,
+        },
+        accounts: denoiser.accounts().clone(),
+    })
 }
 
 /// `cos(angle) a + sin(angle) b`: as much noise as each.
-fn between([a, b]: &[HostTensor; 2], angle: f32) -> Result<HostTensor> {
+fn between([a, b]: &[HostTensor; 2], angle: f32) -> Result<HostTensor, lacuna_wire::Error> {
     let (sin, cos) = angle.sin_cos();
     let pairs = a.data.iter().zip(&b.data);
     let data = pairs.map(|(a, b)| cos * a + sin * b).collect();
-    Ok(HostTensor::new(a.shape.clone(), data)?)
+    HostTensor::new(a.shape.clone(), data)
 }

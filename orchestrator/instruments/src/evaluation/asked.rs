@@ -150,7 +150,7 @@ impl RunArguments {
         let store = Store::resume(&out, record)?;
         let remote = maker.fleet.is_some() && arms.iter().all(|arm| arm.scheme.needs_workers());
         if !remote || self.reference.is_none() {
-            maker.whole = Some(load_whole(&maker.pipeline).await?);
+            maker.whole = Some(load_whole(maker.pipeline.source()).await?);
         }
         let run = Run {
             maker,

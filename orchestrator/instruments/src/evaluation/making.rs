@@ -12,6 +12,7 @@ use super::arm::ArmSetting;
 use crate::error::{Error, Result};
 use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::fleet::config::{FleetConfig, MAX_WORKERS};
+use lacuna_orchestrator::generator::denoiser::OnLoss;
 use lacuna_orchestrator::generator::order::{Order, default_workers};
 use lacuna_orchestrator::generator::{Event, Generator, Request};
 use lacuna_orchestrator::noise::TorchRng;
@@ -149,10 +150,10 @@ impl Maker {
         let setting = ready.setting.clone();
         // Fewer workers would be another arm.
         let generator = ready.generator(setting, self.policy.clone());
-        let generator = generator.with_the_same_number();
+        let generator = generator.on_loss(OnLoss::Replace);
         Ok(Place {
             maker: self,
-            weights: generator.weights()?,
+            weights: generator.denoiser.weights()?,
             generator,
             shape,
         })

@@ -67,8 +67,8 @@ impl Arguments {
         match self.workers.file() {
             Some(path) if self.compute.measure => self.terms.way.fleet(path),
             // Nobody is reached: it needs neither tokens nor a safe way.
-            Some(path) => FleetConfig::to_plan_with(path),
-            None => FleetConfig::imagined(self.imagined()),
+            Some(path) => Ok(FleetConfig::to_plan_with(path)?),
+            None => Ok(FleetConfig::imagined(self.imagined())?),
         }
     }
 

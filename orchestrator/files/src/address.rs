@@ -1,6 +1,6 @@
 //! Names of machines, so that the same one reads the same.
 
-use reqwest::Url;
+use url::Url;
 
 /// How every name of this machine itself is told from others.
 pub const LOOPBACK: &str = "localhost";

@@ -1,8 +1,8 @@
 //! How workers are reached: on this machine, or over a network that others share.
 
-use super::address::{LOOPBACK, host};
-use super::config::{FleetConfig, WorkerConfig};
+use crate::address::{LOOPBACK, host};
 use crate::error::{Error, Result};
+use crate::fleet::{FleetConfig, WorkerConfig};
 
 impl WorkerConfig {
     /// Whether it is on this machine: then it is the user's own and no provider's. A tunnel that ends here
@@ -20,7 +20,7 @@ impl WorkerConfig {
 impl FleetConfig {
     /// Whether all workers, spares included, are on this machine.
     pub fn is_own(&self) -> bool {
-        self.everyone().all(WorkerConfig::is_own)
+        self.everybody().all(WorkerConfig::is_own)
     }
 
     /// Refuses to show a token to everybody on the way, and warns where rows of the picture can be read
@@ -29,7 +29,7 @@ impl FleetConfig {
     /// # Errors
     /// [`Error::PlainToken`], naming the worker.
     pub fn check_way(&self, insecure: bool) -> Result<()> {
-        let plain = self.everyone().filter(|w| w.is_plain() && !insecure);
+        let plain = self.everybody().filter(|w| w.is_plain() && !insecure);
         for worker in plain {
             let worker_url = worker.url.to_string();
             if worker.token.is_some() {
@@ -41,10 +41,6 @@ impl FleetConfig {
             );
         }
         Ok(())
-    }
-
-    fn everyone(&self) -> impl Iterator<Item = &WorkerConfig> {
-        self.workers.iter().chain(&self.spares)
     }
 }
 

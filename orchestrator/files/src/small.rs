@@ -11,7 +11,7 @@ const MOST: u64 = 1 << 20;
 ///
 /// # Errors
 /// Those of the file; one that is larger than a mebibyte, or no text.
-pub(crate) fn read_small(path: &Path) -> io::Result<String> {
+pub fn read_small(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(MOST + 1).read_to_string(&mut text)?;
     match text.len() as u64 {
@@ -31,7 +31,7 @@ fn shows_value(found: &str) -> bool {
 
 /// What is wrong in a TOML file, and where. Its lines may hold secrets, so none is shown, nor a value; of the line's
 /// beginning only one of `keys`, which is surely none.
-pub(crate) fn without_source(text: &str, error: &toml::de::Error, keys: &[&str]) -> String {
+pub fn without_source(text: &str, error: &toml::de::Error, keys: &[&str]) -> String {
     let at = error.span().map_or(0, |span| span.start);
     let before = text.get(..at).unwrap_or_default();
     let line = before.matches('\n').count() + 1;
@@ -49,7 +49,7 @@ pub(crate) fn without_source(text: &str, error: &toml::de::Error, keys: &[&str])
 }
 
 /// Which of `keys` stands where a TOML file is wrong, if one does.
-pub(crate) fn key_at<'a>(text: &'a str, error: &toml::de::Error, keys: &[&str]) -> Option<&'a str> {
+pub fn key_at<'a>(text: &'a str, error: &toml::de::Error, keys: &[&str]) -> Option<&'a str> {
     let at = error.span().map_or(0, |span| span.start);
     let start = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
     let key = text.get(start..)?.split('=').next()?.trim();

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reqwest::Url;
-use reqwest::header::HeaderValue;
+use http::HeaderValue;
 use serde::Deserialize;
+use url::Url;
 
-use super::address::{LOOPBACK, host};
+use crate::address::{LOOPBACK, host};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::small;
 
 /// The workers of a run. `configs/fleet.example.toml` shows the file.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ struct Entry {
 }
 
 /// What an environment variable holds.
-type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The most strips that a picture is cut into.
 pub const MAX_WORKERS: usize = 16;
@@ -75,7 +75,7 @@ impl FleetConfig {
     }
 
     fn read(path: &Path, variable: Variable<'_>) -> Result<Self> {
-        let text = files::read_small(path).map_err(|e| fleet_error(path, e))?;
+        let text = small::read_small(path).map_err(|e| fleet_error(path, e))?;
         let config = Self::parse(&text, variable).map_err(|reason| fleet_error(path, reason))?;
         for (host, providers) in config.shared_hosts() {
             let providers = providers.join(", ");
@@ -93,12 +93,16 @@ impl FleetConfig {
     pub fn imagined(n: usize) -> Result<Self> {
         let entry = |i| format!("[[worker]]\nurl = \"http://{i}.invalid\"\nprovider = \"{i}\"\n");
         let text: String = (0..n).map(entry).collect();
-        Self::parse(&text, &|_| None).map_err(Error::Request)
+        Self::parse(&text, &|_| None).map_err(Error::Workers)
     }
 
-    fn parse(text: &str, variable: Variable<'_>) -> Result<Self, String> {
+    /// Reads the file's text; `variable` tells what an environment variable holds.
+    ///
+    /// # Errors
+    /// What is wrong, in words that hold no token.
+    pub fn parse(text: &str, variable: Variable<'_>) -> Result<Self, String> {
         let file: File =
-            toml::from_str(text).map_err(|e| files::without_source(text, &e, &KEYS))?;
+            toml::from_str(text).map_err(|e| small::without_source(text, &e, &KEYS))?;
         let mut config = Self {
             workers: Vec::new(),
             spares: Vec::new(),
@@ -238,7 +242,10 @@ mod tests {
 
     #[test]
     fn the_example_is_read() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../configs/fleet.example.toml"
+        );
         let text = std::fs::read_to_string(path).unwrap();
         // The example takes its tokens from variables that are not set here: read the names as tokens.
         let text = text.replace("token_env", "token");
@@ -277,7 +284,10 @@ mod tests {
 
     #[test]
     fn a_plan_needs_no_tokens() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/fleet.example.toml");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../configs/fleet.example.toml"
+        );
         let fleet = FleetConfig::to_plan_with(Path::new(path)).unwrap();
         assert_eq!((fleet.workers.len(), fleet.spares.len()), (4, 1));
         let error = FleetConfig::from_file(Path::new(path))

@@ -1,0 +1,169 @@
+//! The U-Net calls of one picture after the other, wherever the U-Net is computed: what pictures are made by, and what
+//! benchmarks time and audits overhear.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lacuna_model::weights::Weights;
+use lacuna_model::whole::{Conditioning, Whole};
+
+use super::failover::{Failover, Terms};
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::fleet::roster::Roster;
+use crate::fleet::tally::Tally;
+use crate::fleet::tap::Tap;
+use crate::policy::Policy;
+use crate::schemes::{Predictor, Setting};
+use crate::unet_source::UNetSource;
+
+/// Where a U-Net is computed, and what became of the workers so far.
+pub struct Denoiser {
+    unet: Arc<UNetSource>,
+    /// How the scheme computes.
+    pub setting: Setting,
+    /// The whole U-Net's weights, where it is computed in this process.
+    whole: Option<Weights>,
+    /// What a picture must keep to.
+    policy: Option<Policy>,
+    on_loss: OnLoss,
+    /// Who listens to what a worker is sent, and to which.
+    tap: Option<(usize, Tap)>,
+    /// The workers, if there are any; held for as long as a picture takes.
+    roster: Option<Mutex<Roster>>,
+    accounts: Mutex<Accounts>,
+}
+
+/// What becomes of a picture whose worker is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// It goes on: with a spare, else without that worker.
+    #[default]
+    GoOn,
+    /// A spare may step in, but nobody may just be left out: fewer workers are another setting.
+    Replace,
+    /// It ends: what is timed or overheard is one session on each of the workers that were given.
+    End,
+}
+
+/// What was done and seen, over all pictures.
+#[derive(Clone, Debug, Default)]
+pub struct Accounts {
+    /// Work of the user, multiply and add counted as two.
+    pub user_flop: u64,
+    /// Reaching the workers.
+    pub connect: Duration,
+    /// All sampler steps.
+    pub denoise: Duration,
+    /// The accounts of every picture's sessions, also of those that were given up.
+    pub pictures: Vec<Vec<Tally>>,
+}
+
+impl Denoiser {
+    /// Computes `unet` by `setting`, on the workers of `fleet` if there are any, and with `whole` where it is
+    /// computed in this process.
+    pub fn new(
+        unet: Arc<UNetSource>,
+        setting: Setting,
+        whole: Option<Weights>,
+        fleet: Option<FleetConfig>,
+    ) -> Self {
+        Self {
+            unet,
+            setting,
+            whole,
+            policy: None,
+            on_loss: OnLoss::default(),
+            tap: None,
+            roster: fleet.map(|fleet| Mutex::new(Roster::new(fleet))),
+            accounts: Mutex::default(),
+        }
+    }
+
+    /// Keeps to `policy`, if there is one.
+    pub fn under(self, policy: Option<Policy>) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Does `on_loss` when a worker is lost.
+    pub fn on_loss(self, on_loss: OnLoss) -> Self {
+        Self { on_loss, ..self }
+    }
+
+    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent once a session is open.
+    pub fn tapped(self, index: usize, tap: Tap) -> Self {
+        let tap = Some((index, tap));
+        Self { tap, ..self }
+    }
+
+    /// The weights of the user's part of the U-Net.
+    ///
+    /// # Errors
+    /// As [`UNetSource::load`].
+    pub fn weights(&self) -> Result<Weights> {
+        match &self.whole {
+            Some(weights) => Ok(weights.clone()),
+            None => {
+                let parameters = self.setting.user_parameters(self.unet.layers())?;
+                self.unet.load(&parameters)
+            }
+        }
+    }
+
+    /// Opens sessions on the workers, has `calls` make the U-Net calls of one picture, and closes the sessions, whatever
+    /// came of it. The user's part computes with `weights` of [`Self::weights`]. Blocks for as long as it takes, on a
+    /// thread of the async runtime that may block.
+    ///
+    /// # Errors
+    /// Those of the scheme and the workers, and those of `calls`.
+    pub fn predict<T>(
+        &self,
+        weights: Weights,
+        conditioning: Conditioning,
+        calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
+    ) -> Result<T> {
+        let whole = Whole::new(weights, conditioning);
+        let unet = self.unet.layers();
+        let calls = |predictor: &mut dyn Predictor| {
+            let start = Instant::now();
+            let output = calls(predictor);
+            self.accounts().denoise += start.elapsed();
+            output
+        };
+        let Some(roster) = &self.roster else {
+            let mut predictor = self.setting.predictor(unet, whole, None)?;
+            let output = calls(&mut *predictor);
+            self.accounts().user_flop += predictor.finish().user_flop;
+            return output;
+        };
+        let mut roster = lock(roster);
+        let terms = Terms {
+            unet,
+            digest: self.unet.digest(),
+            setting: &self.setting,
+            policy: self.policy.as_ref(),
+            on_loss: self.on_loss,
+            tap: self.tap.as_ref().map(|(index, tap)| (*index, tap)),
+        };
+        let start = Instant::now();
+        let mut predictor = Failover::new(terms, &mut roster, whole)?;
+        let opened = predictor.open();
+        self.accounts().connect += start.elapsed();
+        let output = opened.and_then(|()| calls(&mut predictor));
+        let (user_flop, tallies) = predictor.close();
+        let mut accounts = self.accounts();
+        accounts.user_flop += user_flop;
+        accounts.pictures.push(tallies);
+        output
+    }
+
+    /// What was done and seen so far.
+    pub fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        lock(&self.accounts)
+    }
+}
+
+/// What a mutex holds: no change of it is left half done, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
