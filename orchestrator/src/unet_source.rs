@@ -1,5 +1,7 @@
 //! A U-Net and where its weights come from: the files of a model, or a seed.
 
+use std::collections::HashSet;
+
 use burn::tensor::Device;
 use lacuna_model::device::is_cpu;
 use lacuna_model::layers::Parameter;
@@ -74,6 +76,17 @@ impl UNetSource {
             Origin::Seed(unet, seed) => Weights::random_part(unet, parameters, *seed, &self.device),
         };
         Ok(part?)
+    }
+
+    /// Loads `parameters`, of which the layers `apart` stay without their adapters, which come along.
+    ///
+    /// # Errors
+    /// As [`Stored::load_apart`].
+    pub fn load_apart(&self, parameters: &[Parameter], apart: &HashSet<String>) -> Result<Weights> {
+        match &self.weights {
+            Origin::Files(stored) => Ok(stored.load_apart(parameters, apart, &self.device)?),
+            Origin::Seed(..) => self.load(parameters),
+        }
     }
 
     /// Loads everything.

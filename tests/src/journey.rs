@@ -11,7 +11,7 @@ use lacuna_wire::HostTensor;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use crate::golden::{Golden, model_dir};
+use crate::golden::{Golden, has_golden, model_dir, repository};
 
 /// Runs `lacuna` with arguments, as its binary does.
 ///
@@ -38,6 +38,19 @@ impl Journey {
     pub fn golden(golden: &Golden) -> Self {
         let name = golden.case()["name"].as_str().unwrap();
         Self::of(golden, &model_dir(name)).with_noise(golden.host("pipe.latents0"))
+    }
+
+    /// A picture of the demo model with its golden noise; none, with a word on it, where that is not there.
+    pub fn demo() -> Option<Self> {
+        if !has_golden("demo") {
+            println!(
+                "skipped: tests/goldens/demo.safetensors is not there (make_goldens.py makes it)"
+            );
+            return None;
+        }
+        let golden = Golden::load("demo");
+        let journey = Self::of(&golden, &repository().join("assets/demo-model"));
+        Some(journey.with_noise(golden.host("pipe.latents0")))
     }
 
     /// The same without the noise, which the seed then gives.

@@ -122,3 +122,35 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let error = run.go().await.err().expect("a failure");
     assert!(error.contains("holds the model"), "{error}");
 }
+
+/// Under `blind` workers hold the model without the adapter, whose layers the user adds to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_can_stay_at_home() {
+    let golden = Golden::load(MODEL);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("style.safetensors");
+    adapter(&file);
+    let lora = format!("{}:{STRENGTH}", file.display());
+    let plain = Journey::of(&golden, &model_dir(MODEL)).with("--steps", "3");
+    let adapted = plain.clone().with("--lora", &lora);
+    let want = adapted
+        .clone()
+        .with("--scheme", "local")
+        .go()
+        .await
+        .unwrap();
+    let without = plain.clone().with("--scheme", "local").go().await.unwrap();
+
+    let [first, second] = [worker(&[]).await, worker(&[]).await];
+    let workers = [(first.url.as_str(), None), (second.url.as_str(), None)];
+    let fleet = fleet_file(plain.file("").as_path(), &workers);
+    let blind = adapted.with("--scheme", "blind").with("--fleet", &fleet);
+    let blind = blind.with("--share-bits", "quality").go().await.unwrap();
+    let distance = |a: &HostTensor, b: &HostTensor| {
+        let pairs = a.data.iter().zip(&b.data);
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let [near, far] = [&want, &without].map(|files| distance(&blind.latents(), &files.latents()));
+    println!("{near} from the picture with the adapter, {far} from that without");
+    assert!(near < 0.5 && far > 20.0 * near, "{near}, {far}");
+}

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use axum::body::Bytes;
+use lacuna_orchestrator::schemes::blind::options::PRESETS;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
 use lacuna_protocol::session::{OpenSession, SessionKind};
 use lacuna_protocol::shares::{Holding, MultiplyHeader, SHARE};
@@ -59,6 +60,25 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
             println!("{case}: {psnr:.1} dB");
             assert!(psnr >= least, "{case}: {psnr:.1} dB");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_picture_keeps_what_each_preset_promises() {
+    let Some(journey) = Journey::demo() else {
+        return;
+    };
+    let journey = journey.with("--steps", "25");
+    let local = journey.go().await.unwrap().png();
+    for preset in PRESETS {
+        let blind = journey
+            .clone()
+            .by_shares(2)
+            .with("--share-bits", preset.name);
+        let blind = blind.go().await.unwrap().png();
+        let psnr = psnr(&blind.values(), &local.values(), 255.0);
+        println!("{} {psnr:.1} dB", preset.name);
+        assert!(psnr >= preset.psnr, "{} {psnr:.1} dB", preset.name);
     }
 }
 

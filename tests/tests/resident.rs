@@ -4,7 +4,7 @@ use lacuna_orchestrator::schemes::count::Count;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
 use lacuna_protocol::placement::Wire;
 use serde_json::Value;
-use tests::golden::{Golden, MODELS, golden_png, has_golden, repository};
+use tests::golden::{Golden, MODELS, golden_png, repository};
 use tests::journey::{Files, Journey, Png, lacuna};
 use tests::reference::psnr;
 
@@ -133,7 +133,9 @@ async fn a_large_picture_is_the_references_on_any_number_of_strips() {
 /// What the policies' quality floors are taken from.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demo_picture_keeps_what_each_wire_promises() {
-    let Some(journey) = demo() else { return };
+    let Some(journey) = Journey::demo() else {
+        return;
+    };
     let journey = journey.with("--steps", "25");
     let local = journey.go().await.unwrap().png();
     for wire in Wire::ALL {
@@ -150,21 +152,11 @@ async fn a_demo_picture_keeps_what_each_wire_promises() {
     }
 }
 
-/// A picture of the demo model with its golden noise.
-fn demo() -> Option<Journey> {
-    if !has_golden("demo") {
-        println!("skipped: tests/goldens/demo.safetensors is not there (make_goldens.py makes it)");
-        return None;
-    }
-    let golden = Golden::load("demo");
-    let journey = Journey::of(&golden, &repository().join("assets/demo-model"))
-        .with_noise(golden.host("pipe.latents0"));
-    Some(journey)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_picture_is_the_same_to_the_last_bit() {
-    let Some(journey) = demo() else { return };
+    let Some(journey) = Journey::demo() else {
+        return;
+    };
     let journey = journey.with("--steps", "10");
     let local = journey.go().await.unwrap();
     for (n, attention) in [(3, "paired"), (4, "fused,qkv"), (8, "tokens")] {

@@ -168,7 +168,7 @@ fn flags_without_effect_are_refused() {
         (
             1,
             &["--policy", "privte"],
-            ["privte", "private, fast and paper"],
+            ["privte", "private, nothing, fast and paper"],
         ),
         (1, &["--scheme", "local"], ["--workers", "has no workers"]),
     ] {

@@ -213,7 +213,7 @@ fn what_is_off_is_named() {
         (&["--max-rows", "0"], "--max-rows 0"),
         (&["--max-rows", "1.5"], "--max-rows 1.5"),
         (&["--max-rows", "nan"], "--max-rows NaN"),
-        (&["--policy", "privat"], "private, fast and paper"),
+        (&["--policy", "privat"], "private, nothing, fast and paper"),
         (&["--policy", "/dev/zero"], "mebibyte"),
         (&["--link", "6g"], "5g, fibre, lan"),
         (&["--link", "5g", "--rtt-ms", "3"], "--rtt-ms"),

@@ -126,13 +126,8 @@ impl Speeds {
     /// while the other waits. At best that goes on until something is busy all the time; `OVERLAP` of the
     /// difference is saved.
     pub fn seconds(&self, count: &Count) -> Seconds {
-        let [up, down] = count.total();
-        let ahead = count.ahead();
-        let [up, down, ahead] =
-            [[up, 0], [0, down - ahead], [0, ahead]].map(|bytes| self.link.seconds(bytes, 0));
-        // What comes beside the way up takes time only where it takes longer.
-        let transfer = [up, down + (ahead - up).max(0.0)];
-        let waits = self.link.seconds([0, 0], count.round_trips());
+        let [up, down, waits] = count.link_seconds(&self.link);
+        let transfer = [up, down];
         let workers = self.slowest(count.workers_flop.iter().copied());
         let user = count.user_flop as f64 / (self.user_gflops * 1e9);
         let work = transfer[0] + transfer[1] + workers + user;

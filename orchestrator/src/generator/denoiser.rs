@@ -104,8 +104,16 @@ impl Denoiser {
         match &self.whole {
             Some(weights) => Ok(weights.clone()),
             None => {
-                let parameters = self.setting.user_parameters(self.unet.layers())?;
-                self.unet.load(&parameters)
+                let unet = self.unet.layers();
+                let parameters = self.setting.user_parameters(unet)?;
+                let apart = self
+                    .setting
+                    .scheme
+                    .adapters_apart(unet, &self.setting.sizes)?;
+                match apart.is_empty() {
+                    true => self.unet.load(&parameters),
+                    false => self.unet.load_apart(&parameters, &apart),
+                }
             }
         }
     }
@@ -122,6 +130,8 @@ impl Denoiser {
         conditioning: Conditioning,
         calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
     ) -> Result<T> {
+        // Of the weights that are here: where adapters are apart, that of those without.
+        let digest = weights.digest().to_owned();
         let whole = Whole::new(weights, conditioning);
         let unet = self.unet.layers();
         let calls = |predictor: &mut dyn Predictor| {
@@ -139,7 +149,7 @@ impl Denoiser {
         let mut roster = lock(roster);
         let terms = Terms {
             unet,
-            digest: self.unet.digest(),
+            digest: &digest,
             setting: &self.setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,

@@ -24,10 +24,14 @@ use lacuna_files::small;
 use ledger::{Ledger, SLACK};
 
 /// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` shows the harm of.
-const BUILT_IN: [(&str, &str); 6] = [
+const BUILT_IN: [(&str, &str); 7] = [
     (
         PRIVATE,
         include_str!("../../../configs/policies/private.toml"),
+    ),
+    (
+        "nothing",
+        include_str!("../../../configs/policies/nothing.toml"),
     ),
     ("fast", include_str!("../../../configs/policies/fast.toml")),
     (
@@ -192,7 +196,7 @@ impl Policy {
             path: path.to_owned(),
             reason: match e.kind() {
                 std::io::ErrorKind::NotFound => {
-                    format!("{e}; private, fast and paper are known by name")
+                    format!("{e}; private, nothing, fast and paper are known by name")
                 }
                 _ => e.to_string(),
             },

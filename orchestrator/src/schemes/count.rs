@@ -1,5 +1,6 @@
 //! What one U-Net call sends, exchange by exchange.
 
+use crate::fleet::link::Link;
 use crate::fleet::tally::Kind;
 
 /// One exchange with all workers.
@@ -80,6 +81,16 @@ impl Count {
     /// Bytes of tensors from all workers that come down beside what goes up.
     pub fn ahead(&self) -> u64 {
         self.exchanges.iter().map(|e| e.ahead as u64).sum()
+    }
+
+    /// Seconds on `link`: for what goes up, for what comes down, and for waiting. What comes down beside the way up takes
+    /// time only where it takes longer.
+    pub fn link_seconds(&self, link: &Link) -> [f64; 3] {
+        let ([up, down], ahead) = (self.total(), self.ahead());
+        let [up, rest, ahead] =
+            [[up, 0], [0, down - ahead], [0, ahead]].map(|bytes| link.seconds(bytes, 0));
+        let waits = link.seconds([0, 0], self.round_trips());
+        [up, rest + (ahead - up).max(0.0), waits]
     }
 
     /// Most bytes of tensors that a worker hands out at once.

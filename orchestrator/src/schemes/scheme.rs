@@ -202,6 +202,15 @@ pub trait Scheme: Debug + Send + Sync {
     /// None today: shapes alone cannot fail.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>>;
 
+    /// Tensor prefixes of the layers whose adapters stay with the user, while workers compute them without; none where
+    /// whoever computes has the adapters, too.
+    ///
+    /// # Errors
+    /// As [`Self::user_layers`].
+    fn adapters_apart(&self, _unet: &UNet, _sizes: &Sizes) -> Result<HashSet<String>> {
+        Ok(HashSet::new())
+    }
+
     /// Bytes of the user's memory that it takes beside weights and features.
     ///
     /// # Errors

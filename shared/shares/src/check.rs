@@ -267,7 +267,11 @@ mod tests {
                         for (i, word) in words.iter_mut().enumerate() {
                             let at = position * OUTPUTS + i;
                             // The sign varies, as that of any error does.
-                            let signed = if (at * 7) % 3 == 0 { -change } else { change };
+                            let signed = if at.is_multiple_of(3) {
+                                -change
+                            } else {
+                                change
+                            };
                             if (every == usize::MAX && at == 99) || at.is_multiple_of(every) {
                                 *word = word.wrapping_add(signed);
                             }

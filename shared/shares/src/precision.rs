@@ -22,6 +22,12 @@ pub struct Precision {
 }
 
 impl Precision {
+    /// The fewest bytes for the quality of the paper's pictures: 10 bits up, 11 down.
+    pub const PAPER: Self = Self {
+        up: 10,
+        range: 10,
+        fraction: 1,
+    };
     /// Few bytes: 12 bits up, 14 down.
     pub const SPEED: Self = Self {
         up: 12,

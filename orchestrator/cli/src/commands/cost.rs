@@ -105,7 +105,7 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
         user_gflop: count.user_flop as f64 / 1e9,
         once_gflop: once_flop as f64 / 1e9,
         link,
-        seconds: link.seconds([bytes_up, bytes_down], count.round_trips()),
+        seconds: count.link_seconds(&link).iter().sum(),
     })
 }
 

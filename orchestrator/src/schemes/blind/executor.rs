@@ -159,7 +159,8 @@ impl Shared {
         });
         let mut output = Vec::with_capacity(self.groups.number * sent.products());
         let parts = self.dialogues.iter_mut().zip(answers?);
-        for ((dialogue, last), (mut y, step, expected)) in parts.zip(carried) {
+        let inputs = x.data.chunks(sent.features());
+        for (((dialogue, last), (mut y, step, expected)), x) in parts.zip(carried).zip(inputs) {
             let mut packed = dialogue.drawn()?;
             packed.push(last);
             let words = packed.iter().enumerate().map(|(worker, packed)| {
@@ -183,6 +184,7 @@ impl Shared {
                 }
             }
             join(&words, &mut y, outputs, &own.bias, step, self.precision)?;
+            self.flop += own.adapt(sent, x, &mut y);
             output.extend(y);
             dialogue.count(sent.flop, sent.features() as u64);
             self.flop += sent.carries_flop(self.groups.size);

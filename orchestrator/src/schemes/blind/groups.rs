@@ -14,9 +14,9 @@ use lacuna_shares::stream::Masks;
 
 use super::options::{Bits, Blind};
 use crate::error::{Error, Result};
-use crate::fleet::address::{LOOPBACK, host};
 use crate::fleet::config::{FleetConfig, WorkerConfig};
 use crate::schemes::Sizes;
+use lacuna_files::address::{LOOPBACK, host};
 
 /// Workers in groups of as many each.
 #[derive(Clone, Debug)]

@@ -172,6 +172,12 @@ impl Scheme for Blind {
         PRESETS.iter().map(|preset| way(preset).scheme()).collect()
     }
 
+    /// Of the layers that are sent: a low rank is little work.
+    fn adapters_apart(&self, unet: &UNet, sizes: &Sizes) -> Result<HashSet<String>> {
+        let sent = sent::sent(unet, sizes)?.into_iter();
+        Ok(sent.map(|sent| sent.layer).collect())
+    }
+
     /// The weights of the layers that are sent, by input.
     fn further_memory(&self, unet: &UNet, sizes: &Sizes) -> Result<u64> {
         let sent = sent::sent(unet, sizes)?.into_iter();

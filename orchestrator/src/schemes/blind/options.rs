@@ -10,7 +10,7 @@ use lacuna_shares::Precision;
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
 #[command(next_help_heading = "Scheme")]
 pub struct Blind {
-    /// blind: how many bits the numbers have that travel: speed (12/13.1), quality (16/16.2, of two workers a group), or
+    /// blind: how many bits the numbers have that travel: paper (10/10.1), speed (12/13.1), quality (16/16.2, of two workers a group), or
     /// UP/RANGE.FRACTION: of a feature, and of a product before and behind its point [default: speed; under a policy,
     /// what it allows].
     #[arg(long, value_name = "BITS")]
@@ -40,16 +40,21 @@ pub struct Preset {
 }
 
 /// Those that there are.
-pub const PRESETS: [Preset; 2] = [
+pub const PRESETS: [Preset; 3] = [
+    Preset {
+        name: "paper",
+        precision: Precision::PAPER,
+        psnr: 36.9,
+    },
     Preset {
         name: "speed",
         precision: Precision::SPEED,
-        psnr: 57.0,
+        psnr: 50.0,
     },
     Preset {
         name: "quality",
         precision: Precision::QUALITY,
-        psnr: 65.0,
+        psnr: 62.0,
     },
 ];
 
@@ -104,12 +109,12 @@ mod tests {
 
     #[test]
     fn bits_are_read_as_they_are_written_and_others_named() {
-        for text in ["speed", "quality", "11/12.1", "16/18.0"] {
+        for text in ["paper", "speed", "quality", "11/12.1", "16/18.0"] {
             assert_eq!(text.parse::<Bits>().unwrap().to_string(), text);
         }
         assert_eq!("12/13.1".parse::<Bits>().unwrap().to_string(), "speed");
         for (text, named) in [
-            ("fast", "speed, quality"),
+            ("fast", "paper, speed, quality"),
             ("12/13", "UP/RANGE.FRACTION"),
             ("a/b.c", "UP/RANGE.FRACTION"),
             ("17/13.1", "features of 17 bits; from 2 to 16"),

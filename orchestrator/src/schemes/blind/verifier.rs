@@ -64,7 +64,7 @@ pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec
     let of = |share: Vec<i32>| {
         let share: Vec<f32> = share.into_iter().map(|word| word as f32).collect();
         let share = match sent.enlarged {
-            Some(size) => enlarged(&share, sent, size),
+            Some(size) => enlarge(&share, sent, size),
             None => share,
         };
         conv2d(&share, check.weights(), &[0.0], sizes)
@@ -73,10 +73,10 @@ pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec
 }
 
 /// An input `[B, C, H, W]` of `sent` with every value twice both ways, in so many rows and columns.
-fn enlarged(share: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
+pub(super) fn enlarge(x: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
     let [_, rows, columns] = sent.input;
-    let mut all = Vec::with_capacity(share.len() * 4);
-    for plane in share.chunks((rows * columns).max(1)) {
+    let mut all = Vec::with_capacity(x.len() * 4);
+    for plane in x.chunks((rows * columns).max(1)) {
         for row in 0..high {
             let from = &plane[row / 2 * columns..][..columns];
             all.extend((0..wide).map(|column| from[column / 2]));
@@ -116,7 +116,7 @@ mod tests {
             kernel: 3,
             flop: 0,
         };
-        let all = enlarged(&[1.0, 2.0, 3.0, 4.0], &sent, [3, 4]);
+        let all = enlarge(&[1.0, 2.0, 3.0, 4.0], &sent, [3, 4]);
         assert_eq!(
             all,
             [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]

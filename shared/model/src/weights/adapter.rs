@@ -75,13 +75,22 @@ pub struct Adapter {
     changes: BTreeMap<String, LowRank>,
 }
 
-struct LowRank {
-    /// `A`.
-    down: HostTensor,
-    /// `B`.
-    up: HostTensor,
+/// A small change of one layer's weight, `scale * B A`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `A`, `[r, C_in (K, K)]`.
+    pub down: HostTensor,
+    /// `B`, `[C_out, r (1, 1)]`.
+    pub up: HostTensor,
     /// `strength * alpha / r`.
-    scale: f32,
+    pub scale: f32,
+}
+
+impl LowRank {
+    /// The rank, `r`.
+    pub fn rank(&self) -> usize {
+        self.down.shape.first().copied().unwrap_or_default()
+    }
 }
 
 impl Adapter {
@@ -182,6 +191,11 @@ impl Adapter {
     /// Identifies what it does, with its strength.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The change of a layer, if it is changed.
+    pub(super) fn of_layer(&self, layer: &str) -> Option<&LowRank> {
+        self.changes.get(layer)
     }
 
     /// That every change is of one of `parameters`, in its sizes.

@@ -10,11 +10,12 @@ mod checkpoint;
 mod file;
 mod stored;
 
-pub use adapter::{Adapter, AdapterFile};
+pub use adapter::{Adapter, AdapterFile, LowRank};
 pub use checkpoint::{Checkpoint, Library};
 pub use stored::Stored;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -42,6 +43,8 @@ pub struct Weights {
     tensors: HashMap<String, Weight>,
     device: Device,
     digest: String,
+    /// Of layers whose weights are not changed by their adapters here, these.
+    apart: Arc<HashMap<String, Vec<LowRank>>>,
 }
 
 impl Weights {
@@ -92,6 +95,7 @@ impl Weights {
             tensors,
             device: target.device,
             digest: digest.to_owned(),
+            apart: Arc::default(),
         })
     }
 
@@ -131,6 +135,7 @@ impl Weights {
             tensors,
             device: target.device,
             digest: digest.finalize().to_hex().to_string(),
+            apart: Arc::default(),
         })
     }
 
@@ -150,6 +155,11 @@ impl Weights {
             };
             dtype == DType::F32
         })
+    }
+
+    /// The adapters of `layer` that its weights are without ([`Stored::load_apart`]).
+    pub fn adapters_apart(&self, layer: &str) -> &[LowRank] {
+        self.apart.get(layer).map_or(&[], Vec::as_slice)
     }
 
     /// Where the weights are.

@@ -1,10 +1,11 @@
 //! A network on disk: its files are checked, nothing of them is loaded.
 
-use std::sync::OnceLock;
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::adapter::{Adapter, check_all, merge_all};
+use super::adapter::{Adapter, LowRank, check_all, merge_all};
 use super::{Checkpoint, Weights, list};
 use crate::device::Target;
 use crate::error::Result;
@@ -76,9 +77,14 @@ impl<L: Parameters> Stored<L> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest);
         }
+        let digest = self.digest_with(&self.adapters)?;
+        Ok(self.digest.get_or_init(|| digest))
+    }
+
+    fn digest_with(&self, adapters: &[Adapter]) -> Result<String> {
         let weights = self.checkpoint.digest()?;
         let arithmetic = self.layers.arithmetic();
-        let digest = match (arithmetic.as_str(), self.adapters.as_slice()) {
+        Ok(match (arithmetic.as_str(), adapters) {
             ("", []) => weights.to_owned(),
             (told, adapters) => {
                 let context = "lacuna 2026-11 model: weights, arithmetic, adapters";
@@ -90,8 +96,7 @@ impl<L: Parameters> Stored<L> {
                 }
                 hasher.finalize().to_hex().to_string()
             }
-        };
-        Ok(self.digest.get_or_init(|| digest))
+        })
     }
 
     /// Loads everything.
@@ -113,6 +118,39 @@ impl<L: Parameters> Stored<L> {
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
         Weights::of_read(parameters, |name| self.read(name), self.digest()?, target)
+    }
+
+    /// Loads `parameters`, of which the layers `apart` stay without their adapters: these come along beside them, and the
+    /// digest is that of the network without any.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_apart(
+        &self,
+        parameters: &[Parameter],
+        apart: &HashSet<String>,
+        target: impl Into<Target>,
+    ) -> Result<Weights> {
+        self.checkpoint.check_part(parameters)?;
+        let read = |name: &str| {
+            let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+            match apart.contains(layer) {
+                true => self.checkpoint.read(name),
+                false => self.read(name),
+            }
+        };
+        let changes = |layer: &String| {
+            let of_each = self
+                .adapters
+                .iter()
+                .filter_map(|a| a.of_layer(layer).cloned());
+            let changes: Vec<LowRank> = of_each.collect();
+            (!changes.is_empty()).then(|| (layer.clone(), changes))
+        };
+        Ok(Weights {
+            apart: Arc::new(apart.iter().filter_map(changes).collect()),
+            ..Weights::of_read(parameters, read, &self.digest_with(&[])?, target)?
+        })
     }
 
     /// Checks that every value of `parameters` is finite, as loading them will.

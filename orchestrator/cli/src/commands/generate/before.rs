@@ -96,9 +96,15 @@ impl Before<'_> {
             self.policy.file.display()
         );
         let seen = foretell(&ledger, self.policy, &Policy::private()?);
-        let adapters = match self.arguments.model.lora.is_empty() {
-            true => None,
-            false => Some("whoever runs a worker holds the adapters (--lora), too".to_owned()),
+        let apart = setting
+            .scheme
+            .adapters_apart(self.pipeline.unet(), &setting.sizes)?;
+        let adapters = match (self.arguments.model.lora.is_empty(), apart.is_empty()) {
+            (true, _) => None,
+            (false, true) => {
+                Some("whoever runs a worker holds the adapters (--lora), too".to_owned())
+            }
+            (false, false) => Some("the adapters (--lora) stay with you".to_owned()),
         };
         let lines = std::iter::once(title).chain(seen);
         Ok(lines.chain(adapters).collect())
