@@ -123,8 +123,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// `G g G^T` of the kernels g of `c_out` x `c_in`: `u` is `[16, c_out, c_in]`.
-    fn transform_kernels(weight: &[f32], all_in: usize, c_out: Range<usize>, c_in: Range<usize>, u: &mut [f32]) {
+    /// `G g G^T` of the kernels g of `c_out` x `c_in`: `u` is `[16, c_out, c_in]`, from `start` on.
+    fn transform_kernels(weight: &[f32], all_in: usize, c_out: Range<usize>, c_in: Range<usize>, u: Target, start: usize) {
         let (rows, depth) = (c_out.len(), c_in.len());
         for (r, o) in c_out.enumerate() {
             let kernels = &weight[(o * all_in + c_in.start) * 9..][..depth * 9];
@@ -157,8 +157,9 @@ vectorised! {
                         out[3][l] = c;
                     }
                     for (j, out) in out.iter().enumerate() {
-                        let at = ((4 * i + j) * rows + r) * depth + part * LANES;
-                        u[at..][..n].copy_from_slice(&out[..n]);
+                        let at = start + ((4 * i + j) * rows + r) * depth + part * LANES;
+                        // SAFETY: the caller gave this task these kernels.
+                        unsafe { u.slice(at, n) }.write_copy_of_slice(&out[..n]);
                     }
                 }
             }
@@ -203,16 +204,19 @@ pub(crate) fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> V
     let cuts = cuts.max(sizes.c_out.div_ceil(CHANNELS));
     let channels = sizes.c_out.div_ceil(cuts).next_multiple_of(8);
     let cuts = sizes.c_out.div_ceil(channels);
+    let ready = (blocks > 1).then(|| transform_all(weight, &sizes, channels));
+    let ready = ready.as_deref();
     let write = |out: Target| {
         (0..blocks * cuts).into_par_iter().for_each(|task| {
             let (block, cut) = (task / cuts, task % cuts);
             let task = Task {
                 x,
                 weight,
+                ready,
                 bias,
                 sizes,
-                channels: cut * channels..((cut + 1) * channels).min(sizes.c_out),
-                tiles: block * step..((block + 1) * step).min(all),
+                channels: part(cut, channels, sizes.c_out),
+                tiles: part(block, step, all),
             };
             task.run(out);
         });
@@ -221,10 +225,40 @@ pub(crate) fn conv2d(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> V
     unsafe { filled(sizes.batch * sizes.c_out * h_out * w_out, write) }
 }
 
+/// All kernels transformed, for several blocks of tiles: by parts of [`DEPTH`] input channels, in each by cuts of
+/// `channels` output channels, in each as [`transform_kernels`] gives them.
+fn transform_all(weight: &[f32], sizes: &Sizes, channels: usize) -> Vec<f32> {
+    let [c_in, c_out] = [sizes.c_in, sizes.c_out];
+    let cuts = c_out.div_ceil(channels);
+    let write = |u: Target| {
+        let tasks = (0..c_in.div_ceil(DEPTH) * cuts).into_par_iter();
+        tasks.for_each(|task| {
+            let from = part(task / cuts, DEPTH, c_in);
+            let to = part(task % cuts, channels, c_out);
+            let start = place(&from, &to, c_out);
+            transform_kernels(weight, c_in, to, from, u, start);
+        });
+    };
+    // SAFETY: the tasks are every kernel of every two channels.
+    unsafe { filled(16 * c_in * c_out, write) }
+}
+
+/// Where the kernels of a part and a cut begin among all.
+fn place(c_in: &Range<usize>, c_out: &Range<usize>, all_out: usize) -> usize {
+    16 * (c_in.start * all_out + c_in.len() * c_out.start)
+}
+
+/// The `index`-th of the parts of `len` that `all` are cut into.
+fn part(index: usize, len: usize, all: usize) -> Range<usize> {
+    index * len..((index + 1) * len).min(all)
+}
+
 /// A block of the output: some channels of some tiles.
 struct Task<'a> {
     x: &'a [f32],
     weight: &'a [f32],
+    /// Of [`transform_all`], where several tasks need the same kernels.
+    ready: Option<&'a [f32]>,
     bias: &'a [f32],
     sizes: Sizes,
     channels: Range<usize>,
@@ -235,21 +269,27 @@ impl Task<'_> {
     fn run(&self, out: Target) {
         let (m, n) = (self.channels.len(), self.tiles.len());
         let depth = DEPTH.min(self.sizes.c_in);
-        scratch(16 * (m * n + depth * n + m * depth), |buffer| {
+        let own = match self.ready {
+            Some(_) => 0,
+            None => 16 * m * depth,
+        };
+        scratch(16 * (m * n + depth * n) + own, |buffer| {
             let (sums, rest) = buffer.split_at_mut(16 * m * n);
-            let (v, u) = rest.split_at_mut(16 * depth * n);
+            let (v, own) = rest.split_at_mut(16 * depth * n);
             for start in (0..self.sizes.c_in).step_by(depth) {
-                let range = start..(start + depth).min(self.sizes.c_in);
+                let range = part(start / depth, depth, self.sizes.c_in);
                 let k = range.len();
-                let (v, u) = (&mut v[..16 * k * n], &mut u[..16 * m * k]);
+                let v = &mut v[..16 * k * n];
                 transform_input(self.x, &self.sizes, range.clone(), self.tiles.clone(), v);
-                transform_kernels(
-                    self.weight,
-                    self.sizes.c_in,
-                    self.channels.clone(),
-                    range,
-                    u,
-                );
+                let u = match self.ready {
+                    Some(ready) => {
+                        &ready[place(&range, &self.channels, self.sizes.c_out)..][..16 * m * k]
+                    }
+                    None => {
+                        self.transform_own(range, own);
+                        &own[..16 * m * k]
+                    }
+                };
                 let operands = v.chunks_exact(k * n).zip(u.chunks_exact(m * k));
                 for (sums, (v, u)) in sums.chunks_exact_mut(m * n).zip(operands) {
                     // SAFETY: the three slices are m x n, m x k and k x n; `sums` is this task's own and
@@ -277,6 +317,16 @@ impl Task<'_> {
             }
             self.store(sums, out);
         });
+    }
+
+    /// Transforms this task's kernels, those of the input channels `range`.
+    fn transform_own(&self, range: Range<usize>, own: &mut [f32]) {
+        let target = Target {
+            start: own.as_mut_ptr(),
+            len: own.len(),
+        };
+        let channels = self.channels.clone();
+        transform_kernels(self.weight, self.sizes.c_in, channels, range, target, 0);
     }
 
     /// Transforms the sums, `[16, channels, tiles]`, back and writes them to their places.
