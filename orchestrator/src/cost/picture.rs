@@ -90,6 +90,5 @@ pub fn user_memory(unet: &UNet, setting: &Setting) -> Result<u64> {
         .map(|operation| values(operation.input) + values(operation.output))
         .max()
         .unwrap_or(0);
-    let further = setting.scheme.further_memory(unet, sizes)?;
-    Ok((weights + LAYERS_AT_A_TIME * largest) * size_of::<f32>() as u64 + further)
+    Ok((weights + LAYERS_AT_A_TIME * largest) * size_of::<f32>() as u64)
 }

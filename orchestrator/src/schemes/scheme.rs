@@ -202,21 +202,14 @@ pub trait Scheme: Debug + Send + Sync {
     /// None today: shapes alone cannot fail.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>>;
 
-    /// Tensor prefixes of the layers whose adapters stay with the user, while workers compute them without; none where
-    /// whoever computes has the adapters, too.
+    /// Tensor prefixes of the convolutions that workers compute without their adapters, which stay with the user; none where
+    /// whoever computes has the adapters, too. The user has their kernels by input
+    /// ([`lacuna_model::weights::Stored::load_apart`]).
     ///
     /// # Errors
     /// As [`Self::user_layers`].
     fn adapters_apart(&self, _unet: &UNet, _sizes: &Sizes) -> Result<HashSet<String>> {
         Ok(HashSet::new())
-    }
-
-    /// Bytes of the user's memory that it takes beside weights and features.
-    ///
-    /// # Errors
-    /// As [`Self::user_layers`].
-    fn further_memory(&self, _unet: &UNet, _sizes: &Sizes) -> Result<u64> {
-        Ok(0)
     }
 
     /// Tensor prefixes of the layers whose features are whole at the user's; none where these are all.

@@ -32,8 +32,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// With coefficients from `secret`, which no worker may know, for weights `[outputs, K]` whose products are multiplied
-    /// with `scales`.
+    /// With coefficients from `secret`, which no worker may know, for weights by input, `[K, outputs]`, whose products are
+    /// multiplied with `scales`.
     ///
     /// # Errors
     /// None: coefficients have as many bits as words may have.
@@ -46,17 +46,18 @@ impl Check {
         // Of five bits -16 is left out, so that both signs are as frequent.
         let drawn = secret.draw(scales.len(), 5)?;
         let coefficients: Vec<i32> = drawn.into_iter().map(|c| c.max(-LARGEST)).collect();
-        let fan_in = weights.len().checked_div(scales.len()).unwrap_or_default();
-        let mut sums = vec![0.0; fan_in];
-        let rows = weights.chunks_exact(fan_in.max(1));
-        for ((row, c), scale) in rows.zip(&coefficients).zip(scales) {
-            let factor = f64::from(*c) * f64::from(*scale);
-            let pairs = sums.iter_mut().zip(row);
-            pairs.for_each(|(sum, weight)| *sum += factor * f64::from(*weight));
-        }
+        let factors = coefficients.iter().zip(scales);
+        let factors: Vec<f64> = factors
+            .map(|(c, scale)| f64::from(*c) * f64::from(*scale))
+            .collect();
+        let lines = weights.chunks_exact(scales.len().max(1)).map(|line| {
+            let pairs = factors.iter().zip(line);
+            pairs.map(|(factor, w)| factor * f64::from(*w)).sum::<f64>() as f32
+        });
+        let weights = lines.collect();
         Ok(Self {
             coefficients,
-            weights: sums.into_iter().map(|sum: f64| sum as f32).collect(),
+            weights,
             precision,
         })
     }
@@ -138,6 +139,11 @@ mod tests {
     const FAN_IN: usize = 96;
     const POSITIONS: usize = 64;
 
+    fn by_input(rows: &[f32]) -> Vec<f32> {
+        let of = |at: usize| rows[at % OUTPUTS * FAN_IN + at / OUTPUTS];
+        (0..rows.len()).map(of).collect()
+    }
+
     struct Layer {
         weights: Vec<f32>,
         scales: Vec<f32>,
@@ -165,7 +171,7 @@ mod tests {
         fn mean(&mut self, tamper: impl Fn(usize, &mut [i32])) -> f64 {
             let check = Check::new(
                 &mut self.secret,
-                &self.weights,
+                &by_input(&self.weights),
                 &self.scales,
                 self.precision,
             );
@@ -292,7 +298,8 @@ mod tests {
     fn words_of_other_positions_are_refused() {
         let layer = Layer::new(Precision::SPEED);
         let mut secret = Masks::fresh().unwrap();
-        let check = Check::new(&mut secret, &layer.weights, &layer.scales, layer.precision);
+        let weights = by_input(&layer.weights);
+        let check = Check::new(&mut secret, &weights, &layer.scales, layer.precision);
         let outputs = Outputs {
             scales: &layer.scales,
             values: 1,

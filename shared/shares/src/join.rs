@@ -15,13 +15,30 @@ pub fn scales(weights: &[f32], outputs: usize, fraction: u32) -> Vec<f32> {
         .unwrap_or_default()
         .max(1);
     let rows = weights.chunks(fan_in).map(|row| {
-        let squares: f64 = row.iter().map(|w| f64::from(*w).powi(2)).sum();
-        let norm = squares.sqrt();
-        let unit = f64::from(1_u32 << fraction);
-        // A row of zeros gives zeros, whatever they are multiplied with.
-        (if norm > 0.0 { unit / norm } else { unit }) as f32
+        let squares = row.iter().fold(0.0, |sum, w| sum + f64::from(*w).powi(2));
+        scale(squares, fraction)
     });
     rows.collect()
+}
+
+/// The same from weights by input, `[K, outputs]`, to the last bit.
+pub fn scales_by_input(weights: &[f32], outputs: usize, fraction: u32) -> Vec<f32> {
+    let mut squares = vec![0.0_f64; outputs];
+    for line in weights.chunks_exact(outputs.max(1)) {
+        let pairs = squares.iter_mut().zip(line);
+        pairs.for_each(|(sum, w)| *sum += f64::from(*w).powi(2));
+    }
+    squares
+        .into_iter()
+        .map(|sum| scale(sum, fraction))
+        .collect()
+}
+
+/// `2^f / |w|` of weights of so large a sum of squares. A row of zeros gives zeros, whatever they are multiplied with.
+fn scale(squares: f64, fraction: u32) -> f32 {
+    let unit = f64::from(1_u32 << fraction);
+    let norm = squares.sqrt();
+    (if norm > 0.0 { unit / norm } else { unit }) as f32
 }
 
 /// Where the values of an output lie: `values` of the first output, then as many of the second, and after the last one
@@ -215,6 +232,20 @@ mod tests {
         );
         let short = join(&[vec![1]], &mut [0.0; 2], none, &[], 1.0, Precision::SPEED);
         assert_eq!(short, Err(Error::Words { got: 1, wanted: 2 }));
+    }
+
+    #[test]
+    fn scales_are_the_same_whichever_way_the_weights_lie() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let (outputs, fan_in) = (7, 1001);
+        let rows: Vec<f32> = (0..outputs * fan_in).map(|_| normal(&mut rng)).collect();
+        let by_input = |at: usize| rows[at % outputs * fan_in + at / outputs];
+        let by_input: Vec<f32> = (0..rows.len()).map(by_input).collect();
+        assert_eq!(
+            scales(&rows, outputs, 2),
+            scales_by_input(&by_input, outputs, 2)
+        );
+        assert!(scales_by_input(&[], 0, 1).is_empty());
     }
 
     #[test]

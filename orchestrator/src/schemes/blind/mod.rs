@@ -178,13 +178,6 @@ impl Scheme for Blind {
         Ok(sent.map(|sent| sent.layer).collect())
     }
 
-    /// The weights of the layers that are sent, by input.
-    fn further_memory(&self, unet: &UNet, sizes: &Sizes) -> Result<u64> {
-        let sent = sent::sent(unet, sizes)?.into_iter();
-        let values = sent.map(|sent| sent.weights() as u64);
-        Ok(values.sum::<u64>() * size_of::<f32>() as u64)
-    }
-
     /// All but one of a group.
     fn hidden_from(&self, sizes: &Sizes, workers: usize) -> Result<Option<usize>> {
         Ok(Some(Groups::new(self, sizes, workers)?.size - 1))

@@ -1,12 +1,14 @@
 //! What the user needs of a layer that workers multiply: its weights for the carries, and what products are divided by.
 
+use std::sync::Arc;
+
 use lacuna_kernels::conv::{Sizes, conv2d};
 use lacuna_kernels::sparse::{self, Sparse};
 use lacuna_model::host::OnDevice;
 use lacuna_model::weights::{LowRank, Weights};
 use lacuna_shares::Precision;
 use lacuna_shares::check::Check;
-use lacuna_shares::join::scales;
+use lacuna_shares::join::scales_by_input;
 use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
 use lacuna_wire::host::transpose_each;
@@ -18,8 +20,8 @@ use crate::error::Result;
 /// A layer that workers multiply, as the user has it.
 pub struct Own {
     /// By input: of each feature the weights of all outputs.
-    by_input: Vec<f32>,
-    /// Of [`scales`].
+    by_input: Arc<[f32]>,
+    /// Of [`scales_by_input`].
     pub scales: Vec<f32>,
     /// What is added to each output.
     pub bias: Vec<f32>,
@@ -41,13 +43,20 @@ impl Own {
         verifier: Option<&mut Verifier>,
     ) -> Result<Self> {
         let name = |part: &str| format!("{}.{part}", sent.layer);
-        let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
         let [_, outputs, ..] = sent.output;
-        let scales = scales(&kernel, outputs, precision.fraction());
-        let check = verifier.map(|verifier| verifier.check(&kernel, &scales, precision));
+        let by_input = match weights.by_input(&name("weight")) {
+            Some(by_input) => by_input.clone(),
+            // Workers in this process have the kernel as they need it.
+            None => {
+                let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
+                transpose_each(&kernel, outputs, kernel.len() / outputs.max(1)).into()
+            }
+        };
+        let scales = scales_by_input(&by_input, outputs, precision.fraction());
+        let check = verifier.map(|verifier| verifier.check(&by_input, &scales, precision));
         Ok(Self {
             check: check.transpose()?,
-            by_input: transpose_each(&kernel, outputs, kernel.len() / outputs.max(1)),
+            by_input,
             scales,
             adapters: weights.adapters_apart(&sent.layer).to_vec(),
             bias: HostTensor::from_device(weights.vector(&name("bias"))?)?.data,

@@ -54,12 +54,6 @@ impl Sent {
         }
     }
 
-    /// Number of its weights.
-    pub fn weights(&self) -> usize {
-        let [_, c_out, ..] = self.output;
-        self.c_in * c_out * self.kernel * self.kernel
-    }
-
     /// The same for so many of its batch entries.
     pub fn of_entries(&self, entries: usize) -> Self {
         let [batch, rows, columns] = self.input;

@@ -31,12 +31,17 @@ impl Verifier {
         })
     }
 
-    /// The check of a layer's products.
+    /// The check of a layer's products, of weights by input.
     ///
     /// # Errors
     /// As [`Check::new`].
-    pub fn check(&mut self, kernel: &[f32], scales: &[f32], precision: Precision) -> Result<Check> {
-        Ok(Check::new(&mut self.secret, kernel, scales, precision)?)
+    pub fn check(
+        &mut self,
+        by_input: &[f32],
+        scales: &[f32],
+        precision: Precision,
+    ) -> Result<Check> {
+        Ok(Check::new(&mut self.secret, by_input, scales, precision)?)
     }
 
     /// Whether the next product is checked.

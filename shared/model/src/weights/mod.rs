@@ -35,6 +35,8 @@ enum Weight {
     Matrix(Tensor<2>),
     /// Convolution: `[C_out, C_in, K, K]`.
     Kernel(Tensor<4>),
+    /// Of a convolution that others compute, by input: `[C_in K K, C_out]`.
+    ByInput(Arc<[f32]>),
 }
 
 /// The weights of one network on one device. Cloning shares them.
@@ -152,9 +154,18 @@ impl Weights {
                 Weight::Vector(t) => t.dtype(),
                 Weight::Matrix(t) => t.dtype(),
                 Weight::Kernel(t) => t.dtype(),
+                Weight::ByInput(_) => DType::F32,
             };
             dtype == DType::F32
         })
+    }
+
+    /// A convolution's kernel by input, `[C_in K K, C_out]`, where it was loaded so ([`Stored::load_apart`]), by full name.
+    pub fn by_input(&self, name: &str) -> Option<&Arc<[f32]>> {
+        match self.tensors.get(name) {
+            Some(Weight::ByInput(values)) => Some(values),
+            _ => None,
+        }
     }
 
     /// The adapters of `layer` that its weights are without ([`Stored::load_apart`]).

@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 
 use super::adapter::{Adapter, LowRank, check_all, merge_all};
-use super::{Checkpoint, Weights, list};
+use super::{Checkpoint, Weight, Weights, list};
 use crate::device::Target;
 use crate::error::Result;
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::HostTensor;
+use lacuna_wire::host::transpose_each;
 
 /// A network's layers, with files that were checked to hold their parameters.
 pub struct Stored<L> {
@@ -120,8 +121,9 @@ impl<L: Parameters> Stored<L> {
         Weights::of_read(parameters, |name| self.read(name), self.digest()?, target)
     }
 
-    /// Loads `parameters`, of which the layers `apart` stay without their adapters: these come along beside them, and the
-    /// digest is that of the network without any.
+    /// Loads `parameters` for one who has others compute the convolutions `apart`: their kernels lie by input
+    /// ([`Weights::by_input`]) and are without their adapters, which come along. The digest is that of the network without
+    /// any.
     ///
     /// # Errors
     /// As [`Weights::load_part`].
@@ -132,25 +134,26 @@ impl<L: Parameters> Stored<L> {
         target: impl Into<Target>,
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
-        let read = |name: &str| {
-            let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
-            match apart.contains(layer) {
-                true => self.checkpoint.read(name),
-                false => self.read(name),
-            }
-        };
+        let (theirs, own): (Vec<Parameter>, Vec<Parameter>) = (parameters.iter().cloned())
+            .partition(|p| apart.contains(p.layer()) && p.shape.len() == 4);
+        let digest = self.digest_with(&[])?;
+        let mut weights = Weights::of_read(&own, |name| self.read(name), &digest, target)?;
+        for Parameter { name, shape, .. } in theirs {
+            let kernel = self.checkpoint.read(&name)?.data;
+            let outputs = shape.first().copied().unwrap_or_default().max(1);
+            let by_input = transpose_each(&kernel, outputs, kernel.len() / outputs);
+            weights
+                .tensors
+                .insert(name, Weight::ByInput(by_input.into()));
+        }
         let changes = |layer: &String| {
-            let of_each = self
-                .adapters
-                .iter()
-                .filter_map(|a| a.of_layer(layer).cloned());
+            let of_each = self.adapters.iter();
+            let of_each = of_each.filter_map(|adapter| adapter.of_layer(layer).cloned());
             let changes: Vec<LowRank> = of_each.collect();
             (!changes.is_empty()).then(|| (layer.clone(), changes))
         };
-        Ok(Weights {
-            apart: Arc::new(apart.iter().filter_map(changes).collect()),
-            ..Weights::of_read(parameters, read, &self.digest_with(&[])?, target)?
-        })
+        weights.apart = Arc::new(apart.iter().filter_map(changes).collect());
+        Ok(weights)
     }
 
     /// Checks that every value of `parameters` is finite, as loading them will.
