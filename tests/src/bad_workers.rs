@@ -10,8 +10,10 @@ use crate::workers::{RunningWorker, fleet_file};
 pub const MODEL: &str = "odd";
 /// The request that goes wrong, of a hundred or hundreds.
 pub const MIDDLE: usize = 40;
+/// The schemes whose workers answer features; what may be off with words, `tests/blind.rs` tries.
+pub const OF_FEATURES: [&str; 2] = ["ppidm", "resident"];
 /// Every scheme that has workers.
-pub const SCHEMES: [&str; 2] = ["ppidm", "resident"];
+pub const SCHEMES: [&str; 3] = ["ppidm", "resident", "blind"];
 
 /// A short journey over `workers`, with their tokens.
 pub fn journey(scheme: &str, workers: &[(&str, Option<&str>)]) -> Journey {

@@ -10,7 +10,9 @@ use lacuna_wire::HostTensor;
 use lacuna_wire::{Dtype, Message, Payload};
 use lacuna_worker::Options;
 use serde_json::Value;
-use tests::bad_workers::{MIDDLE, MODEL, SCHEMES, assert_names, check_line, failure_of, journey};
+use tests::bad_workers::{
+    MIDDLE, MODEL, OF_FEATURES, assert_names, check_line, failure_of, journey,
+};
 use tests::golden::model_dir;
 use tests::journey::lacuna;
 use tests::workers::{RunningWorker, endless_body, fleet_file, tampering_worker};
@@ -69,7 +71,7 @@ fn retyped(payload: Payload) -> Payload {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_that_are_not_what_was_asked_for() {
-    for scheme in SCHEMES {
+    for scheme in OF_FEATURES {
         wrong_replies(scheme).await;
     }
 }
@@ -152,7 +154,7 @@ async fn wrong_replies(scheme: &str) {
 /// The first thing that a worker is asked for is the statistics of a group normalisation.
 #[tokio::test(flavor = "multi_thread")]
 async fn statistics_that_cannot_be() {
-    for scheme in SCHEMES {
+    for scheme in OF_FEATURES {
         let negative = |reply: Bytes| {
             changed(&reply, |payload| match payload {
                 Payload::F64 { shape, data } => {
@@ -198,7 +200,7 @@ fn first_set(value: f64) -> impl Fn(Bytes) -> Vec<u8> + Clone {
 /// named, nor the prompt.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_too_large_to_compute_with() {
-    for scheme in SCHEMES {
+    for scheme in OF_FEATURES {
         for (k, value) in [(1, 1e300), (1, 1e30), (MIDDLE, 1e30), (MIDDLE, 3e38)] {
             let url = tampering_worker(MODEL, k, first_set(value)).await;
             let error = failure_of(scheme, &url, None).await;

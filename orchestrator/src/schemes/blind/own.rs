@@ -20,7 +20,7 @@ use crate::error::Result;
 /// A layer that workers multiply, as the user has it.
 pub struct Own {
     /// By input: of each feature the weights of all outputs.
-    by_input: Arc<[f32]>,
+    by_input: Arc<Vec<f32>>,
     /// Of [`scales_by_input`].
     pub scales: Vec<f32>,
     /// What is added to each output.
@@ -49,7 +49,11 @@ impl Own {
             // Workers in this process have the kernel as they need it.
             None => {
                 let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
-                transpose_each(&kernel, outputs, kernel.len() / outputs.max(1)).into()
+                Arc::new(transpose_each(
+                    &kernel,
+                    outputs,
+                    kernel.len() / outputs.max(1),
+                ))
             }
         };
         let scales = scales_by_input(&by_input, outputs, precision.fraction());

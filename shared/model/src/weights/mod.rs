@@ -36,7 +36,7 @@ enum Weight {
     /// Convolution: `[C_out, C_in, K, K]`.
     Kernel(Tensor<4>),
     /// Of a convolution that others compute, by input: `[C_in K K, C_out]`.
-    ByInput(Arc<[f32]>),
+    ByInput(Arc<Vec<f32>>),
 }
 
 /// The weights of one network on one device. Cloning shares them.
@@ -161,7 +161,7 @@ impl Weights {
     }
 
     /// A convolution's kernel by input, `[C_in K K, C_out]`, where it was loaded so ([`Stored::load_apart`]), by full name.
-    pub fn by_input(&self, name: &str) -> Option<&Arc<[f32]>> {
+    pub fn by_input(&self, name: &str) -> Option<&Arc<Vec<f32>>> {
         match self.tensors.get(name) {
             Some(Weight::ByInput(values)) => Some(values),
             _ => None,

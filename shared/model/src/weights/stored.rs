@@ -144,7 +144,7 @@ impl<L: Parameters> Stored<L> {
             let by_input = transpose_each(&kernel, outputs, kernel.len() / outputs);
             weights
                 .tensors
-                .insert(name, Weight::ByInput(by_input.into()));
+                .insert(name, Weight::ByInput(Arc::new(by_input)));
         }
         let changes = |layer: &String| {
             let of_each = self.adapters.iter();
