@@ -191,7 +191,7 @@ pub enum Error {
     },
     /// A worker holds another model.
     #[error(
-        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora"
+        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora (none under --scheme blind)"
     )]
     WorkerModel {
         /// Its address.

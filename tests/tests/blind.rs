@@ -405,7 +405,11 @@ async fn who_multiplies_wrong_is_caught_where_that_is_checked() {
 async fn who_multiplies_right_is_never_blamed() {
     for (name, workers, groups, bits) in [
         ("sd1", 2, "1", "speed"),
+        ("sd1", 3, "1", "quality"),
+        ("sd1", 4, "1", "paper"),
         ("sd2", 4, "1", "speed"),
+        ("sd2", 2, "1", "16/24.6"),
+        ("odd", 3, "1", "quality"),
         ("odd", 4, "2", "quality"),
     ] {
         let run = journey(name, 4)
@@ -520,5 +524,24 @@ async fn whatever_is_fastest_is_taken_if_the_policy_allows_it() {
             sent,
             "{user}"
         );
+    }
+}
+
+/// What was said at the beginning of how many may collude holds to the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn fewer_workers_than_were_given_are_not_enough() {
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(RunningWorker::start(MODEL, &Options::default()).await);
+    }
+    let lost = Proxy::start(&workers[0].url, 30, Failure::ForGood);
+    let mut urls: Vec<_> = workers.iter().map(|w| (w.url.as_str(), None)).collect();
+    urls[0].0 = &lost.url;
+    let journey = journey(MODEL, 3).with("--scheme", "blind");
+    let fleet = fleet_file(&journey.file(""), &urls);
+    let error = journey.with("--workers", fleet).go().await.err();
+    let error = error.expect("a refusal");
+    for part in [&*lost.url, "any 2 workers together", "a spare"] {
+        assert!(error.contains(part), "{part:?} is not in {error}");
     }
 }

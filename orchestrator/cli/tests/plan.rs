@@ -201,7 +201,14 @@ fn a_unet_call_has_one_figure_for_its_work() {
     for way in plan["ways"].as_array().unwrap() {
         let cost = &way["cost"];
         let all = number(&cost["user_gflop"]) + number(&cost["workers_gflop"]);
-        assert_eq!(format!("{all:.0}"), "2404", "{way}");
+        // Under blind each worker of a group multiplies a share of its own.
+        match way["name"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("blind"))
+        {
+            true => assert!(all > 2.0 * 2404.0, "{way}"),
+            false => assert_eq!(format!("{all:.0}"), "2404", "{way}"),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub struct ModelArguments {
     #[arg(long, env = "LACUNA_VARIANT")]
     pub variant: Option<String>,
     /// A low-rank adapter of the U-Net (LoRA, safetensors in the names of diffusers or PEFT), with its strength behind a
-    /// colon if that is not 1; repeat it for several. Workers must be started with the same.
+    /// colon if that is not 1; repeat it for several. Workers must be started with the same; under --scheme blind without.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<AdapterFile>,
     /// auto, cpu or wgpu: where your own part is computed, and workers started here.

@@ -46,6 +46,8 @@ pub struct Failover<'a> {
     roster: &'a mut Roster,
     /// The largest share of the rows that a provider sees when none is lost.
     most_rows: f64,
+    /// From how many workers together everything is hidden when none is lost.
+    hidden_from: Option<usize>,
     /// The user's part, to begin again with.
     whole: Whole,
     /// None only while the workers change.
@@ -73,6 +75,7 @@ impl<'a> Failover<'a> {
         Ok(Self {
             terms,
             most_rows: given.most_rows(),
+            hidden_from: given.hidden_from,
             roster,
             whole,
             current: None,
@@ -133,6 +136,15 @@ impl<'a> Failover<'a> {
         let config = self.roster.config();
         let ledger = Ledger::foresee(unet, setting, config, &self.past)?;
         let lost = self.roster.has_lost();
+        if let (Some(before), Some(now)) = (self.hidden_from, ledger.hidden_from)
+            && now < before
+        {
+            let reason = format!(
+                "any {before} workers together were to learn nothing, of fewer workers only any {now} would; a spare \
+                 (spare = true in the fleet file) keeps it"
+            );
+            return Err(Error::Workers(reason));
+        }
         match policy {
             Some(policy) => policy.check(setting, &ledger).map_err(|error| match lost {
                 true => error.advising(|| advice_after_loss(&ledger)),

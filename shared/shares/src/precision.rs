@@ -46,8 +46,9 @@ impl Precision {
     /// # Errors
     /// [`Error::Bits`].
     pub fn new(up: u32, range: u32, fraction: u32) -> Result<Self> {
-        pack::check("features", up, 2, 16)?;
-        pack::check("products", range, 4, 24)?;
+        // With fewer bits before the point rounding alone could leave the range, of thousands of features.
+        pack::check("features", up, 6, 16)?;
+        pack::check("products", range, 8, 24)?;
         pack::check("fractions", fraction, 0, 6)?;
         Ok(Self {
             up,
@@ -105,7 +106,7 @@ impl Precision {
 /// [`Error::Bits`].
 pub fn check_holding(bits: u32, range: u32, fraction: u32) -> Result<()> {
     pack::check("shares", bits, 2, MOST_UP)?;
-    Precision::new(2, range, fraction).map(|_| ())
+    Precision::new(16, range, fraction).map(|_| ())
 }
 
 /// `value` modulo `2^bits`, from `-2^(bits - 1)` to below `2^(bits - 1)`.

@@ -73,7 +73,10 @@ pub fn of(scheme: &dyn Scheme) -> Result<&dyn Watch> {
         .downcast_ref::<Resident>()
         .map(|scheme| scheme as &dyn Watch);
     ppidm.or(resident).ok_or_else(|| {
-        let reason = format!("the audit has no attack on the scheme {}", scheme.name());
+        let reason = format!(
+            "the audit has no attack on the scheme {}; docs/blind.md says what blind is held to",
+            scheme.name()
+        );
         Error::Request(reason)
     })
 }

@@ -10,6 +10,7 @@ use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
 use lacuna_model::unet::{TimeEmbedding, UNet};
 use lacuna_model::whole::Whole;
+use lacuna_shares::check::VECTORS;
 use lacuna_shares::join::{Outputs, join};
 use lacuna_shares::pack::{pack, unpack};
 use lacuna_shares::precision::Precision;
@@ -178,7 +179,7 @@ impl Shared {
                 let each = words.iter().zip(&expected).zip(bits);
                 for (worker, ((words, expected), bits)) in each.enumerate() {
                     let apart = check.mean(words, expected, outputs, bits)?;
-                    if !is_honest(apart, expected.len()) {
+                    if !is_honest(apart, expected.len() / VECTORS) {
                         return Err(dialogue.wrong(worker, name, apart));
                     }
                 }

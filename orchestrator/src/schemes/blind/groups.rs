@@ -84,7 +84,9 @@ impl Groups {
             for worker in group {
                 let machine = host(&worker.url);
                 let on = (machine != LOOPBACK).then(|| format!("on one machine, {machine}"));
-                let of = Some(format!("of one provider, {}", worker.provider));
+                // However it is written: whoever writes it twice means one.
+                let provider = worker.provider.trim().to_lowercase();
+                let of = Some(format!("of one provider, {provider}"));
                 for same in [of, on].into_iter().flatten() {
                     if let Some(other) = known.insert(same.clone(), worker) {
                         return Err(Error::Workers(format!(

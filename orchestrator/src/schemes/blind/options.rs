@@ -117,7 +117,7 @@ mod tests {
             ("fast", "paper, speed, quality"),
             ("12/13", "UP/RANGE.FRACTION"),
             ("a/b.c", "UP/RANGE.FRACTION"),
-            ("17/13.1", "features of 17 bits; from 2 to 16"),
+            ("17/13.1", "features of 17 bits; from 6 to 16"),
             ("12/99999999999999999999.1", "UP/RANGE.FRACTION"),
         ] {
             let error = text.parse::<Bits>().unwrap_err();

@@ -5,7 +5,7 @@
 
 use lacuna_kernels::conv::{Sizes, conv2d};
 use lacuna_shares::Precision;
-use lacuna_shares::check::{Check, threshold};
+use lacuna_shares::check::{Check, VECTORS, threshold};
 use lacuna_shares::stream::Masks;
 
 use super::sent::Sent;
@@ -60,10 +60,10 @@ impl Verifier {
     }
 }
 
-/// What each of `shares` of an input of `sent` must give by `check`, at each position.
+/// What each of `shares` of an input of `sent` must give by `check`: `[B, VECTORS, positions]`.
 pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec<f32>> {
     let sizes = Sizes {
-        c_out: 1,
+        c_out: VECTORS,
         ..sent.convolution()
     };
     let of = |share: Vec<i32>| {
@@ -72,7 +72,7 @@ pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec
             Some(size) => enlarge(&share, sent, size),
             None => share,
         };
-        conv2d(&share, check.weights(), &[0.0], sizes)
+        conv2d(&share, check.weights(), &[0.0; VECTORS], sizes)
     };
     shares.into_iter().map(of).collect()
 }

@@ -106,8 +106,12 @@ impl Before<'_> {
             }
             (false, false) => Some("the adapters (--lora) stay with you".to_owned()),
         };
+        let heard = (self.arguments.terms.way.insecure && !self.fleet.is_own()).then(|| {
+            "--insecure: whoever listens on the way to all workers has what all of them have"
+                .to_owned()
+        });
         let lines = std::iter::once(title).chain(seen);
-        Ok(lines.chain(adapters).collect())
+        Ok(lines.chain(adapters).chain(heard).collect())
     }
 
     /// What a picture takes by this and by the other ways.
