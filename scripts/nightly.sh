@@ -32,6 +32,11 @@ audit() {
     grep -F "| private | 4 | own rows and strips" "$scratch/audit/audit.md" | tr -d '|' | tr -s ' '
 }
 
+# Of shares' products nobody honest is blamed, and what share of the others is.
+checked() {
+    cargo test --release -q -p lacuna-shares -- --ignored --nocapture a_million | grep -F "of 1000000 blamed"
+}
+
 # The U-Net of SDXL at 1024x1024 takes more memory than a small machine has; 512x512 takes 10 GB of weights all the same.
 sdxl() {
     "$binaries/lacuna" bench --config sdxl --batch 1 --calls 1 --schemes local,resident --wires f16 --json >"$scratch/sdxl.json" || return
@@ -48,6 +53,7 @@ try "all schemes on CPUs without AVX and with AVX2, two steps" scripts/other_cpu
 try "four networks, 50 steps" scripts/four_networks.sh "$binaries" 50
 try "two workers on the software adapter, f32 and f16" scripts/software_gpu.sh "$binaries" f32 f16
 try "an audit of 60 + 12 pictures" audit
+try "a million honest products, and changed ones" checked
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 
 printf "\n%s, %s\n\n$table\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 
-use super::failover::{Failover, Terms};
+use super::failover::{Failover, OnLoss, Terms};
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
@@ -32,18 +32,6 @@ pub struct Denoiser {
     /// The workers, if there are any; held for as long as a picture takes.
     roster: Option<Mutex<Roster>>,
     accounts: Mutex<Accounts>,
-}
-
-/// What becomes of a picture whose worker is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnLoss {
-    /// It goes on: with a spare, else without that worker.
-    #[default]
-    GoOn,
-    /// A spare may step in, but nobody may just be left out: fewer workers are another setting.
-    Replace,
-    /// It ends: what is timed or overheard is one session on each of the workers that were given.
-    End,
 }
 
 /// What was done and seen, over all pictures.

@@ -12,7 +12,6 @@ use lacuna_model::whole::Whole;
 use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
 
-use super::denoiser::OnLoss;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
@@ -22,6 +21,18 @@ use crate::policy::Policy;
 use crate::policy::foretold::advice_after_loss;
 use crate::policy::ledger::{Ledger, SLACK};
 use crate::schemes::{Finished, Predictor, Setting};
+
+/// What becomes of a picture whose worker is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// It goes on: with a spare, else without that worker.
+    #[default]
+    GoOn,
+    /// A spare may step in, but nobody may just be left out: fewer workers are another setting.
+    Replace,
+    /// It ends: what is timed or overheard is one session on each of the workers that were given.
+    End,
+}
 
 /// What is computed, and under which conditions.
 #[derive(Clone, Copy, Debug)]

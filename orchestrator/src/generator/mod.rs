@@ -27,7 +27,8 @@ use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Sampling, Step, go_on};
 use crate::schemes::Setting;
-use denoiser::{Denoiser, OnLoss};
+use denoiser::Denoiser;
+use failover::OnLoss;
 
 /// What all pictures share.
 pub struct Generator {

@@ -14,7 +14,7 @@ use crate::cost::picture::PictureCost;
 use crate::cost::time::Speeds;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
-use crate::schemes::registry::SCHEMES;
+use crate::schemes::registry::others;
 use crate::schemes::{Scheme, Setting, Sizes};
 
 /// What is to be compared.
@@ -74,22 +74,12 @@ pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
 }
 
 /// Every scheme that there is, in each way that a comparison tells apart.
-///
-/// # Errors
-/// None: options that are left out are never off.
-pub fn all_schemes() -> Result<Vec<Arc<dyn Scheme>>> {
-    let mut all = Vec::new();
-    for entry in &SCHEMES {
-        let scheme = entry.with_options(&[]).map_err(Error::Request)?;
-        if scheme.stands_for_others() {
-            continue;
-        }
-        match scheme.ways() {
-            ways if ways.is_empty() => all.push(scheme),
-            ways => all.extend(ways),
-        }
-    }
-    Ok(all)
+pub fn all_schemes() -> Vec<Arc<dyn Scheme>> {
+    let each = others().into_iter().flat_map(|scheme| match scheme.ways() {
+        ways if ways.is_empty() => vec![scheme],
+        ways => ways,
+    });
+    each.collect()
 }
 
 impl Question<'_> {

@@ -11,16 +11,21 @@ use lacuna_model::whole::Whole;
 
 use super::count::Count;
 use super::local::Local;
-use super::registry::SCHEMES;
 use super::scheme::Options;
 use super::{Exposure, Predictor, Rules, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
 use crate::fleet::tally::Seen;
 
+/// Gives schemes, with their options open.
+pub type Others = fn() -> Vec<Arc<dyn Scheme>>;
+
 /// The scheme. It has no options.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Auto {
+    /// Those that it may be, with their options open.
+    #[arg(skip)]
+    others: Option<Others>,
     /// The share of what workers compute that is checked, if any is.
     #[arg(skip)]
     verify: Option<f64>,
@@ -38,13 +43,18 @@ impl Options for Auto {
     }
 }
 
-/// All others, with their options open.
-fn others() -> impl Iterator<Item = Arc<dyn Scheme>> {
-    // Options that are left out are never off.
-    let all = SCHEMES
-        .iter()
-        .filter_map(|entry| entry.with_options(&[]).ok());
-    all.filter(|scheme| !scheme.stands_for_others())
+impl Auto {
+    /// Whichever of what `others` gives.
+    pub fn of(others: Others) -> Self {
+        Self {
+            others: Some(others),
+            ..Self::default()
+        }
+    }
+
+    fn others(&self) -> Vec<Arc<dyn Scheme>> {
+        self.others.map(|others| others()).unwrap_or_default()
+    }
 }
 
 impl Scheme for Auto {
@@ -74,7 +84,7 @@ impl Scheme for Auto {
 
     fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
         let verify = Some(share);
-        Some(Self { verify }.scheme())
+        Some(Self { verify, ..*self }.scheme())
     }
 
     fn choices(&self, rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
@@ -87,7 +97,8 @@ impl Scheme for Auto {
             Some(share) if scheme.needs_workers() => scheme.verified(share),
             _ => Some(scheme),
         };
-        others().filter_map(checked).flat_map(of).collect()
+        let others = self.others().into_iter();
+        others.filter_map(checked).flat_map(of).collect()
     }
 
     fn variants(
@@ -97,7 +108,8 @@ impl Scheme for Auto {
         levels: usize,
         rules: &Rules<'_>,
     ) -> Option<Vec<Arc<dyn Scheme>>> {
-        let open = others().find(|scheme| scheme.name() == best.name())?;
+        let mut others = self.others().into_iter();
+        let open = others.find(|scheme| scheme.name() == best.name())?;
         open.variants(best, part, levels, rules)
     }
 

@@ -18,7 +18,7 @@ pub static SCHEMES: [Entry; 5] = [
     Entry::of::<Resident>(),
     Entry::of::<Blind>(),
     Entry::of::<Ppidm>(),
-    Entry::of::<Auto>(),
+    Entry::standing_for_others(),
 ];
 
 /// The scheme where nobody says.
@@ -43,6 +43,14 @@ impl Entry {
             about: O::ABOUT,
             flags: O::augment_args,
             read: |matches| Ok(O::from_arg_matches(matches)?.scheme()),
+        }
+    }
+
+    /// Whichever of the others is best.
+    const fn standing_for_others() -> Self {
+        Self {
+            read: |_| Ok(Auto::of(others).scheme()),
+            ..Self::of::<Auto>()
         }
     }
 
@@ -80,6 +88,15 @@ impl Entry {
             .and_then(|matches| self.read(&matches));
         scheme.map_err(|error| first_line(&error))
     }
+}
+
+/// All that are schemes of their own, with their options open.
+pub fn others() -> Vec<Arc<dyn Scheme>> {
+    // Options that are left out are never off.
+    let all = SCHEMES
+        .iter()
+        .filter_map(|entry| entry.with_options(&[]).ok());
+    all.filter(|scheme| !scheme.stands_for_others()).collect()
 }
 
 /// The entry of a name.

@@ -11,7 +11,8 @@ use super::watch::{self, Place};
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::tap::Tap;
-use lacuna_orchestrator::generator::denoiser::{Denoiser, OnLoss};
+use lacuna_orchestrator::generator::denoiser::Denoiser;
+use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::Setting;
 

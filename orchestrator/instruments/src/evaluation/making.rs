@@ -12,7 +12,7 @@ use super::arm::ArmSetting;
 use crate::error::{Error, Result};
 use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::fleet::config::{FleetConfig, MAX_WORKERS};
-use lacuna_orchestrator::generator::denoiser::OnLoss;
+use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::generator::order::{Order, default_workers};
 use lacuna_orchestrator::generator::{Event, Generator, Request};
 use lacuna_orchestrator::noise::TorchRng;

@@ -119,7 +119,7 @@ impl Before<'_> {
         let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
         // A row for each scheme; of the run's own the one that it takes.
         let own = setting.scheme.name();
-        let mut schemes = all_schemes()?;
+        let mut schemes = all_schemes();
         if let Some(at) = schemes.iter().position(|scheme| scheme.name() == own) {
             schemes.retain(|scheme| scheme.name() != own);
             schemes.insert(at, setting.scheme.clone());

@@ -70,7 +70,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let ways = ways(&Question {
         unet: &unet,
         policy: &policy,
-        schemes: all_schemes()?,
+        schemes: all_schemes(),
         sizes: base.sizes,
         fleet: &fleet,
         speeds: &speeds,
