@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::golden::{Golden, has_golden, model_dir, repository};
+use crate::reference::psnr;
 
 /// Runs `lacuna` with arguments, as its binary does.
 ///
@@ -211,6 +212,16 @@ impl Files {
     /// The final latents.
     pub fn latents(&self) -> HostTensor {
         only_latents(&self.path("latents.safetensors"))
+    }
+
+    /// PSNR of the final latents against those of `other`, over the range that these have.
+    pub fn latents_psnr(&self, other: &Self) -> f64 {
+        let values = |files: &Self| -> Vec<f64> {
+            files.latents().data.iter().map(|v| f64::from(*v)).collect()
+        };
+        let (own, other) = (values(self), values(other));
+        let range = other.iter().fold(0f64, |most, v| most.max(v.abs())) * 2.0;
+        psnr(&own, &other, range)
     }
 
     /// The report.

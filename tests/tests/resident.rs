@@ -5,18 +5,8 @@ use lacuna_orchestrator::schemes::{Setting, Sizes};
 use lacuna_protocol::placement::Wire;
 use serde_json::Value;
 use tests::golden::{Golden, MODELS, golden_png, repository};
-use tests::journey::{Files, Journey, Png, lacuna};
+use tests::journey::{Journey, Png, lacuna};
 use tests::reference::psnr;
-
-/// The latents' own PSNR, over the range that they have.
-fn latents_psnr(split: &Files, local: &Files) -> f64 {
-    let values = |files: &Files| -> Vec<f64> {
-        files.latents().data.iter().map(|v| f64::from(*v)).collect()
-    };
-    let (split, local) = (values(split), values(local));
-    let range = local.iter().fold(0f64, |most, v| most.max(v.abs())) * 2.0;
-    psnr(&split, &local, range)
-}
 
 #[track_caller]
 fn assert_names(message: &str, parts: &[&str]) {
@@ -55,7 +45,7 @@ async fn strips_make_the_picture_that_the_whole_makes() {
                         Err(error) if error.contains("coarsest") => continue,
                         other => other.unwrap(),
                     };
-                    let psnr = latents_psnr(&split, &local);
+                    let psnr = split.latents_psnr(&local);
                     let case = format!("{name}: {n} workers, {attention}, {prompt}");
                     println!("{case}: {psnr:.1} dB");
                     assert!(psnr >= 110.0, "{case}: {psnr:.1} dB");
@@ -85,7 +75,7 @@ async fn fewer_bytes_cost_little_quality() {
         ] {
             let split = journey.clone().on_resident_strips(2).with("--wire", wire);
             let split = split.go().await.unwrap();
-            let psnr = latents_psnr(&split, &local);
+            let psnr = split.latents_psnr(&local);
             println!("{name}: {wire} {psnr:.1} dB");
             assert!(psnr >= least, "{name}: {wire} {psnr:.1} dB");
             bytes.push(

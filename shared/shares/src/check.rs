@@ -107,42 +107,40 @@ impl Check {
             let got = words.len();
             return Err(Error::Words { got, wanted });
         }
-        let values = outputs.values.max(1);
-        let modulus = f64::from(self.precision.down()).exp2();
+        let positions = (words.len() / self.outputs) as f64;
         let each = self.coefficients.chunks_exact(self.outputs).enumerate();
         let means = each.map(|(vector, coefficients)| {
             let squares: f64 = coefficients.iter().map(|c| f64::from(*c).powi(2)).sum();
             let variance = self.variance(bits) * squares.max(1.0);
-            let parts = words.chunks(values * self.outputs);
-            let expected = expected.chunks(values * VECTORS);
-            let sum: f64 = parts
-                .zip(expected)
-                .map(|(words, expected)| {
-                    let mut sums = vec![0_i32; values];
-                    for (words, c) in words.chunks(values).zip(coefficients) {
-                        let pairs = sums.iter_mut().zip(words);
-                        pairs
-                            .for_each(|(sum, word)| *sum = sum.wrapping_add(c.wrapping_mul(*word)));
-                    }
-                    let expected = &expected[vector * values..][..values];
-                    sums.iter().zip(expected).fold(0.0, |all, (sum, expected)| {
-                        // Both are reduced before they are compared: the difference of large numbers would have lost
-                        // its units.
-                        let words = f64::from(*sum).rem_euclid(modulus);
-                        let apart = words - f64::from(*expected).rem_euclid(modulus);
-                        let apart = apart - modulus * (apart / modulus).round();
-                        all + apart * apart / variance
-                    })
-                })
-                .sum();
-            sum / (expected_positions(words.len(), self.outputs)) as f64
+            let values = outputs.values.max(1);
+            let entries = words.chunks(values * self.outputs);
+            let apart = entries.zip(expected.chunks(values * VECTORS));
+            let apart = apart.map(|(words, expected)| {
+                let expected = &expected[vector * values..][..values];
+                self.apart(coefficients, words, expected)
+            });
+            apart.sum::<f64>() / positions / variance
         });
         Ok(means.fold(0.0, f64::max))
     }
-}
 
-fn expected_positions(words: usize, outputs: usize) -> usize {
-    (words / outputs.max(1)).max(1)
+    /// How far one batch entry's `words` by `coefficients` are from what is `expected` of them at each position, squared.
+    fn apart(&self, coefficients: &[i32], words: &[i32], expected: &[f32]) -> f64 {
+        let mut sums = vec![0_i32; expected.len()];
+        for (words, c) in words.chunks(expected.len()).zip(coefficients) {
+            let pairs = sums.iter_mut().zip(words);
+            pairs.for_each(|(sum, word)| *sum = sum.wrapping_add(c.wrapping_mul(*word)));
+        }
+        let modulus = f64::from(self.precision.down()).exp2();
+        let pairs = sums.iter().zip(expected);
+        let each = pairs.map(|(sum, expected)| {
+            // Both are reduced before they are compared: the difference of large numbers would have lost its units.
+            let sum = f64::from(*sum).rem_euclid(modulus);
+            let apart = sum - f64::from(*expected).rem_euclid(modulus);
+            (apart - modulus * (apart / modulus).round()).powi(2)
+        });
+        each.sum()
+    }
 }
 
 /// The product of two lists, in f64, in sums side by side.

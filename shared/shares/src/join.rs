@@ -197,8 +197,9 @@ mod tests {
     }
 
     /// Layers with the fan-in of 3x3 convolutions of 320 and 1280 channels: 44.8 and 39.0 dB for speed, 64.5 and 58.8
-    /// for quality; about 40 and 32 for speed with four workers, of whose wide shares f32 loses more than rounding does. What is lost with the fan-in is Cauchy's and Schwarz's
-    /// room, of which a product of independent numbers takes one part in the square root of it.
+    /// for quality; about 40 and 32 for speed with four workers, of whose wide shares f32 loses more than rounding does.
+    /// What is lost with the fan-in is Cauchy's and Schwarz's room, of which a product of independent numbers takes one
+    /// part in the square root of it.
     #[test]
     fn a_layer_by_shares_is_as_near_as_its_bits_promise() {
         for (precision, workers, least) in [

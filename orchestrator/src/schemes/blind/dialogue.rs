@@ -52,9 +52,8 @@ impl Dialogue {
     ///
     /// # Errors
     /// [`Error::Request`] where there are not as many, or one was given no seed.
-    pub fn new(groups: &Groups, clients: Vec<Client>, runtime: Handle) -> Result<Self> {
+    pub fn new(groups: &Groups, mut clients: Vec<Client>, runtime: Handle) -> Result<Self> {
         let missing = || Error::Request("a group's sessions are not those of its workers".into());
-        let mut clients = clients;
         let share = clients.pop().ok_or_else(missing)?;
         let seeds = clients.into_iter().zip(groups.mask_bits());
         let seeds = seeds.map(|(mut client, bits)| {

@@ -132,7 +132,8 @@ impl Shared {
             Some(verifier) => verifier.chooses()?,
             None => false,
         };
-        let parts = parts.map(|(x, dialogue)| hide(x, sent, dialogue, self.precision, checked));
+        let (precision, bits) = (self.precision, self.groups.share_bits());
+        let parts = parts.map(|(x, dialogue)| hide(x, sent, dialogue, (precision, bits), checked));
         let parts = parts.collect::<Result<Vec<Part>>>()?;
         let (sends, hidden): (Vec<_>, Vec<_>) = (parts.into_iter())
             .map(|part| (part.share, (part.carries, part.step, part.shares)))
@@ -196,12 +197,12 @@ impl Shared {
     }
 }
 
-/// The input `x` of `sent` hidden by the masks of the group of `dialogue`.
+/// The input `x` of `sent` hidden by the masks of the group of `dialogue`, whose share holder has words of so many bits.
 fn hide(
     x: &[f32],
     sent: &Sent,
     dialogue: &mut Dialogue,
-    precision: Precision,
+    (precision, bits): (Precision, u32),
     checked: bool,
 ) -> Result<Part> {
     let [_, rows, columns] = sent.input;
@@ -210,8 +211,7 @@ fn hide(
     let masks = dialogue.masks(x.len())?;
     let step = extent.step(precision, masks.len() + 1);
     let (share, carries) = split(x, step, &masks, precision)?;
-    let bits = precision.masks(masks.len() + 1)?.last().copied();
-    let packed = pack(&share, bits.unwrap_or(precision.up()))?;
+    let packed = pack(&share, bits)?;
     let mut shares = masks;
     shares.push(share);
     Ok(Part {

@@ -10,6 +10,7 @@
 //! - [`groups`]: how workers fall into groups, and who holds what in each.
 //! - [`sent`]: which layers workers multiply.
 //! - [`own`]: what the user needs of these layers.
+//! - [`enlarged`]: inputs that are enlarged before.
 //! - [`dialogue`]: the dialogue with a group.
 //! - [`verifier`]: whether workers multiply as they should.
 //! - [`executor`]: the executor.
@@ -18,6 +19,7 @@
 
 mod count;
 pub mod dialogue;
+pub mod enlarged;
 pub mod executor;
 pub mod groups;
 pub mod options;

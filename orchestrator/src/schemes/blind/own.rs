@@ -13,8 +13,9 @@ use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
 use lacuna_wire::host::transpose_each;
 
+use super::enlarged;
 use super::sent::Sent;
-use super::verifier::{Verifier, enlarge};
+use super::verifier::Verifier;
 use crate::error::Result;
 
 /// A layer that workers multiply, as the user has it.
@@ -81,7 +82,7 @@ impl Own {
             let whole;
             let x = match sent.enlarged {
                 Some(size) => {
-                    whole = enlarge(x, sent, size);
+                    whole = enlarged::features(x, sent, size);
                     &whole
                 }
                 None => x,
@@ -106,7 +107,7 @@ impl Own {
     /// The product of the weights with the carries of an input of `sent`, `[B, C_out, H, W]`, in units of `2^b`.
     pub fn multiply(&self, sent: &Sent, carries: Carries) -> Vec<f32> {
         let carries = match sent.enlarged {
-            Some(size) => enlarged(&carries, sent, size),
+            Some(size) => enlarged::carries(&carries, sent, size),
             None => carries,
         };
         let sizes = sent.convolution();
@@ -115,64 +116,5 @@ impl Own {
             values: &carries.times,
         };
         sparse::conv2d(few, &self.by_input, sizes)
-    }
-}
-
-/// The carries of an input of `sent` that is enlarged to so many rows and columns: four of each, as many as ever. Those
-/// beyond the last row or column are of nothing.
-fn enlarged(carries: &Carries, sent: &Sent, [high, wide]: [usize; 2]) -> Carries {
-    let [_, rows, columns] = sent.input;
-    let mut all = Carries {
-        at: Vec::with_capacity(4 * carries.at.len()),
-        times: Vec::with_capacity(4 * carries.at.len()),
-    };
-    for (at, times) in carries.at.iter().zip(&carries.times) {
-        let at = *at as usize;
-        let (plane, row, column) = (at / (rows * columns), at / columns % rows, at % columns);
-        for [down, across] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-            let (row, column) = (2 * row + down, 2 * column + across);
-            let within = row < high && column < wide;
-            let to = (plane * high + row.min(high - 1)) * wide + column.min(wide - 1);
-            all.at.push(to as u32);
-            all.times.push(if within { *times } else { 0 });
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of 2x3 pixels, enlarged to 3x5: the last row and column have one copy.
-    #[test]
-    fn a_carry_is_enlarged_as_its_feature_is() {
-        let sent = Sent {
-            layer: "up".into(),
-            input: [1, 2, 3],
-            c_in: 2,
-            enlarged: Some([3, 5]),
-            output: [1, 4, 3, 5],
-            kernel: 3,
-            flop: 0,
-        };
-        let carries = Carries {
-            at: vec![0, 5, 7],
-            times: vec![1, 2, -3],
-        };
-        let all = enlarged(&carries, &sent, [3, 5]);
-        let mut dense = vec![0; 30];
-        for (at, times) in all.at.iter().zip(&all.times) {
-            dense[*at as usize] += times;
-        }
-        let mut want = vec![0; 30];
-        for at in [0, 1, 5, 6] {
-            want[at] = 1;
-        }
-        want[14] = 2;
-        for at in [17, 18, 22, 23] {
-            want[at] = -3;
-        }
-        assert_eq!(dense, want);
     }
 }

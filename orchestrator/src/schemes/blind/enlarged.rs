@@ -1,0 +1,95 @@
+//! Inputs of layers that are enlarged before: every value twice both ways.
+
+use lacuna_shares::split::Carries;
+
+use super::sent::Sent;
+
+/// An input `[B, C, H, W]` of `sent` with every value twice both ways, in so many rows and columns.
+pub fn features(x: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
+    let [_, rows, columns] = sent.input;
+    let mut all = Vec::with_capacity(x.len() * 4);
+    for plane in x.chunks((rows * columns).max(1)) {
+        for row in 0..high {
+            let from = &plane[row / 2 * columns..][..columns];
+            all.extend((0..wide).map(|column| from[column / 2]));
+        }
+    }
+    all
+}
+
+/// The carries of an input of `sent` that is enlarged to so many rows and columns: four of each, as many as ever. Those
+/// beyond the last row or column are of nothing.
+pub fn carries(few: &Carries, sent: &Sent, [high, wide]: [usize; 2]) -> Carries {
+    let [_, rows, columns] = sent.input;
+    let mut all = Carries {
+        at: Vec::with_capacity(4 * few.at.len()),
+        times: Vec::with_capacity(4 * few.at.len()),
+    };
+    for (at, times) in few.at.iter().zip(&few.times) {
+        let at = *at as usize;
+        let (plane, row, column) = (at / (rows * columns), at / columns % rows, at % columns);
+        for [down, across] in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+            let (row, column) = (2 * row + down, 2 * column + across);
+            let within = row < high && column < wide;
+            let to = (plane * high + row.min(high - 1)) * wide + column.min(wide - 1);
+            all.at.push(to as u32);
+            all.times.push(if within { *times } else { 0 });
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 2x3 pixels, enlarged to 3x5: the last row and column have one copy.
+    #[test]
+    fn a_carry_is_enlarged_as_its_feature_is() {
+        let sent = Sent {
+            layer: "up".into(),
+            input: [1, 2, 3],
+            c_in: 2,
+            enlarged: Some([3, 5]),
+            output: [1, 4, 3, 5],
+            kernel: 3,
+            flop: 0,
+        };
+        let few = Carries {
+            at: vec![0, 5, 7],
+            times: vec![1, 2, -3],
+        };
+        let all = carries(&few, &sent, [3, 5]);
+        let mut dense = vec![0; 30];
+        for (at, times) in all.at.iter().zip(&all.times) {
+            dense[*at as usize] += times;
+        }
+        let mut want = vec![0; 30];
+        for at in [0, 1, 5, 6] {
+            want[at] = 1;
+        }
+        want[14] = 2;
+        for at in [17, 18, 22, 23] {
+            want[at] = -3;
+        }
+        assert_eq!(dense, want);
+    }
+
+    #[test]
+    fn an_input_is_enlarged_as_a_layer_does_it() {
+        let sent = Sent {
+            layer: "up".into(),
+            input: [1, 2, 2],
+            c_in: 1,
+            enlarged: Some([3, 4]),
+            output: [1, 1, 3, 4],
+            kernel: 3,
+            flop: 0,
+        };
+        let all = features(&[1.0, 2.0, 3.0, 4.0], &sent, [3, 4]);
+        assert_eq!(
+            all,
+            [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]
+        );
+    }
+}

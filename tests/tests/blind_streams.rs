@@ -1,0 +1,228 @@
+//! What workers are sent under `blind`: seeds that serve once, and words that are uniform, one by one and in their
+//! differences.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+
+use lacuna_protocol::session::{OpenSession, SessionKind};
+use lacuna_protocol::shares::{Holding, MultiplyHeader, SHARE};
+use lacuna_shares::Precision;
+use lacuna_shares::pack::unpack;
+use lacuna_shares::split::{Extent, split};
+use lacuna_shares::stream::Masks;
+use lacuna_wire::{Message, Payload};
+use lacuna_worker::Options;
+use tests::golden::Golden;
+use tests::journey::Journey;
+use tests::proxy::{Failure, Proxy};
+use tests::workers::{Overheard, RunningWorker, fleet_file, is_work, overheard_worker};
+
+const MODEL: &str = "odd";
+
+/// What one worker was told when a session opened, and the requests of that session.
+struct Session {
+    holding: Holding,
+    asked: Vec<(MultiplyHeader, Option<Vec<u8>>)>,
+}
+
+/// The sessions of an overheard worker, each request once.
+fn sessions(heard: &Overheard) -> Vec<Session> {
+    let mut all: Vec<(String, Session)> = Vec::new();
+    let mut opened = Vec::new();
+    for (path, body) in heard.lock().unwrap().iter() {
+        if path.ends_with("/sessions") {
+            let open: OpenSession = serde_json::from_slice(body).unwrap();
+            let SessionKind::Shares(holding) = open.kind else {
+                panic!("{:?}", open.kind);
+            };
+            opened.push(holding);
+        } else if is_work(path) {
+            let mut message = Message::<MultiplyHeader>::decode(body).unwrap();
+            let share = message.tensors.remove(SHARE).map(|share| match share {
+                Payload::Codes { data, .. } => data,
+                other => panic!("{other:?}"),
+            });
+            assert!(message.tensors.is_empty());
+            let name = path.rsplit('/').nth(1).unwrap().to_owned();
+            if all.last().is_none_or(|(last, _)| *last != name) {
+                let holding = opened.remove(0);
+                let asked = Vec::new();
+                all.push((name, Session { holding, asked }));
+            }
+            let asked = &mut all.last_mut().unwrap().1.asked;
+            // A retry is the same request to the last bit.
+            if let Some((before, sent)) = asked
+                .iter()
+                .find(|(h, _)| h.sequence == message.header.sequence)
+            {
+                assert_eq!((before, sent), (&message.header, &share));
+            } else {
+                asked.push((message.header, share));
+            }
+        }
+    }
+    all.into_iter().map(|(_, session)| session).collect()
+}
+
+/// Two overheard workers and a fleet's file of them, perhaps with a proxy before one.
+struct Pair {
+    seeds: Overheard,
+    shares: Overheard,
+    urls: [String; 2],
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let (first, seeds) = overheard_worker(MODEL).await;
+        let (second, shares) = overheard_worker(MODEL).await;
+        Self {
+            seeds,
+            shares,
+            urls: [first, second],
+        }
+    }
+
+    fn fleet(&self, journey: &Journey) -> PathBuf {
+        let [first, second] = self.urls.each_ref().map(String::as_str);
+        fleet_file(journey.file("").as_path(), &[(first, None), (second, None)])
+    }
+
+    /// All seeds, and all shares that were sent.
+    fn all(&self) -> (Vec<[u8; 32]>, Vec<Vec<u8>>) {
+        let seeds = sessions(&self.seeds).into_iter();
+        let seeds = seeds
+            .map(|session| session.holding.seed.unwrap().0)
+            .collect();
+        let shares = sessions(&self.shares).into_iter();
+        let shares = shares.flat_map(|session| {
+            assert_eq!(session.holding.seed, None);
+            session.asked.into_iter().map(|(_, share)| share.unwrap())
+        });
+        (seeds, shares.collect())
+    }
+}
+
+/// Whatever happens, a seed serves one session, and no two requests of a session have one place of its stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_mask_is_ever_used_twice() {
+    let journey = Journey::seeded(&Golden::load(MODEL)).with("--steps", "3");
+    let journey = journey.with("--scheme", "blind");
+    for (failure, pictures) in [
+        (None, 1),
+        // The same picture twice, in one run and in another.
+        (None, 2),
+        // The answer was lost, and the request is repeated.
+        (Some(Failure::BeforeReply), 1),
+        // The worker is lost in the middle, and a spare begins the call again.
+        (Some(Failure::ForGood), 1),
+    ] {
+        let mut pair = Pair::start().await;
+        let spare = RunningWorker::start(MODEL, &Options::default()).await;
+        let lost = failure.map(|failure| Proxy::start(&pair.urls[1], 30, failure));
+        if let Some(lost) = &lost {
+            pair.urls[1] = lost.url.clone();
+        }
+        let fleet = pair.fleet(&journey);
+        let text = std::fs::read_to_string(&fleet).unwrap();
+        let entry = format!(
+            "[[worker]]\nurl = \"{}\"\nprovider = \"s\"\nspare = true\n",
+            spare.url
+        );
+        std::fs::write(&fleet, text + &entry).unwrap();
+        let run = journey.clone().with("--workers", fleet);
+        let run = run
+            .with("--seed", "1")
+            .with("--count", pictures.to_string());
+        run.clone().go().await.unwrap();
+        run.go().await.unwrap();
+        let (seeds, shares) = pair.all();
+        let opened = match failure {
+            // The second run begins with the spare.
+            Some(Failure::ForGood) => 2 + 1,
+            _ => 2 * pictures,
+        };
+        assert_eq!(seeds.len(), opened, "{failure:?}");
+        let apart: HashSet<_> = seeds.iter().collect();
+        assert_eq!(apart.len(), seeds.len(), "a seed was given twice");
+        let apart: HashSet<_> = shares.iter().collect();
+        assert_eq!(apart.len(), shares.len(), "a share was sent twice");
+        for session in sessions(&pair.seeds) {
+            let numbers: HashSet<u64> = session.asked.iter().map(|(h, _)| h.sequence).collect();
+            assert_eq!(numbers.len(), session.asked.len());
+            assert!(session.asked.iter().all(|(_, share)| share.is_none()));
+        }
+    }
+}
+
+/// Of so many tests the largest statistic is beyond this in fewer than one of 10^4 runs.
+const MOST: f64 = 65.0;
+
+/// The chi-square of a word's upper four bits, of 15 degrees of freedom.
+fn chi_square(words: impl IntoIterator<Item = i32>, bits: u32) -> f64 {
+    let mut counts = [0_u32; 16];
+    let mut all = 0.0;
+    for word in words {
+        counts[((word >> (bits - 4)) & 15) as usize] += 1;
+        all += 1.0;
+    }
+    let expected = all / 16.0;
+    counts
+        .iter()
+        .map(|n| (f64::from(*n) - expected).powi(2) / expected)
+        .sum()
+}
+
+/// The words of a share holder are uniform, and so are the differences of any two tensors' words of one layer: of two
+/// steps, two pictures, two sessions. Where a mask is used twice they are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn words_and_their_differences_are_uniform() {
+    let pair = Pair::start().await;
+    let journey = Journey::seeded(&Golden::load(MODEL)).with("--steps", "4");
+    let journey = journey.with("--scheme", "blind").with("--seed", "1");
+    let run = journey.clone().with("--workers", pair.fleet(&journey));
+    run.go().await.unwrap();
+    run.go().await.unwrap();
+    let mut by_layer: BTreeMap<String, Vec<Vec<i32>>> = BTreeMap::new();
+    for session in sessions(&pair.shares) {
+        let bits = session.holding.bits;
+        assert_eq!(bits, 12);
+        for (header, share) in session.asked {
+            let share = share.unwrap();
+            let words = share.len() * 8 / bits as usize;
+            let words = unpack(&share, words, bits).unwrap();
+            by_layer.entry(header.layer).or_default().push(words);
+        }
+    }
+    let (mut tests, mut worst) = (0, 0.0_f64);
+    for tensors in by_layer.values() {
+        assert_eq!(tensors.len(), 8);
+        for (i, words) in tensors.iter().enumerate() {
+            let each = std::iter::once(chi_square(words.iter().copied(), 12));
+            let pairs = tensors[..i].iter().map(|other| {
+                let pairs = words.iter().zip(other);
+                chi_square(pairs.map(|(a, b)| a - b), 12)
+            });
+            for chi in each.chain(pairs) {
+                tests += 1;
+                worst = worst.max(chi);
+            }
+        }
+    }
+    println!("{tests} tests, the largest statistic {worst:.1}");
+    assert!(tests >= 400, "{tests}");
+    assert!(worst < MOST, "{worst}");
+
+    // Two tensors that are nearly the same, as of two steps, under one mask.
+    let features =
+        |shift: f32| -> Vec<f32> { (0..500).map(|i| (i as f32).sin() + shift).collect() };
+    let masks = [Masks::fresh().unwrap().draw(500, 12).unwrap()];
+    let step = Extent::of_tokens(&features(0.0), 50).unwrap();
+    let step = step.step(Precision::SPEED, 2);
+    let [one, other] = [0.0, 0.01].map(|shift| {
+        let (share, _) = split(&features(shift), step, &masks, Precision::SPEED).unwrap();
+        share
+    });
+    assert!(chi_square(one.iter().copied(), 12) < MOST);
+    let planted = chi_square(one.iter().zip(&other).map(|(a, b)| a - b), 12);
+    assert!(planted > 10.0 * MOST, "{planted}");
+}
