@@ -27,21 +27,26 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
     for name in MODELS {
         let journey = journey(name, 4);
         let local = journey.go().await.unwrap();
-        for (workers, groups, bits, least) in [
-            (2, "1", "speed", 28.0),
-            (3, "1", "speed", 28.0),
-            (4, "1", "speed", 28.0),
-            (4, "2", "speed", 28.0),
-            (2, "1", "quality", 55.0),
-            (4, "2", "quality", 55.0),
+        for (workers, groups, bits, layers, least) in [
+            (2, "1", "speed", "convs", 28.0),
+            (3, "1", "speed", "convs", 28.0),
+            (4, "1", "speed", "convs", 28.0),
+            (4, "2", "speed", "convs", 28.0),
+            (2, "1", "quality", "convs", 55.0),
+            (4, "2", "quality", "convs", 55.0),
+            (2, "1", "speed", "all", 25.0),
+            (2, "1", "quality", "all", 50.0),
+            (4, "2", "quality", "all", 50.0),
+            (3, "1", "speed", "100", 25.0),
         ] {
             let blind = journey
                 .clone()
                 .by_shares(workers)
                 .with("--share-bits", bits);
+            let blind = blind.with("--share-layers", layers);
             let blind = blind.with("--share-groups", groups).go().await.unwrap();
             let psnr = blind.latents_psnr(&local);
-            let case = format!("{name}: {workers} workers, {groups} groups, {bits}");
+            let case = format!("{name}: {workers} workers, {groups} groups, {bits}, {layers}");
             println!("{case}: {psnr:.1} dB");
             assert!(psnr >= least, "{case}: {psnr:.1} dB");
         }
@@ -69,9 +74,17 @@ async fn a_demo_picture_keeps_what_each_preset_promises() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_sends_and_computes_what_was_counted() {
-    for (name, workers, groups) in [("sd1", 2, 1), ("sd2", 3, 1), ("odd", 4, 2)] {
+    for (name, workers, groups, layers) in [
+        ("sd1", 2, 1, "convs"),
+        ("sd2", 3, 1, "convs"),
+        ("odd", 4, 2, "convs"),
+        ("sd1", 2, 1, "all"),
+        ("sd2", 3, 1, "all"),
+        ("odd", 4, 2, "100"),
+    ] {
         let steps = 4;
         let run = journey(name, steps as usize).by_shares(workers);
+        let run = run.with("--share-layers", layers);
         let files = run.with("--share-groups", groups.to_string()).go().await;
         let report = files.unwrap().report();
         let unet = model(name).unet().clone();
@@ -82,7 +95,10 @@ async fn a_run_sends_and_computes_what_was_counted() {
             levels: unet.levels(),
             tokens: 77,
         };
-        let options = [("share-groups", &*groups.to_string())];
+        let options = [
+            ("share-groups", &*groups.to_string()),
+            ("share-layers", layers),
+        ];
         let scheme = tests::scheme::scheme("blind", &options);
         let [first, later] = Setting { scheme, sizes }
             .first_calls(&unet, workers)
@@ -100,7 +116,7 @@ async fn a_run_sends_and_computes_what_was_counted() {
                 })
             };
             let [[up, down], [later_up, later_down]] = [of(&first), of(&later)];
-            let case = format!("{name}, worker {worker}");
+            let case = format!("{name}, {layers}, worker {worker}");
             assert_eq!(told["payload_up"], times(up, later_up), "{case}");
             assert_eq!(told["payload_down"], times(down, later_down), "{case}");
             let flop = times(first.workers_flop[worker], later.workers_flop[worker]);

@@ -190,7 +190,10 @@ async fn words_and_their_differences_are_uniform() {
             let share = share.unwrap();
             let words = share.len() * 8 / bits as usize;
             let words = unpack(&share, words, bits).unwrap();
-            by_layer.entry(header.layer).or_default().push(words);
+            by_layer
+                .entry(header.layers.concat())
+                .or_default()
+                .push(words);
         }
     }
     let (mut tests, mut worst) = (0, 0.0_f64);

@@ -118,6 +118,7 @@ impl Scheme for Turns {
                 kind: Kind::Conv,
                 up: of(up).collect(),
                 down: of(down).collect(),
+                bands: 1,
                 ahead: 0,
                 workers_flop: operation.flop,
                 user_flop: 0,
@@ -242,6 +243,7 @@ impl Executor for OneAfterTheOther {
     }
 
     lacuna_model::whole_does_the_rest!(whole);
+    lacuna_model::whole_maps_tokens!(whole);
 }
 
 const NAME: &str = "sd1";

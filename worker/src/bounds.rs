@@ -10,6 +10,7 @@ use lacuna_model::survey::{Kind, survey};
 use lacuna_model::unet::{Layer, UNet};
 use lacuna_protocol::exchange::Assignment;
 use lacuna_protocol::session::Work;
+use lacuna_shares::bands::{Planes, Rows};
 use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
@@ -53,8 +54,21 @@ enum Largest {
     Norm([usize; 4]),
     /// Of an attention: queries `[B, T, C]`, and tokens that they attend to.
     Attention([usize; 3], usize),
-    /// Of a linear map: `[B, T, D]`.
-    Linear([usize; 3]),
+    /// Of a linear map: `[B, T, D]`, and the width of its output.
+    Linear([usize; 3], usize),
+}
+
+/// A share of a layer's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its shape: `[B, C, H, W]`, or `[B, T, D]` of a linear map.
+    pub shape: Vec<usize>,
+    /// The same as rows.
+    pub input: Planes,
+    /// How rows of the output follow from it.
+    pub rows: Rows,
+    /// The output as rows.
+    pub output: Planes,
 }
 
 impl Bounds {
@@ -131,8 +145,8 @@ impl Bounds {
         Ok(())
     }
 
-    /// The shape of a share of the input of `layer`, of so many batch entries, rows and columns (of tokens their number
-    /// and 1), which is `enlarged` before to so many rows and columns: one that the largest picture could have.
+    /// A share of the input of `layer`, of so many batch entries, rows and columns (of tokens their number and 1), which is
+    /// `enlarged` before to so many rows and columns: one that the largest picture could have.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the layer and the sizes.
@@ -141,7 +155,7 @@ impl Bounds {
         layer: &str,
         input: [usize; 3],
         enlarged: Option<[usize; 2]>,
-    ) -> Result<Vec<usize>> {
+    ) -> Result<Share> {
         let [batch, rows, columns] = input;
         let wrong = |most: &dyn std::fmt::Debug| {
             Err(Error::Invalid(format!(
@@ -158,17 +172,47 @@ impl Bounds {
                     enlarged.is_none() || [[high, rows], [wide, columns]].map(twice) == [true; 2];
                 let within = |(n, most): (usize, &usize)| (1..=*most).contains(&n);
                 let fits = [batch, high, wide].into_iter().zip([b, h, w]).all(within);
-                match doubled && fits {
-                    true => Ok(vec![batch, *c, rows, columns]),
-                    false => wrong(&[b, &conv.c_in, h, w]),
+                if !(doubled && fits) {
+                    return wrong(&[b, &conv.c_in, h, w]);
                 }
+                let (kernel, stride, padding) = (conv.kernel, conv.stride, conv.padding);
+                Ok(Share {
+                    shape: vec![batch, *c, rows, columns],
+                    input: Planes {
+                        number: batch * c,
+                        rows,
+                        width: columns,
+                    },
+                    rows: Rows {
+                        input: rows,
+                        enlarged: high,
+                        kernel,
+                        stride,
+                        padding,
+                    },
+                    output: Planes {
+                        number: batch * conv.c_out,
+                        rows: conv.out_size(high),
+                        width: conv.out_size(wide),
+                    },
+                })
             }
-            Some(Largest::Linear([b, t, d])) => {
+            Some(Largest::Linear([b, t, d], outputs)) => {
                 let fits = (1..=*b).contains(&batch) && (1..=*t).contains(&rows) && columns == 1;
-                match fits && enlarged.is_none() {
-                    true => Ok(vec![batch, rows, *d]),
-                    false => wrong(&[b, t]),
+                if !fits || enlarged.is_some() {
+                    return wrong(&[b, t]);
                 }
+                let planes = |width| Planes {
+                    number: batch,
+                    rows,
+                    width,
+                };
+                Ok(Share {
+                    shape: vec![batch, rows, *d],
+                    input: planes(*d),
+                    rows: Rows::of_tokens(rows),
+                    output: planes(*outputs),
+                })
             }
             _ => Err(Error::Invalid(format!(
                 "the model has no layer {layer:?} that shares are multiplied with"
@@ -258,7 +302,7 @@ fn largest(unet: &UNet, latents: [usize; 3]) -> Result<(HashMap<String, Largest>
             (Kind::GroupNorm, _) => Largest::Norm(input),
             (Kind::SelfAttention, _) => Largest::Attention([b, t, c], t),
             (Kind::CrossAttention, _) => Largest::Attention([b, t, c], MAX_TOKENS),
-            (Kind::Linear, _) => Largest::Linear([b, t, c]),
+            (Kind::Linear, _) => Largest::Linear([b, t, c], operation.output[2]),
             _ => continue,
         };
         most = most.max(operation.output.iter().product());

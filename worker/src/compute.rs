@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -35,18 +35,46 @@ impl Compute {
         })
     }
 
+    /// A place in the queue, for a request that comes with its work bit by bit.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the queue is full.
+    pub fn place(&self) -> Result<Place> {
+        let place = self.waiting.clone().try_acquire_owned();
+        let place = place.map_err(|_| Error::Busy("too many requests wait for the device"))?;
+        Ok(Place {
+            compute: self.clone(),
+            _held: place,
+        })
+    }
+
     /// Does `work`, when its turn comes.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the queue is full; [`Error::Compute`] when the thread has ended; those of `work`.
+    /// As [`Self::place`] and [`Place::run`].
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _place = self
-            .waiting
-            .try_acquire()
-            .map_err(|_| Error::Busy("too many requests wait for the device"))?;
+        self.place()?.run(work).await
+    }
+}
+
+/// A place in the queue.
+pub struct Place {
+    compute: Compute,
+    _held: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Does `work`, when its turn comes.
+    ///
+    /// # Errors
+    /// [`Error::Compute`] when the thread has ended; those of `work`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (reply, result) = oneshot::channel();
         let job = move |model: &Model| {
             // Else the one who asked has hung up, before or meanwhile: the result has no use.
@@ -54,7 +82,8 @@ impl Compute {
                 let _ = reply.send(work(model));
             }
         };
-        self.jobs
+        self.compute
+            .jobs
             .send(Box::new(job))
             .map_err(|_| Error::Compute("the compute thread has ended".into()))?;
         result

@@ -10,6 +10,7 @@
 //! - [`program`]: what is done in a session, by its kind.
 //! - [`bounds`]: what the largest picture bounds.
 //! - [`sessions`]: who is talking, and what they were last told.
+//! - [`streamed`]: requests that are answered while they come.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -23,6 +24,7 @@ pub mod program;
 pub mod serve;
 pub mod service;
 pub mod sessions;
+pub mod streamed;
 pub mod strip;
 
 pub use model::Model;

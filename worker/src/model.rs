@@ -13,6 +13,7 @@ use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, l
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
 use lacuna_protocol::{Error, Result};
+use lacuna_shares::bands::Needed;
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 
@@ -152,8 +153,9 @@ impl Model {
         Ok(output)
     }
 
-    /// The product of a layer's weights with `x`, without the bias: of a convolution's `[B, C, H, W]`, which is `enlarged`
-    /// before to so many rows and columns, or a linear map's `[B, T, D]`.
+    /// Some rows of the product of a layer's weights with an input, without the bias: `x` are the rows of the input that
+    /// are `needed`, of a convolution's `[B, C, H, W]`, whose columns are `enlarged` before to so many, as its rows are, or
+    /// of a linear map's `[B, T, D]`. `odd` says whether the first output row is an odd one.
     ///
     /// # Errors
     /// As [`Self::run`]; [`Error::NoLayer`] for a layer of another kind, or what cannot be enlarged.
@@ -161,18 +163,34 @@ impl Model {
         &self,
         name: &str,
         x: HostTensor,
-        enlarged: Option<[usize; 2]>,
+        needed: &Needed,
+        enlarged: Option<usize>,
+        odd: bool,
     ) -> Result<HostTensor> {
         let device = self.weights.device();
         match (self.layers.get(name), enlarged) {
             (Some(Owned::Conv(conv)), _) => {
                 let [b, _, h, w] = x.dims()?;
                 expect(b * h * w > 0, name, &[b, conv.c_in, h, w], &x.shape)?;
-                let mut x = x.into_device(device)?;
-                if let Some(size) = enlarged {
-                    x = ops::enlarge(x, size);
+                let mut x: Tensor<4> = x.into_device(device)?;
+                if let Some(columns) = enlarged {
+                    x = ops::enlarge(x, [2 * h, columns]);
                 }
-                let y = ops::conv2d_unbiased(&self.weights, conv, x)?;
+                let [skipped, rows] = needed.enlarged;
+                let [b, c, h, w] = x.dims();
+                if skipped + rows > h {
+                    expect(false, name, &[b, c, skipped + rows, w], &[b, c, h, w])?;
+                }
+                let x = x.narrow(2, skipped, rows);
+                let y = match needed.zeros == [conv.padding; 2] {
+                    true => ops::conv2d_unbiased(&self.weights, conv, x)?,
+                    false => {
+                        let zeros = |rows| Tensor::zeros([b, c, rows, w], (device, x.dtype()));
+                        let [above, below] = needed.zeros.map(zeros);
+                        let x = Tensor::cat(vec![above, x, below], 2);
+                        ops::conv2d_of_strip_unbiased(&self.weights, conv, x, odd)?
+                    }
+                };
                 Ok(HostTensor::from_device(y)?)
             }
             (Some(Owned::Linear(linear)), None) => {

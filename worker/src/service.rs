@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{self, DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::program::{Ground, Program, Request};
 use crate::sessions::{Lane, Room, Sessions};
+use crate::streamed;
 
 /// Most bytes of a picture's name.
 const MAX_NAME: usize = 64;
@@ -283,10 +284,11 @@ async fn advance(
 async fn multiply(
     State(service): State<Service>,
     Path(id): Path<String>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response> {
-    let read = |body: &Bytes| Ok(Request::Multiply(Message::decode(body)?));
-    answer(&service, &id, body, read).await
+    let session = service.0.sessions.get(&id)?.lock_owned().await;
+    let most = service.0.info.limits.max_body_bytes;
+    streamed::multiply(session, body, most).await
 }
 
 /// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should

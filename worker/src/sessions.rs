@@ -60,6 +60,11 @@ impl<P> Session<P> {
         }
     }
 
+    /// Whether the request `sequence` is the next one.
+    pub fn is_due(&self, sequence: u64) -> bool {
+        sequence == self.answered.as_ref().map_or(0, |last| last.sequence) + 1
+    }
+
     /// Keeps the reply to the request `sequence` of `digest`.
     pub fn answered(&mut self, sequence: u64, digest: blake3::Hash, reply: Bytes) {
         self.answered = Some(Answered {

@@ -88,6 +88,7 @@ mod tests {
             kind: Kind::Conv,
             up: up.to_vec(),
             down: vec![1, 1],
+            bands: 1,
             ahead: 0,
             workers_flop: 0,
             user_flop: 0,

@@ -190,6 +190,7 @@ mod tests {
             kind: Kind::Conv,
             up: vec![1_000_000, 1_000_000],
             down: vec![1_000_000, 0],
+            bands: 1,
             ahead: 0,
             workers_flop: 0,
             user_flop: 0,

@@ -34,15 +34,19 @@ pub struct Handed {
     pub size: Size,
 }
 
-/// A product of a layer's weights with a share of its input, as a worker is asked for it.
+/// Products of layers' weights with a share of their input, as a worker is asked for them.
 #[derive(Clone, Debug)]
 pub struct Product {
-    /// The layer.
-    pub layer: String,
-    /// Batch entries, rows and columns of its input.
+    /// Under which kind of layer they count.
+    pub kind: Kind,
+    /// The layers.
+    pub layers: Vec<String>,
+    /// Batch entries, rows and columns of the input.
     pub input: [usize; 3],
     /// Rows and columns that the input is enlarged to before.
     pub enlarged: Option<[usize; 2]>,
+    /// Bands in which a share goes and the answer comes.
+    pub bands: usize,
     /// Bytes of the answer's words.
     pub bytes: usize,
 }
@@ -225,23 +229,19 @@ impl Client {
         })
     }
 
-    /// Has the worker multiply a layer's weights with a share of its input: the one that is sent along, or the next of those
-    /// that it draws. Gives the product's words.
+    /// Has the worker multiply layers' weights with a share of their input: the one that is sent along, or the next of those
+    /// that it draws. Gives the products' words.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn multiply(
-        &mut self,
-        kind: Kind,
-        product: &Product,
-        share: Option<Vec<u8>>,
-    ) -> Result<Vec<u8>> {
+    pub async fn multiply(&mut self, product: &Product, share: Option<Vec<u8>>) -> Result<Vec<u8>> {
         self.sequence += 1;
         let header = MultiplyHeader {
             sequence: self.sequence,
-            layer: product.layer.clone(),
+            layers: product.layers.clone(),
             input: product.input,
             enlarged: product.enlarged,
+            bands: product.bands,
         };
         let share = share.map(|words| (SHARE.to_owned(), Payload::of_codes(words)));
         let tensors: HashMap<_, _> = share.into_iter().collect();
@@ -249,10 +249,10 @@ impl Client {
         let path = self.path("multiply")?;
         let limit = product.bytes + MARGIN;
         let reply = self.line.send_again(&path, &body, limit).await?;
-        self.tally.count_request(kind, size);
+        self.tally.count_request(product.kind, size);
         let wanted = vec![(PRODUCT.to_owned(), Dtype::U8, vec![product.bytes])];
         let (outputs, size) = self.read(&reply, wanted)?;
-        self.tally.count_reply(kind, size);
+        self.tally.count_reply(product.kind, size);
         match outputs.into_iter().next() {
             Some(Payload::Codes { data, .. }) => Ok(data),
             _ => Err(self.nonsense("no words")),

@@ -15,6 +15,8 @@ use super::config::WorkerConfig;
 pub enum Kind {
     /// Convolutions.
     Conv,
+    /// Linear maps of tokens.
+    Linear,
     /// Attentions.
     Attention,
     /// Group normalisations.
@@ -27,6 +29,7 @@ impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Conv => "conv",
+            Self::Linear => "linear",
             Self::Attention => "attention",
             Self::GroupNorm => "group_norm",
             Self::Latents => "latents",

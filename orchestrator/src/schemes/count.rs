@@ -14,7 +14,9 @@ pub struct Counted {
     pub up: Vec<usize>,
     /// Bytes of tensors that each worker hands out.
     pub down: Vec<usize>,
-    /// Of those, bytes that do not wait for what goes up, and come down beside it.
+    /// Bands in which it goes: what comes down of one is on its way while the next goes up.
+    pub bands: usize,
+    /// Of the bytes that come down, those that do not wait for what goes up, and come down beside it.
     pub ahead: usize,
     /// Work of all workers until the next exchange, multiply and add counted as two.
     pub workers_flop: u64,
@@ -83,14 +85,25 @@ impl Count {
         self.exchanges.iter().map(|e| e.ahead as u64).sum()
     }
 
-    /// Seconds on `link`: for what goes up, for what comes down, and for waiting. What comes down beside the way up takes
-    /// time only where it takes longer.
+    /// Seconds on `link`: for what goes up, for what comes down beside that, and for waiting. What comes down beside the way
+    /// up takes time only where it takes longer.
     pub fn link_seconds(&self, link: &Link) -> [f64; 3] {
-        let ([up, down], ahead) = (self.total(), self.ahead());
-        let [up, rest, ahead] =
-            [[up, 0], [0, down - ahead], [0, ahead]].map(|bytes| link.seconds(bytes, 0));
+        let (mut up, mut rest, mut free) = (0.0, 0.0, 0.0);
+        for exchange in &self.exchanges {
+            let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
+            let down = sum(&exchange.down) - exchange.ahead as u64;
+            let there = link.seconds([sum(&exchange.up), 0], 0);
+            let back = link.seconds([0, down], 0);
+            // Equal bands go through two stages: the slower one is never idle, but for one band of the other.
+            let bands = exchange.bands.max(1) as f64;
+            let both = there.max(back) + there.min(back) / bands;
+            up += there;
+            rest += both - there;
+            free += both - back;
+        }
+        let ahead = link.seconds([0, self.ahead()], 0);
         let waits = link.seconds([0, 0], self.round_trips());
-        [up, rest + (ahead - up).max(0.0), waits]
+        [up, rest + (ahead - free).max(0.0), waits]
     }
 
     /// Most bytes of tensors that a worker hands out at once.

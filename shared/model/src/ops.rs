@@ -71,6 +71,20 @@ pub fn conv2d_of_strip(
     convolve(weights, layer, x, bias, (0, odd))
 }
 
+/// [`conv2d_of_strip`] without the bias.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_of_strip_unbiased(
+    weights: &Weights,
+    layer: &Conv2d,
+    x: Tensor<4>,
+    odd: bool,
+) -> Result<Tensor<4>> {
+    let like = weights.vector(&format!("{}.bias", layer.name))?;
+    convolve(weights, layer, x, like.zeros_like(), (0, odd))
+}
+
 fn convolve(
     weights: &Weights,
     layer: &Conv2d,

@@ -229,15 +229,6 @@ macro_rules! whole_does_the_rest {
         }
 
         #[allow(clippy::needless_question_mark)]
-        fn linear(
-            &mut self,
-            layer: &$crate::layers::Linear,
-            x: &Self::Tokens,
-        ) -> Result<Self::Tokens, Self::Error> {
-            Ok(self.$whole.linear(layer, x)?)
-        }
-
-        #[allow(clippy::needless_question_mark)]
         fn layer_norm(
             &mut self,
             layer: &$crate::layers::LayerNorm,
@@ -247,21 +238,36 @@ macro_rules! whole_does_the_rest {
         }
 
         #[allow(clippy::needless_question_mark)]
-        fn feed_forward(
-            &mut self,
-            layer: &$crate::layers::FeedForward,
-            x: &Self::Tokens,
-        ) -> Result<Self::Tokens, Self::Error> {
-            Ok(self.$whole.feed_forward(layer, x)?)
-        }
-
-        #[allow(clippy::needless_question_mark)]
         fn add_tokens(
             &mut self,
             a: Self::Tokens,
             b: &Self::Tokens,
         ) -> Result<Self::Tokens, Self::Error> {
             Ok(self.$whole.add_tokens(a, b)?)
+        }
+    };
+}
+
+/// The same for the linear maps of tokens that are no part of an attention.
+#[macro_export]
+macro_rules! whole_maps_tokens {
+    ($whole:ident) => {
+        #[allow(clippy::needless_question_mark)]
+        fn linear(
+            &mut self,
+            layer: &$crate::layers::Linear,
+            x: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.linear(layer, x)?)
+        }
+
+        #[allow(clippy::needless_question_mark)]
+        fn feed_forward(
+            &mut self,
+            layer: &$crate::layers::FeedForward,
+            x: &Self::Tokens,
+        ) -> Result<Self::Tokens, Self::Error> {
+            Ok(self.$whole.feed_forward(layer, x)?)
         }
     };
 }

@@ -22,23 +22,33 @@ pub struct Holding {
     pub seed: Option<Seed>,
 }
 
-/// Header of `POST /v1/sessions/{id}/multiply`: the product of a layer's weights with the share of its input, without the
-/// bias. A share holder's request brings the tensor `x`, the share's words; the answer brings `y`, the product's, in the
+/// Header of `POST /v1/sessions/{id}/multiply`: the products of layers' weights with the share of their input, without the
+/// bias. A share holder's request brings the tensor `x`, the share's words; the answer brings `y`, the products', each in its
 /// layer's order: `[B, C_out, H_out, W_out]` of a convolution, `[B, T, D_out]` of a linear map.
+///
+/// In several bands the words of some rows come after those of the rows before (`lacuna_shares::bands`), each band packed
+/// by itself, and so do those of the answer, of all layers one after the other: a worker that has a band answers what it
+/// can before it has the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MultiplyHeader {
     /// Counts the session's requests from 1. A request that is repeated to the last bit is answered with the
     /// kept reply; another under its number is refused. The `n`-th request's share is the `n`-th of a seed's stream.
     pub sequence: u64,
-    /// Whose weights.
-    pub layer: String,
+    /// Whose weights; more than one where they multiply the same.
+    pub layers: Vec<String>,
     /// The input's batch entries, rows and columns; of tokens their number and 1.
     pub input: [usize; 3],
     /// Rows and columns that a convolution's input is enlarged to before: every value twice both ways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enlarged: Option<[usize; 2]>,
+    /// Number of bands; a seed holder, which is sent none, answers in one.
+    pub bands: usize,
 }
 
+/// Most layers that multiply one input: queries, keys and values.
+pub const MOST_LAYERS: usize = 3;
+/// Most bands of a request.
+pub const MOST_BANDS: usize = 16;
 /// Name of the tensor of a share's words.
 pub const SHARE: &str = "x";
 /// Name of the tensor of a product's words.

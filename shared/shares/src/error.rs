@@ -38,6 +38,14 @@ pub enum Error {
         /// That there must be.
         wanted: usize,
     },
+    /// Bands that rows do not fall into.
+    #[error("{number} bands of {rows} rows")]
+    Bands {
+        /// How many.
+        number: usize,
+        /// Rows that there are.
+        rows: usize,
+    },
     /// A feature that is no number.
     #[error("a feature is not finite")]
     NotFinite,

@@ -8,12 +8,14 @@
 //! - [`precision`]: how many bits everything has.
 //! - [`stream`]: masks from keys that are used once.
 //! - [`pack`]: words of any width as bytes.
+//! - [`bands`]: the rows of a tensor, some after the others.
 //! - [`split`]: a tensor of features to shares and carries.
 //! - [`join`]: the workers' products to the layer's output.
 //! - [`check`]: whether a worker multiplied as it should have.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
 
+pub mod bands;
 pub mod check;
 pub mod error;
 pub mod join;

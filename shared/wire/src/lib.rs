@@ -4,12 +4,14 @@
 //!
 //! - [`host`]: tensors in host memory.
 //! - [`Message`]: a header with tensors, as bytes.
+//! - [`head`]: the beginning of a message, for those who do not wait for the rest.
 //! - [`Codec`]: features as few bytes.
 //! - [`error`]: what is wrong with a tensor or a message.
 #![forbid(unsafe_code)]
 
 mod codec;
 pub mod error;
+pub mod head;
 pub mod host;
 mod message;
 

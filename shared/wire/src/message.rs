@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 use crate::host::HostTensor;
 
-const HEADER: &str = "lacuna";
+pub(crate) const HEADER: &str = "lacuna";
 
 /// A header and named tensors.
 #[derive(Clone, Debug, PartialEq)]
@@ -308,7 +308,7 @@ impl From<HostTensor> for Payload {
     }
 }
 
-fn header(metadata: &Metadata) -> Result<&str> {
+pub(crate) fn header(metadata: &Metadata) -> Result<&str> {
     metadata
         .metadata()
         .as_ref()

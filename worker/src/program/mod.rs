@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use lacuna_protocol::session::{AdvanceHeader, RunHeader, SessionKind};
-use lacuna_protocol::shares::MultiplyHeader;
 use lacuna_wire::Message;
 
 use crate::bounds::Bounds;
@@ -50,8 +49,6 @@ pub enum Request {
     Run(Message<RunHeader>),
     /// `POST /v1/sessions/{id}/advance`.
     Advance(Message<AdvanceHeader>),
-    /// `POST /v1/sessions/{id}/multiply`.
-    Multiply(Message<MultiplyHeader>),
 }
 
 impl Request {
@@ -60,7 +57,6 @@ impl Request {
         match self {
             Self::Run(message) => message.header.sequence,
             Self::Advance(message) => message.header.sequence,
-            Self::Multiply(message) => message.header.sequence,
         }
     }
 }
@@ -102,16 +98,28 @@ impl Program {
         match (self, request) {
             (Self::Layers(program), Request::Run(message)) => program.run(message).await,
             (Self::Strip(program), Request::Advance(message)) => program.go_on(message).await,
-            (Self::Shares(program), Request::Multiply(message)) => program.multiply(message).await,
-            (Self::Layers(_), _) => Err(Error::Invalid(
-                "this session goes layer by layer and holds no strip; ask it to run".into(),
-            )),
-            (Self::Strip(_), _) => Err(Error::Invalid(
-                "this session holds a strip; ask it to advance".into(),
-            )),
-            (Self::Shares(_), _) => Err(Error::Invalid(
-                "this session multiplies shares; ask it to multiply".into(),
-            )),
+            (program, _) => Err(program.otherwise()),
         }
+    }
+
+    /// The program that multiplies shares.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it is another.
+    pub fn shares(&self) -> Result<&Shares> {
+        match self {
+            Self::Shares(program) => Ok(program),
+            other => Err(other.otherwise()),
+        }
+    }
+
+    /// That it is to be asked for something else.
+    fn otherwise(&self) -> Error {
+        let reason = match self {
+            Self::Layers(_) => "goes layer by layer and holds no strip; ask it to run",
+            Self::Strip(_) => "holds a strip; ask it to advance",
+            Self::Shares(_) => "multiplies shares; ask it to multiply",
+        };
+        Error::Invalid(format!("this session {reason}"))
     }
 }

@@ -1,19 +1,22 @@
-//! Shares of features, multiplied with a layer's weights: uniform words in, words out.
+//! Shares of features, multiplied with layers' weights: uniform words in, words out, band by band.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
 use lacuna_protocol::session::ReplyHeader;
-use lacuna_protocol::shares::{Holding, MultiplyHeader, PRODUCT, SHARE};
+use lacuna_protocol::shares::{Holding, MOST_BANDS, MOST_LAYERS, MultiplyHeader, PRODUCT, SHARE};
+use lacuna_shares::bands::Band;
 use lacuna_shares::join::{Outputs, round, scales};
 use lacuna_shares::pack::{pack, unpack};
 use lacuna_shares::precision::check_holding;
 use lacuna_shares::stream::Key;
-use lacuna_wire::{HostTensor, Message, Payload};
+use lacuna_wire::HostTensor;
+use lacuna_wire::head::Head;
 
 use super::Ground;
-use crate::compute::caught;
+use crate::bounds::Share;
+use crate::compute::{Place, caught};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -30,6 +33,32 @@ struct Holder {
     key: Option<Key>,
     /// Of each layer that came, what its products are multiplied with before they are rounded.
     scales: Mutex<HashMap<String, Arc<[f32]>>>,
+}
+
+/// A request that is worked on while it comes.
+pub struct Task {
+    holder: Arc<Holder>,
+    place: Place,
+    asked: Arc<Asked>,
+    /// What of the share is there.
+    share: Vec<f32>,
+    /// Bands that are done.
+    done: usize,
+}
+
+/// What a request asks for.
+struct Asked {
+    sequence: u64,
+    /// The share, to each layer that multiplies it.
+    layers: Vec<(String, Share)>,
+    /// Of each of these, the bands.
+    bands: Vec<Vec<Band>>,
+    /// Columns that the share is enlarged to before.
+    columns: Option<usize>,
+    /// Bytes of each band that comes; none where it is drawn.
+    coming: Vec<usize>,
+    /// Bytes of the whole answer's words.
+    going: usize,
 }
 
 impl Shares {
@@ -56,73 +85,198 @@ impl Shares {
         })
     }
 
-    /// The reply to a message: the product of its share.
+    /// The task that the request beginning with `head` asks for.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the message contradicts itself, the model or the session, or is of more than the largest
-    /// picture; those of [`crate::compute::Compute::run`].
-    pub async fn multiply(&self, mut message: Message<MultiplyHeader>) -> Result<Bytes> {
-        let header = message.header;
-        let bounds = &self.ground.bounds;
-        let shape = bounds.check_share(&header.layer, header.input, header.enlarged)?;
-        let words = shape.iter().product();
-        let sequence = header.sequence;
-        let packed = match (self.holder.key.is_some(), message.tensors.remove(SHARE)) {
-            (false, Some(Payload::Codes { data, .. })) => Some(data),
-            (true, None) => None,
-            (false, _) => return Err(Error::Invalid("a share holder is sent its share".into())),
-            (true, Some(_)) => return Err(Error::Invalid("a seed holder draws its share".into())),
-        };
-        if let Some(name) = message.tensors.keys().next() {
-            return Err(Error::Invalid(format!("tensor {name} is not asked for")));
+    /// [`Error::Invalid`] when it contradicts itself, the model or the session, or is of more than the largest picture;
+    /// [`Error::Busy`].
+    pub fn begin(&self, head: Head<MultiplyHeader>) -> Result<Task> {
+        let MultiplyHeader {
+            sequence,
+            layers,
+            input,
+            enlarged,
+            bands: number,
+        } = head.header;
+        if !(1..=MOST_LAYERS).contains(&layers.len()) || !(1..=MOST_BANDS).contains(&number) {
+            return Err(Error::Invalid(format!(
+                "{} layers and {number} bands; a request has 1 to {MOST_LAYERS} and 1 to {MOST_BANDS}",
+                layers.len()
+            )));
         }
-        let holder = self.holder.clone();
-        let product = self.ground.compute.run(move |model| {
-            caught(&header.layer, || {
-                let share = holder.share(packed, sequence, words)?;
-                holder.product(model, &header, HostTensor::new(shape, share)?)
+        let bounds = &self.ground.bounds;
+        let each = layers.into_iter().map(|layer| {
+            let share = bounds.check_share(&layer, input, enlarged)?;
+            Ok((layer, share))
+        });
+        let layers = each.collect::<Result<Vec<_>>>()?;
+        let bands = layers.iter().map(|(_, share)| share.rows.bands(number));
+        let bands = bands.collect::<Result<Vec<_>, _>>()?;
+        let (Some((first, share)), Some(of_first)) = (layers.first(), bands.first()) else {
+            return Err(Error::Invalid("no layer".into()));
+        };
+        if let Some((other, _)) = layers.iter().find(|(_, other)| other.input != share.input) {
+            let reason = format!("{first} and {other} do not multiply the same");
+            return Err(Error::Invalid(reason));
+        }
+        let too_large = || Error::Invalid("more words than a memory holds".into());
+        let Holding {
+            bits,
+            range,
+            fraction,
+            ..
+        } = self.holder.holding;
+        let coming = of_first.iter().map(|band| {
+            let bytes = share.input.bytes([band.input.clone()], bits);
+            bytes.ok_or_else(too_large)
+        });
+        let coming = coming.collect::<Result<Vec<usize>>>()?;
+        let going = layers.iter().zip(&bands).map(|((_, share), bands)| {
+            let rows = bands.iter().map(|band| band.output.clone());
+            share.output.bytes(rows, range + fraction)
+        });
+        let going = going.sum::<Option<usize>>().ok_or_else(too_large)?;
+        let words: usize = coming.iter().sum();
+        let coming = match (self.holder.key.is_some(), head.tensor) {
+            (true, None) if number == 1 => Vec::new(),
+            (true, None) => {
+                let reason = "a seed holder answers in one band";
+                return Err(Error::Invalid(reason.into()));
+            }
+            (false, Some((name, bytes))) if name == SHARE && bytes == words => coming,
+            (false, Some((name, bytes))) => {
+                return Err(Error::Invalid(format!(
+                    "the tensor {name} of {bytes} bytes; a share is {SHARE}, here of {words}"
+                )));
+            }
+            (false, None) => return Err(Error::Invalid("a share holder is sent its share".into())),
+            (true, Some(_)) => {
+                return Err(Error::Invalid("a seed holder draws its share".into()));
+            }
+        };
+        let share = vec![0.0; share.input.values()];
+        let asked = Asked {
+            sequence,
+            bands,
+            layers,
+            columns: enlarged.map(|[_, columns]| columns),
+            coming,
+            going,
+        };
+        Ok(Task {
+            holder: self.holder.clone(),
+            place: self.ground.compute.place()?,
+            asked: Arc::new(asked),
+            share,
+            done: 0,
+        })
+    }
+}
+
+impl Task {
+    /// What the answer begins with; the bands' words follow.
+    ///
+    /// # Errors
+    /// None: the header is two words.
+    pub fn head(&self) -> Result<Vec<u8>> {
+        let sequence = self.asked.sequence;
+        let head = Head {
+            header: ReplyHeader { sequence },
+            tensor: Some((PRODUCT.to_owned(), self.asked.going)),
+        };
+        Ok(head.encode()?)
+    }
+
+    /// Bytes of words of the whole answer.
+    pub fn going(&self) -> usize {
+        self.asked.going
+    }
+
+    /// Bytes of each band that comes; none of a share that is drawn.
+    pub fn coming(&self) -> &[usize] {
+        &self.asked.coming
+    }
+
+    /// The products' words that the next band gives, of which `packed` came; nothing of a share that is drawn.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for other bytes than those of the band; those of [`Place::run`].
+    pub async fn next(&mut self, packed: Bytes) -> Result<Vec<u8>> {
+        let (holder, asked, band) = (self.holder.clone(), self.asked.clone(), self.done);
+        let mut share = std::mem::take(&mut self.share);
+        self.done += 1;
+        let work = self.place.run(move |model| {
+            let layer = asked.layers.first().map_or("", |(layer, _)| layer);
+            caught(layer, || {
+                holder.receive(&asked, band, &packed, &mut share)?;
+                let words = holder.products(model, &asked, band, &share)?;
+                Ok((words, share))
             })
         });
-        let product = Payload::of_codes(product.await?);
-        let reply = Message {
-            header: ReplyHeader { sequence },
-            tensors: HashMap::from([(PRODUCT.to_owned(), product)]),
-        };
-        Ok(reply.encode()?.into())
+        let (words, share) = work.await?;
+        self.share = share;
+        Ok(words)
     }
 }
 
 impl Holder {
-    /// The `words` words of a share: those that came, or the `sequence`-th of the stream.
-    fn share(&self, packed: Option<Vec<u8>>, sequence: u64, words: usize) -> Result<Vec<f32>> {
+    /// Puts the words of a band into the share: those that came as `packed`, or those that are drawn for the whole.
+    fn receive(&self, asked: &Asked, band: usize, packed: &[u8], share: &mut [f32]) -> Result<()> {
         let bits = self.holding.bits;
-        let words = match (&self.key, packed) {
-            (Some(key), _) => key.mask(sequence.wrapping_sub(1), words, bits)?,
-            (None, Some(packed)) => unpack(&packed, words, bits)?,
-            (None, None) => return Err(Error::Invalid("there is no share".into())),
+        let floats =
+            |words: Vec<i32>| -> Vec<f32> { words.into_iter().map(|w| w as f32).collect() };
+        if let Some(key) = &self.key {
+            let words = key.mask(asked.sequence.wrapping_sub(1), share.len(), bits)?;
+            share.copy_from_slice(&floats(words));
+            return Ok(());
+        }
+        let ((_, of), rows) = match (asked.layers.first(), asked.bands.first()) {
+            (Some(layer), Some(bands)) if band < bands.len() => (layer, &bands[band].input),
+            _ => return Err(Error::Invalid(format!("there is no band {band}"))),
         };
-        Ok(words.into_iter().map(|word| word as f32).collect())
+        let words = unpack(packed, of.input.values_of(rows), bits)?;
+        of.input.put(share, rows, &floats(words));
+        Ok(())
     }
 
-    /// The product of a share as packed words.
-    fn product(
+    /// The words of the products that a band makes known.
+    fn products(
         &self,
         model: &Model,
-        header: &MultiplyHeader,
-        share: HostTensor,
+        asked: &Asked,
+        band: usize,
+        share: &[f32],
     ) -> Result<Vec<u8>> {
-        let product = model.multiply(&header.layer, share, header.enlarged)?;
-        let scales = self.scales(model, &header.layer)?;
-        let values = match product.shape[..] {
-            [_, _, rows, columns] => rows * columns,
-            _ => 1,
-        };
-        let outputs = Outputs {
-            scales: &scales,
-            values,
-        };
         let down = self.holding.range + self.holding.fraction;
-        Ok(pack(&round(&product.data, outputs), down)?)
+        let mut packed = Vec::new();
+        for ((layer, of), bands) in asked.layers.iter().zip(&asked.bands) {
+            let Some(Band { output, .. }) = bands.get(band) else {
+                continue;
+            };
+            if output.is_empty() {
+                continue;
+            }
+            let needed = of.rows.needed(output);
+            let mut shape = of.shape.clone();
+            // `[B, C, H, W]` and `[B, T, D]` alike: rows come before the last axis.
+            if let Some(rows) = shape.iter_mut().nth_back(1) {
+                *rows = needed.input.len();
+            }
+            let x = HostTensor::new(shape, of.input.take(share, &needed.input))?;
+            let odd = output.start % 2 == 1;
+            let product = model.multiply(layer, x, &needed, asked.columns, odd)?;
+            let scales = self.scales(model, layer)?;
+            let values = match product.shape[..] {
+                [_, _, rows, columns] => rows * columns,
+                _ => 1,
+            };
+            let outputs = Outputs {
+                scales: &scales,
+                values,
+            };
+            packed.extend(pack(&round(&product.data, outputs), down)?);
+        }
+        Ok(packed)
     }
 
     fn scales(&self, model: &Model, layer: &str) -> Result<Arc<[f32]>> {

@@ -1,15 +1,14 @@
 //! What shares send, from shapes alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use lacuna_model::survey::survey;
 use lacuna_model::unet::UNet;
 
 use super::groups::Groups;
 use super::options::Blind;
-use super::sent::{Sent, sent};
+use super::sent::Sent;
 use crate::error::Result;
-use crate::fleet::tally::Kind;
 use crate::schemes::Sizes;
 use crate::schemes::count::{Count, Counted};
 
@@ -25,10 +24,11 @@ pub(super) fn first_calls(
     workers: usize,
 ) -> Result<[Count; 2]> {
     let groups = Groups::new(options, sizes, workers)?;
-    let sent: HashMap<String, Sent> = sent(unet, sizes)?
-        .into_iter()
-        .map(|sent| (sent.layer.clone(), sent))
-        .collect();
+    let all = options.sent(unet, sizes)?;
+    // What is sent for several layers is sent at the first of them.
+    let rest = all.iter().flat_map(|sent| sent.layers.iter().skip(1));
+    let rest: HashSet<&str> = rest.map(|layer| layer.layer.as_str()).collect();
+    let sent: HashMap<&str, &Sent> = all.iter().map(|sent| (sent.name(), sent)).collect();
     let mut count = Count::new(workers);
     let mut once = 0;
     for operation in survey(unet, sizes.latents, sizes.tokens)? {
@@ -36,7 +36,10 @@ pub(super) fn first_calls(
             once += operation.flop;
             continue;
         }
-        let Some(sent) = sent.get(&operation.layer) else {
+        if rest.contains(operation.layer.as_str()) {
+            continue;
+        }
+        let Some(sent) = sent.get(operation.layer.as_str()) else {
             count.user_flop += operation.flop;
             if let Some(exchange) = count.exchanges.last_mut() {
                 exchange.user_flop += operation.flop;
@@ -49,19 +52,28 @@ pub(super) fn first_calls(
         count
             .workers_flop
             .iter_mut()
-            .for_each(|flop| *flop += of_group.flop);
-        let up = Sent::bytes(of_group.features(), groups.share_bits());
-        let down = Sent::bytes(of_group.products(), options.precision().down());
-        let is_last = |worker: usize| groups.holds_share(worker);
+            .for_each(|flop| *flop += of_group.flop());
+        let (up_bits, down_bits) = (groups.share_bits(), options.precision().down());
+        let bands = of_group.bands(of_group.bands_at(up_bits))?;
+        let up = of_group.bytes_up(&bands, up_bits);
+        let in_bands = of_group.bytes_down(&bands, down_bits);
+        let whole = of_group.bytes_down(&of_group.bands(1)?, down_bits);
+        let of = |share: usize, seed: usize| -> Vec<usize> {
+            let each = 0..workers;
+            let each = each.map(|worker| match groups.holds_share(worker) {
+                true => share,
+                false => seed,
+            });
+            each.collect()
+        };
         count.exchanges.push(Counted {
             label: operation.layer,
-            kind: Kind::Conv,
-            up: (0..workers)
-                .map(|worker| if is_last(worker) { up } else { 0 })
-                .collect(),
-            down: vec![down; workers],
-            ahead: (workers - groups.number) * down,
-            workers_flop: of_group.flop * workers as u64,
+            kind: of_group.kind(),
+            up: of(up, 0),
+            down: of(in_bands, whole),
+            bands: bands.len(),
+            ahead: (workers - groups.number) * whole,
+            workers_flop: of_group.flop() * workers as u64,
             user_flop: carries,
         });
     }

@@ -15,7 +15,7 @@ use super::groups::Groups;
 use crate::error::{Error, Result};
 use crate::fleet::client::{Client, Product};
 use crate::fleet::line::Line;
-use crate::fleet::tally::{Kind, Traffic};
+use crate::fleet::tally::Traffic;
 
 /// Products of a seed holder that wait here at most.
 const AHEAD: usize = 4;
@@ -90,7 +90,7 @@ impl Dialogue {
             let task = self.runtime.spawn(async move {
                 let mut client = client.lock().await;
                 for product in &*products {
-                    let product = client.multiply(Kind::Conv, product, None).await;
+                    let product = client.multiply(product, None).await;
                     let failed = product.is_err();
                     // Nobody waits any more where the call has failed.
                     if answer.send(product).await.is_err() || failed {
@@ -119,7 +119,7 @@ impl Dialogue {
     /// # Errors
     /// As [`Client::multiply`].
     pub async fn send(&mut self, product: &Product, share: Vec<u8>) -> Result<Vec<u8>> {
-        self.share.multiply(Kind::Conv, product, Some(share)).await
+        self.share.multiply(product, Some(share)).await
     }
 
     /// What the seed holders made of their shares of the next product's input. Not to be called on the async runtime.

@@ -2,11 +2,9 @@
 
 use lacuna_shares::split::Carries;
 
-use super::sent::Sent;
-
-/// An input `[B, C, H, W]` of `sent` with every value twice both ways, in so many rows and columns.
-pub fn features(x: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
-    let [_, rows, columns] = sent.input;
+/// An input `[B, C, H, W]`, of so many batch entries, rows and columns, with every value twice both ways, in `high` rows and
+/// `wide` columns.
+pub fn features(x: &[f32], [_, rows, columns]: [usize; 3], [high, wide]: [usize; 2]) -> Vec<f32> {
     let mut all = Vec::with_capacity(x.len() * 4);
     for plane in x.chunks((rows * columns).max(1)) {
         for row in 0..high {
@@ -17,10 +15,8 @@ pub fn features(x: &[f32], sent: &Sent, [high, wide]: [usize; 2]) -> Vec<f32> {
     all
 }
 
-/// The carries of an input of `sent` that is enlarged to so many rows and columns: four of each, as many as ever. Those
-/// beyond the last row or column are of nothing.
-pub fn carries(few: &Carries, sent: &Sent, [high, wide]: [usize; 2]) -> Carries {
-    let [_, rows, columns] = sent.input;
+/// The carries of such an input: four of each, as many as ever. Those beyond the last row or column are of nothing.
+pub fn carries(few: &Carries, [_, rows, columns]: [usize; 3], [high, wide]: [usize; 2]) -> Carries {
     let mut all = Carries {
         at: Vec::with_capacity(4 * few.at.len()),
         times: Vec::with_capacity(4 * few.at.len()),
@@ -46,20 +42,11 @@ mod tests {
     /// Of 2x3 pixels, enlarged to 3x5: the last row and column have one copy.
     #[test]
     fn a_carry_is_enlarged_as_its_feature_is() {
-        let sent = Sent {
-            layer: "up".into(),
-            input: [1, 2, 3],
-            c_in: 2,
-            enlarged: Some([3, 5]),
-            output: [1, 4, 3, 5],
-            kernel: 3,
-            flop: 0,
-        };
         let few = Carries {
             at: vec![0, 5, 7],
             times: vec![1, 2, -3],
         };
-        let all = carries(&few, &sent, [3, 5]);
+        let all = carries(&few, [1, 2, 3], [3, 5]);
         let mut dense = vec![0; 30];
         for (at, times) in all.at.iter().zip(&all.times) {
             dense[*at as usize] += times;
@@ -77,16 +64,7 @@ mod tests {
 
     #[test]
     fn an_input_is_enlarged_as_a_layer_does_it() {
-        let sent = Sent {
-            layer: "up".into(),
-            input: [1, 2, 2],
-            c_in: 1,
-            enlarged: Some([3, 4]),
-            output: [1, 1, 3, 4],
-            kernel: 3,
-            flop: 0,
-        };
-        let all = features(&[1.0, 2.0, 3.0, 4.0], &sent, [3, 4]);
+        let all = features(&[1.0, 2.0, 3.0, 4.0], [1, 2, 2], [3, 4]);
         assert_eq!(
             all,
             [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]

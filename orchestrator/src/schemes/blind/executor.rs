@@ -7,14 +7,15 @@ use burn::tensor::Tensor;
 use futures::future::try_join_all;
 use lacuna_model::executor::Executor;
 use lacuna_model::host::OnDevice;
-use lacuna_model::layers::{Attention, Conv2d, GroupNorm};
+use lacuna_model::layers::{Attention, Conv2d, FeedForward, GroupNorm, Linear};
+use lacuna_model::ops;
 use lacuna_model::unet::{TimeEmbedding, UNet};
 use lacuna_model::whole::Whole;
+use lacuna_shares::bands::Band;
 use lacuna_shares::check::VECTORS;
-use lacuna_shares::join::{Outputs, join};
-use lacuna_shares::pack::{pack, unpack};
+use lacuna_shares::join::join;
 use lacuna_shares::precision::Precision;
-use lacuna_shares::split::{Carries, Extent, split};
+use lacuna_shares::split::{Carries, split};
 use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
 
@@ -36,13 +37,25 @@ pub struct Shared {
     precision: Precision,
     dialogues: Vec<Dialogue>,
     runtime: Handle,
-    /// Of each layer that is sent, with the entries of one group.
-    sent: HashMap<String, Sent>,
-    /// The same as what a worker is asked for, in the order of the walk.
-    products: Arc<[Product]>,
+    /// What is sent, by the first layer of each, with the entries of one group.
+    sent: HashMap<String, Arc<Exchanged>>,
+    /// What a seed holder is asked for, in the order of the walk.
+    drawn: Arc<[Product]>,
+    /// By layer.
     own: HashMap<String, Own>,
     verifier: Option<Verifier>,
     flop: u64,
+}
+
+/// What is sent, and how.
+struct Exchanged {
+    sent: Sent,
+    /// In which the share holder is sent its share and answers.
+    bands: Vec<Band>,
+    /// In which a seed holder answers.
+    whole: Vec<Band>,
+    /// What the share holder is asked for.
+    product: Product,
 }
 
 /// One group's part of a layer's input.
@@ -54,8 +67,16 @@ struct Part {
     shares: Option<Vec<Vec<i32>>>,
 }
 
+/// What the user makes of a part while its share travels: of each layer.
+struct Beside {
+    /// The product of the carries.
+    carried: Vec<f32>,
+    /// Of each worker, where it is checked.
+    expected: Option<Vec<Vec<f32>>>,
+}
+
 impl Shared {
-    /// The user's side `whole`, the workers, and the layers that they multiply, in the order of the walk.
+    /// The user's side `whole`, the workers, and what they multiply, in the order of the walk.
     ///
     /// # Errors
     /// As [`Dialogue::new`].
@@ -73,20 +94,27 @@ impl Shared {
             Dialogue::new(&groups, of_group, runtime.clone())
         });
         let dialogues = dialogues.collect::<Result<_>>()?;
-        let sent = sent.iter().map(|sent| sent.of_entries(groups.entries));
-        let sent: Vec<Sent> = sent.collect();
-        let products = sent.iter().map(|sent| Product {
-            layer: sent.layer.clone(),
-            input: sent.input,
-            enlarged: sent.enlarged,
-            bytes: Sent::bytes(sent.products(), precision.down()),
-        });
+        let (up, down) = (groups.share_bits(), precision.down());
+        let mut drawn = Vec::with_capacity(sent.len());
+        let mut exchanged = HashMap::with_capacity(sent.len());
+        for sent in sent {
+            let sent = sent.of_entries(groups.entries);
+            let bands = sent.bands(sent.bands_at(up))?;
+            let whole = sent.bands(1)?;
+            drawn.push(sent.product(&whole, down));
+            let product = sent.product(&bands, down);
+            let name = sent.name().to_owned();
+            let of = Exchanged {
+                sent,
+                bands,
+                whole,
+                product,
+            };
+            exchanged.insert(name, Arc::new(of));
+        }
         Ok(Self {
-            products: products.collect(),
-            sent: sent
-                .into_iter()
-                .map(|sent| (sent.layer.clone(), sent))
-                .collect(),
+            sent: exchanged,
+            drawn: drawn.into(),
             whole,
             groups,
             precision,
@@ -103,115 +131,164 @@ impl Shared {
         Self { verifier, ..self }
     }
 
+    /// What is sent at the layer `name`; none where nothing is.
+    fn exchanged(&self, name: &str) -> Option<Arc<Exchanged>> {
+        self.sent.get(name).cloned()
+    }
+
     /// The output `[B, C_out, H, W]` of the layer `name` for the input `x` `[B, C, H, W]`; none where it is not sent.
-    fn multiplied(&mut self, name: &str, x: &Tensor<4>) -> Result<Option<Tensor<4>>> {
-        let Some(sent) = self.sent.get(name) else {
+    fn map(&mut self, name: &str, x: &Tensor<4>) -> Result<Option<Tensor<4>>> {
+        let Some(of) = self.exchanged(name) else {
             return Ok(None);
         };
         let [batch, c, rows, columns] = x.dims();
-        if [self.groups.entries, rows, columns] != sent.input
-            || batch != self.groups.entries * self.groups.number
-            || c != sent.c_in
-        {
-            let reason = format!("{name}: an input of {:?} was not foreseen", x.dims());
-            return Err(Error::Request(reason));
-        }
-        let weights = self.whole.weights();
-        if !self.own.contains_key(name) {
-            let own = Own::new(weights, sent, self.precision, self.verifier.as_mut())?;
-            self.own.insert(name.to_owned(), own);
-        }
-        let missing = || Error::Request(format!("{name}: its weights are gone"));
-        let own = self.own.get(name).ok_or_else(missing)?;
-        let product = self.products.iter().find(|product| product.layer == name);
-        let product = product.ok_or_else(missing)?;
+        self.check_input(&of.sent, [batch, rows, columns], c)?;
         let x = HostTensor::from_device(x.clone())?;
-        let entries = x.data.chunks(sent.features());
-        let parts = entries.zip(&mut self.dialogues);
+        let (sizes, y) = (of.sent.convolution(0), self.multiplied(&of, &x.data)?);
+        let [h, w] = sizes.out_size();
+        let output = y.into_iter().zip(&of.sent.layers).next();
+        let (y, layer) = output.ok_or_else(|| Error::Request(format!("{name}: no output")))?;
+        let y = HostTensor::new([batch, layer.outputs, h, w], y)?;
+        Ok(Some(y.into_device(self.whole.device())?))
+    }
+
+    /// The outputs `[B, T, D_out]` of the linear map `name`, and of those that are sent with it, for the input `x`
+    /// `[B, T, D]`; none where it is not sent.
+    fn tokens<const N: usize>(
+        &mut self,
+        name: &str,
+        x: &Tensor<3>,
+    ) -> Result<Option<[Tensor<3>; N]>> {
+        let Some(of) = self.exchanged(name).filter(|of| of.sent.layers.len() == N) else {
+            return Ok(None);
+        };
+        let [batch, tokens, c] = x.dims();
+        self.check_input(&of.sent, [batch, tokens, 1], c)?;
+        let x = HostTensor::from_device(x.clone())?;
+        let each = self.multiplied(&of, &x.data)?.into_iter();
+        let each = each.zip(&of.sent.layers).map(|(y, layer)| {
+            let y = HostTensor::new([batch, tokens, layer.outputs], y)?;
+            Ok(y.into_device(self.whole.device())?)
+        });
+        let each = each.collect::<Result<Vec<_>>>()?;
+        let outputs = each.try_into();
+        outputs
+            .map(Some)
+            .map_err(|_| Error::Request(format!("{name}: not as many outputs as layers")))
+    }
+
+    /// That an input of so many batch entries, rows and columns is what was counted with.
+    fn check_input(&self, sent: &Sent, [batch, rows, columns]: [usize; 3], c: usize) -> Result<()> {
+        let entries = self.groups.entries;
+        let foreseen = [entries, rows, columns] == sent.input
+            && batch == entries * self.groups.number
+            && c == sent.c_in;
+        match foreseen {
+            true => Ok(()),
+            false => Err(Error::Request(format!(
+                "{}: an input of {:?} and {c} channels was not foreseen",
+                sent.name(),
+                [batch, rows, columns]
+            ))),
+        }
+    }
+
+    /// The output of each layer of `of` for the input `x`, all batch entries one after the other.
+    fn multiplied(&mut self, of: &Exchanged, x: &[f32]) -> Result<Vec<Vec<f32>>> {
+        let sent = &of.sent;
+        for layer in &sent.layers {
+            if !self.own.contains_key(&layer.layer) {
+                let weights = self.whole.weights();
+                let own = Own::new(weights, layer, self.precision, self.verifier.as_mut())?;
+                self.own.insert(layer.layer.clone(), own);
+            }
+        }
+        let own = sent.layers.iter().map(|layer| {
+            let gone = || Error::Request(format!("{}: its weights are gone", layer.layer));
+            self.own.get(&layer.layer).ok_or_else(gone)
+        });
+        let own = own.collect::<Result<Vec<&Own>>>()?;
         let checked = match &mut self.verifier {
             Some(verifier) => verifier.chooses()?,
             None => false,
         };
         let (precision, bits) = (self.precision, self.groups.share_bits());
-        let parts = parts.map(|(x, dialogue)| hide(x, sent, dialogue, (precision, bits), checked));
-        let parts = parts.collect::<Result<Vec<Part>>>()?;
-        let (sends, hidden): (Vec<_>, Vec<_>) = (parts.into_iter())
-            .map(|part| (part.share, (part.carries, part.step, part.shares)))
-            .unzip();
-        let sends = self.dialogues.iter_mut().zip(sends);
-        let sends = sends.map(|(dialogue, share)| dialogue.send(product, share));
+        let parts = x.chunks(sent.features()).zip(&mut self.dialogues);
+        let parts = parts.map(|(x, dialogue)| hide(x, of, dialogue, (precision, bits), checked));
+        let mut parts = parts.collect::<Result<Vec<Part>>>()?;
+        let shares = parts.iter_mut().map(|part| std::mem::take(&mut part.share));
+        let sends = self.dialogues.iter_mut().zip(shares);
+        let sends = sends.map(|(dialogue, share)| dialogue.send(&of.product, share));
+        let sends: Vec<_> = sends.collect();
         let runtime = &self.runtime;
         // The carries are multiplied while the share travels.
-        let (answers, carried) = std::thread::scope(|scope| {
-            let carried = scope.spawn(|| {
-                let each = hidden.into_iter();
-                each.map(|(carries, step, shares)| {
-                    let expected = own.check.as_ref().zip(shares);
-                    let expected = expected.map(|(check, shares)| expected_of(check, sent, shares));
-                    (own.multiply(sent, carries), step, expected)
-                })
-                .collect::<Vec<_>>()
+        let (answers, beside) = std::thread::scope(|scope| {
+            let beside = scope.spawn(|| {
+                let each = parts.iter();
+                each.map(|part| beside(part, sent, &own))
+                    .collect::<Vec<_>>()
             });
             let answers = runtime.block_on(try_join_all(sends));
-            let carried = carried.join();
+            let beside = beside.join();
             (
                 answers,
-                carried.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                beside.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             )
         });
-        let mut output = Vec::with_capacity(self.groups.number * sent.products());
-        let parts = self.dialogues.iter_mut().zip(answers?);
-        let inputs = x.data.chunks(sent.features());
-        for (((dialogue, last), (mut y, step, expected)), x) in parts.zip(carried).zip(inputs) {
-            let mut packed = dialogue.drawn()?;
-            packed.push(last);
-            let words = packed.iter().enumerate().map(|(worker, packed)| {
-                unpack(packed, sent.products(), self.precision.down())
-                    .map_err(|e| dialogue.nonsense(worker, &e.to_string()))
+        let mut outputs = vec![Vec::new(); sent.layers.len()];
+        let groups = self.dialogues.iter_mut().zip(answers?);
+        let groups = groups.zip(&parts).zip(beside);
+        for ((((dialogue, last), part), beside), x) in groups.zip(x.chunks(sent.features())) {
+            let drawn = dialogue.drawn()?;
+            let packed = drawn.iter().map(|drawn| (drawn, &of.whole));
+            let packed = packed.chain([(&last, &of.bands)]).enumerate();
+            // Of each worker, of each layer.
+            let words = packed.map(|(worker, (packed, bands))| {
+                let words = sent.read(packed, bands, precision.down());
+                words.map_err(|e| dialogue.nonsense(worker, &e.to_string()))
             });
-            let words = words.collect::<Result<Vec<_>>>()?;
-            let [_, _, h, w] = sent.output;
-            let outputs = Outputs {
-                scales: &own.scales,
-                values: h * w,
-            };
-            if let Some((check, expected)) = own.check.as_ref().zip(expected) {
-                let bits = (0..).map(|worker| self.groups.bits(worker));
-                let each = words.iter().zip(&expected).zip(bits);
-                for (worker, ((words, expected), bits)) in each.enumerate() {
-                    let apart = check.mean(words, expected, outputs, bits)?;
-                    if !is_honest(apart, expected.len() / VECTORS) {
-                        return Err(dialogue.wrong(worker, name, apart));
+            let mut words = words.collect::<Result<Vec<_>>>()?;
+            let each = own.iter().zip(beside).zip(&sent.layers).zip(&mut outputs);
+            for (i, (((own, mut beside), layer), output)) in each.enumerate() {
+                let of_layer = words.iter_mut().map(|words| std::mem::take(&mut words[i]));
+                let words: Vec<Vec<i32>> = of_layer.collect();
+                let lie = own.lie(sent);
+                if let Some((check, expected)) = own.check.as_ref().zip(beside.expected) {
+                    let bits = (0..).map(|worker| self.groups.bits(worker));
+                    let each = words.iter().zip(&expected).zip(bits);
+                    for (worker, ((words, expected), bits)) in each.enumerate() {
+                        let apart = check.mean(words, expected, lie, bits)?;
+                        if !is_honest(apart, expected.len() / VECTORS) {
+                            return Err(dialogue.wrong(worker, &layer.layer, apart));
+                        }
                     }
                 }
+                let y = &mut beside.carried;
+                join(&words, y, lie, &own.bias, part.step, precision)?;
+                self.flop += own.adapt(sent, x, y);
+                output.append(y);
             }
-            join(&words, &mut y, outputs, &own.bias, step, self.precision)?;
-            self.flop += own.adapt(sent, x, &mut y);
-            output.extend(y);
-            dialogue.count(sent.flop, sent.features() as u64);
+            dialogue.count(sent.flop(), sent.features() as u64);
             self.flop += sent.carries_flop(self.groups.size);
         }
-        let [_, c_out, h, w] = sent.output;
-        let output = HostTensor::new([batch, c_out, h, w], output)?;
-        Ok(Some(output.into_device(self.whole.device())?))
+        Ok(outputs)
     }
 }
 
-/// The input `x` of `sent` hidden by the masks of the group of `dialogue`, whose share holder has words of so many bits.
+/// The input `x` hidden by the masks of the group of `dialogue`, whose share holder has words of so many bits.
 fn hide(
     x: &[f32],
-    sent: &Sent,
+    of: &Exchanged,
     dialogue: &mut Dialogue,
     (precision, bits): (Precision, u32),
     checked: bool,
 ) -> Result<Part> {
-    let [_, rows, columns] = sent.input;
-    let sizes = [sent.c_in, rows, columns];
-    let extent = Extent::of_windows(x, sizes, sent.kernel, sent.enlarged)?;
+    let extent = of.sent.extent(x)?;
     let masks = dialogue.masks(x.len())?;
     let step = extent.step(precision, masks.len() + 1);
     let (share, carries) = split(x, step, &masks, precision)?;
-    let packed = pack(&share, bits)?;
+    let rows = of.bands.iter().map(|band| band.input.clone());
+    let packed = of.sent.planes().pack(&share, rows, bits)?;
     let mut shares = masks;
     shares.push(share);
     Ok(Part {
@@ -220,6 +297,18 @@ fn hide(
         step,
         shares: checked.then_some(shares),
     })
+}
+
+/// What of a part is made at home, for each of its layers.
+fn beside(part: &Part, sent: &Sent, own: &[&Own]) -> Vec<Beside> {
+    let each = own.iter().map(|own| {
+        let expected = own.check.as_ref().zip(part.shares.as_ref());
+        Beside {
+            carried: own.multiply(sent, &part.carries),
+            expected: expected.map(|(check, shares)| expected_of(check, sent, shares)),
+        }
+    });
+    each.collect()
 }
 
 impl Account for Shared {
@@ -248,7 +337,7 @@ impl Executor for Shared {
     type Error = Error;
 
     fn conv(&mut self, layer: &Conv2d, x: &Tensor<4>) -> Result<Tensor<4>> {
-        match self.multiplied(&layer.name, x)? {
+        match self.map(&layer.name, x)? {
             Some(y) => Ok(y),
             None => Ok(self.whole.conv(layer, x)?),
         }
@@ -261,10 +350,42 @@ impl Executor for Shared {
         x: &Tensor<4>,
         like: &Tensor<4>,
     ) -> Result<Tensor<4>> {
-        match self.multiplied(&conv.name, x)? {
+        match self.map(&conv.name, x)? {
             Some(y) => Ok(y),
             None => Ok(self.whole.upsample_conv(conv, x, like)?),
         }
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor<3>) -> Result<Tensor<3>> {
+        match self.tokens(&layer.name, x)? {
+            Some([y]) => Ok(y),
+            None => Ok(self.whole.linear(layer, x)?),
+        }
+    }
+
+    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let [q, k, v] = match self.tokens(&layer.to_q.name, x)? {
+            Some(all) => all,
+            None => [
+                self.linear(&layer.to_q, x)?,
+                self.linear(&layer.to_k, x)?,
+                self.linear(&layer.to_v, x)?,
+            ],
+        };
+        let h = self.whole.attend_to(layer, q, [k, v]);
+        self.linear(&layer.to_out, &h)
+    }
+
+    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let q = self.linear(&layer.to_q, x)?;
+        let keys = self.whole.prompt_keys(layer)?;
+        let h = self.whole.attend_to(layer, q, keys);
+        self.linear(&layer.to_out, &h)
+    }
+
+    fn feed_forward(&mut self, layer: &FeedForward, x: &Tensor<3>) -> Result<Tensor<3>> {
+        let h = self.linear(&layer.up, x)?;
+        self.linear(&layer.down, &ops::geglu(h))
     }
 
     // The user's own.
@@ -285,14 +406,6 @@ impl Executor for Shared {
         Ok(self.whole.upsample(x, like)?)
     }
 
-    fn self_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.self_attention(layer, x)?)
-    }
-
-    fn cross_attention(&mut self, layer: &Attention, x: &Tensor<3>) -> Result<Tensor<3>> {
-        Ok(self.whole.cross_attention(layer, x)?)
-    }
-
     lacuna_model::whole_does_the_rest!(whole);
 }
 
@@ -307,9 +420,9 @@ pub struct Calls<'a> {
 impl Predictor for Calls<'_> {
     fn predict(&mut self, sample: HostTensor, timestep: f64) -> Result<HostTensor> {
         let sample = sample.into_device(self.executor.whole.device())?;
-        let products = self.executor.products.clone();
+        let drawn = self.executor.drawn.clone();
         for dialogue in &mut self.executor.dialogues {
-            dialogue.begin(&products)?;
+            dialogue.begin(&drawn)?;
         }
         let output = self.unet.forward(&mut self.executor, &sample, timestep);
         self.executor.dialogues.iter_mut().for_each(Dialogue::end);

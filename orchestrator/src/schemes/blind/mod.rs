@@ -39,14 +39,15 @@ use lacuna_shares::precision::WORKERS;
 use super::count::Count;
 use super::scheme::Options;
 use super::{Exposure, Predictor, Rules, Scheme, Sizes, Uses};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::config::{FleetConfig, MAX_WORKERS};
 use crate::fleet::tally::{Seen, Words};
 use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
-use options::{Bits, PRESETS, Preset};
+use options::{Bits, Layers, PRESETS, Preset};
+use sent::{Sent, sent};
 use verifier::Verifier;
 
 impl Options for Blind {
@@ -62,6 +63,21 @@ impl Blind {
     fn bits(&self) -> String {
         Bits(self.precision()).to_string()
     }
+
+    /// What workers multiply.
+    ///
+    /// # Errors
+    /// [`Error::Workers`] where that is nothing.
+    fn sent(&self, unet: &UNet, sizes: &Sizes) -> Result<Vec<Sent>> {
+        let sent = sent(unet, sizes, self.layers())?;
+        match sent.is_empty() {
+            false => Ok(sent),
+            true => Err(Error::Workers(format!(
+                "--share-layers {}: the model has no such layer, and workers would have nothing to multiply",
+                self.layers()
+            ))),
+        }
+    }
 }
 
 impl Scheme for Blind {
@@ -70,16 +86,21 @@ impl Scheme for Blind {
     }
 
     fn label(&self) -> String {
-        match self.groups() {
-            1 => format!("blind, {}", self.bits()),
-            n => format!("blind, {}, {n} groups", self.bits()),
+        let mut label = format!("blind, {}", self.bits());
+        if self.groups() > 1 {
+            label += &format!(", {} groups", self.groups());
         }
+        if self.layers() != Layers::Convs {
+            label += &format!(", layers {}", self.layers());
+        }
+        label
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
         vec![
             ("share_bits", self.bits()),
             ("share_groups", self.groups().to_string()),
+            ("share_layers", self.layers().to_string()),
         ]
     }
 
@@ -89,8 +110,13 @@ impl Scheme for Blind {
             1 => "all workers in one group".to_owned(),
             n => format!("workers in {n} groups"),
         };
+        let layers = match self.layers() {
+            Layers::Convs => "convolutions".to_owned(),
+            Layers::All => "all layers".to_owned(),
+            Layers::Work(least) => format!("layers of {least} operations a number or more"),
+        };
         format!(
-            "shares of {} bits, products of {} before the point and {} behind it, {groups}",
+            "{layers} by shares of {} bits, products of {} before the point and {} behind it, {groups}",
             precision.up(),
             precision.range(),
             precision.fraction()
@@ -103,6 +129,7 @@ impl Scheme for Blind {
             "bits_up": precision.up(),
             "bits_down": precision.down(),
             "groups": self.groups(),
+            "layers": self.layers().to_string(),
         })
     }
 
@@ -135,11 +162,20 @@ impl Scheme for Blind {
         Some(Self { verify, ..*self }.scheme())
     }
 
-    /// What is left open: the bits, and the groups.
+    /// What is left open: the bits, the groups, and the layers.
     fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
-        if self.share_bits.is_some() && self.share_groups.is_some() {
+        let open = [
+            self.share_bits.is_none(),
+            self.share_groups.is_none(),
+            self.share_layers.is_none(),
+        ];
+        if !open.contains(&true) {
             return Vec::new();
         }
+        let layers = match self.share_layers {
+            Some(layers) => vec![layers],
+            None => Layers::CHOICES.to_vec(),
+        };
         let bits = match self.share_bits {
             Some(bits) => vec![bits],
             None => PRESETS
@@ -151,15 +187,21 @@ impl Scheme for Blind {
             Some(groups) => groups..=groups,
             None => 1..=MAX_WORKERS / WORKERS.start(),
         };
-        let each = bits
-            .into_iter()
-            .flat_map(|bits| groups.clone().map(move |groups| (bits, groups)));
-        let settled = each.map(|(bits, groups)| Self {
-            share_bits: Some(bits),
-            share_groups: Some(groups),
-            ..*self
-        });
-        settled.map(Options::scheme).collect()
+        let mut all = Vec::new();
+        for bits in bits {
+            for groups in groups.clone() {
+                all.extend(layers.iter().map(|layers| {
+                    let settled = Self {
+                        share_bits: Some(bits),
+                        share_groups: Some(groups),
+                        share_layers: Some(*layers),
+                        ..*self
+                    };
+                    settled.scheme()
+                }));
+            }
+        }
+        all
     }
 
     /// By the bits.
@@ -176,8 +218,9 @@ impl Scheme for Blind {
 
     /// Of the layers that are sent: a low rank is little work.
     fn adapters_apart(&self, unet: &UNet, sizes: &Sizes) -> Result<HashSet<String>> {
-        let sent = sent::sent(unet, sizes)?.into_iter();
-        Ok(sent.map(|sent| sent.layer).collect())
+        let sent = self.sent(unet, sizes)?.into_iter();
+        let layers = sent.flat_map(|sent| sent.layers);
+        Ok(layers.map(|layer| layer.layer).collect())
     }
 
     /// All but one of a group.
@@ -193,7 +236,7 @@ impl Scheme for Blind {
     /// No rows, but words: of one call.
     fn seen(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<Vec<Seen>> {
         let groups = Groups::new(self, sizes, workers)?;
-        let sent = sent::sent(unet, sizes)?.into_iter();
+        let sent = self.sent(unet, sizes)?.into_iter();
         let words = sent.map(|sent| sent.of_entries(groups.entries).features() as u64);
         let words = words.sum();
         let of = |worker| match groups.holds_share(worker) {
@@ -254,7 +297,7 @@ impl Scheme for Blind {
         fleet: Fleet,
     ) -> Result<Box<dyn Predictor + 'a>> {
         let groups = Groups::new(self, sizes, fleet.len())?;
-        let sent = sent::sent(unet, sizes)?;
+        let sent = self.sent(unet, sizes)?;
         let verifier = self.verify.map(Verifier::new).transpose()?;
         let executor = Shared::new(whole, groups, self.precision(), sent, fleet)?;
         let executor = executor.checked_by(verifier);

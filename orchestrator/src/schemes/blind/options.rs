@@ -19,6 +19,11 @@ pub struct Blind {
     /// workers of a group together see everything, any fewer of it nothing [default: 1; under a policy, what is fastest].
     #[arg(long, value_name = "N")]
     pub share_groups: Option<usize>,
+    /// blind: which layers workers multiply: convs, the convolutions that keep the size of their input; all that have
+    /// weights; or a number, those of at least so many operations for each number that travels [default: convs; under
+    /// a policy, what is fastest].
+    #[arg(long, value_name = "LAYERS")]
+    pub share_layers: Option<Layers>,
     /// The share of the workers' products that is checked, if any is.
     #[arg(skip)]
     pub verify: Option<f64>,
@@ -27,6 +32,57 @@ pub struct Blind {
 /// How many bits everything has, as it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bits(pub Precision);
+
+/// Which layers workers multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layers {
+    /// Every convolution of more than one row and column that keeps the size of its input, also where that was enlarged
+    /// before.
+    Convs,
+    /// Every layer that has weights, but for those that never are.
+    All,
+    /// Of these every one of at least so many operations for each number that travels.
+    Work(u32),
+}
+
+impl Layers {
+    /// What a plan tells apart: whoever computes slowly has more of them sent.
+    pub const CHOICES: [Self; 8] = [
+        Self::Convs,
+        Self::Work(10_000),
+        Self::Work(5_000),
+        Self::Work(2_000),
+        Self::Work(1_000),
+        Self::Work(500),
+        Self::Work(250),
+        Self::All,
+    ];
+}
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "convs" => Ok(Self::Convs),
+            "all" => Ok(Self::All),
+            _ => text.parse().map(Self::Work).map_err(|_| {
+                "none of convs, all, and no number of operations for each number that travels"
+                    .into()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Convs => f.write_str("convs"),
+            Self::All => f.write_str("all"),
+            Self::Work(least) => write!(f, "{least}"),
+        }
+    }
+}
 
 /// Bits that have a name.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +153,11 @@ impl Blind {
         self.share_bits.map_or(Precision::SPEED, |bits| bits.0)
     }
 
+    /// Which layers workers multiply; what is usual where nobody chose.
+    pub fn layers(&self) -> Layers {
+        self.share_layers.unwrap_or(Layers::Convs)
+    }
+
     /// Into how many groups the workers fall; one where nobody chose.
     pub fn groups(&self) -> usize {
         self.share_groups.unwrap_or(1)
@@ -122,6 +183,16 @@ mod tests {
         ] {
             let error = text.parse::<Bits>().unwrap_err();
             assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn layers_are_read_as_they_are_written() {
+        for layers in Layers::CHOICES {
+            assert_eq!(layers.to_string().parse::<Layers>().unwrap(), layers);
+        }
+        for wrong in ["most", "-1", "1.5", ""] {
+            assert!(wrong.parse::<Layers>().unwrap_err().contains("convs, all"));
         }
     }
 }

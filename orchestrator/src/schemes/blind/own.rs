@@ -8,23 +8,24 @@ use lacuna_model::host::OnDevice;
 use lacuna_model::weights::{LowRank, Weights};
 use lacuna_shares::Precision;
 use lacuna_shares::check::Check;
-use lacuna_shares::join::scales_by_input;
+use lacuna_shares::join::{Outputs, scales_by_input};
 use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
 use lacuna_wire::host::transpose_each;
 
 use super::enlarged;
-use super::sent::Sent;
+use super::sent::{Form, Multiplied, Sent};
 use super::verifier::Verifier;
 use crate::error::Result;
 
 /// A layer that workers multiply, as the user has it.
 pub struct Own {
+    outputs: usize,
     /// By input: of each feature the weights of all outputs.
     by_input: Arc<Vec<f32>>,
     /// Of [`scales_by_input`].
     pub scales: Vec<f32>,
-    /// What is added to each output.
+    /// What is added to each output; nothing where the layer has no bias.
     pub bias: Vec<f32>,
     /// Its adapters, which workers know nothing of.
     adapters: Vec<LowRank>,
@@ -33,88 +34,112 @@ pub struct Own {
 }
 
 impl Own {
-    /// Of the layer `sent` with `weights`.
+    /// Of `layer` with `weights`.
     ///
     /// # Errors
     /// [`lacuna_wire::Error::MissingTensor`] when the weights lack the layer; those of the device.
     pub fn new(
         weights: &Weights,
-        sent: &Sent,
+        layer: &Multiplied,
         precision: Precision,
         verifier: Option<&mut Verifier>,
     ) -> Result<Self> {
-        let name = |part: &str| format!("{}.{part}", sent.layer);
-        let [_, outputs, ..] = sent.output;
-        let by_input = match weights.by_input(&name("weight")) {
+        let weight = format!("{}.weight", layer.layer);
+        let outputs = layer.outputs;
+        let by_input = match weights.by_input(&weight) {
             Some(by_input) => by_input.clone(),
-            // Workers in this process have the kernel as they need it.
+            // Workers in this process have the weights as they need them.
             None => {
-                let kernel = HostTensor::from_device(weights.kernel(&name("weight"))?)?.data;
-                Arc::new(transpose_each(
-                    &kernel,
-                    outputs,
-                    kernel.len() / outputs.max(1),
-                ))
+                let by_output = match weights.kernel(&weight) {
+                    Ok(kernel) => HostTensor::from_device(kernel)?,
+                    Err(_) => HostTensor::from_device(weights.matrix(&weight)?)?,
+                };
+                let by_output = by_output.data;
+                let fan_in = by_output.len() / outputs.max(1);
+                Arc::new(transpose_each(&by_output, outputs, fan_in))
             }
         };
         let scales = scales_by_input(&by_input, outputs, precision.fraction());
         let check = verifier.map(|verifier| verifier.check(&by_input, &scales, precision));
+        // Queries, keys and values have none.
+        let bias = match weights.vector(&format!("{}.bias", layer.layer)) {
+            Ok(bias) => HostTensor::from_device(bias)?.data,
+            Err(_) => Vec::new(),
+        };
         Ok(Self {
+            outputs,
             check: check.transpose()?,
             by_input,
             scales,
-            adapters: weights.adapters_apart(&sent.layer).to_vec(),
-            bias: HostTensor::from_device(weights.vector(&name("bias"))?)?.data,
+            adapters: weights.adapters_apart(&layer.layer).to_vec(),
+            bias,
         })
     }
 
-    /// Adds to the output `y` `[B, C_out, H, W]` what the adapters make of the input `x` `[B, C, H, W]` of `sent`. Gives the
-    /// work that it was.
+    /// How an output of `sent` lies.
+    pub fn lie(&self, sent: &Sent) -> Outputs<'_> {
+        Outputs {
+            scales: &self.scales,
+            values: sent.values(),
+        }
+    }
+
+    /// Adds to the output `y` what the adapters make of the input `x` of `sent`. Gives the work that it was.
     pub fn adapt(&self, sent: &Sent, x: &[f32], y: &mut [f32]) -> u64 {
+        if self.adapters.is_empty() {
+            return 0;
+        }
+        let x = sent.as_map(x);
         let mut flop = 0;
         for adapter in &self.adapters {
             let LowRank { down, up, scale } = adapter;
             let rank = adapter.rank();
-            let narrow = Sizes {
-                c_out: rank,
-                ..sent.convolution()
-            };
-            let whole;
-            let x = match sent.enlarged {
-                Some(size) => {
-                    whole = enlarged::features(x, sent, size);
-                    &whole
-                }
-                None => x,
-            };
-            let h = conv2d(x, &down.data, &vec![0.0; rank], narrow);
+            let narrow = sent.convolution(rank);
+            let h = conv2d(&x, &down.data, &vec![0.0; rank], narrow);
+            let size = narrow.out_size();
             let wide = Sizes {
                 c_in: rank,
+                c_out: self.outputs,
+                size,
                 kernel: 1,
+                stride: 1,
                 padding: [0, 0],
-                ..sent.convolution()
+                ..narrow
             };
-            let change = conv2d(&h, &up.data, &vec![0.0; wide.c_out], wide);
+            let change = conv2d(&h, &up.data, &vec![0.0; self.outputs], wide);
+            let change = sent.of_map(change, self.outputs);
             let pairs = y.iter_mut().zip(&change);
             pairs.for_each(|(y, change)| *y += scale * change);
-            let [batch, _, rows, columns] = sent.output;
-            let inner = sent.c_in * sent.kernel * sent.kernel + wide.c_out;
-            flop += 2 * (batch * rows * columns * rank * inner) as u64;
+            let [rows, columns] = size;
+            let inner = sent.c_in * narrow.kernel * narrow.kernel + self.outputs;
+            flop += 2 * (narrow.batch * rows * columns * rank * inner) as u64;
         }
         flop
     }
 
-    /// The product of the weights with the carries of an input of `sent`, `[B, C_out, H, W]`, in units of `2^b`.
-    pub fn multiply(&self, sent: &Sent, carries: Carries) -> Vec<f32> {
-        let carries = match sent.enlarged {
-            Some(size) => enlarged::carries(&carries, sent, size),
-            None => carries,
+    /// The product of the weights with the carries of an input of `sent`, as the output lies, in units of `2^b`.
+    pub fn multiply(&self, sent: &Sent, carries: &Carries) -> Vec<f32> {
+        let copies;
+        let carries = match sent.form {
+            Form::Map {
+                enlarged: Some(size),
+                ..
+            } => {
+                copies = enlarged::carries(carries, sent.input, size);
+                &copies
+            }
+            _ => carries,
         };
-        let sizes = sent.convolution();
         let few = Sparse {
             at: &carries.at,
             values: &carries.times,
         };
-        sparse::conv2d(few, &self.by_input, sizes)
+        match sent.form {
+            Form::Map { .. } => sparse::conv2d(few, &self.by_input, sent.convolution(self.outputs)),
+            Form::Tokens => {
+                let [batch, tokens, _] = sent.input;
+                sparse::linear(few, &self.by_input, [batch * tokens, self.outputs])
+            }
+        }
     }
 }

@@ -3,12 +3,11 @@
 //! What is compared are a worker's share, which is uniform whatever the picture is, and what it made of it. So a check
 //! that fails, and the picture that ends by it, tell that a worker lied and nothing of the picture.
 
-use lacuna_kernels::conv::{Sizes, conv2d};
+use lacuna_kernels::conv::conv2d;
 use lacuna_shares::Precision;
 use lacuna_shares::check::{Check, VECTORS, threshold};
 use lacuna_shares::stream::Masks;
 
-use super::enlarged::features;
 use super::sent::Sent;
 use crate::error::Result;
 
@@ -61,21 +60,21 @@ impl Verifier {
     }
 }
 
-/// What each of `shares` of an input of `sent` must give by `check`: `[B, VECTORS, positions]`.
-pub fn expected_of(check: &Check, sent: &Sent, shares: Vec<Vec<i32>>) -> Vec<Vec<f32>> {
-    let sizes = Sizes {
-        c_out: VECTORS,
-        ..sent.convolution()
+/// What each of `shares` of an input of `sent` must give by `check`: `[B, VECTORS, positions]`, of tokens
+/// `[B, T, VECTORS]`.
+pub fn expected_of(check: &Check, sent: &Sent, shares: &[Vec<i32>]) -> Vec<Vec<f32>> {
+    let of = |share: &Vec<i32>| {
+        let share: Vec<f32> = share.iter().map(|word| *word as f32).collect();
+        let sizes = sent.convolution(VECTORS);
+        let products = conv2d(
+            &sent.as_map(&share),
+            check.weights(),
+            &[0.0; VECTORS],
+            sizes,
+        );
+        sent.of_map(products, VECTORS)
     };
-    let of = |share: Vec<i32>| {
-        let share: Vec<f32> = share.into_iter().map(|word| word as f32).collect();
-        let share = match sent.enlarged {
-            Some(size) => features(&share, sent, size),
-            None => share,
-        };
-        conv2d(&share, check.weights(), &[0.0; VECTORS], sizes)
-    };
-    shares.into_iter().map(of).collect()
+    shares.iter().map(of).collect()
 }
 
 /// Whether products that are `apart` of what they must be at so many positions may be an honest worker's.

@@ -59,6 +59,7 @@ pub(super) fn first_calls(
                     kind,
                     up: strips.iter().map(|(_, up, _)| *up).collect(),
                     down: strips.iter().map(|(.., down)| *down).collect(),
+                    bands: 1,
                     ahead: 0,
                     workers_flop: operation.flop,
                     user_flop: 0,

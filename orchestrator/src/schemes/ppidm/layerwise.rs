@@ -261,4 +261,5 @@ impl Executor for Layerwise {
     }
 
     lacuna_model::whole_does_the_rest!(whole);
+    lacuna_model::whole_maps_tokens!(whole);
 }

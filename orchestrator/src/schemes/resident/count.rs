@@ -63,6 +63,7 @@ impl Hub for Counter {
             kind: kind_of(exchange),
             up: seats.iter().map(up).collect(),
             down: seats.iter().map(down).collect(),
+            bands: 1,
             ahead: 0,
             workers_flop: 0,
             user_flop: 0,

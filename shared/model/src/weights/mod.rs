@@ -35,7 +35,7 @@ enum Weight {
     Matrix(Tensor<2>),
     /// Convolution: `[C_out, C_in, K, K]`.
     Kernel(Tensor<4>),
-    /// Of a convolution that others compute, by input: `[C_in K K, C_out]`.
+    /// Of a layer that others compute, by input: `[C_in K K, C_out]`, or `[D_in, D_out]`.
     ByInput(Arc<Vec<f32>>),
 }
 
@@ -160,7 +160,7 @@ impl Weights {
         })
     }
 
-    /// A convolution's kernel by input, `[C_in K K, C_out]`, where it was loaded so ([`Stored::load_apart`]), by full name.
+    /// A layer's weights by input, `[C_in K K, C_out]` or `[D_in, D_out]`, where they were loaded so ([`Stored::load_apart`]), by full name.
     pub fn by_input(&self, name: &str) -> Option<&Arc<Vec<f32>>> {
         match self.tensors.get(name) {
             Some(Weight::ByInput(values)) => Some(values),

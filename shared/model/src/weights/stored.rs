@@ -121,7 +121,7 @@ impl<L: Parameters> Stored<L> {
         Weights::of_read(parameters, |name| self.read(name), self.digest()?, target)
     }
 
-    /// Loads `parameters` for one who has others compute the convolutions `apart`: their kernels lie by input
+    /// Loads `parameters` for one who has others compute the layers `apart`: their weights lie by input
     /// ([`Weights::by_input`]) and are without their adapters, which come along. The digest is that of the network without
     /// any.
     ///
@@ -135,7 +135,7 @@ impl<L: Parameters> Stored<L> {
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
         let (theirs, own): (Vec<Parameter>, Vec<Parameter>) = (parameters.iter().cloned())
-            .partition(|p| apart.contains(p.layer()) && p.shape.len() == 4);
+            .partition(|p| apart.contains(p.layer()) && p.shape.len() > 1);
         let digest = self.digest_with(&[])?;
         let mut weights = Weights::of_read(&own, |name| self.read(name), &digest, target)?;
         for Parameter { name, shape, .. } in theirs {

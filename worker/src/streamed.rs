@@ -1,0 +1,194 @@
+//! Requests that are worked on while they come, and answered while they are: `multiply`.
+
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
+use lacuna_protocol::session::TENSORS;
+use lacuna_protocol::shares::MultiplyHeader;
+use lacuna_wire::head::{self, Head};
+use tokio::sync::{OwnedMutexGuard, mpsc};
+
+use crate::error::{Error, Result};
+use crate::program::Program;
+use crate::sessions::Session;
+
+/// How long the next bytes of a request may take: who has gone silent must not keep its session from the retry.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Bands of an answer that wait for the network at most.
+const AHEAD: usize = 4;
+
+/// A request's bytes as they come.
+struct Incoming {
+    body: BodyDataStream,
+    held: BytesMut,
+    digest: blake3::Hasher,
+    /// Bytes that may still come.
+    room: usize,
+}
+
+impl Incoming {
+    /// Of `body`, of at most `most` bytes.
+    fn new(body: Body, most: usize) -> Self {
+        Self {
+            body: body.into_data_stream(),
+            held: BytesMut::new(),
+            digest: blake3::Hasher::new(),
+            room: most,
+        }
+    }
+
+    /// Waits for more bytes; false at the end.
+    async fn more(&mut self) -> Result<bool> {
+        let next = tokio::time::timeout(SILENCE, self.body.next()).await;
+        let next = next.map_err(|_| Error::Invalid("the request stopped in the middle".into()))?;
+        let Some(chunk) = next else {
+            return Ok(false);
+        };
+        let chunk = chunk.map_err(|e| Error::Invalid(format!("the request broke off: {e}")))?;
+        self.room = match self.room.checked_sub(chunk.len()) {
+            Some(room) => room,
+            None => return Err(Error::Invalid("the request is longer than any".into())),
+        };
+        self.digest.update(&chunk);
+        self.held.extend_from_slice(&chunk);
+        Ok(true)
+    }
+
+    /// The next `len` bytes.
+    async fn take(&mut self, len: usize) -> Result<Bytes> {
+        while self.held.len() < len {
+            if !self.more().await? {
+                let reason = format!("the request ends {} bytes early", len - self.held.len());
+                return Err(Error::Invalid(reason));
+            }
+        }
+        Ok(self.held.split_to(len).freeze())
+    }
+
+    /// What the message says before its tensor.
+    async fn head(&mut self) -> Result<Head<MultiplyHeader>> {
+        loop {
+            if let Some(len) = head::len(&self.held)? {
+                let bytes = self.take(len).await?;
+                return Ok(Head::decode(&bytes)?);
+            }
+            if !self.more().await? {
+                return Err(Error::Invalid("the request has no header".into()));
+            }
+        }
+    }
+
+    /// The digest of all of it, once nothing more may come.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where more comes all the same.
+    async fn end(mut self) -> Result<blake3::Hash> {
+        while self.held.is_empty() && self.more().await? {}
+        match self.held.is_empty() {
+            true => Ok(self.digest.finalize()),
+            false => Err(Error::Invalid(
+                "the request goes on after its tensor".into(),
+            )),
+        }
+    }
+}
+
+/// Who waits for an answer: what it begins with says how long it is.
+struct Outgoing {
+    chunks: mpsc::Sender<Result<Bytes>>,
+    /// All of it, to be kept for a retry.
+    all: Vec<u8>,
+}
+
+impl Outgoing {
+    async fn send(&mut self, bytes: Vec<u8>) {
+        self.all.extend_from_slice(&bytes);
+        // Whoever hung up may ask again: the work is done to the end and its reply kept.
+        let _ = self.chunks.send(Ok(bytes.into())).await;
+    }
+}
+
+/// The answer of `session` to the request in `body`, of at most `most` bytes. It is made in a task of its own: should
+/// the connection break once all has come, the work is still done and the reply kept, so that the retry finds it.
+///
+/// # Errors
+/// Those of the head and of the first band; what fails later breaks the answer off.
+pub async fn multiply(
+    session: OwnedMutexGuard<Session<Program>>,
+    body: Body,
+    most: usize,
+) -> Result<Response> {
+    let (chunks, mut waiting) = mpsc::channel(AHEAD);
+    let (length, told) = tokio::sync::oneshot::channel();
+    let incoming = Incoming::new(body, most);
+    let outgoing = Outgoing {
+        chunks: chunks.clone(),
+        all: Vec::new(),
+    };
+    tokio::spawn(async move {
+        if let Err(error) = work(session, incoming, outgoing, length).await {
+            tracing::debug!("a product: {error}");
+            let _ = chunks.send(Err(error)).await;
+        }
+    });
+    let ended = || Error::Compute("the work on a product ended".into());
+    let first = waiting.recv().await.ok_or_else(ended)??;
+    let length = told.await.map_err(|_| ended())?;
+    let rest = stream::poll_fn(move |context| waiting.poll_recv(context));
+    let body = Body::from_stream(stream::iter([Ok(first)]).chain(rest));
+    let headers = [
+        (header::CONTENT_TYPE, TENSORS.to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+    ];
+    Ok((headers, body).into_response())
+}
+
+async fn work(
+    mut session: OwnedMutexGuard<Session<Program>>,
+    mut incoming: Incoming,
+    mut outgoing: Outgoing,
+    length: tokio::sync::oneshot::Sender<usize>,
+) -> Result<()> {
+    let head = incoming.head().await?;
+    let sequence = head.header.sequence;
+    if session.is_due(sequence) {
+        let mut task = session.program.shares()?.begin(head)?;
+        let beginning = task.head()?;
+        let _ = length.send(beginning.len() + task.going());
+        let (coming, mut beginning) = (task.coming().to_vec(), Some(beginning));
+        // One that is drawn is done at once.
+        let mut bands = if coming.is_empty() { vec![0] } else { coming };
+        let last = bands.pop().unwrap_or_default();
+        for len in bands {
+            let packed = incoming.take(len).await?;
+            let mut bytes = beginning.take().unwrap_or_default();
+            bytes.extend(task.next(packed).await?);
+            outgoing.send(bytes).await;
+        }
+        let packed = incoming.take(last).await?;
+        // Nobody has all of an answer to a request that goes on.
+        let digest = incoming.end().await?;
+        let mut bytes = beginning.unwrap_or_default();
+        bytes.extend(task.next(packed).await?);
+        outgoing.all.extend_from_slice(&bytes);
+        session.answered(sequence, digest, outgoing.all.into());
+        let _ = outgoing.chunks.send(Ok(bytes.into())).await;
+        return Ok(());
+    }
+    // A retry, or out of order: only all of it tells which.
+    let (_, len) = head.tensor.unwrap_or_default();
+    incoming
+        .take(len.min(incoming.room + incoming.held.len()))
+        .await?;
+    let digest = incoming.end().await?;
+    if let Some(reply) = session.replay(sequence, &digest)? {
+        let _ = length.send(reply.len());
+        let _ = outgoing.chunks.send(Ok(reply)).await;
+    }
+    Ok(())
+}
