@@ -11,8 +11,8 @@ use crate::policy::{PRIVATE, Policy};
 /// On what terms workers are used.
 #[derive(Args, Clone, Debug)]
 pub struct TermsArguments {
-    /// What any one provider may see: private, fast, paper, or a TOML file (see configs/policies). Under resident
-    /// the fastest placement that it allows is taken; what other flags ask of it is kept, or refused [default:
+    /// What any one provider may see: private, nothing, fast, paper, or a TOML file (see configs/policies). The fastest
+    /// placement that it allows is taken; what other flags ask of it is kept, or refused [default:
     /// private; none where all workers are on this machine, which are yours].
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<PathBuf>,

@@ -1,5 +1,7 @@
 //! What will be shown to whom, in words, before it is.
 
+use lacuna_shares::precision::WORKERS;
+
 use super::ledger::{Ledger, SLACK, View};
 use super::{PRIVATE, Policy};
 
@@ -105,11 +107,14 @@ pub fn rows_advice(ledger: &Ledger, allowed: f64, strips: usize) -> String {
             100.0 * ledger.most_rows()
         ),
     };
-    let more = match needed <= strips as f64 {
+    let mut more = match needed <= strips as f64 {
         true => format!("workers of {needed} providers; "),
         // Nor could more providers be given that many strips.
         false => String::new(),
     };
+    if WORKERS.contains(&ledger.providers.len()) {
+        more += "--scheme blind, which shows none of them anything, for more bytes and of your own work; ";
+    }
     format!("; {have}. Possible are: {more}{}", by_showing_more(ledger))
 }
 
@@ -177,6 +182,11 @@ mod tests {
         ] {
             let ledger = ledger(shares);
             let advice = rows_advice(&ledger, 0.25, 8);
+            assert_eq!(
+                advice.contains("--scheme blind"),
+                shares.len() > 1,
+                "{advice}"
+            );
             for part in [flag, need, "workers of 4 providers", "--scheme local"] {
                 assert!(advice.contains(part), "{part:?} is not in {advice}");
             }

@@ -206,13 +206,15 @@ fn worth_a_row(ways: &[Way]) -> Vec<&Way> {
 
 /// The ways as lines of a table: those that are possible, and below them why the others are not.
 pub fn table(ways: &[Way]) -> String {
+    let named = worth_a_row(ways);
+    let longest = named.iter().map(|way| way.name.len()).max();
+    let width = longest.unwrap_or_default().max("a picture".len());
     let mut text = format!(
-        "{:<17} {:>10} {:>10} {:>10} {:>10}  {:<13}  {}\n",
+        "{:<width$} {:>10} {:>10} {:>10} {:>10}  {:<13}  {}\n",
         "a picture", "seconds", "MB up", "MB down", "memory GB", "quality", "a provider sees"
     );
-    let (possible, refused): (Vec<&Way>, Vec<&Way>) = worth_a_row(ways)
-        .into_iter()
-        .partition(|way| way.refused.is_none());
+    let (possible, refused): (Vec<&Way>, Vec<&Way>) =
+        named.into_iter().partition(|way| way.refused.is_none());
     for way in possible.into_iter().chain(refused) {
         let cost = &way.cost;
         let quality = match way.least_psnr {
@@ -226,7 +228,7 @@ pub fn table(ways: &[Way]) -> String {
         // Writing into a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<17} {:>10.1} {:>10.1} {:>10.1} {:>10.2}  {:<13}  {last}",
+            "{:<width$} {:>10.1} {:>10.1} {:>10.1} {:>10.2}  {:<13}  {last}",
             way.name,
             cost.seconds,
             cost.bytes_up as f64 / 1e6,

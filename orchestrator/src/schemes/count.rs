@@ -85,8 +85,8 @@ impl Count {
         self.exchanges.iter().map(|e| e.ahead as u64).sum()
     }
 
-    /// Seconds on `link`: for what goes up, for what comes down beside that, and for waiting. What comes down beside the way
-    /// up takes time only where it takes longer.
+    /// Seconds on `link`: for what goes up, for what comes down beside that, and for waiting. What comes down ahead takes time
+    /// only where it takes longer than nothing else comes down.
     pub fn link_seconds(&self, link: &Link) -> [f64; 3] {
         let (mut up, mut rest, mut free) = (0.0, 0.0, 0.0);
         for exchange in &self.exchanges {
@@ -103,7 +103,7 @@ impl Count {
         }
         let ahead = link.seconds([0, self.ahead()], 0);
         let waits = link.seconds([0, 0], self.round_trips());
-        [up, rest + (ahead - free).max(0.0), waits]
+        [up, rest + (ahead - free - waits).max(0.0), waits]
     }
 
     /// Most bytes of tensors that a worker hands out at once.

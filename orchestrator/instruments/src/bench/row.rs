@@ -62,7 +62,7 @@ pub struct Summary {
     pub seconds_first_call: f64,
     /// Median to the first row's.
     pub ratio_to_first_row: f64,
-    /// Of the median: what the emulated link takes for the bytes and the round trips, computed.
+    /// Of the median: what the emulated link takes for the tensors' bytes and the round trips, computed.
     pub link_seconds_per_call: Option<f64>,
     /// How often a call waits for the workers, counted.
     pub round_trips_per_call: usize,
@@ -194,7 +194,7 @@ pub fn summarise(rows: &[Row], link: Option<Link>) -> Vec<Summary> {
             seconds_per_call_max: row.seconds.iter().copied().fold(0.0, f64::max),
             seconds_first_call: median(&row.first_seconds),
             ratio_to_first_row: seconds / first,
-            link_seconds_per_call: link.map(|l| l.seconds([bytes_up, bytes_down], round_trips)),
+            link_seconds_per_call: link.map(|link| row.counts[1].link_seconds(&link).iter().sum()),
             round_trips_per_call: round_trips,
             requests_per_call: requests,
             bytes_up_per_call: bytes_up,

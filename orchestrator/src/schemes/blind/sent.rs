@@ -19,10 +19,10 @@ use crate::fleet::tally;
 use crate::schemes::Sizes;
 
 /// Bytes of a share's band, about: what comes back of it is on its way while the next goes up.
-const BAND: usize = 128 << 10;
+const BAND: usize = 64 << 10;
 
 /// Rows of a band at least: each is multiplied by itself, with the rows around it.
-const ROWS: usize = 8;
+const ROWS: usize = 4;
 
 /// Most bands; more would not save more.
 const MOST: usize = 8;
@@ -502,7 +502,7 @@ mod tests {
             })
         };
         assert_eq!(bands(64), (8, 8));
-        assert_eq!(bands(8), (1, 1));
+        assert_eq!(bands(8), (1, 2));
         for sent in &convs {
             let bands = sent.bands(sent.bands_at(12)).unwrap();
             // A band's last byte is its own, and no more.
