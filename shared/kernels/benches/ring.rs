@@ -8,8 +8,12 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use gemm::Parallelism;
+use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_kernels::conv::{Sizes, conv2d};
 use lacuna_kernels::ring;
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 15;
 
@@ -57,6 +61,8 @@ fn product([m, n, k]: [usize; 3], a: &[f32], b: &[f32], y: &mut [f32]) {
 }
 
 fn main() {
+    // As workers do.
+    keep_freed_pages();
     println!("milliseconds, and the ring's of each f32's");
     for (channels, size, batch) in [
         (320, 64, 1),
@@ -84,21 +90,26 @@ fn main() {
             .collect();
         let rows: Vec<i16> = (0..m * k).map(|i| (i * 40_503 % 65_521) as i16).collect();
         let packed = ring::Weights::new(&rows, channels, 3);
+        let small: Vec<i16> = rows.iter().map(|row| row / 9).collect();
+        let of_bits = ring::Weights::of_bits(&small, sizes, 26);
         let x: Vec<f32> = words.iter().map(|word| *word as f32 * 1e-9).collect();
         let weight: Vec<f32> = rows.iter().map(|row| f32::from(*row) * 1e-5).collect();
         let bias = vec![0.0; channels];
         let patches: Vec<f32> = (0..k * n).map(|i| x[i % x.len()]).collect();
         let mut y = vec![0.0; m * n];
-        let [of_ring, convolution, matrix] = best([
+        let [of_ring, few_bits, convolution, matrix] = best([
             Box::new(|| drop(black_box(ring::conv2d(&words, &packed, sizes)))),
+            Box::new(|| drop(black_box(ring::conv2d(&words, &of_bits, sizes)))),
             Box::new(|| drop(black_box(conv2d(&x, &weight, &bias, sizes)))),
             Box::new(|| product([m, n, k], &weight, &patches, black_box(&mut y))),
         ]);
         println!(
-            "conv {channels}->{channels} 3x3 at {size}x{size}, batch {batch}: ring {of_ring:.2}, \
-             convolution {convolution:.2} ({:.2}), matrix product {matrix:.2} ({:.2})",
+            "conv {channels}->{channels} 3x3 at {size}x{size}, batch {batch}: convolution {convolution:.2}, matrix \
+             product {matrix:.2}; ring of 32 bits {of_ring:.2} ({:.2}, {:.2}), of 26 bits {few_bits:.2} ({:.2}, {:.2})",
             of_ring / convolution,
             of_ring / matrix,
+            few_bits / convolution,
+            few_bits / matrix,
         );
     }
     for (tokens, fan_in, outputs) in [(4096, 320, 320), (1024, 640, 640), (256, 1280, 1280)] {

@@ -2,19 +2,23 @@
 //! of 16, and sums wrap. So they are exact, whichever way they are computed: on every machine they have the same bits.
 //!
 //! - `tile`: the inner loop, for each width of vectors.
-//! - `planes`: the features of an input, and which of them a tile's positions meet.
-//! - `product`: how tasks go through both.
+//! - `planes` and `tokens`: which features of an input a tile's positions meet.
+//! - `product`: how tasks go through all of it.
+//! - `winograd`: the same of 3x3 kernels with fewer multiplications, of products of up to 30 bits.
 //!
 //! Weights are brought once into the order in which products read them ([`Weights`]).
 
 mod planes;
 mod product;
 mod tile;
+mod tokens;
+mod winograd;
 
 use rayon::prelude::*;
 
 use self::planes::Planes;
 use self::tile::ROWS;
+use self::tokens::Tokens;
 use super::simd::{Width, width};
 use super::sizes::Sizes;
 use super::{Target, filled, values};
@@ -22,11 +26,13 @@ use super::{Target, filled, values};
 /// A layer's weights as products read them.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// Of each [`ROWS`] outputs: of each two inputs and tap of the kernel a word an output.
+    /// Of each two inputs and tap of the kernel a word for each of [`ROWS`] outputs: `[rows, pairs, taps]`; of transformed
+    /// ones `[taps, rows, pairs]`.
     panels: Vec<tile::Weights>,
     outputs: usize,
     inputs: usize,
     kernel: usize,
+    transformed: bool,
 }
 
 impl Weights {
@@ -40,24 +46,51 @@ impl Weights {
         let inputs = inputs.unwrap_or_default();
         let all = values([outputs, inputs, kernel, kernel]);
         assert_eq!(weights.len(), all, "weights of {outputs} outputs");
-        let depth = inputs.div_ceil(2) * taps;
-        let mut panels = vec![[0; ROWS]; outputs.div_ceil(ROWS) * depth];
-        let each = panels.par_chunks_mut(depth.max(1)).enumerate();
-        each.for_each(|(i, panel)| {
-            let rows = weights.chunks_exact((inputs * taps).max(1));
-            for (r, row) in rows.skip(i * ROWS).take(ROWS).enumerate() {
-                for (place, words) in panel.iter_mut().enumerate() {
-                    let (input, tap) = (place / taps * 2, place % taps);
-                    let of = |input: usize| row.get(input * taps + tap).copied();
-                    words[r] = tile::pair(of(input).unwrap_or(0), of(input + 1).unwrap_or(0));
-                }
-            }
-        });
         Self {
-            panels,
+            panels: panels(weights, [outputs, inputs, taps], |row, place| {
+                [row, place / taps, place % taps]
+            }),
             outputs,
             inputs,
             kernel,
+            transformed: false,
+        }
+    }
+
+    /// Of `weights` `[C_out, C_in, K, K]` of convolutions of such `sizes`, of whose products the lowest `bits` bits count, and
+    /// the others are anything: of up to 30 bits, of 3x3 kernels with a stride of 1, and of weights that allow it, products
+    /// take less than half of the multiplications. Those are allowed whose norm of any 3x3 kernel is at most 10922, and
+    /// most others.
+    ///
+    /// # Panics
+    /// When the weights are not of such sizes.
+    pub fn of_bits(weights: &[i16], sizes: Sizes, bits: u32) -> Self {
+        let (outputs, inputs) = (sizes.c_out, sizes.c_in);
+        let plain = |weights| {
+            let plain = Self::new(weights, outputs, sizes.kernel);
+            assert_eq!(plain.inputs, inputs, "inputs of a convolution");
+            plain
+        };
+        if bits > winograd::EXACT || !winograd::suits(&sizes) {
+            return plain(weights);
+        }
+        let Some(taps) = winograd::transform(weights) else {
+            return plain(weights);
+        };
+        let all = values([outputs, inputs, 9]);
+        assert_eq!(weights.len(), all, "weights of a convolution");
+        let (rows, pairs) = (outputs.div_ceil(ROWS), inputs.div_ceil(2));
+        Self {
+            panels: panels(&taps, [outputs, inputs, winograd::TAPS], |row, place| {
+                // The list of all panels is in another order than that of each row's.
+                let at = row * pairs * winograd::TAPS + place;
+                let (tap, rest) = (at / (rows * pairs), at % (rows * pairs));
+                [rest / pairs, rest % pairs, tap]
+            }),
+            outputs,
+            inputs,
+            kernel: 3,
+            transformed: true,
         }
     }
 
@@ -72,10 +105,38 @@ impl Weights {
     }
 }
 
-/// The convolution of `x`, `[B, C_in, H, W]`, modulo `2^32`: `[B, C_out, H_out, W_out]`.
+/// `weights` `[outputs, inputs, taps]` by twos in words. `of` tells of a row of as many words as `[pairs, taps]`, and of the
+/// place in it, which rows, pair and tap belong there.
+fn panels(
+    weights: &[i16],
+    [outputs, inputs, taps]: [usize; 3],
+    of: impl Fn(usize, usize) -> [usize; 3] + Sync,
+) -> Vec<tile::Weights> {
+    let depth = inputs.div_ceil(2) * taps;
+    let mut panels = vec![[0; ROWS]; outputs.div_ceil(ROWS) * depth];
+    let each = panels.par_chunks_mut(depth.max(1)).enumerate();
+    each.for_each(|(i, panel)| {
+        for (place, words) in panel.iter_mut().enumerate() {
+            let [row, pair, tap] = of(i, place);
+            let outputs = (row * ROWS..outputs).zip(words);
+            for (output, word) in outputs {
+                let weight = |input: usize| {
+                    let at = (output * inputs + input) * taps + tap;
+                    if input < inputs { weights[at] } else { 0 }
+                };
+                *word = tile::pair(weight(2 * pair), weight(2 * pair + 1));
+            }
+        }
+    });
+    panels
+}
+
+/// The convolution of `x`, `[B, C_in, H, W]`, modulo `2^32`: `[B, C_out, H_out, W_out]`. A strip has the bits of the whole
+/// whether it is `odd` or not.
 ///
 /// # Panics
-/// When the sizes do not agree, or the kernel or the stride is zero.
+/// When the sizes do not agree, the kernel or the stride is zero, or the stride is not 1 where the weights are
+/// [`Weights::of_bits`].
 pub fn conv2d(x: &[i32], weights: &Weights, sizes: Sizes) -> Vec<i32> {
     conv2d_in(width(), x, weights, sizes)
 }
@@ -108,15 +169,15 @@ fn conv2d_in(width: Width, x: &[i32], weights: &Weights, sizes: Sizes) -> Vec<i3
     if len == 0 || x.is_empty() {
         return vec![0; len];
     }
+    if weights.transformed {
+        assert_eq!(sizes.stride, 1, "stride of a transformed convolution");
+        return winograd::conv2d(width, x, weights, sizes);
+    }
     let planes = Planes::of_maps(width, x, sizes);
     let write = |out: Target<i32>| {
-        product::multiply(
-            width,
-            &planes,
-            weights,
-            batch * map,
-            |output, first, line| {
-                let (mut at, mut line) = (first, line);
+        product::multiply(width, &planes, weights, batch * map, |tile| {
+            for (output, line) in tile.outputs.zip(tile.sums) {
+                let (mut at, mut line) = (tile.positions.start, &line[..tile.positions.len()]);
                 while !line.is_empty() {
                     // To the end of the batch's entry.
                     let (part, rest) = line.split_at(line.len().min(map - at % map));
@@ -125,8 +186,8 @@ fn conv2d_in(width: Width, x: &[i32], weights: &Weights, sizes: Sizes) -> Vec<i3
                     unsafe { out.slice(start, part.len()) }.write_copy_of_slice(part);
                     (at, line) = (at + part.len(), rest);
                 }
-            },
-        );
+            }
+        });
     };
     // SAFETY: the product has every output at every position.
     unsafe { filled(len, write) }
@@ -145,13 +206,18 @@ fn linear_in(width: Width, x: &[i32], weights: &Weights, tokens: usize) -> Vec<i
     if len == 0 || x.is_empty() {
         return vec![0; len];
     }
-    let planes = Planes::of_tokens(width, x, [tokens, weights.inputs]);
+    let source = Tokens {
+        x,
+        features: weights.inputs,
+        halves: tile::in_halves(width),
+    };
     let write = |out: Target<i32>| {
-        product::multiply(width, &planes, weights, tokens, |output, first, line| {
-            for (i, sum) in line.iter().enumerate() {
+        product::multiply(width, &source, weights, tokens, |tile| {
+            for (i, token) in tile.positions.enumerate() {
+                let line = tile.sums.each_ref().map(|sums| sums[i]);
+                let (start, len) = (token * outputs + tile.outputs.start, tile.outputs.len());
                 // SAFETY: each output has one value for each token.
-                unsafe { out.slice((first + i) * outputs + output, 1) }
-                    .write_copy_of_slice(&[*sum]);
+                unsafe { out.slice(start, len) }.write_copy_of_slice(&line[..len]);
             }
         });
     };

@@ -1,17 +1,15 @@
-//! The features of a layer's input, by twos, and where a tile's positions find them.
+//! Where a tile's positions find the features of maps.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::product::Source;
 use super::tile::{COLUMNS, Features, in_halves, two};
 use crate::simd::{Width, vectorised};
 use crate::sizes::Sizes;
 
-/// Tokens, and pairs of their features, that are turned at a time.
-const TURNED: usize = 16;
-
-/// The features of an input, each two of which belong together as [`Features`] has them.
+/// Features of maps, each two of which belong together as [`Features`] has them.
 pub(super) struct Planes {
     /// `[B, pairs, 2, plane]`: of feature maps with the zeros around them.
     words: Vec<i32>,
@@ -36,8 +34,8 @@ pub(super) struct Segment {
 }
 
 vectorised! {
-    /// A row of two channels, as [`two`] gives it.
-    fn split_row(halves: bool, a: &[i32], b: &[i32], low: &mut [i32], high: &mut [i32]) {
+    /// A row of each of two features, as [`two`] gives it.
+    pub(super) fn split_row(halves: bool, a: &[i32], b: &[i32], low: &mut [i32], high: &mut [i32]) {
         let from = a.iter().zip(b);
         let to = low.iter_mut().zip(high);
         if halves {
@@ -83,51 +81,16 @@ impl Planes {
             out: sizes.out_size(),
         }
     }
+}
 
-    /// Of `tokens` tokens `x` of `features` features each: positions in one row.
-    pub(super) fn of_tokens(width: Width, x: &[i32], [tokens, features]: [usize; 2]) -> Self {
-        let pairs = features.div_ceil(2);
-        let mut words = vec![0; pairs * 2 * tokens];
-        let some = words.par_chunks_mut(2 * TURNED * tokens).enumerate();
-        some.for_each(|(i, planes)| {
-            let from = i * 2 * TURNED;
-            let mut lines = [[0; TURNED]; 2 * TURNED];
-            for start in (0..tokens).step_by(TURNED) {
-                let count = TURNED.min(tokens - start);
-                for t in 0..count {
-                    let token = &x[(start + t) * features..][..features];
-                    for (pair, two_of) in token[from..].chunks(2).take(TURNED).enumerate() {
-                        let second = two_of.get(1).copied().unwrap_or_default();
-                        let both = match in_halves(width) {
-                            true => two::<true>(two_of[0], second),
-                            false => two::<false>(two_of[0], second),
-                        };
-                        [lines[2 * pair][t], lines[2 * pair + 1][t]] = both;
-                    }
-                }
-                for (plane, line) in planes.chunks_exact_mut(tokens).zip(&lines) {
-                    plane[start..start + count].copy_from_slice(&line[..count]);
-                }
-            }
-        });
-        Self {
-            words,
-            plane: tokens,
-            pitch: tokens,
-            pairs,
-            kernel: 1,
-            stride: 1,
-            out: [1, tokens],
-        }
-    }
+impl Source for Planes {
+    type Found = Vec<Segment>;
 
-    /// Pairs of features that an output is a sum of.
-    pub(super) fn depth(&self) -> usize {
+    fn depth(&self) -> usize {
         self.pairs * self.kernel * self.kernel
     }
 
-    /// Where `positions`, counted through the batch, find what they meet.
-    pub(super) fn segments(&self, positions: Range<usize>) -> Vec<Segment> {
+    fn find(&self, positions: Range<usize>) -> Vec<Segment> {
         let [rows, columns] = self.out;
         let (mut segments, mut at) = (Vec::new(), positions.start);
         while at < positions.end {
@@ -147,14 +110,7 @@ impl Planes {
         segments
     }
 
-    /// Copies the features of `places` of the sum that the positions of `segments` meet to `panels`: of each
-    /// [`COLUMNS`] positions as many as there are places.
-    pub(super) fn gather(
-        &self,
-        segments: &[Segment],
-        places: Range<usize>,
-        panels: &mut [Features],
-    ) {
+    fn gather(&self, segments: &Vec<Segment>, places: Range<usize>, panels: &mut [Features]) {
         let (taps, depth) = (self.kernel * self.kernel, places.len());
         for (i, place) in places.enumerate() {
             let (pair, tap) = (place / taps, place % taps);

@@ -9,8 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Weights;
-use super::planes::Planes;
-use super::tile::{self, COLUMNS, ROWS};
+use super::tile::{self, COLUMNS, Features, ROWS, Sums};
 use crate::matmul::even_part;
 use crate::scratch_words;
 use crate::simd::Width;
@@ -24,14 +23,37 @@ const SUMS: usize = 1 << 17;
 /// Most tiles' positions of one task.
 const PANELS: usize = 8;
 
-/// Multiplies what `positions` positions meet in `planes` with `weights`, and gives `store` each output's sums at some
-/// positions that follow each other: the output, the first position, and the sums.
+/// Where a layer's input has the features that positions of the output meet.
+pub(super) trait Source: Sync {
+    /// Where it has those of some positions.
+    type Found;
+
+    /// Pairs of features that an output is a sum of.
+    fn depth(&self) -> usize;
+
+    /// Where `positions`, counted through the batch, find what they meet.
+    fn find(&self, positions: Range<usize>) -> Self::Found;
+
+    /// Copies the features at `places` of the sum that the positions found before meet to `panels`: of each [`COLUMNS`] of
+    /// these as many as there are places.
+    fn gather(&self, found: &Self::Found, places: Range<usize>, panels: &mut [Features]);
+}
+
+/// A tile of the result: some outputs at some positions.
+pub(super) struct Tile<'a> {
+    pub(super) outputs: Range<usize>,
+    pub(super) positions: Range<usize>,
+    /// Of each output; what is beyond those is nothing.
+    pub(super) sums: &'a Sums,
+}
+
+/// Multiplies what `positions` positions meet in `source` with `weights`, and gives `store` each tile.
 pub(super) fn multiply(
     width: Width,
-    planes: &Planes,
+    source: &impl Source,
     weights: &Weights,
     positions: usize,
-    store: impl Fn(usize, usize, &[i32]) + Sync,
+    store: impl Fn(Tile<'_>) + Sync,
 ) {
     let threads = rayon::current_num_threads();
     let (panels, rows) = (positions.div_ceil(COLUMNS), weights.outputs.div_ceil(ROWS));
@@ -45,7 +67,7 @@ pub(super) fn multiply(
         let panels = even(panels, blocks, block);
         let task = Task {
             width,
-            planes,
+            source,
             weights,
             rows: even(rows, cuts, cut),
             positions: panels.start * COLUMNS..(panels.end * COLUMNS).min(positions),
@@ -55,25 +77,25 @@ pub(super) fn multiply(
 }
 
 /// The `index`-th of as many as `parts` parts of `all`, which are as large as any other but for one.
-fn even(all: usize, parts: usize, index: usize) -> Range<usize> {
+pub(super) fn even(all: usize, parts: usize, index: usize) -> Range<usize> {
     all * index / parts..all * (index + 1) / parts
 }
 
 /// Some rows of tiles at some positions.
-struct Task<'a> {
+struct Task<'a, S> {
     width: Width,
-    planes: &'a Planes,
+    source: &'a S,
     weights: &'a Weights,
     rows: Range<usize>,
     positions: Range<usize>,
 }
 
-impl Task<'_> {
-    fn run(&self, store: &impl Fn(usize, usize, &[i32])) {
-        let depth = self.planes.depth();
+impl<S: Source> Task<'_, S> {
+    fn run(&self, store: &impl Fn(Tile<'_>)) {
+        let depth = self.source.depth();
         let part = even_part(depth, DEPTH);
         let panels = self.positions.len().div_ceil(COLUMNS);
-        let segments = self.planes.segments(self.positions.clone());
+        let found = self.source.find(self.positions.clone());
         let own = panels * part * 2 * COLUMNS;
         let sums = panels * self.rows.len() * ROWS * COLUMNS;
         scratch_words(own + sums, |buffer| {
@@ -84,7 +106,7 @@ impl Task<'_> {
             for start in (0..depth).step_by(part) {
                 let places = start..(start + part).min(depth);
                 let own = &mut own[..panels * places.len()];
-                self.planes.gather(&segments, places.clone(), own);
+                self.source.gather(&found, places.clone(), own);
                 let columns = sums.chunks_exact_mut(self.rows.len());
                 for (panel, sums) in own.chunks_exact(places.len()).zip(columns) {
                     for (row, sums) in self.rows.clone().zip(sums) {
@@ -93,13 +115,14 @@ impl Task<'_> {
                     }
                 }
             }
-            for (i, tile) in sums.iter().enumerate() {
-                let first = self.positions.start + i / self.rows.len() * COLUMNS;
-                let count = COLUMNS.min(self.positions.end - first);
+            for (i, sums) in sums.iter().enumerate() {
                 let output = (self.rows.start + i % self.rows.len()) * ROWS;
-                for (output, line) in (output..self.weights.outputs).zip(tile) {
-                    store(output, first, &line[..count]);
-                }
+                let position = self.positions.start + i / self.rows.len() * COLUMNS;
+                store(Tile {
+                    outputs: output..(output + ROWS).min(self.weights.outputs),
+                    positions: position..(position + COLUMNS).min(self.positions.end),
+                    sums,
+                });
             }
         });
     }

@@ -104,6 +104,78 @@ fn a_convolution_is_the_formula_to_the_last_bit() {
     }
 }
 
+/// Where transforms fit, and where they do not: of the extreme weights of the other tests.
+#[test]
+fn a_transformed_convolution_has_the_lowest_bits() {
+    let mut transformed = 0;
+    for (batch, c_in, c_out, size, padding) in [
+        (2, 5, 13, [31, 37], [1, 1]),
+        (1, 70, 9, [23, 29], [0, 1]),
+        (3, 33, 17, [7, 5], [1, 1]),
+        (1, 3, 2, [11, 12], [1, 1]),
+        (1, 1, 1, [14, 14], [0, 0]),
+        (5, 150, 40, [8, 8], [1, 1]),
+        (1, 16, 96, [16, 16], [1, 1]),
+        (1, 6, 6, [9, 70], [2, 0]),
+    ] {
+        let sizes = Sizes {
+            batch,
+            c_in,
+            c_out,
+            size,
+            kernel: 3,
+            stride: 1,
+            padding,
+            odd: false,
+        };
+        let x = words(batch * c_in * size[0] * size[1], 7);
+        let extreme = weights(c_out * c_in * 9, 9);
+        let small: Vec<i16> = extreme.iter().map(|w| w / 9).collect();
+        for rows in [extreme, small] {
+            let packed = Weights::of_bits(&rows, sizes, 30);
+            transformed += usize::from(packed.transformed);
+            let want = plain(&x, &rows, sizes);
+            for width in widths() {
+                let got = conv2d_in(width, &x, &packed, sizes);
+                let mut pairs = got.iter().zip(&want);
+                assert!(
+                    got.len() == want.len() && pairs.all(|(got, want)| got << 2 == want << 2),
+                    "{width:?}: {sizes:?}"
+                );
+            }
+        }
+    }
+    // Of the extreme ones those of one kernel, perhaps.
+    assert!((8..10).contains(&transformed), "{transformed}");
+    let transformed =
+        |weight, size, bits| Weights::of_bits(&[weight; 9], one(size, 1), bits).transformed;
+    assert!(transformed(1, 12, 30));
+    assert!(!transformed(1, 12, 31) && !transformed(1, 8, 30));
+    // Three times the norm of what is allowed is the largest number; one more is too large.
+    assert!(transformed(3640, 12, 30) && !transformed(3641, 12, 30));
+}
+
+/// A convolution of one channel.
+fn one(size: usize, stride: usize) -> Sizes {
+    Sizes {
+        batch: 1,
+        c_in: 1,
+        c_out: 1,
+        size: [size; 2],
+        kernel: 3,
+        stride,
+        padding: [1, 1],
+        odd: false,
+    }
+}
+
+#[test]
+#[should_panic(expected = "stride of a transformed convolution")]
+fn a_transformed_kernel_takes_no_steps() {
+    let packed = Weights::of_bits(&[1; 9], one(12, 1), 30);
+    conv2d(&[0; 144], &packed, one(12, 2));
+}
+
 #[test]
 fn a_linear_map_is_the_formula_to_the_last_bit() {
     for (tokens, fan_in, outputs) in [
@@ -164,10 +236,18 @@ fn nothing_gives_nothing() {
         odd: false,
     };
     assert!(conv2d(&[], &empty, sizes).is_empty());
+    let wide = Sizes {
+        size: [16, 16],
+        ..sizes
+    };
+    assert!(conv2d(&[], &Weights::of_bits(&[], wide, 26), wide).is_empty());
     // Nothing to sum: zeros.
     let unfed = Weights::new(&[], 5, 3);
     let sizes = Sizes { c_out: 5, ..sizes };
     assert_eq!(conv2d(&[], &unfed, sizes), [0; 160]);
+    let wide = Sizes { c_out: 5, ..wide };
+    let unfed = Weights::of_bits(&[], wide, 26);
+    assert_eq!(conv2d(&[], &unfed, wide), [0; 2560]);
     assert_eq!(linear(&[], &Weights::new(&[], 5, 1), 2), [0; 10]);
     assert!(linear(&[], &Weights::new(&[1; 6], 2, 1), 0).is_empty());
 }

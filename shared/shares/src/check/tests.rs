@@ -216,7 +216,7 @@ fn million(shares: Shares) {
         highest = highest.max(mean);
         blamed += usize::from(mean >= most);
     }
-    println!("{blamed} of {trials} blamed; highest {highest:.2}, threshold {most:.2}");
+    println!("{shares:?}: {blamed} of {trials} blamed; highest {highest:.2}, threshold {most:.2}");
     for change in [1, 2, 3, 5, 10, 100] {
         for (what, every) in [
             ("every word", 1),
