@@ -1,10 +1,10 @@
-//! CPU kernels for what burn-flex does slowly: plain functions over f32 slices.
+//! CPU kernels for what burn-flex does slowly or not at all: plain functions over slices.
 //!
 //! Each kernel is a file: [`attention`], [`conv`] (and
 //! `winograd`), [`norm`], [`activation`]; [`simd`] compiles
 //! a loop for the machine's vector width and [`exp`] is the exponential that vectorises. All share
 //! rayon's global pool, for many workers may live in one process. [`stats`] are group statistics that
-//! merge exactly; [`sparse`] multiplies few features; [`ssim`] has the loops of the metric, [`allocator`] a setting.
+//! merge exactly; [`sparse`] multiplies few features; [`ring`] multiplies integers that wrap; [`ssim`] has the loops of the metric, [`allocator`] a setting.
 //!
 //! Slices come in and vectors go out, and this is the only crate with `unsafe` code. Sizes that do not
 //! agree with the slices are refused by a panic; sizes of zero are defined: nothing in, nothing out.
@@ -19,6 +19,7 @@ pub mod conv;
 pub mod exp;
 mod matmul;
 pub mod norm;
+pub mod ring;
 pub mod simd;
 mod sizes;
 pub mod sparse;
@@ -33,22 +34,22 @@ use std::mem::MaybeUninit;
 ///
 /// A task may write only elements that no other task writes; together they write all.
 #[derive(Clone, Copy)]
-struct Target {
-    start: *mut f32,
+struct Target<T = f32> {
+    start: *mut T,
     len: usize,
 }
 
 // SAFETY: the pointer is to a buffer that outlives the tasks (see `filled`), and tasks write disjoint parts.
-unsafe impl Send for Target {}
+unsafe impl<T: Send> Send for Target<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Target {}
+unsafe impl<T: Send> Sync for Target<T> {}
 
-impl Target {
+impl<T> Target<T> {
     /// The address of element `offset`.
     ///
     /// # Panics
     /// When the `len` elements from there are not all inside.
-    fn at(self, offset: usize, len: usize) -> *mut f32 {
+    fn at(self, offset: usize, len: usize) -> *mut T {
         assert!(
             offset + len <= self.len,
             "a kernel would write outside its result"
@@ -62,7 +63,7 @@ impl Target {
     /// # Safety
     /// No other task may hold any of them at the same time.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [MaybeUninit<f32>] {
+    unsafe fn slice<'a>(self, offset: usize, len: usize) -> &'a mut [MaybeUninit<T>] {
         // SAFETY: `at` checks the bounds and the caller sees to disjointness.
         unsafe { std::slice::from_raw_parts_mut(self.at(offset, len).cast(), len) }
     }
@@ -83,8 +84,8 @@ fn values<const D: usize>(sizes: [usize; D]) -> usize {
 ///
 /// # Safety
 /// `write` must write all of them.
-unsafe fn filled(len: usize, write: impl FnOnce(Target)) -> Vec<f32> {
-    let mut values: Vec<f32> = Vec::with_capacity(len);
+unsafe fn filled<T>(len: usize, write: impl FnOnce(Target<T>)) -> Vec<T> {
+    let mut values: Vec<T> = Vec::with_capacity(len);
     write(Target {
         start: values.as_mut_ptr(),
         len,
@@ -110,6 +111,24 @@ fn scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     let result = work(&mut buffer[..len]);
     SCRATCH.set(buffer);
     result
+}
+
+/// Integers in a line of the caches, which is what the widest vectors are read by.
+const LINE: usize = 16;
+
+/// [`scratch`] for integers, from the beginning of a line of the caches.
+fn scratch_words<R>(len: usize, work: impl FnOnce(&mut [i32]) -> R) -> R {
+    scratch(len + LINE, |values| {
+        let start: *mut i32 = values.as_mut_ptr().cast();
+        // SAFETY: an i32 is as large and as aligned as an f32, every bit pattern is one of each, and `values` is not used
+        // while this slice is.
+        let words = unsafe { std::slice::from_raw_parts_mut(start, values.len()) };
+        let skip = words
+            .as_ptr()
+            .align_offset(LINE * size_of::<i32>())
+            .min(LINE);
+        work(&mut words[skip..skip + len])
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! One loop compiled for several vector widths, chosen when it runs.
 
-#[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and for the build's
@@ -26,7 +25,7 @@ macro_rules! vectorised {
                 }
                 match $crate::simd::width() {
                     // SAFETY: `width` found what `wide` is compiled for.
-                    $crate::simd::Width::Avx512 => return unsafe { wide($($arg),*) },
+                    $crate::simd::Width::Avx512 | $crate::simd::Width::Vnni => return unsafe { wide($($arg),*) },
                     // SAFETY: `width` found what `middle` is compiled for.
                     $crate::simd::Width::Avx2 => return unsafe { middle($($arg),*) },
                     $crate::simd::Width::Portable => {}
@@ -38,8 +37,7 @@ macro_rules! vectorised {
 }
 pub use vectorised;
 
-/// What a loop is compiled for, narrowest first.
-#[cfg(target_arch = "x86_64")]
+/// What a loop is compiled for, narrowest first. Of machines other than x86-64 the build's target is all there is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Width {
     /// The build's own target.
@@ -48,11 +46,12 @@ pub enum Width {
     Avx2,
     /// AVX-512: F, VL, DQ and BW.
     Avx512,
+    /// The same with VNNI, which multiplies and adds pairs of small integers at once.
+    Vnni,
 }
 
 /// The widest that the machine has. For tests of the narrower ones, the environment variable `LACUNA_VECTORS` may say
-/// `avx2` or `portable`.
-#[cfg(target_arch = "x86_64")]
+/// `avx512`, `avx2` or `portable`.
 pub fn width() -> Width {
     static WIDTH: OnceLock<Width> = OnceLock::new();
     *WIDTH.get_or_init(|| found().min(allowed(std::env::var("LACUNA_VECTORS").ok().as_deref())))
@@ -63,20 +62,27 @@ fn found() -> Width {
     use std::arch::is_x86_feature_detected as has;
     if !(has!("avx2") && has!("fma")) {
         Width::Portable
-    } else if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") {
+    } else if !(has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw")) {
+        Width::Avx2
+    } else if !has!("avx512vnni") {
         Width::Avx512
     } else {
-        Width::Avx2
+        Width::Vnni
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn found() -> Width {
+    Width::Portable
+}
+
 /// The widest that `asked` allows.
-#[cfg(target_arch = "x86_64")]
 fn allowed(asked: Option<&str>) -> Width {
     match asked {
         Some("portable") => Width::Portable,
         Some("avx2") => Width::Avx2,
-        _ => Width::Avx512,
+        Some("avx512") => Width::Avx512,
+        _ => Width::Vnni,
     }
 }
 
@@ -86,14 +92,15 @@ pub fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     use super::{Width, allowed, width};
 
     #[test]
     fn the_variable_narrows() {
         assert!(allowed(Some("portable")) < allowed(Some("avx2")));
-        assert!(allowed(Some("avx2")) < allowed(None));
+        assert!(allowed(Some("avx2")) < allowed(Some("avx512")));
+        assert!(allowed(Some("avx512")) < allowed(None));
         // What CI sets for another run of these tests is what they run with.
         let asked = std::env::var("LACUNA_VECTORS").ok();
         assert!(width() <= allowed(asked.as_deref()));

@@ -8,10 +8,15 @@
 //! Words are counted modulo `2^m`, so an error of half of that vanishes wherever the sum of its coefficients is even. So
 //! there are [`VECTORS`] of such vectors, drawn apart: whatever the error is, each of them misses it in half of all
 //! pictures at most, and all of them in one of `2^VECTORS`.
+//!
+//! Of shares of a ring `c W` is integers, and what is expected is exact but for its point: words and expected products of
+//! both kinds are compared alike.
 
 use crate::error::{Error, Result};
 use crate::join::Outputs;
+use crate::kind::Shares;
 use crate::precision::Precision;
+use crate::ring::{Integers, Ring};
 use crate::stream::Masks;
 
 /// How many products are compared of each.
@@ -31,15 +36,30 @@ const LOST: f64 = 6.0;
 /// The quantile of the normal distribution beyond which one in 10^9 lies.
 const RARE: f64 = 5.9978;
 
-/// A check of one layer's products.
+/// A check of one layer's products, by weights in f32 or, of a ring's shares, by [`Halves`].
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct Check<W = Vec<f32>> {
     /// `[VECTORS, outputs]`.
     coefficients: Vec<i32>,
-    /// `[VECTORS, K]`.
-    weights: Vec<f32>,
+    /// What the user multiplies shares with.
+    weights: W,
     outputs: usize,
-    precision: Precision,
+    fan_in: usize,
+    shares: Shares,
+}
+
+/// Integers of 32 bits in halves as weights of a ring are.
+#[derive(Clone, Debug)]
+pub struct Halves {
+    weights: Vec<i16>,
+    ring: Ring,
+}
+
+/// Coefficients `[VECTORS, outputs]` that nobody else knows.
+fn coefficients(secret: &mut Masks, outputs: usize) -> Result<Vec<i32>> {
+    // Of five bits -16 is left out, so that both signs are as frequent.
+    let drawn = secret.draw(VECTORS * outputs, 5)?;
+    Ok(drawn.into_iter().map(|c| c.max(-LARGEST)).collect())
 }
 
 impl Check {
@@ -55,9 +75,7 @@ impl Check {
         precision: Precision,
     ) -> Result<Self> {
         let outputs = scales.len();
-        // Of five bits -16 is left out, so that both signs are as frequent.
-        let drawn = secret.draw(VECTORS * outputs, 5)?;
-        let coefficients: Vec<i32> = drawn.into_iter().map(|c| c.max(-LARGEST)).collect();
+        let coefficients = coefficients(secret, outputs)?;
         let each = coefficients.chunks_exact(outputs.max(1));
         let combined = each.flat_map(|coefficients| {
             let factors = coefficients.iter().zip(scales);
@@ -69,7 +87,8 @@ impl Check {
             weights: combined.collect(),
             coefficients,
             outputs,
-            precision,
+            fan_in: weights.len() / outputs.max(1),
+            shares: precision.into(),
         })
     }
 
@@ -78,14 +97,71 @@ impl Check {
     pub fn weights(&self) -> &[f32] {
         &self.weights
     }
+}
 
+impl Check<Halves> {
+    /// The same for a ring's `integers`, which may be dropped then.
+    ///
+    /// # Errors
+    /// As [`Check::new`].
+    pub fn of_ring(secret: &mut Masks, integers: &Integers, ring: Ring) -> Result<Self> {
+        let outputs = integers.scales.len();
+        let coefficients = coefficients(secret, outputs)?;
+        let fan_in = integers.weights.len() / outputs.max(1);
+        let mut combined = vec![0_i32; VECTORS * fan_in];
+        let vectors = combined.chunks_exact_mut(fan_in.max(1));
+        for (sums, coefficients) in vectors.zip(coefficients.chunks_exact(outputs.max(1))) {
+            let rows = integers.weights.chunks_exact(fan_in.max(1));
+            for (row, c) in rows.zip(coefficients) {
+                let pairs = sums.iter_mut().zip(row);
+                pairs.for_each(|(sum, w)| *sum = sum.wrapping_add(c * i32::from(*w)));
+            }
+        }
+        let low = combined.iter().map(|sum| *sum as i16);
+        let high = combined.iter().map(|sum| {
+            let carried = sum.wrapping_add(1 << 15);
+            (carried >> 16) as i16
+        });
+        let weights = low.chain(high).collect();
+        Ok(Self {
+            weights: Halves { weights, ring },
+            coefficients,
+            outputs,
+            fan_in,
+            shares: ring.into(),
+        })
+    }
+
+    /// `c W` of each vector, in halves as weights of a ring are: the lower halves of all vectors and then the upper ones, of
+    /// as many outputs, `[2 VECTORS, K]`.
+    pub fn weights(&self) -> &[i16] {
+        &self.weights.weights
+    }
+
+    /// What [`Self::mean`] compares with, `[B, VECTORS, positions]`, from the share's `products` with [`Self::weights`]
+    /// modulo `2^32`, `[B, 2 VECTORS, positions]`, which lie as `outputs` says.
+    pub fn expected(&self, products: &[i32], outputs: Outputs<'_>) -> Vec<f32> {
+        let half = VECTORS * outputs.values.max(1);
+        let entries = products.chunks_exact(2 * half);
+        let each = entries.flat_map(|products| {
+            let (low, high) = products.split_at(half);
+            low.iter().zip(high)
+        });
+        let whole = each.map(|(low, high)| low.wrapping_add(high << 16));
+        whole.map(|all| self.weights.ring.in_words(all)).collect()
+    }
+}
+
+impl<W> Check<W> {
     /// Variance of an honest product of shares of `bits` bits, in units: what rounding drops, and what f32 loses of wide
     /// shares, once in the product and once in what is expected of it.
     fn variance(&self, bits: u32) -> f64 {
-        let fan_in = self.weights.len() / VECTORS;
+        let Shares::Carry(precision) = self.shares else {
+            return ROUNDING;
+        };
         let deviation = f64::from(bits - 1).exp2() / 3.0_f64.sqrt();
-        let products = deviation * f64::from(self.precision.fraction()).exp2();
-        let lost = (LOST + (fan_in as f64).sqrt()) * f64::from(f32::EPSILON) / 2.0;
+        let products = deviation * f64::from(precision.fraction()).exp2();
+        let lost = (LOST + (self.fan_in as f64).sqrt()) * f64::from(f32::EPSILON) / 2.0;
         ROUNDING + 2.0 * (products * lost).powi(2)
     }
 
@@ -131,7 +207,7 @@ impl Check {
             let pairs = sums.iter_mut().zip(words);
             pairs.for_each(|(sum, word)| *sum = sum.wrapping_add(c.wrapping_mul(*word)));
         }
-        let modulus = f64::from(self.precision.down()).exp2();
+        let modulus = f64::from(self.shares.down()).exp2();
         let pairs = sums.iter().zip(expected);
         let each = pairs.map(|(sum, expected)| {
             // Both are reduced before they are compared: the difference of large numbers would have lost its units.
@@ -166,196 +242,4 @@ pub fn threshold(positions: usize) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::rngs::StdRng;
-    use rand::{RngExt, SeedableRng};
-
-    use super::*;
-    use crate::join::{round, scales};
-
-    const OUTPUTS: usize = 64;
-    const FAN_IN: usize = 96;
-    const POSITIONS: usize = 64;
-
-    fn by_input(rows: &[f32]) -> Vec<f32> {
-        let of = |at: usize| rows[at % OUTPUTS * FAN_IN + at / OUTPUTS];
-        (0..rows.len()).map(of).collect()
-    }
-
-    struct Layer {
-        weights: Vec<f32>,
-        scales: Vec<f32>,
-        rng: StdRng,
-        secret: Masks,
-        precision: Precision,
-    }
-
-    impl Layer {
-        fn new(precision: Precision) -> Self {
-            let mut rng = StdRng::seed_from_u64(4);
-            let weights: Vec<f32> = (0..OUTPUTS * FAN_IN)
-                .map(|_| rng.random_range(-1.0..1.0))
-                .collect();
-            Self {
-                scales: scales(&weights, OUTPUTS, precision.fraction()),
-                weights,
-                rng,
-                secret: Masks::fresh().unwrap(),
-                precision,
-            }
-        }
-
-        /// Mean residual of a tensor's words, of which `tamper` makes what it likes.
-        fn mean(&mut self, tamper: impl Fn(usize, &mut [i32])) -> f64 {
-            let check = Check::new(
-                &mut self.secret,
-                &by_input(&self.weights),
-                &self.scales,
-                self.precision,
-            );
-            let check = check.unwrap();
-            let half = 1 << (self.precision.up() - 1);
-            let outputs = Outputs {
-                scales: &self.scales,
-                values: 1,
-            };
-            let (mut all, mut expected) = (Vec::new(), Vec::new());
-            for position in 0..POSITIONS {
-                let share: Vec<i32> = (0..FAN_IN)
-                    .map(|_| self.rng.random_range(-half..half))
-                    .collect();
-                let product = |row: &[f32]| -> f32 {
-                    row.iter().zip(&share).map(|(w, s)| w * *s as f32).sum()
-                };
-                let rows = self.weights.chunks_exact(FAN_IN);
-                let products: Vec<f32> = rows.map(product).collect();
-                let mut words = round(&products, outputs);
-                tamper(position, &mut words);
-                all.extend(words);
-                expected.extend(check.weights().chunks_exact(FAN_IN).map(product));
-            }
-            check
-                .mean(&all, &expected, outputs, self.precision.up())
-                .unwrap()
-        }
-    }
-
-    #[test]
-    fn the_threshold_is_the_chi_squares() {
-        // The quantiles at 1 - 1e-9 of 64 and 256 degrees of freedom, divided by these: 2.45 and 1.62.
-        assert!((threshold(64) - 2.45).abs() < 0.02, "{}", threshold(64));
-        assert!((threshold(256) - 1.62).abs() < 0.01, "{}", threshold(256));
-    }
-
-    #[test]
-    fn who_multiplies_as_it_should_passes_and_is_as_far_off_as_rounding() {
-        for precision in [Precision::SPEED, Precision::QUALITY] {
-            let mut layer = Layer::new(precision);
-            let trials = 60;
-            let means: Vec<f64> = (0..trials).map(|_| layer.mean(|_, _| {})).collect();
-            let highest = means.iter().copied().fold(0.0, f64::max);
-            let mean = means.iter().sum::<f64>() / f64::from(trials);
-            println!("{precision:?}: mean {mean:.3}, highest {highest:.2}");
-            // The highest of eight means is above one.
-            assert!((0.9..1.6).contains(&mean), "{precision:?}: {mean}");
-            assert!(highest < threshold(POSITIONS), "{precision:?}: {highest}");
-        }
-    }
-
-    #[test]
-    fn who_answers_something_else_is_caught() {
-        let mut layer = Layer::new(Precision::SPEED);
-        let caught = |mean: f64| mean > threshold(POSITIONS);
-        // Every output of every position a little off; one output everywhere; one position much.
-        assert!(caught(
-            layer.mean(|_, words| words.iter_mut().for_each(|w| *w += 3))
-        ));
-        assert!(caught(
-            layer.mean(|_, words| words.iter_mut().for_each(|w| *w = 0))
-        ));
-        assert!(caught(layer.mean(|_, words| words.rotate_left(1))));
-        let one = layer.mean(|position, words| {
-            if position == 5 {
-                words.iter_mut().for_each(|w| *w = w.wrapping_add(500));
-            }
-        });
-        assert!(caught(one), "{one}");
-        // Half of all that is counted modulo, of one output and of two: each vector misses it half of the time.
-        for outputs in [1, 2] {
-            let half = 1 << (Precision::SPEED.down() - 1);
-            let found = (0..20).filter(|_| {
-                caught(layer.mean(|_, words| {
-                    words[..outputs].iter_mut().for_each(|w| *w ^= half);
-                }))
-            });
-            assert!(found.count() >= 18, "{outputs} outputs");
-        }
-        // One unit of one word is within rounding, and harmless.
-        let little = layer.mean(|position, words| words[0] += i32::from(position == 0));
-        assert!(!caught(little), "{little}");
-    }
-
-    /// A million honest tensors, of which none is blamed; and of those that are tampered with the share that is caught, by how
-    /// much is changed. Takes minutes: `cargo test --release -p lacuna-shares -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "takes minutes; scripts/nightly.sh runs it"]
-    fn a_million_honest_tensors_are_not_blamed() {
-        let mut layer = Layer::new(Precision::SPEED);
-        let most = threshold(POSITIONS);
-        let trials = 1_000_000;
-        let mut highest = 0.0_f64;
-        let mut blamed = 0;
-        for _ in 0..trials {
-            let mean = layer.mean(|_, _| {});
-            highest = highest.max(mean);
-            blamed += usize::from(mean >= most);
-        }
-        println!("{blamed} of {trials} blamed; highest {highest:.2}, threshold {most:.2}");
-        for change in [1, 2, 3, 5, 10, 100] {
-            for (what, every) in [
-                ("every word", 1),
-                ("a word of 64", 64),
-                ("one word", usize::MAX),
-            ] {
-                let caught = (0..200).filter(|_| {
-                    let mean = layer.mean(|position, words| {
-                        for (i, word) in words.iter_mut().enumerate() {
-                            let at = position * OUTPUTS + i;
-                            // The sign varies, as that of any error does.
-                            let signed = if at.is_multiple_of(3) {
-                                -change
-                            } else {
-                                change
-                            };
-                            if (every == usize::MAX && at == 99) || at.is_multiple_of(every) {
-                                *word = word.wrapping_add(signed);
-                            }
-                        }
-                    });
-                    mean >= most
-                });
-                println!(
-                    "{what} changed by {change}: {} of 200 caught",
-                    caught.count()
-                );
-            }
-        }
-        assert_eq!(blamed, 0);
-    }
-
-    #[test]
-    fn words_of_other_positions_are_refused() {
-        let layer = Layer::new(Precision::SPEED);
-        let mut secret = Masks::fresh().unwrap();
-        let weights = by_input(&layer.weights);
-        let check = Check::new(&mut secret, &weights, &layer.scales, layer.precision);
-        let outputs = Outputs {
-            scales: &layer.scales,
-            values: 1,
-        };
-        let refused = check
-            .unwrap()
-            .mean(&[0; OUTPUTS], &[0.0; 2 * VECTORS], outputs, 12);
-        assert!(matches!(refused, Err(Error::Words { .. })));
-    }
-}
+mod tests;

@@ -3,10 +3,11 @@
 //! With a step size `D` a feature `x` is the integer `q = round(x / D)`, and with a mask `r` of `b` bits
 //! `q = r + u + 2^b e`: `r` is one worker's share, `u` the other's, and the carry `e`, which is 0 but for few features,
 //! stays at home. `r` is uniform and unknown to whoever has `u`, so `u` is uniform whatever `q` is. For a third worker `u`
-//! is split in the same way by a wider mask, and so on.
+//! is split in the same way by a wider mask, and so on. In a ring (`ring`) every mask is as wide as the ring, and there is no `e`.
 
 use crate::error::{Error, Result};
-use crate::precision::{Precision, centre, nearest};
+use crate::kind::Shares;
+use crate::precision::{centre, nearest};
 
 /// The share of the features that may have a carry, `p`.
 pub const CARRIES: f64 = 0.01;
@@ -84,16 +85,21 @@ impl Extent {
         }
     }
 
-    /// The step size `D` for `workers` workers: the least one with which no more than a share of [`CARRIES`] of the
-    /// features has a carry, and no product leaves its range. By Cauchy and Schwarz a product with a row of norm 1 is no
+    /// The step size `D` for `workers` workers: the least one with which no product leaves its range, and no more than a
+    /// share of [`CARRIES`] of the features has a carry. By Cauchy and Schwarz a product with a row of norm 1 is no
     /// larger than its features' norm; rounding adds half a unit a feature to that, and one a worker.
-    pub fn step(&self, precision: Precision, workers: usize) -> f64 {
-        let carried = self.mean / (CARRIES * f64::from(1_u32 << precision.up()));
-        let range = f64::from(1_u32 << (precision.range() - 1));
-        let rounded = workers as f64 + 0.5 * (self.fan_in as f64).sqrt();
+    pub fn step(&self, shares: impl Into<Shares>, workers: usize) -> f64 {
+        let (carried, room) = match shares.into() {
+            Shares::Carry(precision) => {
+                let range = f64::from(1_u32 << (precision.range() - 1));
+                let rounded = workers as f64 + 0.5 * (self.fan_in as f64).sqrt();
+                let carried = self.mean / (CARRIES * f64::from(1_u32 << precision.up()));
+                (carried, ROOM * range - rounded)
+            }
+            Shares::Ring(ring) => (0.0, ring.room(self.fan_in, workers)),
+        };
         // Where rounding takes all of the range, as of very few bits, something is left all the same.
-        let room = (ROOM * range - rounded).max(1.0);
-        let step = carried.max(self.largest / room);
+        let step = carried.max(self.largest / room.max(1.0));
         if step > 0.0 { step } else { 1.0 }
     }
 }
@@ -134,17 +140,18 @@ pub fn capacity(features: usize) -> usize {
 }
 
 /// What is left of features for the share holder, who has no key, and the carries. `masks` are the seed holders', of
-/// as many bits as [`Precision::masks`] has.
+/// as many bits as [`Shares::masks`] has. Shares of a ring leave no carries.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for a feature that is no number of steps; [`Error::Words`]; those of [`Precision::masks`].
+/// [`Error::NotFinite`] for a feature that is no number of steps; [`Error::Words`]; those of [`Shares::masks`].
 pub fn split(
     x: &[f32],
     step: f64,
     masks: &[Vec<i32>],
-    precision: Precision,
+    shares: impl Into<Shares>,
 ) -> Result<(Vec<i32>, Carries)> {
-    let bits = precision.masks(masks.len() + 1)?;
+    let shares = shares.into();
+    let bits = shares.masks(masks.len() + 1)?;
     let per_step = 1.0 / step;
     // 2^30 steps are far beyond any product's range; the sum of nothing but numbers is one.
     let most = f64::from(1_u32 << 30) * step;
@@ -163,7 +170,15 @@ pub fn split(
                 wanted: share.len(),
             });
         }
-        carries.hide(&mut share, mask, bits, bits - precision.up());
+        match shares {
+            Shares::Carry(precision) => {
+                carries.hide(&mut share, mask, bits, bits - precision.up());
+            }
+            Shares::Ring(_) => {
+                let pairs = share.iter_mut().zip(mask);
+                pairs.for_each(|(word, mask)| *word = centre(word.wrapping_sub(*mask), bits));
+            }
+        }
     }
     Ok((share, carries))
 }
@@ -201,6 +216,7 @@ mod tests {
 
     use super::*;
     use crate::stream::{KEY, Key};
+    use crate::{Precision, Ring};
 
     /// Numbers as features are: many small, some large.
     fn features(n: usize, seed: u64) -> Vec<f32> {
@@ -213,8 +229,18 @@ mod tests {
     }
 
     /// The masks of the `tensor`-th tensor, for so many workers.
-    fn masks(tensor: u64, words: usize, precision: Precision, workers: usize) -> Vec<Vec<i32>> {
-        let bits = precision.masks(workers).unwrap().into_iter().enumerate();
+    fn masks(
+        tensor: u64,
+        words: usize,
+        shares: impl Into<Shares>,
+        workers: usize,
+    ) -> Vec<Vec<i32>> {
+        let bits = shares
+            .into()
+            .masks(workers)
+            .unwrap()
+            .into_iter()
+            .enumerate();
         bits.map(|(i, bits)| {
             let key = Key::received([3 + i as u8; KEY]);
             key.mask(tensor, words, bits).unwrap()
@@ -252,6 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn shares_of_a_ring_are_the_features_without_carries() {
+        let x = features(5000, 1);
+        for (ring, workers) in [(Ring::PAPER, 2), (Ring::SPEED, 3), (Ring::QUALITY, 4)] {
+            let step = Extent::of_tokens(&x, 50).unwrap().step(ring, workers);
+            let masks = masks(0, x.len(), ring, workers);
+            let (mut sums, carries) = split(&x, step, &masks, ring).unwrap();
+            assert_eq!(carries, Carries::default());
+            for mask in &masks {
+                let pairs = sums.iter_mut().zip(mask);
+                pairs.for_each(|(sum, r)| *sum = sum.wrapping_add(*r));
+            }
+            for (x, sum) in x.iter().zip(sums) {
+                let sum = f64::from(centre(sum, ring.up()));
+                assert!((f64::from(*x) / step - sum).abs() <= 0.5 + 1e-6);
+            }
+        }
+    }
+
+    #[test]
     fn few_features_have_a_carry_and_how_many_is_not_told() {
         for (seed, workers) in (0..20).flat_map(|seed| [(seed, 2), (seed, 4)]) {
             let x = features(20_000, seed);
@@ -278,19 +323,22 @@ mod tests {
     fn a_share_is_uniform_whatever_the_feature_is() {
         let mut x = vec![0.0, 1e-3, 1.0];
         x.extend(features(200, 5));
-        for workers in [2, 3] {
-            let bits = Precision::SPEED.masks(workers).unwrap()[workers - 2];
-            let step = Extent::of_tokens(&x, x.len())
-                .unwrap()
-                .step(Precision::SPEED, workers);
+        for (shares, workers) in [
+            (Shares::Carry(Precision::SPEED), 2),
+            (Shares::Carry(Precision::SPEED), 3),
+            (Shares::Ring(Ring::SPEED), 2),
+            (Shares::Ring(Ring::QUALITY), 3),
+        ] {
+            let bits = shares.masks(workers).unwrap()[workers - 2];
+            let extent = Extent::of_tokens(&x, x.len()).unwrap();
+            let step = extent.step(shares, workers);
             let mut counts = vec![[0_u32; 16]; x.len()];
             let tensors = 4096_u32;
             for i in 0..tensors {
-                let masks = masks(i.into(), x.len(), Precision::SPEED, workers);
-                let (share, _) = split(&x, step, &masks, Precision::SPEED).unwrap();
+                let masks = masks(i.into(), x.len(), shares, workers);
+                let (share, _) = split(&x, step, &masks, shares).unwrap();
                 let of = counts.iter_mut().zip(share);
-                let half = 1 << (bits - 1);
-                of.for_each(|(counts, u)| counts[((u + half) >> (bits - 4)) as usize] += 1);
+                of.for_each(|(counts, u)| counts[((u >> (bits - 4)) + 8) as usize] += 1);
             }
             let expected = f64::from(tensors) / 16.0;
             for counts in counts {
