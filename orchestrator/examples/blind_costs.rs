@@ -2,22 +2,24 @@
 //! and joins, and a worker's share against the same layers as they are, layer by layer in turn, with random weights.
 //!
 //! `RAYON_NUM_THREADS=1 cargo run --release -p lacuna-orchestrator --example blind_costs` gives one thread's seconds;
-//! `-- quality` takes other bits, `-- speed all` other layers.
+//! `-- --share-bits quality` takes other bits; `--shares`, `--share-carries` and `--share-layers` likewise.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
+use clap::Parser;
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_model::device::OpenDevice;
 use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights::{Weights, list};
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::schemes::blind::options::{Bits, Layers};
+use lacuna_orchestrator::schemes::blind::options::Blind;
 use lacuna_orchestrator::schemes::blind::own::Own;
-use lacuna_orchestrator::schemes::blind::sent::{Form, Sent, sent};
-use lacuna_orchestrator::schemes::blind::verifier::{Verifier, expected_of};
-use lacuna_orchestrator::schemes::{Setting, Sizes};
-use lacuna_shares::bands::Band;
+use lacuna_orchestrator::schemes::blind::sent::{Form, Multiplied, Sent, sent};
+use lacuna_orchestrator::schemes::blind::verifier::Verifier;
+use lacuna_orchestrator::schemes::{Options, Setting, Sizes};
+use lacuna_shares::Shares;
+use lacuna_shares::bands::{Band, Needed};
 use lacuna_shares::join::{Outputs, join, round, scales};
 use lacuna_shares::pack::pack;
 use lacuna_shares::split::split;
@@ -43,19 +45,25 @@ impl Clock {
     }
 }
 
+/// What is timed.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    blind: Blind,
+}
+
 fn main() -> anyhow::Result<()> {
     keep_freed_pages();
-    let bits = std::env::args().nth(1).unwrap_or_else(|| "speed".into());
-    let Bits(precision) = bits.parse().map_err(anyhow::Error::msg)?;
-    let which = std::env::args().nth(2).unwrap_or_else(|| "convs".into());
-    let which: Layers = which.parse().map_err(anyhow::Error::msg)?;
+    let Arguments { blind } = Arguments::parse();
+    let shares = blind.chosen()?;
+    let up = shares.masks(2)?.first().copied().unwrap_or_default();
     let unet = UNetConfig::from_file(SD15.as_ref())?.build();
     let sizes = Sizes {
         latents: [1, 64, 64],
         levels: unet.levels(),
         tokens: 77,
     };
-    let all = sent(&unet, &sizes, which)?;
+    let all = sent(&unet, &sizes, blind.layers())?;
     let names: HashSet<&str> = all
         .iter()
         .flat_map(|sent| sent.layers.iter().map(|layer| layer.layer.as_str()))
@@ -69,50 +77,36 @@ fn main() -> anyhow::Result<()> {
     let (mut masks, mut verifier) = (Masks::fresh()?, Verifier::new(1.0)?);
     for sent in &all {
         let x = TorchRng::new(1).randn(sent.features());
-        let (bands, whole) = (sent.bands(sent.bands_at(precision.up()))?, sent.bands(1)?);
-        let mask = user.time("masks", || masks.draw(x.len(), precision.up()))?;
-        let step = user
-            .time("step size", || sent.extent(&x))?
-            .step(precision, 2);
+        let (bands, whole) = (sent.bands(sent.bands_at(up))?, sent.bands(1)?);
+        let mask = user.time("masks", || masks.draw(x.len(), up))?;
+        let step = user.time("step size", || sent.extent(&x))?.step(shares, 2);
         let hidden = [mask];
-        let (share, carries) = user.time("split", || split(&x, step, &hidden, precision))?;
+        let (share, carries) = user.time("split", || split(&x, step, &hidden, shares))?;
         let rows = bands.iter().map(|band| band.input.clone());
-        let packed = user.time("pack", || sent.planes().pack(&share, rows, precision.up()))?;
-        let words = worker.time("its share", || {
-            let words = unpack_all(sent, &bands, &packed, precision.up())?;
-            Ok::<_, anyhow::Error>(
-                words
-                    .into_iter()
-                    .map(|word| word as f32)
-                    .collect::<Vec<_>>(),
-            )
-        })?;
+        let packed = user.time("pack", || sent.planes().pack(&share, rows, up))?;
+        let words = worker.time("its share", || unpack_all(sent, &bands, &packed, up))?;
         let mut answers = Vec::new();
         for layer in &sent.layers {
             let own = once.time("weights by input, and their norms", || {
-                Own::new(&weights, layer, precision, Some(&mut verifier))
+                Own::new(&weights, sent, layer, shares, Some(&mut verifier))
             })?;
-            let (kernel, outputs) = model.rows_of(&layer.layer)?;
-            let scales = scales(&kernel, outputs, precision.fraction());
-            // The same layer as it is, and by a share: on one machine, in turn.
-            worker.time("the layer", || {
-                product(&model, sent, &layer.layer, &x, &whole)
-            })?;
-            let answer = worker.time("its share", || {
-                let mut answer = Vec::new();
-                for of_band in product(&model, sent, &layer.layer, &words, &bands)? {
-                    let values = match of_band.shape[..] {
-                        [_, _, rows, columns] => rows * columns,
-                        _ => 1,
-                    };
-                    let lie = Outputs {
-                        scales: &scales,
-                        values,
-                    };
-                    answer.extend(pack(&round(&of_band.data, lie), precision.down())?);
+            let scales = match shares {
+                Shares::Carry(precision) => {
+                    let (rows, outputs) = model.rows_of(&layer.layer)?;
+                    scales(&rows, outputs, precision.fraction())
                 }
-                Ok::<_, anyhow::Error>(answer)
-            })?;
+                Shares::Ring(_) => Vec::new(),
+            };
+            let at = At {
+                sent,
+                layer,
+                model: &model,
+                scales,
+            };
+            // The same layer as it is, and by a share: on one machine, in turn; what is made once is made before.
+            at.answer(shares, &words, &whole)?;
+            worker.time("the layer", || at.plain(&x))?;
+            let answer = worker.time("its share", || at.answer(shares, &words, &bands))?;
             answers.push((own, answer));
         }
         for (i, (own, answer)) in answers.iter().enumerate() {
@@ -122,17 +116,17 @@ fn main() -> anyhow::Result<()> {
             };
             let mut y = user.time("carries", || own.multiply(sent, &carries));
             let words = user.time("unpack", || {
-                let one = || alone.read(answer, &bands, precision.down());
+                let one = || alone.read(answer, &bands, shares.down());
                 Ok::<_, anyhow::Error>([one()?.concat(), one()?.concat()])
             })?;
             let lie = own.lie(sent);
             user.time("join", || {
-                join(&words, &mut y, lie, &own.bias, step, precision)
+                join(&words, &mut y, lie, &own.bias, step, shares)
             })?;
             if let Some(check) = &own.check {
                 once.time("--verify of one share", || {
-                    let expected = expected_of(check, sent, &hidden);
-                    check.mean(&words[0], &expected[0], lie, precision.up())
+                    let expected = check.expected(sent, &hidden);
+                    check.mean(&words[0], &expected[0], lie, up)
                 })?;
             }
         }
@@ -141,8 +135,8 @@ fn main() -> anyhow::Result<()> {
     let home = Setting::new(bits_free(), &unet, [1, 64, 64], 77);
     let all = home.count(&unet, 0)?.user_flop as f64 / 1e9;
     println!(
-        "{bits}, {which}: {} exchanges of SD 1.5 at 512x512, batch 1, of {all:.0} GFLOP in all",
-        exchanges
+        "{}: {exchanges} exchanges of SD 1.5 at 512x512, batch 1, of {all:.0} GFLOP in all",
+        blind.scheme().in_words()
     );
     for (what, clock) in [
         ("you, a call", &user),
@@ -168,35 +162,80 @@ fn unpack_all(sent: &Sent, bands: &[Band], packed: &[u8], bits: u32) -> anyhow::
     Ok(words)
 }
 
-/// The product of a layer's weights with `x`, band by band, as a worker makes it.
-fn product(
-    model: &Model,
-    sent: &Sent,
-    layer: &str,
-    x: &[f32],
-    bands: &[Band],
-) -> anyhow::Result<Vec<HostTensor>> {
-    let [batch, ..] = sent.input;
-    let enlarged = match sent.form {
-        Form::Map { enlarged, .. } => enlarged.map(|[_, columns]| columns),
-        Form::Tokens => None,
-    };
-    let outputs = bands.iter().filter(|band| !band.output.is_empty());
-    let each = outputs.map(|band| {
+/// A layer at a worker.
+struct At<'a> {
+    model: &'a Model,
+    sent: &'a Sent,
+    layer: &'a Multiplied,
+    /// What products are multiplied with before they are rounded; of a ring they are not.
+    scales: Vec<f32>,
+}
+
+impl At<'_> {
+    /// Rows of an input as a product takes them: what they are made of, their shape, and columns that they are enlarged to.
+    fn rows(&self, band: &Band) -> (Needed, Vec<usize>, Option<usize>) {
+        let sent = self.sent;
+        let [batch, _, columns] = sent.input;
         let needed = sent.rows().needed(&band.output);
         let rows = needed.input.len();
-        let shape = match sent.form {
-            Form::Map { .. } => vec![batch, sent.c_in, rows, sent.input[2]],
-            Form::Tokens => vec![batch, rows, sent.c_in],
-        };
-        let x = HostTensor::new(shape, sent.planes().take(x, &needed.input))?;
-        Ok(model.multiply(layer, x, &needed, enlarged, band.output.start % 2 == 1)?)
-    });
-    each.collect()
+        match sent.form {
+            Form::Map { enlarged, .. } => {
+                let shape = vec![batch, sent.c_in, rows, columns];
+                (needed, shape, enlarged.map(|[_, columns]| columns))
+            }
+            Form::Tokens => (needed, vec![batch, rows, sent.c_in], None),
+        }
+    }
+
+    /// The product with `x`, the rows that a band is made of.
+    fn product(&self, x: Vec<f32>, band: &Band) -> anyhow::Result<HostTensor> {
+        let (needed, shape, enlarged) = self.rows(band);
+        let (name, odd) = (&self.layer.layer, band.output.start % 2 == 1);
+        let x = HostTensor::new(shape, x)?;
+        Ok(self.model.multiply(name, x, &needed, enlarged, odd)?)
+    }
+
+    /// The product with `x`.
+    fn plain(&self, x: &[f32]) -> anyhow::Result<()> {
+        let whole = self.sent.bands(1)?;
+        let mut each = whole.iter();
+        each.try_for_each(|band| self.product(x.to_vec(), band).map(drop))
+    }
+
+    /// What a worker makes of a share, band by band.
+    fn answer(&self, shares: Shares, words: &[i32], bands: &[Band]) -> anyhow::Result<Vec<u8>> {
+        let mut answer = Vec::new();
+        for band in bands.iter().filter(|band| !band.output.is_empty()) {
+            let (needed, shape, enlarged) = self.rows(band);
+            let x = self.sent.planes().take(words, &needed.input);
+            let words = match shares {
+                Shares::Carry(_) => {
+                    let x = x.into_iter().map(|word| word as f32).collect();
+                    let product = self.product(x, band)?;
+                    let lie = Outputs {
+                        scales: &self.scales,
+                        values: match product.shape[..] {
+                            [_, _, rows, columns] => rows * columns,
+                            _ => 1,
+                        },
+                    };
+                    round(&product.data, lie)
+                }
+                Shares::Ring(ring) => {
+                    let name = &self.layer.layer;
+                    let product = self
+                        .model
+                        .multiply_in(ring, name, x, &shape, &needed, enlarged)?;
+                    ring.round(&product)
+                }
+            };
+            answer.extend(pack(&words, shares.down())?);
+        }
+        Ok(answer)
+    }
 }
 
 /// The scheme that computes everything at home.
 fn bits_free() -> std::sync::Arc<dyn lacuna_orchestrator::schemes::Scheme> {
-    use lacuna_orchestrator::schemes::Options;
     lacuna_orchestrator::schemes::local::Local {}.scheme()
 }

@@ -1,12 +1,10 @@
 //! A U-Net and where its weights come from: the files of a model, or a seed.
 
-use std::collections::HashSet;
-
 use burn::tensor::Device;
 use lacuna_model::device::is_cpu;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::{Stored, Weights, list};
+use lacuna_model::weights::{Apart, Stored, Weights, list};
 
 use crate::error::Result;
 use crate::memory;
@@ -82,11 +80,14 @@ impl UNetSource {
     ///
     /// # Errors
     /// As [`Stored::load_apart`].
-    pub fn load_apart(&self, parameters: &[Parameter], apart: &HashSet<String>) -> Result<Weights> {
-        match &self.weights {
-            Origin::Files(stored) => Ok(stored.load_apart(parameters, apart, &self.device)?),
-            Origin::Seed(..) => self.load(parameters),
-        }
+    pub fn load_apart(&self, parameters: &[Parameter], apart: &Apart) -> Result<Weights> {
+        let part = match &self.weights {
+            Origin::Files(stored) => stored.load_apart(parameters, apart, &self.device),
+            Origin::Seed(unet, seed) => {
+                Weights::random_apart(unet, parameters, apart, *seed, &self.device)
+            }
+        };
+        Ok(part?)
     }
 
     /// Loads everything.

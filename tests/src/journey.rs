@@ -99,6 +99,13 @@ impl Journey {
         self
     }
 
+    /// With flags and their values, as they are written.
+    pub fn with_all(self, words: &str) -> Self {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let pairs = words.chunks(2);
+        pairs.fold(self, |journey, pair| journey.with(pair[0], pair[1]))
+    }
+
     /// By the paper's scheme, over `n` workers started by the command itself.
     pub fn over_local_workers(self, n: usize) -> Self {
         self.with("--scheme", "ppidm")

@@ -145,12 +145,16 @@ async fn an_adapter_can_stay_at_home() {
     let workers = [(first.url.as_str(), None), (second.url.as_str(), None)];
     let fleet = fleet_file(plain.file("").as_path(), &workers);
     let blind = adapted.with("--scheme", "blind").with("--fleet", &fleet);
-    let blind = blind.with("--share-bits", "quality").go().await.unwrap();
+    let blind = blind.with("--share-bits", "quality");
     let distance = |a: &HostTensor, b: &HostTensor| {
         let pairs = a.data.iter().zip(&b.data);
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
-    let [near, far] = [&want, &without].map(|files| distance(&blind.latents(), &files.latents()));
-    println!("{near} from the picture with the adapter, {far} from that without");
-    assert!(near < 0.5 && far > 20.0 * near, "{near}, {far}");
+    for options in ["", "--share-layers all", "--shares ring --share-layers all"] {
+        let blind = blind.clone().with_all(options).go().await.unwrap();
+        let of = [&want, &without].map(|files| distance(&blind.latents(), &files.latents()));
+        let [near, far] = of;
+        println!("{options}: {near} from the picture with the adapter, {far} from that without");
+        assert!(near < 0.5 && far > 20.0 * near, "{options}: {near}, {far}");
+    }
 }

@@ -27,27 +27,36 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
     for name in MODELS {
         let journey = journey(name, 4);
         let local = journey.go().await.unwrap();
-        for (workers, groups, bits, layers, least) in [
-            (2, "1", "speed", "convs", 28.0),
-            (3, "1", "speed", "convs", 28.0),
-            (4, "1", "speed", "convs", 28.0),
-            (4, "2", "speed", "convs", 28.0),
-            (2, "1", "quality", "convs", 55.0),
-            (4, "2", "quality", "convs", 55.0),
-            (2, "1", "speed", "all", 25.0),
-            (2, "1", "quality", "all", 50.0),
-            (4, "2", "quality", "all", 50.0),
-            (3, "1", "speed", "100", 25.0),
+        for (workers, options, least) in [
+            (2, "speed", 28.0),
+            (3, "speed", 28.0),
+            (4, "speed", 28.0),
+            (4, "speed --share-groups 2", 28.0),
+            (2, "quality", 55.0),
+            (4, "quality --share-groups 2", 55.0),
+            (2, "speed --share-carries 4", 28.0),
+            (4, "speed --share-carries 16", 28.0),
+            (2, "quality --share-carries 8", 55.0),
+            (2, "speed --share-layers all", 25.0),
+            (2, "quality --share-layers all", 50.0),
+            (4, "quality --share-layers all --share-groups 2", 50.0),
+            (3, "speed --share-layers 100", 25.0),
+            (2, "speed --shares ring", 28.0),
+            (4, "speed --shares ring", 28.0),
+            (3, "quality --shares ring", 55.0),
+            (
+                4,
+                "quality --shares ring --share-groups 2 --share-layers all",
+                50.0,
+            ),
         ] {
-            let blind = journey
-                .clone()
-                .by_shares(workers)
-                .with("--share-bits", bits);
-            let blind = blind.with("--share-layers", layers);
-            let blind = blind.with("--share-groups", groups).go().await.unwrap();
+            let blind = journey.clone().by_shares(workers);
+            let mut words = format!("--share-bits {options}");
+            let blind = blind.with_all(&words).go().await.unwrap();
             let psnr = blind.latents_psnr(&local);
-            let case = format!("{name}: {workers} workers, {groups} groups, {bits}, {layers}");
-            println!("{case}: {psnr:.1} dB");
+            words += &format!(", {name}, {workers} workers: {psnr:.1} dB");
+            println!("{words}");
+            let case = words;
             assert!(psnr >= least, "{case}: {psnr:.1} dB");
         }
     }
@@ -60,32 +69,43 @@ async fn a_demo_picture_keeps_what_each_preset_promises() {
     };
     let journey = journey.with("--steps", "25");
     let local = journey.go().await.unwrap().png();
-    for preset in PRESETS {
-        let blind = journey
-            .clone()
-            .by_shares(2)
-            .with("--share-bits", preset.name);
-        let blind = blind.go().await.unwrap().png();
-        let psnr = psnr(&blind.values(), &local.values(), 255.0);
-        println!("{} {psnr:.1} dB", preset.name);
-        assert!(psnr >= preset.psnr, "{} {psnr:.1} dB", preset.name);
+    for preset in &PRESETS {
+        for other in ["", "--share-carries 8", "--shares ring"] {
+            let blind = journey
+                .clone()
+                .by_shares(2)
+                .with("--share-bits", preset.name);
+            let blind = blind.with_all(other).go().await.unwrap().png();
+            let psnr = psnr(&blind.values(), &local.values(), 255.0);
+            println!("{} {other} {psnr:.1} dB", preset.name);
+            assert!(
+                psnr >= preset.psnr(),
+                "{} {other} {psnr:.1} dB",
+                preset.name
+            );
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_sends_and_computes_what_was_counted() {
-    for (name, workers, groups, layers) in [
-        ("sd1", 2, 1, "convs"),
-        ("sd2", 3, 1, "convs"),
-        ("odd", 4, 2, "convs"),
-        ("sd1", 2, 1, "all"),
-        ("sd2", 3, 1, "all"),
-        ("odd", 4, 2, "100"),
+    for (name, workers, options) in [
+        ("sd1", 2, ""),
+        ("sd2", 3, ""),
+        ("odd", 4, "--share-groups 2"),
+        ("sd1", 2, "--share-layers all"),
+        ("sd2", 3, "--share-layers all --share-carries 4"),
+        ("odd", 4, "--share-layers 100 --share-groups 2"),
+        ("sd1", 3, "--shares ring"),
+        (
+            "odd",
+            2,
+            "--shares ring --share-layers all --share-bits 20/11",
+        ),
     ] {
         let steps = 4;
         let run = journey(name, steps as usize).by_shares(workers);
-        let run = run.with("--share-layers", layers);
-        let files = run.with("--share-groups", groups.to_string()).go().await;
+        let files = run.with_all(options).go().await;
         let report = files.unwrap().report();
         let unet = model(name).unet().clone();
         let golden = Golden::load(name);
@@ -95,11 +115,10 @@ async fn a_run_sends_and_computes_what_was_counted() {
             levels: unet.levels(),
             tokens: 77,
         };
-        let options = [
-            ("share-groups", &*groups.to_string()),
-            ("share-layers", layers),
-        ];
-        let scheme = tests::scheme::scheme("blind", &options);
+        let words: Vec<&str> = options.split_whitespace().collect();
+        let pairs = words.chunks(2);
+        let pairs: Vec<_> = pairs.map(|pair| (&pair[0][2..], pair[1])).collect();
+        let scheme = tests::scheme::scheme("blind", &pairs);
         let [first, later] = Setting { scheme, sizes }
             .first_calls(&unet, workers)
             .unwrap();
@@ -116,7 +135,7 @@ async fn a_run_sends_and_computes_what_was_counted() {
                 })
             };
             let [[up, down], [later_up, later_down]] = [of(&first), of(&later)];
-            let case = format!("{name}, {layers}, worker {worker}");
+            let case = format!("{name}, {options}, worker {worker}");
             assert_eq!(told["payload_up"], times(up, later_up), "{case}");
             assert_eq!(told["payload_down"], times(down, later_down), "{case}");
             let flop = times(first.workers_flop[worker], later.workers_flop[worker]);
@@ -190,11 +209,19 @@ async fn who_answers_other_than_so_many_words_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_multiplies_wrong_is_caught_where_that_is_checked() {
     let good = RunningWorker::start(MODEL, &Options::default()).await;
-    for role in [0, 1] {
+    for (role, options) in [
+        (0, ""),
+        (1, ""),
+        (1, "--share-layers all"),
+        (0, "--shares ring"),
+        (1, "--shares ring --share-layers all"),
+    ] {
         // Numbers of another input, say: there are as many, and nothing is wrong with them by themselves.
         let change = |reply: Bytes| with_words(&reply, |words| words.rotate_left(7));
         let bad = tests::workers::tampering_worker(MODEL, 9, change).await;
-        let journey = journey(MODEL, 2).with("--scheme", "blind");
+        let journey = journey(MODEL, 2)
+            .with("--scheme", "blind")
+            .with_all(options);
         let mut urls = [(bad.as_str(), None), (good.url.as_str(), None)];
         urls.rotate_left(role);
         let run = journey
@@ -220,8 +247,12 @@ async fn who_multiplies_right_is_never_blamed() {
         ("sd2", 2, "1", "16/24.6"),
         ("odd", 3, "1", "quality"),
         ("odd", 4, "2", "quality"),
+        ("sd1", 2, "1", "26/14"),
+        ("sd2", 4, "1", "16/10"),
+        ("odd", 4, "2", "32/18"),
     ] {
         let run = journey(name, 4)
+            .with("--share-layers", "all")
             .by_shares(workers)
             .with("--share-bits", bits);
         let run = run.with("--share-groups", groups).with("--verify", "1");

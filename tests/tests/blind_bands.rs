@@ -9,7 +9,7 @@ use lacuna_orchestrator::schemes::Sizes;
 use lacuna_orchestrator::schemes::blind::options::Layers;
 use lacuna_orchestrator::schemes::blind::sent::{Sent, sent};
 use lacuna_protocol::session::{OpenSession, SessionKind};
-use lacuna_protocol::shares::{Holding, MultiplyHeader, PRODUCT, SHARE, Seed};
+use lacuna_protocol::shares::{Form, Holding, MultiplyHeader, PRODUCT, SHARE, Seed};
 use lacuna_protocol::version::PROTOCOL;
 use lacuna_shares::bands::Band;
 use lacuna_shares::stream::Masks;
@@ -41,9 +41,11 @@ async fn open(caller: &Caller, seed: Option<Seed>) -> String {
         protocol: PROTOCOL,
         model: caller.info().await.models[0].digest.clone(),
         kind: SessionKind::Shares(Holding {
-            bits: BITS,
-            range: 13,
-            fraction: 1,
+            form: Form::Carry {
+                bits: BITS,
+                range: 13,
+                fraction: 1,
+            },
             seed,
         }),
         picture: None,

@@ -176,16 +176,24 @@ fn chi_square(words: impl IntoIterator<Item = i32>, bits: u32) -> f64 {
 /// steps, two pictures, two sessions. Where a mask is used twice they are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn words_and_their_differences_are_uniform() {
+    for (options, bits) in [("", 12), ("--shares ring --share-layers all", 26)] {
+        are_uniform(options, bits).await;
+    }
+    planted();
+}
+
+async fn are_uniform(options: &str, of_bits: u32) {
     let pair = Pair::start().await;
     let journey = Journey::seeded(&Golden::load(MODEL)).with("--steps", "4");
     let journey = journey.with("--scheme", "blind").with("--seed", "1");
+    let journey = journey.with_all(options);
     let run = journey.clone().with("--workers", pair.fleet(&journey));
     run.go().await.unwrap();
     run.go().await.unwrap();
     let mut by_layer: BTreeMap<String, Vec<Vec<i32>>> = BTreeMap::new();
     for session in sessions(&pair.shares) {
-        let bits = session.holding.bits;
-        assert_eq!(bits, 12);
+        let bits = session.holding.form.bits();
+        assert_eq!(bits, of_bits);
         for (header, share) in session.asked {
             let share = share.unwrap();
             let words = share.len() * 8 / bits as usize;
@@ -200,10 +208,10 @@ async fn words_and_their_differences_are_uniform() {
     for tensors in by_layer.values() {
         assert_eq!(tensors.len(), 8);
         for (i, words) in tensors.iter().enumerate() {
-            let each = std::iter::once(chi_square(words.iter().copied(), 12));
+            let each = std::iter::once(chi_square(words.iter().copied(), of_bits));
             let pairs = tensors[..i].iter().map(|other| {
                 let pairs = words.iter().zip(other);
-                chi_square(pairs.map(|(a, b)| a - b), 12)
+                chi_square(pairs.map(|(a, b)| a - b), of_bits)
             });
             for chi in each.chain(pairs) {
                 tests += 1;
@@ -214,8 +222,10 @@ async fn words_and_their_differences_are_uniform() {
     println!("{tests} tests, the largest statistic {worst:.1}");
     assert!(tests >= 400, "{tests}");
     assert!(worst < MOST, "{worst}");
+}
 
-    // Two tensors that are nearly the same, as of two steps, under one mask.
+/// Two tensors that are nearly the same, as of two steps, under one mask.
+fn planted() {
     let features =
         |shift: f32| -> Vec<f32> { (0..500).map(|i| (i as f32).sin() + shift).collect() };
     let masks = [Masks::fresh().unwrap().draw(500, 12).unwrap()];

@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lacuna_kernels::conv::Sizes;
+use lacuna_kernels::ring;
 
 use lacuna_model::device::Target;
 use lacuna_model::host::OnDevice;
@@ -13,7 +17,8 @@ use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, l
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
 use lacuna_protocol::{Error, Result};
-use lacuna_shares::bands::Needed;
+use lacuna_shares::Ring;
+use lacuna_shares::bands::{Needed, Planes};
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 
@@ -24,6 +29,7 @@ pub struct Model {
     unet: UNet,
     layers: HashMap<String, Owned>,
     weights: Weights,
+    integers: Integers,
 }
 
 /// A layer by value, to be looked up by name.
@@ -53,6 +59,7 @@ impl Model {
             unet,
             layers,
             weights,
+            integers: Integers::default(),
         }
     }
 
@@ -204,20 +211,69 @@ impl Model {
         }
     }
 
+    /// The same of a share of a `ring`, whose rows that are needed are `x`, of such a `shape`: products with integer weights,
+    /// of which the ring's lowest bits count. It is computed on the CPU, whatever the device is: they must be exact.
+    ///
+    /// # Errors
+    /// As [`Self::multiply`].
+    pub fn multiply_in(
+        &self,
+        ring: Ring,
+        name: &str,
+        x: Vec<i32>,
+        shape: &[usize],
+        needed: &Needed,
+        enlarged: Option<usize>,
+    ) -> Result<Vec<i32>> {
+        match (self.layers.get(name), shape, enlarged) {
+            (Some(Owned::Conv(conv)), &[b, c, rows, columns], _) => {
+                let fits = c == conv.c_in && x.len() == b * c * rows * columns && !x.is_empty();
+                expect(fits, name, &[b, conv.c_in, rows, columns], shape)?;
+                let planes = Planes {
+                    number: b * c,
+                    rows,
+                    width: columns,
+                };
+                let (planes, x) = planes.padded(&x, needed, enlarged);
+                let sizes = Sizes {
+                    batch: b,
+                    c_in: c,
+                    c_out: conv.c_out,
+                    size: [planes.rows, planes.width],
+                    kernel: conv.kernel,
+                    stride: conv.stride,
+                    padding: [0, conv.padding],
+                    odd: false,
+                };
+                let weights = self.integers.of(ring, name, || {
+                    let (rows, outputs) = self.rows_of(name)?;
+                    let integers = ring.quantise(&rows, outputs).weights;
+                    Ok(ring::Weights::of_bits(&integers, sizes, ring.up()))
+                })?;
+                Ok(ring::conv2d(&x, &weights, sizes))
+            }
+            (Some(Owned::Linear(linear)), &[b, t, d], None) => {
+                let fits = d == linear.d_in && x.len() == b * t * d && !x.is_empty();
+                expect(fits, name, &[b, t, linear.d_in], shape)?;
+                let weights = self.integers.of(ring, name, || {
+                    let (rows, outputs) = self.rows_of(name)?;
+                    let integers = ring.quantise(&rows, outputs).weights;
+                    Ok(ring::Weights::new(&integers, outputs, 1))
+                })?;
+                Ok(ring::linear(&x, &weights, b * t))
+            }
+            _ => Err(self.no_product(name)),
+        }
+    }
+
     /// A layer's weights `[outputs, K]` by rows, and the number of outputs.
     ///
     /// # Errors
     /// As [`Self::multiply`].
     pub fn rows_of(&self, name: &str) -> Result<(Vec<f32>, usize)> {
-        let weight = format!("{name}.weight");
         match self.layers.get(name) {
-            Some(Owned::Conv(conv)) => {
-                let kernel = HostTensor::from_device(self.weights.kernel(&weight)?)?;
-                Ok((kernel.data, conv.c_out))
-            }
-            Some(Owned::Linear(linear)) => {
-                let matrix = HostTensor::from_device(self.weights.matrix(&weight)?)?;
-                Ok((matrix.data, linear.d_out))
+            Some(Owned::Conv(_) | Owned::Linear(_)) => {
+                Ok(self.weights.by_output(&format!("{name}.weight"))?)
             }
             _ => Err(self.no_product(name)),
         }
@@ -280,6 +336,34 @@ impl Model {
         ];
         let y = ops::attention(q, k, v, layer.heads, false);
         Ok(HostTensor::from_device(y)?)
+    }
+}
+
+/// Integer weights of the layers that were multiplied in one ring: they depend on its bits.
+#[derive(Default)]
+struct Integers(Mutex<(Option<Ring>, HashMap<String, Arc<ring::Weights>>)>);
+
+impl Integers {
+    /// Those of the layer `name`, which `make` makes once for as long as no other ring is asked for.
+    fn of(
+        &self,
+        ring: Ring,
+        name: &str,
+        make: impl FnOnce() -> Result<ring::Weights>,
+    ) -> Result<Arc<ring::Weights>> {
+        // Weights are there whole or not at all.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, layers) = &mut *known;
+        if *of != Some(ring) {
+            layers.clear();
+            *of = Some(ring);
+        }
+        if let Some(weights) = layers.get(name) {
+            return Ok(weights.clone());
+        }
+        let weights = Arc::new(make()?);
+        layers.insert(name.to_owned(), weights.clone());
+        Ok(weights)
     }
 }
 

@@ -74,8 +74,15 @@ const LAYERS_AT_A_TIME: u64 = 5;
 /// # Errors
 /// None today: shapes alone cannot fail.
 pub fn user_memory(unet: &UNet, setting: &Setting) -> Result<u64> {
-    let weights: u64 = setting
-        .user_parameters(unet)?
+    let mut parameters = setting.user_parameters(unet)?;
+    if let Some(apart) = setting
+        .scheme
+        .apart(unet, &setting.sizes)?
+        .filter(|apart| !apart.held)
+    {
+        (_, parameters) = apart.part(&parameters);
+    }
+    let weights: u64 = parameters
         .iter()
         .map(|parameter| parameter.values() as u64)
         .sum();

@@ -94,13 +94,9 @@ impl Denoiser {
             None => {
                 let unet = self.unet.layers();
                 let parameters = self.setting.user_parameters(unet)?;
-                let apart = self
-                    .setting
-                    .scheme
-                    .adapters_apart(unet, &self.setting.sizes)?;
-                match apart.is_empty() {
-                    true => self.unet.load(&parameters),
-                    false => self.unet.load_apart(&parameters, &apart),
+                match self.setting.scheme.apart(unet, &self.setting.sizes)? {
+                    None => self.unet.load(&parameters),
+                    Some(apart) => self.unet.load_apart(&parameters, &apart),
                 }
             }
         }

@@ -9,7 +9,7 @@ use clap::Args;
 use futures::future::BoxFuture;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::list;
+use lacuna_model::weights::{Apart, list};
 use lacuna_model::whole::Whole;
 use lacuna_protocol::placement::{Latents, Prompt, SelfAttention, Wire};
 use lacuna_protocol::session::SessionKind;
@@ -202,14 +202,13 @@ pub trait Scheme: Debug + Send + Sync {
     /// None today: shapes alone cannot fail.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>>;
 
-    /// Tensor prefixes of the convolutions that workers compute without their adapters, which stay with the user; none where
-    /// whoever computes has the adapters, too. The user has their kernels by input
-    /// ([`lacuna_model::weights::Stored::load_apart`]).
+    /// The layers that workers compute without their adapters, which stay with the user, and whether the user holds their
+    /// weights ([`lacuna_model::weights::Stored::load_apart`]); none where whoever computes has the adapters, too.
     ///
     /// # Errors
     /// As [`Self::user_layers`].
-    fn adapters_apart(&self, _unet: &UNet, _sizes: &Sizes) -> Result<HashSet<String>> {
-        Ok(HashSet::new())
+    fn apart(&self, _unet: &UNet, _sizes: &Sizes) -> Result<Option<Apart>> {
+        Ok(None)
     }
 
     /// Tensor prefixes of the layers whose features are whole at the user's; none where these are all.

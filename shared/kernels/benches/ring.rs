@@ -89,9 +89,13 @@ fn main() {
             .map(|i| (i as i32).wrapping_mul(0x9e37_79b9_u32 as i32))
             .collect();
         let rows: Vec<i16> = (0..m * k).map(|i| (i * 40_503 % 65_521) as i16).collect();
+        let start = Instant::now();
         let packed = ring::Weights::new(&rows, channels, 3);
+        let whole = 1e3 * start.elapsed().as_secs_f64();
         let small: Vec<i16> = rows.iter().map(|row| row / 9).collect();
+        let start = Instant::now();
         let of_bits = ring::Weights::of_bits(&small, sizes, 26);
+        let transformed = 1e3 * start.elapsed().as_secs_f64();
         let x: Vec<f32> = words.iter().map(|word| *word as f32 * 1e-9).collect();
         let weight: Vec<f32> = rows.iter().map(|row| f32::from(*row) * 1e-5).collect();
         let bias = vec![0.0; channels];
@@ -105,7 +109,8 @@ fn main() {
         ]);
         println!(
             "conv {channels}->{channels} 3x3 at {size}x{size}, batch {batch}: convolution {convolution:.2}, matrix \
-             product {matrix:.2}; ring of 32 bits {of_ring:.2} ({:.2}, {:.2}), of 26 bits {few_bits:.2} ({:.2}, {:.2})",
+             product {matrix:.2}; ring of 32 bits {of_ring:.2} ({:.2}, {:.2}), of 26 bits {few_bits:.2} ({:.2}, {:.2}); \
+             weights once {whole:.0} and {transformed:.0}",
             of_ring / convolution,
             of_ring / matrix,
             few_bits / convolution,

@@ -8,18 +8,56 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a worker holds in a session of this kind, and how many bits its words have.
+/// What a worker holds in a session of this kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
-    /// Of a word of its share.
-    pub bits: u32,
-    /// Of a product before the point.
-    pub range: u32,
-    /// Of a product behind the point.
-    pub fraction: u32,
+    /// How it multiplies, and how many bits its words have.
+    #[serde(flatten)]
+    pub form: Form,
     /// What a seed holder draws its share from; a share holder has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<Seed>,
+}
+
+/// How shares are multiplied (`lacuna_shares::kind`), and how many bits words have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "form", rename_all = "lowercase")]
+pub enum Form {
+    /// With weights in f32.
+    Carry {
+        /// Of a word of the share.
+        bits: u32,
+        /// Of a product before the point.
+        range: u32,
+        /// Of a product behind the point.
+        fraction: u32,
+    },
+    /// With integer weights, modulo a power of two.
+    Ring {
+        /// Of a word of the share, and of the ring.
+        bits: u32,
+        /// Of a product: its upper bits.
+        down: u32,
+    },
+}
+
+impl Form {
+    /// Bits of a word of the share.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Carry { bits, .. } | Self::Ring { bits, .. } => bits,
+        }
+    }
+
+    /// Bits of a word of a product.
+    pub fn down(self) -> u32 {
+        match self {
+            Self::Carry {
+                range, fraction, ..
+            } => range.saturating_add(fraction),
+            Self::Ring { down, .. } => down,
+        }
+    }
 }
 
 /// Header of `POST /v1/sessions/{id}/multiply`: the products of layers' weights with the share of their input, without the
@@ -118,9 +156,15 @@ mod tests {
 
     #[test]
     fn who_has_no_seed_holds_a_share() {
-        let holding = json!({"bits": 12, "range": 13, "fraction": 1});
-        let holding: Holding = serde_json::from_value(holding).unwrap();
-        assert_eq!(holding.seed, None);
-        assert!(!serde_json::to_string(&holding).unwrap().contains("seed"));
+        let carry = json!({"form": "carry", "bits": 12, "range": 13, "fraction": 1});
+        let ring = json!({"form": "ring", "bits": 26, "down": 14});
+        for (written, bits, down) in [(carry, 12, 14), (ring, 26, 14)] {
+            let holding: Holding = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(holding.seed, None);
+            assert_eq!((holding.form.bits(), holding.form.down()), (bits, down));
+            assert_eq!(serde_json::to_value(&holding).unwrap(), written);
+        }
+        let none = json!({"bits": 12, "range": 13, "fraction": 1});
+        assert!(serde_json::from_value::<Holding>(none).is_err());
     }
 }

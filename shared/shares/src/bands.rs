@@ -158,6 +158,38 @@ impl Planes {
         }
     }
 
+    /// `some` rows of all planes, which are those that are `needed`, as a kernel meets them: `enlarged` to so many columns, and
+    /// to twice the rows, and with zeros above and below.
+    pub fn padded<T: Copy + Default>(
+        self,
+        some: &[T],
+        needed: &Needed,
+        enlarged: Option<usize>,
+    ) -> (Self, Vec<T>) {
+        let ([skipped, len], [above, below]) = (needed.enlarged, needed.zeros);
+        let (width, twice) = (enlarged.unwrap_or(self.width), enlarged.is_some());
+        let zeros = |rows| std::iter::repeat_n(T::default(), rows * width);
+        let padded = Self {
+            number: self.number,
+            rows: above + len + below,
+            width,
+        };
+        let mut all = Vec::with_capacity(padded.values());
+        for plane in some.chunks((self.rows * self.width).max(1)) {
+            all.extend(zeros(above));
+            for row in skipped..skipped + len {
+                let row = if twice { row / 2 } else { row };
+                let row = &plane[row * self.width..][..self.width];
+                match twice {
+                    true => all.extend((0..width).map(|column| row[column / 2])),
+                    false => all.extend_from_slice(row),
+                }
+            }
+            all.extend(zeros(below));
+        }
+        (padded, all)
+    }
+
     /// Bytes of the bands of these `rows`, of words of `bits` bits, one after the other; none where no memory holds them.
     pub fn bytes(self, rows: impl IntoIterator<Item = Range<usize>>, bits: u32) -> Option<usize> {
         let each = rows.into_iter();
@@ -321,6 +353,25 @@ mod tests {
             }
             assert!(rest.is_err());
         }
+    }
+
+    #[test]
+    fn rows_are_enlarged_and_have_zeros_around() {
+        let planes = Planes {
+            number: 2,
+            rows: 2,
+            width: 2,
+        };
+        let needed = Needed {
+            input: 0..2,
+            enlarged: [1, 2],
+            zeros: [1, 0],
+        };
+        let some = [1, 2, 3, 4, 5, 6, 7, 8];
+        let (padded, all) = planes.padded(&some, &needed, Some(3));
+        assert_eq!((padded.number, padded.rows, padded.width), (2, 3, 3));
+        let want = [[0, 0, 0, 1, 1, 2, 3, 3, 4], [0, 0, 0, 5, 5, 6, 7, 7, 8]];
+        assert_eq!(all, want.concat());
     }
 
     #[test]

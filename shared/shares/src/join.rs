@@ -83,7 +83,8 @@ pub fn round(products: &[f32], outputs: Outputs<'_>) -> Vec<i32> {
 }
 
 /// Outputs from the `words` of all workers and the product `W e` of the carries, which become the outputs, with the `bias`
-/// of each, if there is any. Shares of a ring have no carries, and their product is zeros.
+/// of each, if there is any. Shares of a ring have no carries: whatever is there is
+/// written over.
 ///
 /// # Errors
 /// [`Error::Words`] where there are not as many of each.
@@ -103,20 +104,24 @@ pub fn join(
     }
     let bits = shares.down();
     let unit = match shares {
-        Shares::Carry(precision) => f64::from(precision.up()).exp2(),
-        Shares::Ring(_) => 0.0,
+        Shares::Carry(precision) => Some(f64::from(precision.up()).exp2()),
+        Shares::Ring(_) => None,
     };
     for (output, range) in outputs.each(wanted) {
         let scale = outputs.scales.get(output).copied().map_or(1.0, f64::from);
-        let (carry, back) = (scale * unit, step / scale);
+        let (carry, back) = (unit.map(|unit| scale * unit), step / scale);
         let bias = bias.get(output).copied().map_or(0.0, f64::from);
         let mut sums = [0; AT_ONCE];
         for start in range.clone().step_by(AT_ONCE) {
             let some = start..(start + AT_ONCE).min(range.end);
             let sums = &mut sums[..some.len()];
             let to = &mut carried[some.clone()];
-            for (sum, carried) in sums.iter_mut().zip(&*to) {
-                *sum = nearest(f64::from(*carried) * carry);
+            match carry {
+                Some(carry) => {
+                    let pairs = sums.iter_mut().zip(&*to);
+                    pairs.for_each(|(sum, carried)| *sum = nearest(f64::from(*carried) * carry));
+                }
+                None => sums.fill(0),
             }
             for words in words {
                 let pairs = sums.iter_mut().zip(&words[some.clone()]);

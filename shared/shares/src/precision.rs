@@ -6,8 +6,14 @@ use crate::pack;
 /// The fewest and the most workers that features are shared among.
 pub const WORKERS: std::ops::RangeInclusive<usize> = 2..=4;
 
+/// The share of the features that may have a carry, `p`, where no bits are spared.
+const CARRIES: f64 = 0.01;
+
+/// Most bits that carries spare: then 16 of 100 features have one.
+pub const MOST_SPARED: u32 = 4;
+
 /// Bits that a share has more for each worker beyond two: a mask as large as 1/(4p) of what it hides leaves a carry with
-/// one in 1/p of the words, as the first mask does.
+/// one in 1/p of the words, as the first mask does. For each bit that carries spare it is one less.
 const FURTHER: u32 = 5;
 
 /// Most bits of a share: f32 is exact to 24.
@@ -19,6 +25,7 @@ pub struct Precision {
     up: u32,
     range: u32,
     fraction: u32,
+    spared: u32,
 }
 
 impl Precision {
@@ -27,18 +34,21 @@ impl Precision {
         up: 10,
         range: 10,
         fraction: 1,
+        spared: 0,
     };
     /// Few bytes: 12 bits up, 14 down.
     pub const SPEED: Self = Self {
         up: 12,
         range: 13,
         fraction: 1,
+        spared: 0,
     };
     /// A picture near the uncut one, from two workers: 16 bits up, 18 down.
     pub const QUALITY: Self = Self {
         up: 16,
         range: 16,
         fraction: 2,
+        spared: 0,
     };
 
     /// Features of `up` bits, products of `range` bits before the point and `fraction` behind it.
@@ -54,7 +64,34 @@ impl Precision {
             up,
             range,
             fraction,
+            spared: 0,
         })
+    }
+
+    /// The same step size with `bits` fewer bits of a feature: for each of them twice as many features have a carry, and
+    /// are multiplied at home.
+    ///
+    /// # Errors
+    /// [`Error::Bits`] for more than [`MOST_SPARED`], or features of too few bits.
+    pub fn sparing(self, bits: u32) -> Result<Self> {
+        pack::check("what carries spare", bits, 0, MOST_SPARED)?;
+        let whole = self.up + self.spared;
+        pack::check("features", whole, 6 + bits, 16)?;
+        Ok(Self {
+            up: whole - bits,
+            spared: bits,
+            ..self
+        })
+    }
+
+    /// Bits that carries spare.
+    pub fn spared(self) -> u32 {
+        self.spared
+    }
+
+    /// The share of the features that may have a carry, `p`.
+    pub fn carries(self) -> f64 {
+        CARRIES * f64::from(1_u32 << self.spared)
     }
 
     /// Bits of a feature, `b`.
@@ -84,7 +121,7 @@ impl Precision {
     /// [`Error::Bits`] where that is more than f32 multiplies exactly.
     pub fn masks(self, workers: usize) -> Result<Vec<u32>> {
         let bits: Vec<u32> = (0..workers.saturating_sub(1))
-            .map(|i| self.up + FURTHER * i as u32)
+            .map(|i| self.up + (FURTHER - self.spared) * i as u32)
             .collect();
         let last = bits.last().copied().unwrap_or(self.up);
         match last <= MOST_UP {
@@ -174,6 +211,12 @@ mod tests {
         ] {
             assert!(Precision::new(up, range, fraction).is_err());
         }
+        let spared = Precision::SPEED.sparing(2).unwrap();
+        assert_eq!((spared.up(), spared.carries()), (10, 0.04));
+        assert_eq!(spared.masks(4).unwrap(), [10, 13, 16]);
+        assert_eq!(spared.sparing(0).unwrap(), Precision::SPEED);
+        assert!(Precision::SPEED.sparing(5).is_err());
+        assert!(Precision::new(8, 13, 1).unwrap().sparing(3).is_err());
         assert_eq!(Precision::SPEED.masks(2).unwrap(), [12]);
         assert_eq!(Precision::SPEED.masks(4).unwrap(), [12, 17, 22]);
         assert!(Precision::QUALITY.masks(4).is_err());

@@ -63,8 +63,7 @@ impl Ring {
     }
 
     /// The norm `T` of a row of integer weights, a power of two. Rounding weights loses one part in `T`, and rounding features
-    /// one in their norm, and both together have the ring's bits but one: halves of it lose least, also by 1 or 3 dB in the
-    /// trials of `tests/layer.rs` with twice and half as much.
+    /// one in their norm, and both together have the ring's bits but one: least is lost where each has half of them.
     fn norm(self) -> f64 {
         f64::from(1_u32 << ((self.up - 1) / 2))
     }

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
 use lacuna_protocol::session::ReplyHeader;
-use lacuna_protocol::shares::{Holding, MOST_BANDS, MOST_LAYERS, MultiplyHeader, PRODUCT, SHARE};
+use lacuna_protocol::shares::{
+    Form, Holding, MOST_BANDS, MOST_LAYERS, MultiplyHeader, PRODUCT, SHARE,
+};
 use lacuna_shares::bands::Band;
 use lacuna_shares::join::{Outputs, round, scales};
 use lacuna_shares::pack::{pack, unpack};
 use lacuna_shares::precision::check_holding;
+use lacuna_shares::ring::Ring;
 use lacuna_shares::stream::Key;
 use lacuna_wire::HostTensor;
 use lacuna_wire::head::Head;
@@ -41,7 +44,7 @@ pub struct Task {
     place: Place,
     asked: Arc<Asked>,
     /// What of the share is there.
-    share: Vec<f32>,
+    share: Vec<i32>,
     /// Bands that are done.
     done: usize,
 }
@@ -68,7 +71,16 @@ impl Shares {
     /// [`Error::Invalid`] for a number of bits that words cannot have, and where the weights are not what everybody else's
     /// are to the last bit.
     pub fn new(ground: Ground, holding: Holding) -> Result<Self> {
-        check_holding(holding.bits, holding.range, holding.fraction)?;
+        match holding.form {
+            Form::Carry {
+                bits,
+                range,
+                fraction,
+            } => check_holding(bits, range, fraction)?,
+            Form::Ring { bits, down } => {
+                Ring::new(bits, down)?;
+            }
+        }
         if !ground.model.weights().are_f32() {
             let reason = "shares are multiplied with weights in f32; this worker holds them in half precision";
             return Err(Error::Invalid(reason.into()));
@@ -120,20 +132,15 @@ impl Shares {
             return Err(Error::Invalid(reason));
         }
         let too_large = || Error::Invalid("more words than a memory holds".into());
-        let Holding {
-            bits,
-            range,
-            fraction,
-            ..
-        } = self.holder.holding;
+        let form = self.holder.holding.form;
         let coming = of_first.iter().map(|band| {
-            let bytes = share.input.bytes([band.input.clone()], bits);
+            let bytes = share.input.bytes([band.input.clone()], form.bits());
             bytes.ok_or_else(too_large)
         });
         let coming = coming.collect::<Result<Vec<usize>>>()?;
         let going = layers.iter().zip(&bands).map(|((_, share), bands)| {
             let rows = bands.iter().map(|band| band.output.clone());
-            share.output.bytes(rows, range + fraction)
+            share.output.bytes(rows, form.down())
         });
         let going = going.sum::<Option<usize>>().ok_or_else(too_large)?;
         let words: usize = coming.iter().sum();
@@ -154,7 +161,7 @@ impl Shares {
                 return Err(Error::Invalid("a seed holder draws its share".into()));
             }
         };
-        let share = vec![0.0; share.input.values()];
+        let share = vec![0; share.input.values()];
         let asked = Asked {
             sequence,
             bands,
@@ -221,13 +228,11 @@ impl Task {
 
 impl Holder {
     /// Puts the words of a band into the share: those that came as `packed`, or those that are drawn for the whole.
-    fn receive(&self, asked: &Asked, band: usize, packed: &[u8], share: &mut [f32]) -> Result<()> {
-        let bits = self.holding.bits;
-        let floats =
-            |words: Vec<i32>| -> Vec<f32> { words.into_iter().map(|w| w as f32).collect() };
+    fn receive(&self, asked: &Asked, band: usize, packed: &[u8], share: &mut [i32]) -> Result<()> {
+        let bits = self.holding.form.bits();
         if let Some(key) = &self.key {
             let words = key.mask(asked.sequence.wrapping_sub(1), share.len(), bits)?;
-            share.copy_from_slice(&floats(words));
+            share.copy_from_slice(&words);
             return Ok(());
         }
         let ((_, of), rows) = match (asked.layers.first(), asked.bands.first()) {
@@ -235,7 +240,7 @@ impl Holder {
             _ => return Err(Error::Invalid(format!("there is no band {band}"))),
         };
         let words = unpack(packed, of.input.values_of(rows), bits)?;
-        of.input.put(share, rows, &floats(words));
+        of.input.put(share, rows, &words);
         Ok(())
     }
 
@@ -245,9 +250,8 @@ impl Holder {
         model: &Model,
         asked: &Asked,
         band: usize,
-        share: &[f32],
+        share: &[i32],
     ) -> Result<Vec<u8>> {
-        let down = self.holding.range + self.holding.fraction;
         let mut packed = Vec::new();
         for ((layer, of), bands) in asked.layers.iter().zip(&asked.bands) {
             let Some(Band { output, .. }) = bands.get(band) else {
@@ -262,31 +266,42 @@ impl Holder {
             if let Some(rows) = shape.iter_mut().nth_back(1) {
                 *rows = needed.input.len();
             }
-            let x = HostTensor::new(shape, of.input.take(share, &needed.input))?;
-            let odd = output.start % 2 == 1;
-            let product = model.multiply(layer, x, &needed, asked.columns, odd)?;
-            let scales = self.scales(model, layer)?;
-            let values = match product.shape[..] {
-                [_, _, rows, columns] => rows * columns,
-                _ => 1,
+            let some = of.input.take(share, &needed.input);
+            let words = match self.holding.form {
+                Form::Carry { fraction, .. } => {
+                    let some = some.into_iter().map(|word| word as f32).collect();
+                    let x = HostTensor::new(shape, some)?;
+                    let odd = output.start % 2 == 1;
+                    let product = model.multiply(layer, x, &needed, asked.columns, odd)?;
+                    let outputs = Outputs {
+                        scales: &self.scales(model, layer, fraction)?,
+                        values: match product.shape[..] {
+                            [_, _, rows, columns] => rows * columns,
+                            _ => 1,
+                        },
+                    };
+                    round(&product.data, outputs)
+                }
+                Form::Ring { bits, down } => {
+                    let ring = Ring::new(bits, down)?;
+                    let product =
+                        model.multiply_in(ring, layer, some, &shape, &needed, asked.columns)?;
+                    ring.round(&product)
+                }
             };
-            let outputs = Outputs {
-                scales: &scales,
-                values,
-            };
-            packed.extend(pack(&round(&product.data, outputs), down)?);
+            packed.extend(pack(&words, self.holding.form.down())?);
         }
         Ok(packed)
     }
 
-    fn scales(&self, model: &Model, layer: &str) -> Result<Arc<[f32]>> {
+    fn scales(&self, model: &Model, layer: &str, fraction: u32) -> Result<Arc<[f32]>> {
         // A scale is there whole or not at all.
         let mut known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scales) = known.get(layer) {
             return Ok(scales.clone());
         }
         let (weights, outputs) = model.rows_of(layer)?;
-        let scales: Arc<[f32]> = scales(&weights, outputs, self.holding.fraction).into();
+        let scales: Arc<[f32]> = scales(&weights, outputs, fraction).into();
         known.insert(layer.to_owned(), scales.clone());
         Ok(scales)
     }

@@ -47,13 +47,13 @@ pub(super) fn first_calls(
             continue;
         };
         let of_group = sent.of_entries(groups.entries);
-        let carries = of_group.carries_flop(groups.size) * groups.number as u64;
+        let carries = of_group.carries_flop(groups.shares(), groups.size) * groups.number as u64;
         count.user_flop += carries;
         count
             .workers_flop
             .iter_mut()
             .for_each(|flop| *flop += of_group.flop());
-        let (up_bits, down_bits) = (groups.share_bits(), options.precision().down());
+        let (up_bits, down_bits) = (groups.share_bits(), groups.shares().down());
         let bands = of_group.bands(of_group.bands_at(up_bits))?;
         let up = of_group.bytes_up(&bands, up_bits);
         let in_bands = of_group.bytes_down(&bands, down_bits);

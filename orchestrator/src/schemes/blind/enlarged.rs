@@ -1,21 +1,9 @@
-//! Inputs of layers that are enlarged before: every value twice both ways.
+//! Carries of inputs that are enlarged before: every value twice both ways.
 
 use lacuna_shares::split::Carries;
 
-/// An input `[B, C, H, W]`, of so many batch entries, rows and columns, with every value twice both ways, in `high` rows and
-/// `wide` columns.
-pub fn features(x: &[f32], [_, rows, columns]: [usize; 3], [high, wide]: [usize; 2]) -> Vec<f32> {
-    let mut all = Vec::with_capacity(x.len() * 4);
-    for plane in x.chunks((rows * columns).max(1)) {
-        for row in 0..high {
-            let from = &plane[row / 2 * columns..][..columns];
-            all.extend((0..wide).map(|column| from[column / 2]));
-        }
-    }
-    all
-}
-
-/// The carries of such an input: four of each, as many as ever. Those beyond the last row or column are of nothing.
+/// The carries of an input `[B, C, H, W]`, of so many batch entries, rows and columns, that is enlarged to `high` rows and
+/// `wide` columns: four of each, as many as ever. Those beyond the last row or column are of nothing.
 pub fn carries(few: &Carries, [_, rows, columns]: [usize; 3], [high, wide]: [usize; 2]) -> Carries {
     let mut all = Carries {
         at: Vec::with_capacity(4 * few.at.len()),
@@ -60,14 +48,5 @@ mod tests {
             want[at] = -3;
         }
         assert_eq!(dense, want);
-    }
-
-    #[test]
-    fn an_input_is_enlarged_as_a_layer_does_it() {
-        let all = features(&[1.0, 2.0, 3.0, 4.0], [1, 2, 2], [3, 4]);
-        assert_eq!(
-            all,
-            [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]
-        );
     }
 }

@@ -11,10 +11,10 @@ use lacuna_model::layers::{Attention, Conv2d, FeedForward, GroupNorm, Linear};
 use lacuna_model::ops;
 use lacuna_model::unet::{TimeEmbedding, UNet};
 use lacuna_model::whole::Whole;
+use lacuna_shares::Shares;
 use lacuna_shares::bands::Band;
 use lacuna_shares::check::VECTORS;
 use lacuna_shares::join::join;
-use lacuna_shares::precision::Precision;
 use lacuna_shares::split::{Carries, split};
 use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
@@ -23,7 +23,7 @@ use super::dialogue::Dialogue;
 use super::groups::Groups;
 use super::own::Own;
 use super::sent::Sent;
-use super::verifier::{Verifier, expected_of, is_honest};
+use super::verifier::{Verifier, is_honest};
 use crate::error::{Error, Result};
 use crate::fleet::Fleet;
 use crate::fleet::client::Product;
@@ -34,7 +34,6 @@ use crate::schemes::{Account, Finished, Predictor};
 pub struct Shared {
     whole: Whole,
     groups: Groups,
-    precision: Precision,
     dialogues: Vec<Dialogue>,
     runtime: Handle,
     /// What is sent, by the first layer of each, with the entries of one group.
@@ -80,13 +79,7 @@ impl Shared {
     ///
     /// # Errors
     /// As [`Dialogue::new`].
-    pub fn new(
-        whole: Whole,
-        groups: Groups,
-        precision: Precision,
-        sent: Vec<Sent>,
-        fleet: Fleet,
-    ) -> Result<Self> {
+    pub fn new(whole: Whole, groups: Groups, sent: Vec<Sent>, fleet: Fleet) -> Result<Self> {
         let (clients, runtime) = fleet.into_clients();
         let mut clients = clients.into_iter();
         let dialogues = (0..groups.number).map(|_| {
@@ -94,7 +87,7 @@ impl Shared {
             Dialogue::new(&groups, of_group, runtime.clone())
         });
         let dialogues = dialogues.collect::<Result<_>>()?;
-        let (up, down) = (groups.share_bits(), precision.down());
+        let (up, down) = (groups.share_bits(), groups.shares().down());
         let mut drawn = Vec::with_capacity(sent.len());
         let mut exchanged = HashMap::with_capacity(sent.len());
         for sent in sent {
@@ -117,7 +110,6 @@ impl Shared {
             drawn: drawn.into(),
             whole,
             groups,
-            precision,
             dialogues,
             runtime,
             own: HashMap::new(),
@@ -199,7 +191,13 @@ impl Shared {
         for layer in &sent.layers {
             if !self.own.contains_key(&layer.layer) {
                 let weights = self.whole.weights();
-                let own = Own::new(weights, layer, self.precision, self.verifier.as_mut())?;
+                let own = Own::new(
+                    weights,
+                    sent,
+                    layer,
+                    self.groups.shares(),
+                    self.verifier.as_mut(),
+                )?;
                 self.own.insert(layer.layer.clone(), own);
             }
         }
@@ -212,9 +210,9 @@ impl Shared {
             Some(verifier) => verifier.chooses()?,
             None => false,
         };
-        let (precision, bits) = (self.precision, self.groups.share_bits());
+        let (kind, bits) = (self.groups.shares(), self.groups.share_bits());
         let parts = x.chunks(sent.features()).zip(&mut self.dialogues);
-        let parts = parts.map(|(x, dialogue)| hide(x, of, dialogue, (precision, bits), checked));
+        let parts = parts.map(|(x, dialogue)| hide(x, of, dialogue, (kind, bits), checked));
         let mut parts = parts.collect::<Result<Vec<Part>>>()?;
         let shares = parts.iter_mut().map(|part| std::mem::take(&mut part.share));
         let sends = self.dialogues.iter_mut().zip(shares);
@@ -244,7 +242,7 @@ impl Shared {
             let packed = packed.chain([(&last, &of.bands)]).enumerate();
             // Of each worker, of each layer.
             let words = packed.map(|(worker, (packed, bands))| {
-                let words = sent.read(packed, bands, precision.down());
+                let words = sent.read(packed, bands, kind.down());
                 words.map_err(|e| dialogue.nonsense(worker, &e.to_string()))
             });
             let mut words = words.collect::<Result<Vec<_>>>()?;
@@ -264,12 +262,12 @@ impl Shared {
                     }
                 }
                 let y = &mut beside.carried;
-                join(&words, y, lie, &own.bias, part.step, precision)?;
+                join(&words, y, lie, &own.bias, part.step, kind)?;
                 self.flop += own.adapt(sent, x, y);
                 output.append(y);
             }
             dialogue.count(sent.flop(), sent.features() as u64);
-            self.flop += sent.carries_flop(self.groups.size);
+            self.flop += sent.carries_flop(kind, self.groups.size);
         }
         Ok(outputs)
     }
@@ -280,13 +278,13 @@ fn hide(
     x: &[f32],
     of: &Exchanged,
     dialogue: &mut Dialogue,
-    (precision, bits): (Precision, u32),
+    (kind, bits): (Shares, u32),
     checked: bool,
 ) -> Result<Part> {
     let extent = of.sent.extent(x)?;
     let masks = dialogue.masks(x.len())?;
-    let step = extent.step(precision, masks.len() + 1);
-    let (share, carries) = split(x, step, &masks, precision)?;
+    let step = extent.step(kind, masks.len() + 1);
+    let (share, carries) = split(x, step, &masks, kind)?;
     let rows = of.bands.iter().map(|band| band.input.clone());
     let packed = of.sent.planes().pack(&share, rows, bits)?;
     let mut shares = masks;
@@ -305,7 +303,7 @@ fn beside(part: &Part, sent: &Sent, own: &[&Own]) -> Vec<Beside> {
         let expected = own.check.as_ref().zip(part.shares.as_ref());
         Beside {
             carried: own.multiply(sent, &part.carries),
-            expected: expected.map(|(check, shares)| expected_of(check, sent, shares)),
+            expected: expected.map(|(check, shares)| check.expected(sent, shares)),
         }
     });
     each.collect()

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use lacuna_protocol::session::SessionKind;
-use lacuna_protocol::shares::{Holding, Seed};
-use lacuna_shares::Precision;
+use lacuna_protocol::shares::{Form, Holding, Seed};
+use lacuna_shares::Shares;
 use lacuna_shares::precision::WORKERS;
 use lacuna_shares::stream::Masks;
 
-use super::options::{Bits, Blind};
+use super::options::Blind;
 use crate::error::{Error, Result};
 use crate::fleet::config::{FleetConfig, WorkerConfig};
 use crate::schemes::Sizes;
@@ -27,7 +27,7 @@ pub struct Groups {
     pub size: usize,
     /// Batch entries that each computes.
     pub entries: usize,
-    precision: Precision,
+    shares: Shares,
     masks: Vec<u32>,
 }
 
@@ -57,9 +57,9 @@ impl Groups {
                 "--share-groups {number}: a call's {batch} batch entries cannot be shared out evenly"
             )));
         }
-        let precision = options.precision();
-        let masks = precision.masks(size).map_err(|e| {
-            let bits = Bits(precision);
+        let shares = options.chosen()?;
+        let masks = shares.masks(size).map_err(|e| {
+            let bits = options.bits();
             refusal(format!(
                 "--share-bits {bits} with {size} workers in a group: {e}"
             ))
@@ -68,7 +68,7 @@ impl Groups {
             number,
             size,
             entries: batch / number,
-            precision,
+            shares,
             masks,
         })
     }
@@ -101,6 +101,11 @@ impl Groups {
         Ok(())
     }
 
+    /// The shares, with their bits.
+    pub fn shares(&self) -> Shares {
+        self.shares
+    }
+
     /// Whether the `worker`-th is the one of its group that is sent its share.
     pub fn holds_share(&self, worker: usize) -> bool {
         worker % self.size + 1 == self.size
@@ -131,10 +136,20 @@ impl Groups {
             true => None,
             false => Some(Masks::fresh()?),
         };
+        let bits = self.bits(worker % self.size);
+        let form = match self.shares {
+            Shares::Carry(precision) => Form::Carry {
+                bits,
+                range: precision.range(),
+                fraction: precision.fraction(),
+            },
+            Shares::Ring(ring) => Form::Ring {
+                bits,
+                down: ring.down(),
+            },
+        };
         let holding = Holding {
-            bits: self.bits(worker % self.size),
-            range: self.precision.range(),
-            fraction: self.precision.fraction(),
+            form,
             seed: masks.as_ref().map(|masks| Seed(masks.to_send())),
         };
         Ok((SessionKind::Shares(holding), masks))
@@ -193,7 +208,7 @@ mod tests {
             let SessionKind::Shares(holding) = kind else {
                 panic!("{kind:?}");
             };
-            assert_eq!(holding.bits, [12, 17, 17][worker]);
+            assert_eq!(holding.form.bits(), [12, 17, 17][worker]);
             assert_eq!(holding.seed.is_some(), worker < 2);
             assert_eq!(masks.is_some(), worker < 2);
             seeds.extend(holding.seed);

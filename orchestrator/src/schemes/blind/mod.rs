@@ -33,7 +33,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lacuna_model::unet::UNet;
+use lacuna_model::weights::Apart;
 use lacuna_model::whole::Whole;
+use lacuna_shares::Shares;
 use lacuna_shares::precision::WORKERS;
 
 use super::count::Count;
@@ -46,7 +48,7 @@ use crate::fleet::tally::{Seen, Words};
 use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
-use options::{Bits, Layers, PRESETS, Preset};
+use options::{Bits, Carries, Kind, Layers, PRESETS};
 use sent::{Sent, sent};
 use verifier::Verifier;
 
@@ -60,10 +62,6 @@ impl Options for Blind {
 }
 
 impl Blind {
-    fn bits(&self) -> String {
-        Bits(self.precision()).to_string()
-    }
-
     /// What workers multiply.
     ///
     /// # Errors
@@ -87,6 +85,12 @@ impl Scheme for Blind {
 
     fn label(&self) -> String {
         let mut label = format!("blind, {}", self.bits());
+        if self.kind() == Kind::Ring {
+            label += ", ring";
+        }
+        if let Some(carries) = self.share_carries.filter(|carries| *carries != Carries(0)) {
+            label += &format!(", {carries} % carries");
+        }
         if self.groups() > 1 {
             label += &format!(", {} groups", self.groups());
         }
@@ -98,14 +102,15 @@ impl Scheme for Blind {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("share_bits", self.bits()),
+            ("shares", self.kind().to_string()),
+            ("share_bits", self.bits().to_string()),
+            ("share_carries", self.carries().to_string()),
             ("share_groups", self.groups().to_string()),
             ("share_layers", self.layers().to_string()),
         ]
     }
 
     fn in_words(&self) -> String {
-        let precision = self.precision();
         let groups = match self.groups() {
             1 => "all workers in one group".to_owned(),
             n => format!("workers in {n} groups"),
@@ -115,19 +120,31 @@ impl Scheme for Blind {
             Layers::All => "all layers".to_owned(),
             Layers::Work(least) => format!("layers of {least} operations a number or more"),
         };
-        format!(
-            "{layers} by shares of {} bits, products of {} before the point and {} behind it, {groups}",
-            precision.up(),
-            precision.range(),
-            precision.fraction()
-        )
+        let shares = match self.chosen() {
+            Ok(Shares::Carry(precision)) => format!(
+                "{} bits, products of {} before the point and {} behind it",
+                precision.up(),
+                precision.range(),
+                precision.fraction()
+            ),
+            Ok(Shares::Ring(ring)) => {
+                format!("a ring of {} bits, products of {}", ring.up(), ring.down())
+            }
+            Err(_) => format!("{} bits", self.bits()),
+        };
+        format!("{layers} by shares of {shares}, {groups}")
     }
 
     fn placement(&self) -> serde_json::Value {
-        let precision = self.precision();
+        let bits = self.chosen().ok().and_then(|shares| {
+            let up = shares.masks(WORKERS.start().to_owned()).ok()?;
+            Some((up.first().copied()?, shares.down()))
+        });
         serde_json::json!({
-            "bits_up": precision.up(),
-            "bits_down": precision.down(),
+            "shares": self.kind().to_string(),
+            "bits_up": bits.map(|(up, _)| up),
+            "bits_down": bits.map(|(_, down)| down),
+            "carries_percent": self.carries().to_string(),
             "groups": self.groups(),
             "layers": self.layers().to_string(),
         })
@@ -151,10 +168,10 @@ impl Scheme for Blind {
 
     /// By the demo model (`docs/blind.md` has what was measured); of bits that have no name nothing is known.
     fn promised_psnr(&self) -> Option<f64> {
-        let preset = PRESETS
-            .iter()
-            .find(|preset| preset.precision == self.precision());
-        Some(preset.map_or(0.0, |preset| preset.psnr))
+        Some(match self.bits() {
+            Bits::Named(preset) => preset.psnr(),
+            Bits::Of(_) => 0.0,
+        })
     }
 
     fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
@@ -162,12 +179,13 @@ impl Scheme for Blind {
         Some(Self { verify, ..*self }.scheme())
     }
 
-    /// What is left open: the bits, the groups, and the layers.
+    /// What is left open: the bits, what carries spare of them, the groups, and the layers.
     fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
         let open = [
             self.share_bits.is_none(),
             self.share_groups.is_none(),
             self.share_layers.is_none(),
+            self.share_carries.is_none() && self.kind() == Kind::Carry,
         ];
         if !open.contains(&true) {
             return Vec::new();
@@ -178,10 +196,11 @@ impl Scheme for Blind {
         };
         let bits = match self.share_bits {
             Some(bits) => vec![bits],
-            None => PRESETS
-                .iter()
-                .map(|preset| Bits(preset.precision))
-                .collect(),
+            None => PRESETS.iter().map(Bits::Named).collect(),
+        };
+        let carries = match (self.kind(), self.share_carries) {
+            (Kind::Carry, None) => Carries::CHOICES.map(Some).to_vec(),
+            (_, chosen) => vec![chosen],
         };
         let groups = match self.share_groups {
             Some(groups) => groups..=groups,
@@ -190,37 +209,52 @@ impl Scheme for Blind {
         let mut all = Vec::new();
         for bits in bits {
             for groups in groups.clone() {
-                all.extend(layers.iter().map(|layers| {
-                    let settled = Self {
-                        share_bits: Some(bits),
-                        share_groups: Some(groups),
-                        share_layers: Some(*layers),
-                        ..*self
-                    };
-                    settled.scheme()
-                }));
+                for layers in &layers {
+                    all.extend(carries.iter().map(|carries| {
+                        let settled = Self {
+                            share_bits: Some(bits),
+                            share_carries: *carries,
+                            share_groups: Some(groups),
+                            share_layers: Some(*layers),
+                            ..*self
+                        };
+                        settled.scheme()
+                    }));
+                }
             }
         }
         all
     }
 
-    /// By the bits.
+    /// By the kind and the bits.
     fn ways(&self) -> Vec<Arc<dyn Scheme>> {
-        if self.share_bits.is_some() {
-            return Vec::new();
-        }
-        let way = |preset: &Preset| Self {
-            share_bits: Some(Bits(preset.precision)),
+        let kinds = match self.shares {
+            Some(kind) => vec![kind],
+            None => vec![Kind::Carry, Kind::Ring],
+        };
+        let bits: Vec<Bits> = match self.share_bits {
+            Some(bits) => vec![bits],
+            None => PRESETS.iter().map(Bits::Named).collect(),
+        };
+        let way = |kind, bits| Self {
+            shares: Some(kind),
+            share_bits: Some(bits),
             ..*self
         };
-        PRESETS.iter().map(|preset| way(preset).scheme()).collect()
+        let each = kinds.into_iter();
+        let each = each.flat_map(|kind| bits.iter().map(move |bits| way(kind, *bits)));
+        let possible = each.filter(|way| way.chosen().is_ok());
+        possible.map(Options::scheme).collect()
     }
 
-    /// Of the layers that are sent: a low rank is little work.
-    fn adapters_apart(&self, unet: &UNet, sizes: &Sizes) -> Result<HashSet<String>> {
+    /// The layers that are sent: a low rank is little work. Carries need their weights, shares of a ring do not.
+    fn apart(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<Apart>> {
         let sent = self.sent(unet, sizes)?.into_iter();
         let layers = sent.flat_map(|sent| sent.layers);
-        Ok(layers.map(|layer| layer.layer).collect())
+        Ok(Some(Apart {
+            layers: layers.map(|layer| layer.layer).collect(),
+            held: self.kind() == Kind::Carry,
+        }))
     }
 
     /// All but one of a group.
@@ -264,7 +298,7 @@ impl Scheme for Blind {
         count::first_calls(unet, sizes, self, workers)
     }
 
-    /// All of them: carries are multiplied with the weights of the layers that are sent.
+    /// All of them, but for what [`Self::apart`] says of those that are sent.
     fn user_layers(&self, _unet: &UNet, _sizes: &Sizes) -> Result<Option<HashSet<String>>> {
         Ok(None)
     }
@@ -299,7 +333,7 @@ impl Scheme for Blind {
         let groups = Groups::new(self, sizes, fleet.len())?;
         let sent = self.sent(unet, sizes)?;
         let verifier = self.verify.map(Verifier::new).transpose()?;
-        let executor = Shared::new(whole, groups, self.precision(), sent, fleet)?;
+        let executor = Shared::new(whole, groups, sent, fleet)?;
         let executor = executor.checked_by(verifier);
         Ok(Box::new(Calls { unet, executor }))
     }

@@ -6,65 +6,65 @@ use lacuna_kernels::conv::{Sizes, conv2d};
 use lacuna_kernels::sparse::{self, Sparse};
 use lacuna_model::host::OnDevice;
 use lacuna_model::weights::{LowRank, Weights};
-use lacuna_shares::Precision;
-use lacuna_shares::check::Check;
+use lacuna_shares::Shares;
 use lacuna_shares::join::{Outputs, scales_by_input};
 use lacuna_shares::split::Carries;
 use lacuna_wire::HostTensor;
-use lacuna_wire::host::transpose_each;
 
 use super::enlarged;
 use super::sent::{Form, Multiplied, Sent};
-use super::verifier::Verifier;
+use super::verifier::{Checked, Verifier};
 use crate::error::Result;
 
 /// A layer that workers multiply, as the user has it.
 pub struct Own {
     outputs: usize,
-    /// By input: of each feature the weights of all outputs.
-    by_input: Arc<Vec<f32>>,
-    /// Of [`scales_by_input`].
-    pub scales: Vec<f32>,
+    /// By input: of each feature the weights of all outputs; none of shares that have no carries.
+    by_input: Option<Arc<Vec<f32>>>,
+    /// What products were multiplied with before they were rounded to words.
+    scales: Vec<f32>,
     /// What is added to each output; nothing where the layer has no bias.
     pub bias: Vec<f32>,
     /// Its adapters, which workers know nothing of.
     adapters: Vec<LowRank>,
     /// A check of its products, where they are checked.
-    pub check: Option<Check>,
+    pub check: Option<Checked>,
 }
 
 impl Own {
-    /// Of `layer` with `weights`.
+    /// Of the `layer` of `sent` with `weights`.
     ///
     /// # Errors
     /// [`lacuna_wire::Error::MissingTensor`] when the weights lack the layer; those of the device.
     pub fn new(
         weights: &Weights,
+        sent: &Sent,
         layer: &Multiplied,
-        precision: Precision,
+        shares: Shares,
         verifier: Option<&mut Verifier>,
     ) -> Result<Self> {
         let weight = format!("{}.weight", layer.layer);
         let outputs = layer.outputs;
-        let by_input = match weights.by_input(&weight) {
-            Some(by_input) => by_input.clone(),
-            // Workers in this process have the weights as they need them.
-            None => {
-                let by_output = match weights.kernel(&weight) {
-                    Ok(kernel) => HostTensor::from_device(kernel)?,
-                    Err(_) => HostTensor::from_device(weights.matrix(&weight)?)?,
-                };
-                let by_output = by_output.data;
-                let fan_in = by_output.len() / outputs.max(1);
-                Arc::new(transpose_each(&by_output, outputs, fan_in))
-            }
-        };
-        let scales = scales_by_input(&by_input, outputs, precision.fraction());
-        let check = verifier.map(|verifier| verifier.check(&by_input, &scales, precision));
         // Queries, keys and values have none.
         let bias = match weights.vector(&format!("{}.bias", layer.layer)) {
             Ok(bias) => HostTensor::from_device(bias)?.data,
             Err(_) => Vec::new(),
+        };
+        let (scales, check, by_input) = match shares {
+            Shares::Carry(precision) => {
+                let by_input = weights.by_input(&weight)?;
+                let scales = scales_by_input(&by_input, outputs, precision.fraction());
+                let check = verifier.map(|verifier| verifier.check(&by_input, &scales, precision));
+                (scales, check, Some(by_input))
+            }
+            Shares::Ring(ring) => {
+                let (rows, outputs) = weights.by_output(&weight)?;
+                let integers = ring.quantise(&rows, outputs);
+                let check =
+                    verifier.map(|verifier| verifier.check_of_ring(&integers, ring, sent.kernel()));
+                // What was read is not needed any more.
+                (integers.scales, check, None)
+            }
         };
         Ok(Self {
             outputs,
@@ -117,8 +117,12 @@ impl Own {
         flop
     }
 
-    /// The product of the weights with the carries of an input of `sent`, as the output lies, in units of `2^b`.
+    /// The product of the weights with the carries of an input of `sent`, as the output lies, in units of `2^b`; zeros where
+    /// there are no carries.
     pub fn multiply(&self, sent: &Sent, carries: &Carries) -> Vec<f32> {
+        let Some(by_input) = &self.by_input else {
+            return vec![0.0; sent.output(self.outputs).values()];
+        };
         let copies;
         let carries = match sent.form {
             Form::Map {
@@ -135,10 +139,10 @@ impl Own {
             values: &carries.times,
         };
         match sent.form {
-            Form::Map { .. } => sparse::conv2d(few, &self.by_input, sent.convolution(self.outputs)),
+            Form::Map { .. } => sparse::conv2d(few, by_input, sent.convolution(self.outputs)),
             Form::Tokens => {
                 let [batch, tokens, _] = sent.input;
-                sparse::linear(few, &self.by_input, [batch * tokens, self.outputs])
+                sparse::linear(few, by_input, [batch * tokens, self.outputs])
             }
         }
     }

@@ -7,7 +7,8 @@ use lacuna_kernels::conv::Sizes as Convolution;
 use lacuna_model::layers::Conv2d;
 use lacuna_model::survey::{Kind, Operation, survey};
 use lacuna_model::unet::{CONV_IN, CONV_OUT, Layer, UNet};
-use lacuna_shares::bands::{Band, Planes, Rows};
+use lacuna_shares::Shares;
+use lacuna_shares::bands::{Band, Needed, Planes, Rows};
 use lacuna_shares::pack;
 use lacuna_shares::split::{Extent, capacity};
 use lacuna_wire::host::transpose_each;
@@ -85,6 +86,14 @@ impl Sent {
         }
     }
 
+    /// Rows and columns of the kernel; of a linear map one.
+    pub fn kernel(&self) -> usize {
+        match self.form {
+            Form::Map { kernel, .. } => kernel,
+            Form::Tokens => 1,
+        }
+    }
+
     /// Number of features of the input.
     pub fn features(&self) -> usize {
         self.c_in * self.input.iter().product::<usize>()
@@ -134,13 +143,26 @@ impl Sent {
     /// An input as [`Self::convolution`] takes it: enlarged, or with its channels first.
     pub fn as_map<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
         match self.form {
-            Form::Map {
-                enlarged: Some(size),
-                ..
-            } => super::enlarged::features(x, self.input, size).into(),
-            Form::Map { .. } => x.into(),
+            Form::Map { enlarged, .. } => self.enlarged(x, enlarged),
             Form::Tokens => transpose_each(x, self.input[1], self.c_in).into(),
         }
+    }
+
+    /// Maps as a kernel meets them, but for the zeros around.
+    pub fn enlarged<'a, T: Copy + Default>(
+        &self,
+        x: &'a [T],
+        size: Option<[usize; 2]>,
+    ) -> Cow<'a, [T]> {
+        let Some([high, wide]) = size else {
+            return x.into();
+        };
+        let whole = Needed {
+            input: 0..self.input[1],
+            enlarged: [0, high],
+            zeros: [0, 0],
+        };
+        self.planes().padded(x, &whole, Some(wide)).1.into()
     }
 
     /// An output of [`Self::convolution`] as it lies.
@@ -315,10 +337,14 @@ impl Sent {
         }
     }
 
-    /// The user's work on the carries, where the input was split for so many workers: what there is room for, whether
-    /// there are as many or not.
-    pub fn carries_flop(&self, workers: usize) -> u64 {
-        let carries = workers.saturating_sub(1) * capacity(self.features());
+    /// The user's work on the carries, where the input was split into `shares` for so many workers: what there is room for,
+    /// whether there are as many or not. Shares of a ring have none.
+    pub fn carries_flop(&self, shares: Shares, workers: usize) -> u64 {
+        let Shares::Carry(precision) = shares else {
+            return 0;
+        };
+        let room = capacity(self.features(), precision.carries());
+        let carries = workers.saturating_sub(1) * room;
         let outputs: usize = self.layers.iter().map(|layer| layer.outputs).sum();
         let each = match self.form {
             Form::Map {

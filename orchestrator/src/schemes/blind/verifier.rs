@@ -4,11 +4,14 @@
 //! that fails, and the picture that ends by it, tell that a worker lied and nothing of the picture.
 
 use lacuna_kernels::conv::conv2d;
-use lacuna_shares::Precision;
-use lacuna_shares::check::{Check, VECTORS, threshold};
+use lacuna_kernels::ring;
+use lacuna_shares::check::{Check, Halves, VECTORS, threshold};
+use lacuna_shares::join::Outputs;
+use lacuna_shares::ring::Integers;
 use lacuna_shares::stream::Masks;
+use lacuna_shares::{Precision, Ring};
 
-use super::sent::Sent;
+use super::sent::{Form, Sent};
 use crate::error::Result;
 
 /// Chooses what is checked, and how.
@@ -40,8 +43,24 @@ impl Verifier {
         by_input: &[f32],
         scales: &[f32],
         precision: Precision,
-    ) -> Result<Check> {
-        Ok(Check::new(&mut self.secret, by_input, scales, precision)?)
+    ) -> Result<Checked> {
+        let check = Check::new(&mut self.secret, by_input, scales, precision)?;
+        Ok(Checked::Carry(check))
+    }
+
+    /// The same of a `ring`'s integers, of so many rows and columns of a kernel.
+    ///
+    /// # Errors
+    /// As [`Check::of_ring`].
+    pub fn check_of_ring(
+        &mut self,
+        integers: &Integers,
+        ring: Ring,
+        kernel: usize,
+    ) -> Result<Checked> {
+        let check = Check::of_ring(&mut self.secret, integers, ring)?;
+        let weights = ring::Weights::new(check.weights(), 2 * VECTORS, kernel);
+        Ok(Checked::Ring(check, weights))
     }
 
     /// Whether the next product is checked.
@@ -60,21 +79,63 @@ impl Verifier {
     }
 }
 
-/// What each of `shares` of an input of `sent` must give by `check`: `[B, VECTORS, positions]`, of tokens
-/// `[B, T, VECTORS]`.
-pub fn expected_of(check: &Check, sent: &Sent, shares: &[Vec<i32>]) -> Vec<Vec<f32>> {
-    let of = |share: &Vec<i32>| {
-        let share: Vec<f32> = share.iter().map(|word| *word as f32).collect();
-        let sizes = sent.convolution(VECTORS);
-        let products = conv2d(
-            &sent.as_map(&share),
-            check.weights(),
-            &[0.0; VECTORS],
-            sizes,
-        );
-        sent.of_map(products, VECTORS)
-    };
-    shares.iter().map(of).collect()
+/// A check of a layer's products.
+pub enum Checked {
+    /// Of shares with carries.
+    Carry(Check),
+    /// Of a ring's, with the weights as products read them.
+    Ring(Check<Halves>, ring::Weights),
+}
+
+impl Checked {
+    /// What each of `shares` of an input of `sent` must give: `[B, VECTORS, positions]`, of tokens `[B, T, VECTORS]`.
+    pub fn expected(&self, sent: &Sent, shares: &[Vec<i32>]) -> Vec<Vec<f32>> {
+        let one = |share: &Vec<i32>| match self {
+            Self::Carry(check) => {
+                let share: Vec<f32> = share.iter().map(|word| *word as f32).collect();
+                let sizes = sent.convolution(VECTORS);
+                let products = conv2d(
+                    &sent.as_map(&share),
+                    check.weights(),
+                    &[0.0; VECTORS],
+                    sizes,
+                );
+                sent.of_map(products, VECTORS)
+            }
+            Self::Ring(check, weights) => {
+                let products = match sent.form {
+                    Form::Map { enlarged, .. } => {
+                        let x = sent.enlarged(share, enlarged);
+                        ring::conv2d(&x, weights, sent.convolution(2 * VECTORS))
+                    }
+                    Form::Tokens => ring::linear(share, weights, sent.input[0] * sent.input[1]),
+                };
+                let lie = Outputs {
+                    scales: &[],
+                    values: sent.values(),
+                };
+                check.expected(&products, lie)
+            }
+        };
+        shares.iter().map(one).collect()
+    }
+
+    /// As [`Check::mean`].
+    ///
+    /// # Errors
+    /// As [`Check::mean`].
+    pub fn mean(
+        &self,
+        words: &[i32],
+        expected: &[f32],
+        outputs: Outputs<'_>,
+        bits: u32,
+    ) -> Result<f64> {
+        Ok(match self {
+            Self::Carry(check) => check.mean(words, expected, outputs, bits)?,
+            Self::Ring(check, _) => check.mean(words, expected, outputs, bits)?,
+        })
+    }
 }
 
 /// Whether products that are `apart` of what they must be at so many positions may be an honest worker's.

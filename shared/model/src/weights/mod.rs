@@ -2,15 +2,18 @@
 //!
 //! - [`Checkpoint`]: the weight files of one network.
 //! - [`Adapter`]: a small change of them.
+//! - [`Apart`]: layers that others compute.
 //! - [`Stored`]: a network with its files, of which nothing is loaded.
 //! - [`Weights`]: what of them is loaded.
 
 mod adapter;
+mod apart;
 mod checkpoint;
 mod file;
 mod stored;
 
 pub use adapter::{Adapter, AdapterFile, LowRank};
+pub use apart::Apart;
 pub use checkpoint::{Checkpoint, Library};
 pub use stored::Stored;
 
@@ -18,6 +21,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
+
+use apart::{Elsewhere, Reader};
 
 use crate::device::{Target, is_cpu};
 use crate::error::{Error, Result};
@@ -35,14 +40,14 @@ enum Weight {
     Matrix(Tensor<2>),
     /// Convolution: `[C_out, C_in, K, K]`.
     Kernel(Tensor<4>),
-    /// Of a layer that others compute, by input: `[C_in K K, C_out]`, or `[D_in, D_out]`.
-    ByInput(Arc<Vec<f32>>),
 }
 
 /// The weights of one network on one device. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Weights {
     tensors: HashMap<String, Weight>,
+    /// Of layers that others compute.
+    elsewhere: HashMap<String, Elsewhere>,
     device: Device,
     digest: String,
     /// Of layers whose weights are not changed by their adapters here, these.
@@ -95,6 +100,7 @@ impl Weights {
         }
         Ok(Self {
             tensors,
+            elsewhere: HashMap::new(),
             device: target.device,
             digest: digest.to_owned(),
             apart: Arc::default(),
@@ -135,10 +141,36 @@ impl Weights {
         }
         Ok(Self {
             tensors,
+            elsewhere: HashMap::new(),
             device: target.device,
             digest: digest.finalize().to_hex().to_string(),
             apart: Arc::default(),
         })
+    }
+
+    /// The same for one who has others compute the layers `apart`.
+    ///
+    /// # Errors
+    /// As [`Self::random`].
+    pub fn random_apart(
+        model: &impl Parameters,
+        parameters: &[Parameter],
+        apart: &Apart,
+        seed: u64,
+        target: impl Into<Target>,
+    ) -> Result<Self> {
+        let (theirs, own) = apart.part(parameters);
+        let mut weights = Self::random_part(model, &own, seed, target)?;
+        let all: HashMap<String, Parameter> = theirs
+            .iter()
+            .map(|parameter| (parameter.name.clone(), parameter.clone()))
+            .collect();
+        let read = move |name: &str| match all.get(name) {
+            Some(parameter) => random_parameter(parameter, seed),
+            None => Err(missing(name)),
+        };
+        weights.set_apart(&theirs, apart.held, Reader::new(read))?;
+        Ok(weights)
     }
 
     /// Identifies the network's weights, loaded or not: equal digests, equal weights (see
@@ -154,18 +186,9 @@ impl Weights {
                 Weight::Vector(t) => t.dtype(),
                 Weight::Matrix(t) => t.dtype(),
                 Weight::Kernel(t) => t.dtype(),
-                Weight::ByInput(_) => DType::F32,
             };
             dtype == DType::F32
         })
-    }
-
-    /// A layer's weights by input, `[C_in K K, C_out]` or `[D_in, D_out]`, where they were loaded so ([`Stored::load_apart`]), by full name.
-    pub fn by_input(&self, name: &str) -> Option<&Arc<Vec<f32>>> {
-        match self.tensors.get(name) {
-            Some(Weight::ByInput(values)) => Some(values),
-            _ => None,
-        }
     }
 
     /// The adapters of `layer` that its weights are without ([`Stored::load_apart`]).

@@ -1,22 +1,22 @@
 //! A network on disk: its files are checked, nothing of them is loaded.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
 use super::adapter::{Adapter, LowRank, check_all, merge_all};
-use super::{Checkpoint, Weight, Weights, list};
+use super::apart::{Apart, Reader};
+use super::{Checkpoint, Weights, list};
 use crate::device::Target;
 use crate::error::Result;
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::HostTensor;
-use lacuna_wire::host::transpose_each;
 
 /// A network's layers, with files that were checked to hold their parameters.
 pub struct Stored<L> {
     layers: L,
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     adapters: Vec<Adapter>,
     digest: OnceLock<String>,
 }
@@ -31,7 +31,7 @@ impl<L: Parameters> Stored<L> {
         checkpoint.keep(&list(&layers))?;
         Ok(Self {
             layers,
-            checkpoint,
+            checkpoint: Arc::new(checkpoint),
             adapters: Vec::new(),
             digest: OnceLock::new(),
         })
@@ -121,38 +121,32 @@ impl<L: Parameters> Stored<L> {
         Weights::of_read(parameters, |name| self.read(name), self.digest()?, target)
     }
 
-    /// Loads `parameters` for one who has others compute the layers `apart`: their weights lie by input
-    /// ([`Weights::by_input`]) and are without their adapters, which come along. The digest is that of the network without
-    /// any.
+    /// Loads `parameters` for one who has others compute the layers `apart`: their weights are without their adapters, which
+    /// come along. The digest is that of the network without any.
     ///
     /// # Errors
     /// As [`Weights::load_part`].
     pub fn load_apart(
         &self,
         parameters: &[Parameter],
-        apart: &HashSet<String>,
+        apart: &Apart,
         target: impl Into<Target>,
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
-        let (theirs, own): (Vec<Parameter>, Vec<Parameter>) = (parameters.iter().cloned())
-            .partition(|p| apart.contains(p.layer()) && p.shape.len() > 1);
+        let (theirs, own) = apart.part(parameters);
         let digest = self.digest_with(&[])?;
         let mut weights = Weights::of_read(&own, |name| self.read(name), &digest, target)?;
-        for Parameter { name, shape, .. } in theirs {
-            let kernel = self.checkpoint.read(&name)?.data;
-            let outputs = shape.first().copied().unwrap_or_default().max(1);
-            let by_input = transpose_each(&kernel, outputs, kernel.len() / outputs);
-            weights
-                .tensors
-                .insert(name, Weight::ByInput(Arc::new(by_input)));
-        }
+        let checkpoint = self.checkpoint.clone();
+        let reader = Reader::new(move |name| checkpoint.read(name));
+        weights.set_apart(&theirs, apart.held, reader)?;
         let changes = |layer: &String| {
             let of_each = self.adapters.iter();
             let of_each = of_each.filter_map(|adapter| adapter.of_layer(layer).cloned());
             let changes: Vec<LowRank> = of_each.collect();
             (!changes.is_empty()).then(|| (layer.clone(), changes))
         };
-        weights.apart = Arc::new(apart.iter().filter_map(changes).collect());
+        let changes: HashMap<_, _> = apart.layers.iter().filter_map(changes).collect();
+        weights.apart = Arc::new(changes);
         Ok(weights)
     }
 
@@ -225,6 +219,32 @@ mod tests {
         assert_eq!(values(&part, b).unwrap(), values(&all, b).unwrap());
         let lacks = values(&part, a).unwrap_err().to_string();
         assert!(lacks.contains("a.weight is missing"), "{lacks}");
+    }
+
+    #[test]
+    fn what_others_compute_is_by_input_or_read_again() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+        let stored = stored(&dir, 5.0);
+        for held in [true, false] {
+            let apart = Apart {
+                layers: ["a".to_owned()].into(),
+                held,
+            };
+            let weights = stored.load_apart(&list(stored.layers()), &apart, &device);
+            let weights = weights.unwrap();
+            // Biases are here, and so is the other layer.
+            for here in ["a.bias", "b.bias"] {
+                weights.vector(here).unwrap();
+            }
+            assert!(weights.matrix("a.weight").is_err() && weights.matrix("b.weight").is_ok());
+            assert_eq!(weights.by_input("a.weight").unwrap()[..2], [2.0, 1.0]);
+            let (rows, outputs) = weights.by_output("a.weight").unwrap();
+            assert_eq!((rows, outputs), (vec![2.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2));
+            let twice = weights.by_input("a.weight").unwrap();
+            let same = Arc::ptr_eq(&twice, &weights.by_input("a.weight").unwrap());
+            assert_eq!(same, held);
+            assert!(weights.by_input("c.weight").is_err());
+        }
     }
 
     #[test]

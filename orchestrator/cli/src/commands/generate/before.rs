@@ -96,15 +96,13 @@ impl Before<'_> {
             self.policy.file.display()
         );
         let seen = foretell(&ledger, self.policy, &Policy::private()?);
-        let apart = setting
-            .scheme
-            .adapters_apart(self.pipeline.unet(), &setting.sizes)?;
-        let adapters = match (self.arguments.model.lora.is_empty(), apart.is_empty()) {
+        let apart = setting.scheme.apart(self.pipeline.unet(), &setting.sizes)?;
+        let adapters = match (self.arguments.model.lora.is_empty(), apart) {
             (true, _) => None,
-            (false, true) => {
+            (false, None) => {
                 Some("whoever runs a worker holds the adapters (--lora), too".to_owned())
             }
-            (false, false) => Some("the adapters (--lora) stay with you".to_owned()),
+            (false, Some(_)) => Some("the adapters (--lora) stay with you".to_owned()),
         };
         let heard = (self.arguments.terms.way.insecure && !self.fleet.is_own()).then(|| {
             "--insecure: whoever listens on the way to all workers has what all of them have"
