@@ -20,13 +20,13 @@ use crate::fleet::tally;
 use crate::schemes::Sizes;
 
 /// Bytes of a share's band, about: what comes back of it is on its way while the next goes up.
-const BAND: usize = 64 << 10;
+const BAND: usize = 128 << 10;
 
 /// Rows of a band at least: each is multiplied by itself, with the rows around it.
-const ROWS: usize = 4;
+const ROWS: usize = 16;
 
 /// Most bands; more would not save more.
-const MOST: usize = 8;
+const MOST: usize = 4;
 
 /// An input that workers multiply with the weights of a layer, or of several that have the same input.
 #[derive(Clone, Debug, PartialEq)]
