@@ -236,6 +236,9 @@ impl Client {
         product: &Product,
         share: Option<Vec<u8>>,
     ) -> Result<Vec<u8>> {
+        if let Some(tap) = &self.tap {
+            tap.keep_share(product, share.as_deref());
+        }
         self.sequence += 1;
         let header = MultiplyHeader {
             sequence: self.sequence,
