@@ -103,7 +103,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 pipeline: &trial.pipeline,
                 model: &trial.model,
                 fleet: local.config(),
-                worker,
+                workers: vec![worker],
             };
             trial.attack(cases, &target, &runs)
         })
