@@ -4,7 +4,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use lacuna_instruments::audit::view::{self, View};
+use lacuna_instruments::audit::arrange::by_pixel;
+use lacuna_instruments::audit::view::View;
 use lacuna_instruments::audit::watch::{self, Place};
 use lacuna_model::device::OpenDevice;
 use lacuna_model::partition::{Rows, cut};
@@ -172,7 +173,7 @@ async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
         let views = run.views();
         assert_eq!(views.len(), TIMESTEPS.len());
         for (view, [x, y]) in views.iter().zip(&expected) {
-            let want = view::by_pixel(&[x, y]).unwrap().unwrap();
+            let want = by_pixel(&[x, y]).unwrap().unwrap();
             assert_begins_with(view.pixels.as_ref().unwrap(), &want);
             assert!(view.stages.contains_key("mid_block"), "{attention:?}");
             assert_eq!(view.keys.is_some(), attention == "broadcast");
@@ -183,7 +184,7 @@ async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
     let run = overhear("ppidm", "paired", "hidden").await;
     let expected: Vec<_> = run.whole.iter().map(|y| run.own_rows(y)).collect();
     for (view, y) in run.views().iter().zip(&expected) {
-        let want = view::by_pixel(&[y]).unwrap().unwrap();
+        let want = by_pixel(&[y]).unwrap().unwrap();
         assert_begins_with(view.pixels.as_ref().unwrap(), &want);
         assert!(view.prompt.is_some() && view.stages.len() > 3);
     }

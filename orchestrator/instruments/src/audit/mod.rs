@@ -13,6 +13,7 @@
 //! - [`uniformity`]: whether its words are uniform.
 //! - [`independence`]: whether they tell two prompts apart.
 //! - [`watch`]: what is known of each scheme that is attacked.
+//! - [`arrange`]: tensors put side by side.
 //! - [`view`]: what the provider has of each picture.
 //! - [`attacks`]: what it makes of that.
 //! - [`ridge`]: the regressions that the attacks train.
@@ -22,6 +23,7 @@
 //! - [`table`], [`sheet`], [`font`]: the results as text and as pictures.
 //! - [`outcome`]: all attacks on one placement; [`trial`]: on all of a model's.
 
+pub mod arrange;
 pub mod attacks;
 pub mod corpus;
 pub mod font;

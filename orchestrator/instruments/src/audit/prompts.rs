@@ -185,7 +185,7 @@ fn walk(
     let nothing = |answer: &&'static str| [*answer == NONE, PLACES.contains(answer)];
     let mut kept: Vec<(&'static str, f32)> = possible.iter().copied().take(among).collect();
     for want in [[true, false], [false, true], [false, false]] {
-        let other = possible.iter().find(|(answer, _)| nothing(&answer) == want);
+        let other = possible.iter().find(|(answer, _)| nothing(answer) == want);
         if let Some(other) = other.filter(|other| !kept.contains(other)) {
             kept.push(*other);
         }

@@ -12,8 +12,9 @@ use lacuna_shares::pack::unpack;
 use lacuna_shares::stream::Key;
 use lacuna_wire::HostTensor;
 
+use super::arrange::by_pixel;
 use super::uniformity::Words;
-use super::view::{View, by_pixel, finest, stage_of};
+use super::view::{View, finest, stage_of};
 use super::watch::Place;
 use crate::error::{Error, Result};
 

@@ -3,9 +3,9 @@
 use lacuna_wire::HostTensor;
 
 use super::Material;
+use crate::audit::arrange::by_pixel;
 use crate::audit::corpus::Run;
 use crate::audit::ridge::{Linear, column_means};
-use crate::audit::view::by_pixel;
 use crate::error::Result;
 
 /// The held-out runs' own rows as the attacker reads them.
