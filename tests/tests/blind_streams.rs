@@ -190,6 +190,7 @@ async fn words_and_their_differences_are_uniform() {
             words.extend(all.chunks_exact(all.len() / entries).map(|entry| Words {
                 of: header.layer.clone(),
                 bits,
+                narrowest: bits,
                 words: entry.to_vec(),
             }));
         }

@@ -139,33 +139,21 @@ fn is_possible(answers: &Answers) -> bool {
     nothing == [!two; 2] && ![colour, second_colour].contains(&background)
 }
 
-/// The `count` likeliest answers that go together, `among` so many of each question.
-pub fn top(scores: &Scores, among: usize, count: usize) -> Vec<Answers> {
-    let mut all: Vec<(f32, Answers)> = Vec::new();
-    let mut visit = |answers: &Answers, total: f32| {
-        if is_possible(answers) {
-            all.push((total, *answers));
-        }
-    };
-    walk(
-        scores,
-        among,
-        &mut [NONE; QUESTIONS.len()],
-        0,
-        0.0,
-        &mut visit,
-    );
-    all.sort_by(|a, b| b.0.total_cmp(&a.0));
-    all.into_iter()
-        .take(count)
-        .map(|(_, answers)| answers)
-        .collect()
-}
-
 /// The likeliest answers that go together, with one shape and with two, the likelier first: `among` so many answers of
 /// each question.
 pub fn likeliest(scores: &Scores, among: usize) -> Vec<Answers> {
-    top(scores, among, 2)
+    let mut best: [Option<(f32, Answers)>; 2] = [None; 2];
+    let mut visit = |answers: &Answers, total: f32| {
+        let two = usize::from(!answers.contains(&NONE));
+        if is_possible(answers) && best[two].is_none_or(|(most, _)| total > most) {
+            best[two] = Some((total, *answers));
+        }
+    };
+    let mut answers = [NONE; QUESTIONS.len()];
+    walk(scores, among, &mut answers, 0, 0.0, &mut visit);
+    let mut found: Vec<(f32, Answers)> = best.into_iter().flatten().collect();
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    found.into_iter().map(|(_, answers)| answers).collect()
 }
 
 /// Visits all answers from the question `at` on.
@@ -241,6 +229,8 @@ mod tests {
         scores[4] = vec![(NONE, 1.0), ("cyan", 0.5)];
         scores[5].push((NONE, 0.1));
         scores[3].push(("at the top", 0.3));
+        // Likelier than any prompt of one shape.
+        scores[6].push(("green", 0.9));
         let found = likeliest(&scores, 3);
         let one = ["large", "red", "star", "at the top", NONE, NONE, "white"];
         let mut cyan = two;

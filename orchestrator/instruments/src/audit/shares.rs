@@ -52,6 +52,7 @@ pub fn views(
     let reader = Reader {
         inputs: inputs.collect(),
         bits: groups.bits(place.worker % groups.size),
+        narrowest: groups.bits(0),
         key: heard.seed.map(|seed| Key::received(seed.0)),
         worker: place.worker,
     };
@@ -71,6 +72,7 @@ struct Reader {
     /// By layer.
     inputs: HashMap<String, Sent>,
     bits: u32,
+    narrowest: u32,
     /// What it draws its words from.
     key: Option<Key>,
     worker: usize,
@@ -89,6 +91,7 @@ impl Reader {
             view.words.extend(entries.map(|entry| Words {
                 of: format!("worker {}, {layer}", self.worker),
                 bits: self.bits,
+                narrowest: self.narrowest,
                 words: entry.to_vec(),
             }));
             if let Some(stage) = stage_of(layer).filter(|_| !layer.contains("samplers")) {
@@ -116,8 +119,9 @@ impl Reader {
     }
 }
 
-/// What a coalition's members have of the same input, added: of every batch entry the sum of their words, modulo what
-/// the narrowest of them has. Words of one member alone are left as they are.
+/// What a coalition's members have of the same input, added: of every batch entry the sum of their words. It is uniform
+/// modulo what the narrowest words of the group have, and no further where those are of the one who is missing: the others
+/// share what that one's mask left, which has no more bits. Words of one member alone are left as they are.
 pub fn sums(words: &[Words]) -> Vec<Words> {
     let mut by_input: HashMap<(String, usize), Vec<&Words>> = HashMap::new();
     let mut seen: HashMap<&str, usize> = HashMap::new();
@@ -135,7 +139,7 @@ pub fn sums(words: &[Words]) -> Vec<Words> {
     }
     let of_input = |input: (String, usize)| {
         let members = by_input.get(&input).filter(|members| members.len() > 1)?;
-        let bits = members.iter().map(|words| words.bits).min()?;
+        let bits = members.iter().map(|words| words.narrowest).min()?;
         let first = members.first()?;
         let sum = |at: usize| {
             let each = members.iter().filter_map(|words| words.words.get(at));
@@ -144,6 +148,7 @@ pub fn sums(words: &[Words]) -> Vec<Words> {
         Some(Words {
             of: format!("sum, {}", input.0),
             bits,
+            narrowest: bits,
             words: (0..first.words.len()).map(sum).collect(),
         })
     };
@@ -178,6 +183,7 @@ mod tests {
         let words = |of: &str, bits: u32, word: i32| Words {
             of: of.into(),
             bits,
+            narrowest: 12,
             words: vec![word; 3],
         };
         let all = [

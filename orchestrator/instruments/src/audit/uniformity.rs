@@ -14,6 +14,8 @@ pub struct Words {
     pub of: String,
     /// Bits of a word.
     pub bits: u32,
+    /// Bits of the narrowest words of all that share the input.
+    pub narrowest: u32,
     /// Centred.
     pub words: Vec<i32>,
 }
@@ -42,7 +44,10 @@ impl Uniformity {
     /// Tests all `tensors`.
     pub fn of(tensors: &[Words]) -> Self {
         let mut alike: BTreeMap<(&str, u32, usize), Vec<&[i32]>> = BTreeMap::new();
-        for Words { of, bits, words } in tensors {
+        for Words {
+            of, bits, words, ..
+        } in tensors
+        {
             // In fewer words than that a bin has too few for the distribution of the statistic.
             if words.len() >= 5 * BINS {
                 alike
@@ -138,6 +143,7 @@ mod tests {
             Words {
                 of: "conv".into(),
                 bits: BITS,
+                narrowest: BITS,
                 words,
             }
         };
@@ -160,6 +166,7 @@ mod tests {
         let plain = Words {
             of: "conv".into(),
             bits: BITS,
+            narrowest: BITS,
             words: words.collect(),
         };
         assert!(!Uniformity::of(&[plain]).holds());
