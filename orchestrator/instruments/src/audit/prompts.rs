@@ -122,15 +122,6 @@ pub fn in_words(answers: &Answers, second_size: &str) -> String {
     format!("a {size} {colour} {kind} {place}{second} on {on} {background} background")
 }
 
-/// What a prompt may be whose second shape's size nobody asked for, one for each size; one where there is no second shape.
-pub fn texts(answers: &Answers) -> Vec<String> {
-    let sizes = match answers.contains(&NONE) {
-        true => &SIZES[..1],
-        false => &SIZES[..],
-    };
-    sizes.iter().map(|size| in_words(answers, size)).collect()
-}
-
 /// Whether the grammar has a prompt with these answers.
 fn is_possible(answers: &Answers) -> bool {
     let [_, colour, _, place, second_colour, second_kind, background] = *answers;
@@ -214,7 +205,7 @@ mod tests {
     #[test]
     fn answers_are_put_into_the_words_that_they_are_of() {
         for prompt in draw(100, 3) {
-            let texts = texts(&prompt.answers);
+            let texts = SIZES.map(|size| in_words(&prompt.answers, size));
             assert!(texts.contains(&prompt.text), "{texts:?}: {}", prompt.text);
             let sure = prompt.answers.map(|answer| vec![(answer, 1.0)]);
             assert_eq!(likeliest(&sure, 1)[0], prompt.answers);

@@ -69,9 +69,13 @@ impl<'a> Prior<'a> {
 
     /// What the scores of strips say, put into words that go together.
     pub fn by_strips(&self, scores: &[Scores]) -> Vec<String> {
-        let each = scores.iter();
-        each.map(|scores| first_text(prompts::likeliest(scores, AMONG).first()))
-            .collect()
+        let words = |scores: &Scores| {
+            let answers = prompts::likeliest(scores, AMONG).into_iter().next();
+            answers.map_or_else(String::new, |answers| {
+                prompts::in_words(&answers, prompts::SIZES[0])
+            })
+        };
+        scores.iter().map(words).collect()
     }
 
     /// The answers that fit the own rows best, from where `scores` begin; none where the provider has no rows to hold them
@@ -158,10 +162,4 @@ struct Descent {
     answers: Answers,
     /// Of the second shape, which no question is about.
     size: &'static str,
-}
-
-/// The first of what answers may be in words; nothing of none.
-fn first_text(answers: Option<&Answers>) -> String {
-    let texts = answers.map(prompts::texts).unwrap_or_default();
-    texts.into_iter().next().unwrap_or_default()
 }
