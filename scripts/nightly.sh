@@ -37,6 +37,19 @@ checked() {
     cargo test --release -q -p lacuna-shares -- --ignored --nocapture a_million | grep -F "of 1000000 blamed"
 }
 
+# Of two prompts a share holder cannot say which a run was of.
+told_apart() {
+    cargo test --release -q -p tests --test blind_view -- --ignored --nocapture five_hundred | grep -F "told right"
+}
+
+# Of what colluding workers under `blind` have, the best of all attacks, and whether their words are uniform.
+blind_audit() {
+    "$binaries/lacuna" audit --policies blind --workers 2,3 --ppidm false --prompts 60 --held-out 12 --audited-steps 1 --device cpu \
+        --out "$scratch/blind" || return
+    ! grep -F "NOT UNIFORM" "$scratch/blind/audit.md" || return
+    grep -F "| blind" "$scratch/blind/audit.md" | grep -F "own rows and strips" | tail -1 | tr -d '|' | tr -s ' '
+}
+
 # The U-Net of SDXL at 1024x1024 takes more memory than a small machine has; 512x512 takes 10 GB of weights all the same.
 sdxl() {
     "$binaries/lacuna" bench --config sdxl --batch 1 --calls 1 --schemes local,resident --wires f16 --json >"$scratch/sdxl.json" || return
@@ -53,6 +66,8 @@ try "all schemes on CPUs without AVX and with AVX2, two steps" scripts/other_cpu
 try "four networks, 50 steps" scripts/four_networks.sh "$binaries" 50
 try "two workers on the software adapter, f32 and f16" scripts/software_gpu.sh "$binaries" f32 f16
 try "an audit of 60 + 12 pictures" audit
+try "an audit of blind, 60 + 12 pictures" blind_audit
+try "two prompts in 500 runs under blind" told_apart
 try "a million honest products, and changed ones" checked
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 

@@ -178,7 +178,7 @@ pub enum Error {
     },
     /// A worker was caught with wrong numbers.
     #[error(
-        "worker {worker} answered wrong numbers: the product of {layer} is {apart:.0} times as far from what it must be as \
+        "worker {worker} answered wrong numbers: the product of {layer} is {apart:.1} times as far from what it must be as \
          rounding leaves it; the picture ends here, and that worker computes no more in this run"
     )]
     WorkerWrong {

@@ -292,6 +292,23 @@ impl Pipeline {
         rng: &mut TorchRng,
         watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
+        self.sample_held(predictor, sampling, noise, rng, &mut |_, _| {}, watch)
+    }
+
+    /// The same, where `hold` may change the latents `[1, C, H, W]` before every step, and those at the end: it is given
+    /// the weights of clean latents and of noise in them ([`Scheduler::level`]).
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_held(
+        &self,
+        predictor: &mut dyn Predictor,
+        sampling: &Sampling,
+        noise: HostTensor,
+        rng: &mut TorchRng,
+        hold: &mut dyn FnMut([f32; 2], &mut [f32]),
+        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
+    ) -> Result<HostTensor> {
         let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
@@ -302,6 +319,7 @@ impl Pipeline {
         for (i, &timestep) in timesteps.iter().enumerate() {
             interrupt::check()?;
             let start = Instant::now();
+            hold(scheduler.level(i), &mut latents);
             let mut input = latents.clone();
             scheduler.scale_model_input(i, &mut input);
             let batch = sampling.batch();
@@ -320,6 +338,7 @@ impl Pipeline {
                 traffic: predictor.traffic(),
             }))?;
         }
+        hold([1.0, 0.0], &mut latents);
         let latents = HostTensor::new([1, c, h, w], latents)?;
         latents.check_finite("the latents")?;
         Ok(latents)

@@ -4,7 +4,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use lacuna_instruments::audit::view::{self, View};
+use lacuna_instruments::audit::arrange::by_pixel;
+use lacuna_instruments::audit::view::View;
 use lacuna_instruments::audit::watch::{self, Place};
 use lacuna_model::device::OpenDevice;
 use lacuna_model::partition::{Rows, cut};
@@ -172,7 +173,7 @@ async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
         let views = run.views();
         assert_eq!(views.len(), TIMESTEPS.len());
         for (view, [x, y]) in views.iter().zip(&expected) {
-            let want = view::by_pixel(&[x, y]).unwrap().unwrap();
+            let want = by_pixel(&[x, y]).unwrap().unwrap();
             assert_begins_with(view.pixels.as_ref().unwrap(), &want);
             assert!(view.stages.contains_key("mid_block"), "{attention:?}");
             assert_eq!(view.keys.is_some(), attention == "broadcast");
@@ -183,7 +184,7 @@ async fn a_view_has_what_the_worker_computed_and_what_it_was_sent() {
     let run = overhear("ppidm", "paired", "hidden").await;
     let expected: Vec<_> = run.whole.iter().map(|y| run.own_rows(y)).collect();
     for (view, y) in run.views().iter().zip(&expected) {
-        let want = view::by_pixel(&[y]).unwrap().unwrap();
+        let want = by_pixel(&[y]).unwrap().unwrap();
         assert_begins_with(view.pixels.as_ref().unwrap(), &want);
         assert!(view.prompt.is_some() && view.stages.len() > 3);
     }
@@ -213,63 +214,104 @@ fn policy(name: &str) -> String {
     path.display().to_string()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_audit_leaves_its_tables_and_its_sheet() {
+/// What `lacuna audit` finds of 10 + 2 pictures in two steps of the demo model, and the folder of its files.
+async fn audit(policies: &str, workers: &str, ppidm: &str) -> (tempfile::TempDir, Vec<Value>) {
     let folder = tempfile::tempdir().unwrap();
-    let policies = [policy("policies/private"), policy("audit/tiled")].join(",");
     let out = folder.path().display().to_string();
     let arguments = [
-        "audit",
-        "--device",
-        "cpu",
-        "--model",
-        &demo(),
-        "--prompts",
-        "10",
-        "--held-out",
-        "2",
-        "--steps",
-        "2",
-        "--audited-steps",
-        "1",
-        "--pictures",
-        "1",
-        "--policies",
-        &policies,
-        "--out",
-        &out,
+        ["--device", "cpu"],
+        ["--model", &demo()],
+        ["--prompts", "10"],
+        ["--held-out", "2"],
+        ["--steps", "2"],
+        ["--audited-steps", "1"],
+        ["--pictures", "1"],
+        ["--policies", policies],
+        ["--workers", workers],
+        ["--ppidm", ppidm],
+        ["--out", &out],
     ];
+    let arguments = [&["audit"], arguments.as_flattened()].concat();
     lacuna(arguments).await.unwrap();
+    let findings = std::fs::read(folder.path().join("audit.json")).unwrap();
+    (folder, serde_json::from_slice(&findings).unwrap())
+}
+
+/// The findings under `policy` of attacks whose names begin so.
+fn found<'a>(findings: &'a [Value], policy: &str, attack: &str) -> Vec<&'a Value> {
+    let is =
+        |f: &&Value| f["policy"] == policy && f["attack"].as_str().unwrap().starts_with(attack);
+    findings.iter().filter(is).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_leaves_its_tables_and_its_sheet() {
+    let policies = [policy("policies/private"), policy("audit/tiled")].join(",");
+    let (folder, findings) = audit(&policies, "4", "true").await;
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
-    let findings: Vec<Value> = serde_json::from_str(&read("audit.json")).unwrap();
     assert_eq!(read("audit.csv").lines().count(), 1 + findings.len());
     let chosen = findings.iter().filter(|f| f["chosen"] == true).count();
     assert_eq!(read("audit.md").lines().count(), 2 + chosen);
-    let has = |policy: &str, attack: &str| {
-        findings
-            .iter()
-            .any(|f| f["policy"] == policy && f["attack"].as_str().unwrap().starts_with(attack))
-    };
     for (policy, attack) in [
         ("none", "no attack"),
         ("private", "own rows"),
         ("private", "the prompt by strips"),
+        ("private", "convolutional decoder"),
+        ("private", "the prompt by fit"),
+        ("private", "diffusion prior"),
         ("tiled", "tiles rotated back"),
         ("ppidm", "strips"),
         ("ppidm", "the prompt's words"),
+        ("ppidm", "diffusion prior"),
     ] {
-        assert!(has(policy, attack), "no {attack} under {policy}");
+        assert!(
+            !found(&findings, policy, attack).is_empty(),
+            "no {attack} under {policy}"
+        );
     }
-    assert!(!has("private", "the prompt's words"));
-    let own = findings.iter().find(|f| f["attack"] == "own rows").unwrap();
+    assert!(found(&findings, "private", "the prompt's words").is_empty());
+    assert!(findings.iter().all(|f| f["uniformity"].is_null()));
+    let own = found(&findings, "private", "own rows")[0];
     let score = &own["score"];
     assert!(
         score["psnr_seen"].as_f64() > score["psnr_unseen"].as_f64(),
         "{own}"
     );
-    // The truth, what is held, three cases and the mean.
+    // Who knows the prompt paints what was not seen better than who knows nothing of it.
+    let painted = found(&findings, "private", "diffusion prior");
+    let unseen = |from: &str| {
+        let line = painted
+            .iter()
+            .find(|f| f["from"].as_str().unwrap().contains(from));
+        line.unwrap()["score"]["psnr_unseen"].as_f64().unwrap()
+    };
+    assert!(unseen("true prompt") > unseen("no prompt"), "{painted:?}");
+    // The truth, what is held, three cases and two of them with a prior, and the mean.
     let sheet = Png::read(&folder.path().join("sheet.png"));
-    assert!(sheet.width > 6 * 128 && sheet.height > 128);
+    assert!(sheet.width > 8 * 128 && sheet.height > 128);
+}
+
+/// Whoever lacks one worker of a group has uniform words, and of the picture no more than the mean of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_blind_workers_nothing_is_recovered() {
+    let (_folder, findings) = audit(&policy("audit/blind"), "2,3", "false").await;
+    let mean = found(&findings, "none", "no attack")[0];
+    let whole = |f: &Value| f["score"]["psnr_seen"].as_f64().unwrap();
+    assert!(mean["score"]["psnr_unseen"].is_null(), "{mean}");
+    for coalition in ["0", "1", "0+1", "0+2", "1+2"] {
+        let policy = format!("blind, worker {coalition}");
+        let uniform = found(&findings, &policy, "words and differences, uniform");
+        assert_eq!(uniform.len(), 1, "{policy}: {findings:?}");
+        assert!(uniform[0]["uniformity"]["tests"].as_u64() > Some(500));
+        for attack in ["own rows", "strips", "convolutional decoder"] {
+            for found in found(&findings, &policy, attack) {
+                assert!(whole(found) < whole(mean) + 1.0, "{found}\n{mean}");
+            }
+        }
+        // It has no rows that it could hold a prompt against.
+        assert!(found(&findings, &policy, "the prompt by fit").is_empty());
+        assert_eq!(found(&findings, &policy, "diffusion prior").len(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
+use lacuna_instruments::audit::uniformity::{Uniformity, Words};
 use lacuna_protocol::session::{OpenSession, SessionKind};
 use lacuna_protocol::shares::{Holding, MultiplyHeader, SHARE};
-use lacuna_shares::Precision;
 use lacuna_shares::pack::unpack;
-use lacuna_shares::split::{Extent, split};
-use lacuna_shares::stream::Masks;
 use lacuna_wire::{Message, Payload};
 use lacuna_worker::Options;
 use tests::golden::Golden;
@@ -154,88 +152,65 @@ async fn no_mask_is_ever_used_twice() {
     }
 }
 
-/// Of so many tests the largest statistic is beyond this in fewer than one of 10^4 runs.
-const MOST: f64 = 65.0;
-
-/// The chi-square of a word's upper four bits, of 15 degrees of freedom.
-fn chi_square(words: impl IntoIterator<Item = i32>, bits: u32) -> f64 {
-    let mut counts = [0_u32; 16];
-    let mut all = 0.0;
-    for word in words {
-        counts[((word >> (bits - 4)) & 15) as usize] += 1;
-        all += 1.0;
-    }
-    let expected = all / 16.0;
-    counts
-        .iter()
-        .map(|n| (f64::from(*n) - expected).powi(2) / expected)
-        .sum()
-}
-
-/// The words of a share holder are uniform, and so are the differences of any two tensors' words of one layer: of two
-/// steps, two pictures, two sessions. Where a mask is used twice they are not.
+/// The words of share holders are uniform, and so are the differences of any two tensors' words of one layer: of two
+/// steps, two halves of a guided batch, two pictures, two sessions, and of a call that was begun again with a spare after
+/// its worker was lost. That a mask's second use is seen `uniformity` tests itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn words_and_their_differences_are_uniform() {
     for (options, bits) in [("", 12), ("--shares ring --share-layers all", 26)] {
         are_uniform(options, bits).await;
     }
-    planted();
 }
 
 async fn are_uniform(options: &str, of_bits: u32) {
     let pair = Pair::start().await;
+    let (spare, heard_by_spare) = overheard_worker(MODEL).await;
     let journey = Journey::seeded(&Golden::load(MODEL)).with("--steps", "4");
     let journey = journey.with("--scheme", "blind").with("--seed", "1");
     let journey = journey.with_all(options);
     let run = journey.clone().with("--workers", pair.fleet(&journey));
     run.go().await.unwrap();
-    run.go().await.unwrap();
-    let mut by_layer: BTreeMap<String, Vec<Vec<i32>>> = BTreeMap::new();
-    for session in sessions(&pair.shares) {
+    let lost = Proxy::start(&pair.urls[1], 30, Failure::ForGood);
+    let [seeds, _] = &pair.urls;
+    let fleet = fleet_file(
+        journey.file("").as_path(),
+        &[(seeds, None), (&lost.url, None)],
+    );
+    let text = std::fs::read_to_string(&fleet).unwrap();
+    let entry = format!("[[worker]]\nurl = \"{spare}\"\nprovider = \"s\"\nspare = true\n");
+    std::fs::write(&fleet, text + &entry).unwrap();
+    journey.with("--workers", fleet).go().await.unwrap();
+
+    let sessions = sessions(&pair.shares)
+        .into_iter()
+        .chain(sessions(&heard_by_spare));
+    let mut tensors: BTreeMap<String, usize> = BTreeMap::new();
+    let mut words = Vec::new();
+    for session in sessions {
         let bits = session.holding.form.bits();
         assert_eq!(bits, of_bits);
         for (header, share) in session.asked {
             let share = share.unwrap();
-            let words = share.len() * 8 / bits as usize;
-            let words = unpack(&share, words, bits).unwrap();
-            by_layer
-                .entry(header.layers.concat())
-                .or_default()
-                .push(words);
+            *tensors.entry(header.layers.concat()).or_default() += 1;
+            let all = unpack(&share, share.len() * 8 / bits as usize, bits).unwrap();
+            let [entries, ..] = header.input;
+            words.extend(all.chunks_exact(all.len() / entries).map(|entry| Words {
+                of: header.layers.concat(),
+                bits,
+                narrowest: bits,
+                words: entry.to_vec(),
+            }));
         }
     }
-    let (mut tests, mut worst) = (0, 0.0_f64);
-    for tensors in by_layer.values() {
-        assert_eq!(tensors.len(), 8);
-        for (i, words) in tensors.iter().enumerate() {
-            let each = std::iter::once(chi_square(words.iter().copied(), of_bits));
-            let pairs = tensors[..i].iter().map(|other| {
-                let pairs = words.iter().zip(other);
-                chi_square(pairs.map(|(a, b)| a - b), of_bits)
-            });
-            for chi in each.chain(pairs) {
-                tests += 1;
-                worst = worst.max(chi);
-            }
-        }
-    }
-    println!("{tests} tests, the largest statistic {worst:.1}");
-    assert!(tests >= 400, "{tests}");
-    assert!(worst < MOST, "{worst}");
-}
-
-/// Two tensors that are nearly the same, as of two steps, under one mask.
-fn planted() {
-    let features =
-        |shift: f32| -> Vec<f32> { (0..500).map(|i| (i as f32).sin() + shift).collect() };
-    let masks = [Masks::fresh().unwrap().draw(500, 12).unwrap()];
-    let step = Extent::of_tokens(&features(0.0), 50).unwrap();
-    let step = step.step(Precision::SPEED, 2);
-    let [one, other] = [0.0, 0.01].map(|shift| {
-        let (share, _) = split(&features(shift), step, &masks, Precision::SPEED).unwrap();
-        share
-    });
-    assert!(chi_square(one.iter().copied(), 12) < MOST);
-    let planted = chi_square(one.iter().zip(&other).map(|(a, b)| a - b), 12);
-    assert!(planted > 10.0 * MOST, "{planted}");
+    // Four steps each, and of the call that was lost some layers twice.
+    let twice = tensors.values().filter(|tensors| **tensors == 9).count();
+    assert!(
+        tensors.values().all(|tensors| [8, 9].contains(tensors)),
+        "{tensors:?}"
+    );
+    assert!(twice > 0 && twice < tensors.len(), "{tensors:?}");
+    let uniformity = Uniformity::of(&words);
+    println!("{uniformity:?}");
+    assert!(uniformity.tests >= 400, "{uniformity:?}");
+    assert!(uniformity.holds(), "{uniformity:?}");
 }

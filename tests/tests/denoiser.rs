@@ -91,7 +91,7 @@ async fn random_weights_predict_the_same_here_and_on_workers() {
         "resident",
         Some(fleet(&[&first.url, &second.url], &[])),
     );
-    let (there, accounts) = last(split.tapped(1, tap.clone())).await;
+    let (there, accounts) = last(split.tapped(vec![(1, tap.clone())])).await;
     assert!(here.unwrap() == there.unwrap());
     assert!(accounts.user_flop < alone.user_flop && accounts.user_flop > 0);
     assert!(alone.pictures.is_empty());

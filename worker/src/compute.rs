@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -35,43 +35,33 @@ impl Compute {
         })
     }
 
-    /// A place in the queue, for a request that comes with its work bit by bit.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the queue is full.
-    pub fn place(&self) -> Result<Place> {
-        let place = self.waiting.clone().try_acquire_owned();
-        let place = place.map_err(|_| Error::Busy("too many requests wait for the device"))?;
-        Ok(Place {
-            compute: self.clone(),
-            _held: place,
-        })
-    }
-
     /// Does `work`, when its turn comes.
     ///
     /// # Errors
-    /// As [`Self::place`] and [`Place::run`].
+    /// [`Error::Busy`] when the queue is full; [`Error::Compute`] when the thread has ended; those of `work`.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.place()?.run(work).await
+        let place = self.waiting.try_acquire();
+        let _place = place.map_err(|_| Error::Busy("too many requests wait for the device"))?;
+        self.done(work).await
     }
-}
 
-/// A place in the queue.
-pub struct Place {
-    compute: Compute,
-    _held: OwnedSemaphorePermit,
-}
-
-impl Place {
-    /// Does `work`, when its turn comes.
+    /// Does `work` of a request that was begun, and waits for a place in the queue.
     ///
     /// # Errors
     /// [`Error::Compute`] when the thread has ended; those of `work`.
-    pub async fn run<T: Send + 'static>(
+    pub async fn go_on<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = self.waiting.acquire().await;
+        let _place = place.map_err(|_| Error::Compute("the queue is closed".into()))?;
+        self.done(work).await
+    }
+
+    async fn done<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -82,8 +72,7 @@ impl Place {
                 let _ = reply.send(work(model));
             }
         };
-        self.compute
-            .jobs
+        self.jobs
             .send(Box::new(job))
             .map_err(|_| Error::Compute("the compute thread has ended".into()))?;
         result

@@ -126,7 +126,8 @@ impl Model {
                     let [b, t, c, _] = o.input;
                     Some(values([b, 3 * t, c, 1]))
                 }
-                Kind::LayerNorm | Kind::Linear => None,
+                Kind::Linear => Some(values(o.input)),
+                Kind::LayerNorm => None,
             })
             .max()
             .unwrap_or(0);
@@ -341,7 +342,7 @@ impl Model {
 
 /// Integer weights of the layers that were multiplied in one ring: they depend on its bits.
 #[derive(Default)]
-struct Integers(Mutex<(Option<Ring>, HashMap<String, Arc<ring::Weights>>)>);
+struct Integers(Mutex<(u32, HashMap<String, Arc<ring::Weights>>)>);
 
 impl Integers {
     /// Those of the layer `name`, which `make` makes once for as long as no other ring is asked for.
@@ -354,9 +355,9 @@ impl Integers {
         // Weights are there whole or not at all.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (of, layers) = &mut *known;
-        if *of != Some(ring) {
+        if *of != ring.up() {
             layers.clear();
-            *of = Some(ring);
+            *of = ring.up();
         }
         if let Some(weights) = layers.get(name) {
             return Ok(weights.clone());

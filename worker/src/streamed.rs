@@ -1,6 +1,6 @@
 //! Requests that are worked on while they come, and answered while they are: `multiply`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, BodyDataStream};
 use axum::http::header;
@@ -10,14 +10,19 @@ use futures::{StreamExt, stream};
 use lacuna_protocol::session::TENSORS;
 use lacuna_protocol::shares::MultiplyHeader;
 use lacuna_wire::head::{self, Head};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::error::{Error, Result};
 use crate::program::Program;
 use crate::sessions::Session;
 
-/// How long the next bytes of a request may take: who has gone silent must not keep its session from the retry.
+/// How long the next bytes of a request may take, and those of an answer until they are taken: who has gone silent must not
+/// keep its session from the retry, nor the device from others.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// Bytes a second of a request beside that: whoever means well is faster.
+const SLOWEST: f64 = 16e3;
 
 /// Bands of an answer that wait for the network at most.
 const AHEAD: usize = 4;
@@ -29,6 +34,9 @@ struct Incoming {
     digest: blake3::Hasher,
     /// Bytes that may still come.
     room: usize,
+    /// Bytes that came, since when.
+    came: usize,
+    since: Instant,
 }
 
 impl Incoming {
@@ -39,12 +47,16 @@ impl Incoming {
             held: BytesMut::new(),
             digest: blake3::Hasher::new(),
             room: most,
+            came: 0,
+            since: Instant::now(),
         }
     }
 
     /// Waits for more bytes; false at the end.
     async fn more(&mut self) -> Result<bool> {
-        let next = tokio::time::timeout(SILENCE, self.body.next()).await;
+        let all = SILENCE + Duration::from_secs_f64(self.came as f64 / SLOWEST);
+        let most = all.saturating_sub(self.since.elapsed()).min(SILENCE);
+        let next = tokio::time::timeout(most, self.body.next()).await;
         let next = next.map_err(|_| Error::Invalid("the request stopped in the middle".into()))?;
         let Some(chunk) = next else {
             return Ok(false);
@@ -54,6 +66,7 @@ impl Incoming {
             Some(room) => room,
             None => return Err(Error::Invalid("the request is longer than any".into())),
         };
+        self.came += chunk.len();
         self.digest.update(&chunk);
         self.held.extend_from_slice(&chunk);
         Ok(true)
@@ -106,10 +119,20 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    async fn send(&mut self, bytes: Vec<u8>) {
+    /// Sends the next bytes on, but does not wait for ever until somebody takes those before.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    async fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
         self.all.extend_from_slice(&bytes);
         // Whoever hung up may ask again: the work is done to the end and its reply kept.
-        let _ = self.chunks.send(Ok(bytes.into())).await;
+        let sent = self.chunks.send_timeout(Ok(bytes.into()), SILENCE).await;
+        match sent {
+            Err(SendTimeoutError::Timeout(_)) => {
+                Err(Error::Invalid("nobody takes the answer".into()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -133,7 +156,7 @@ pub async fn multiply(
     tokio::spawn(async move {
         if let Err(error) = work(session, incoming, outgoing, length).await {
             tracing::debug!("a product: {error}");
-            let _ = chunks.send(Err(error)).await;
+            let _ = chunks.send_timeout(Err(error), SILENCE).await;
         }
     });
     let ended = || Error::Compute("the work on a product ended".into());
@@ -168,7 +191,7 @@ async fn work(
             let packed = incoming.take(len).await?;
             let mut bytes = beginning.take().unwrap_or_default();
             bytes.extend(task.next(packed).await?);
-            outgoing.send(bytes).await;
+            outgoing.send(bytes).await?;
         }
         let packed = incoming.take(last).await?;
         // Nobody has all of an answer to a request that goes on.
@@ -177,7 +200,11 @@ async fn work(
         bytes.extend(task.next(packed).await?);
         outgoing.all.extend_from_slice(&bytes);
         session.answered(sequence, digest, outgoing.all.into());
-        let _ = outgoing.chunks.send(Ok(bytes.into())).await;
+        drop(session);
+        let _ = outgoing
+            .chunks
+            .send_timeout(Ok(bytes.into()), SILENCE)
+            .await;
         return Ok(());
     }
     // A retry, or out of order: only all of it tells which.
@@ -188,7 +215,8 @@ async fn work(
     let digest = incoming.end().await?;
     if let Some(reply) = session.replay(sequence, &digest)? {
         let _ = length.send(reply.len());
-        let _ = outgoing.chunks.send(Ok(reply)).await;
+        drop(session);
+        let _ = outgoing.chunks.send_timeout(Ok(reply), SILENCE).await;
     }
     Ok(())
 }

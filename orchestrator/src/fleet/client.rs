@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::Part;
 use super::config::WorkerConfig;
-use super::line::{Line, MARGIN};
+use super::line::{Answer, Line, MARGIN};
 use super::session::Session;
 use super::tally::{Kind, Size, Tally};
 use super::tap::Tap;
@@ -235,6 +235,9 @@ impl Client {
     /// # Errors
     /// As [`Self::run`].
     pub async fn multiply(&mut self, product: &Product, share: Option<Vec<u8>>) -> Result<Vec<u8>> {
+        if let Some(tap) = &self.tap {
+            tap.keep_share(product, share.as_deref());
+        }
         self.sequence += 1;
         let header = MultiplyHeader {
             sequence: self.sequence,
@@ -247,8 +250,11 @@ impl Client {
         let tensors: HashMap<_, _> = share.into_iter().collect();
         let (body, size) = packed(&Message { header, tensors })?;
         let path = self.path("multiply")?;
-        let limit = product.bytes + MARGIN;
-        let reply = self.line.send_again(&path, &body, limit).await?;
+        let answer = Answer {
+            limit: product.bytes + MARGIN,
+            streamed: true,
+        };
+        let reply = self.line.send_again(&path, &body, answer).await?;
         self.tally.count_request(product.kind, size);
         let wanted = vec![(PRODUCT.to_owned(), Dtype::U8, vec![product.bytes])];
         let (outputs, size) = self.read(&reply, wanted)?;

@@ -51,6 +51,24 @@ impl Patience {
     }
 }
 
+/// An answer's body, as it may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// Most bytes.
+    pub limit: usize,
+    /// Whether it begins while the request still goes out.
+    pub streamed: bool,
+}
+
+impl From<usize> for Answer {
+    fn from(limit: usize) -> Self {
+        Self {
+            limit,
+            streamed: false,
+        }
+    }
+}
+
 /// Settings of an HTTP client whose TLS computes with `ring`.
 pub fn http_client() -> reqwest::ClientBuilder {
     // The first call installs it; from then on it is there, which is all that is asked for.
@@ -169,7 +187,7 @@ impl Line {
         let counted = Counted::new();
         let request = self.request(Method::POST, &["v1", "sessions"]).json(body);
         // Not to be left at an interrupt: the session would be open, and its name unknown.
-        let reply = self.deliver(request, MARGIN).await;
+        let reply = self.deliver(request, MARGIN.into()).await;
         let reply = reply.map_err(|error| match error {
             Error::WorkerRefused {
                 worker,
@@ -186,7 +204,7 @@ impl Line {
         let path = ["v1", "sessions", &name];
         let request = self.request(Method::DELETE, &path).timeout(CONNECT);
         let close = async move {
-            if let Err(error) = self.deliver(request, MARGIN).await {
+            if let Err(error) = self.deliver(request, MARGIN.into()).await {
                 tracing::debug!("closing a session: {error}");
             }
         };
@@ -218,14 +236,20 @@ impl Line {
     ///
     /// # Errors
     /// Those of [`Self::send_for`].
-    pub async fn send_again(&self, path: &[&str], body: &Bytes, limit: usize) -> Result<Vec<u8>> {
+    pub async fn send_again(
+        &self,
+        path: &[&str],
+        body: &Bytes,
+        answer: impl Into<Answer>,
+    ) -> Result<Vec<u8>> {
+        let answer = answer.into();
         let mut pauses = RETRIES.into_iter();
         loop {
             let request = self
                 .request(Method::POST, path)
                 .header(reqwest::header::CONTENT_TYPE, TENSORS)
                 .body(body.clone());
-            match self.send_for(request, limit).await {
+            match self.send_for(request, answer).await {
                 Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
                     tracing::warn!("{}: {reason}; trying again", self.worker.url);
                     if let Some(pause) = pauses.next() {
@@ -256,22 +280,25 @@ impl Line {
         self.send_for(request, MARGIN).await
     }
 
-    /// Sends a request and gives the answer's body, of at most `limit` bytes, unless this process is asked to
-    /// end.
+    /// Sends a request and gives the body of its `answer`, unless this process is asked to end.
     ///
     /// # Errors
     /// [`Error::WorkerUnreachable`], [`Error::WorkerSilent`], [`Error::WorkerSlow`], [`Error::WorkerToken`],
     /// [`Error::WorkerRefused`], [`Error::WorkerReply`] or [`Error::Interrupted`].
-    pub async fn send_for(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
-        interrupt::unless_asked(self.deliver(request, limit)).await
+    pub async fn send_for(
+        &self,
+        request: RequestBuilder,
+        answer: impl Into<Answer>,
+    ) -> Result<Vec<u8>> {
+        interrupt::unless_asked(self.deliver(request, answer.into())).await
     }
 
     /// The same also at an end that was asked for.
-    async fn deliver(&self, request: RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+    async fn deliver(&self, request: RequestBuilder, answer: Answer) -> Result<Vec<u8>> {
         let request = request.build().map_err(|e| self.lost(&e))?;
-        let body = request.body().and_then(reqwest::Body::as_bytes);
+        let sent = request.body().and_then(reqwest::Body::as_bytes);
         let patience = self.patience;
-        let most = match body {
+        let most = match sent {
             Some(body) => patience.silence + patience.transfer(body.len()),
             None => patience.word,
         };
@@ -283,7 +310,12 @@ impl Line {
         if status == StatusCode::UNAUTHORIZED {
             return Err(Error::WorkerToken { worker });
         }
-        let body = self.body(response, limit).await?;
+        // What is answered while it comes is not all there when the answer begins.
+        let pause = match answer.streamed {
+            true => most,
+            false => patience.pause,
+        };
+        let body = self.body(response, answer.limit, pause).await?;
         if status.is_success() {
             return Ok(body);
         }
@@ -299,11 +331,11 @@ impl Line {
     }
 
     /// A body of at most `limit` bytes, which must not fill the user's memory, nor come for ever.
-    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>> {
+    async fn body(&self, mut response: Response, limit: usize, pause: Duration) -> Result<Vec<u8>> {
         let mut body = Vec::new();
         let (start, patience) = (Instant::now(), self.patience);
         loop {
-            let most = patience.pause + patience.transfer(body.len());
+            let most = pause + patience.transfer(body.len());
             let chunk = timeout(most.saturating_sub(start.elapsed()), response.chunk()).await;
             let chunk = chunk.map_err(|_| Error::WorkerSlow {
                 worker: self.worker.url.to_string(),

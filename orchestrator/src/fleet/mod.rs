@@ -30,6 +30,7 @@ use std::collections::HashMap;
 
 use futures::future::{join_all, try_join_all};
 use lacuna_protocol::session::{SessionKind, Work};
+use lacuna_protocol::shares::Seed;
 use lacuna_shares::stream::Masks;
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
@@ -191,10 +192,13 @@ impl Fleet {
         self.clients.iter_mut().map(|client| &mut client.tally)
     }
 
-    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent from now on.
+    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent from now on, and of the seed that it was given.
     pub fn tap(&mut self, index: usize, tap: &Tap) {
         let workers = self.len();
         for client in self.clients.iter_mut().skip(index).step_by(workers.max(1)) {
+            if let Some(masks) = &client.masks {
+                tap.keep_seed(Seed(masks.to_send()));
+            }
             client.tap = Some(tap.clone());
         }
     }

@@ -27,8 +27,8 @@ pub struct Denoiser {
     /// What a picture must keep to.
     policy: Option<Policy>,
     on_loss: OnLoss,
-    /// Who listens to what a worker is sent, and to which.
-    tap: Option<(usize, Tap)>,
+    /// Who listens to what workers are sent, and to which.
+    taps: Vec<(usize, Tap)>,
     /// The workers, if there are any; held for as long as a picture takes.
     roster: Option<Mutex<Roster>>,
     accounts: Mutex<Accounts>,
@@ -62,7 +62,7 @@ impl Denoiser {
             whole,
             policy: None,
             on_loss: OnLoss::default(),
-            tap: None,
+            taps: Vec::new(),
             roster: fleet.map(|fleet| Mutex::new(Roster::new(fleet))),
             accounts: Mutex::default(),
         }
@@ -78,10 +78,9 @@ impl Denoiser {
         Self { on_loss, ..self }
     }
 
-    /// Keeps a copy in `tap` of everything that the `index`-th worker is sent once a session is open.
-    pub fn tapped(self, index: usize, tap: Tap) -> Self {
-        let tap = Some((index, tap));
-        Self { tap, ..self }
+    /// Keeps copies of everything that workers are sent: of each index in its tap.
+    pub fn tapped(self, taps: Vec<(usize, Tap)>) -> Self {
+        Self { taps, ..self }
     }
 
     /// The weights of the user's part of the U-Net.
@@ -137,7 +136,7 @@ impl Denoiser {
             setting: &self.setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,
-            tap: self.tap.as_ref().map(|(index, tap)| (*index, tap)),
+            taps: &self.taps,
         };
         let start = Instant::now();
         let mut predictor = Failover::new(terms, &mut roster, whole)?;

@@ -47,8 +47,8 @@ pub struct Terms<'a> {
     pub policy: Option<&'a Policy>,
     /// What becomes of the picture when a worker is lost.
     pub on_loss: OnLoss,
-    /// Who listens to what the worker of which place is sent.
-    pub tap: Option<(usize, &'a Tap)>,
+    /// Who listens to what the workers of which places are sent.
+    pub taps: &'a [(usize, Tap)],
 }
 
 /// Predicts by a scheme on workers of which some may be lost.
@@ -141,7 +141,7 @@ impl<'a> Failover<'a> {
             digest,
             setting,
             policy,
-            tap,
+            taps,
             ..
         } = self.terms;
         let config = self.roster.config();
@@ -173,8 +173,8 @@ impl<'a> Failover<'a> {
             None => {}
         }
         let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
-        if let Some((worker, tap)) = tap {
-            fleet.tap(worker, tap);
+        for (worker, tap) in taps {
+            fleet.tap(*worker, tap);
         }
         let [batch, ..] = setting.sizes.latents;
         let whole = self.whole.of_entries(0, batch);

@@ -67,7 +67,8 @@ pub fn sight(view: &View) -> String {
     parts.push(match view.prompt {
         true => "what the prompt became, from which its words can be told".into(),
         false => {
-            "not the prompt, but enough to guess about half of what it says (`lacuna audit`)".into()
+            "not the prompt, but enough to guess most of what it says, and the picture by that (`lacuna audit`)"
+                .into()
         }
     });
     parts.join("; ")
@@ -232,6 +233,6 @@ mod tests {
         view.rows = 1.0;
         assert!(sight(&view).contains("every row"));
         view.prompt = false;
-        assert!(sight(&view).contains("guess about half"));
+        assert!(sight(&view).contains("guess most"));
     }
 }

@@ -23,8 +23,8 @@ use crate::schemes::{Rules, Setting, Uses};
 use lacuna_files::small;
 use ledger::{Ledger, SLACK};
 
-/// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` shows the harm of.
-const BUILT_IN: [(&str, &str); 7] = [
+/// The policies that come along, by name: those of `configs/policies`, and those that `lacuna audit` attacks.
+const BUILT_IN: [(&str, &str); 8] = [
     (
         PRIVATE,
         include_str!("../../../configs/policies/private.toml"),
@@ -47,6 +47,7 @@ const BUILT_IN: [(&str, &str); 7] = [
         "broadcast",
         include_str!("../../../configs/audit/broadcast.toml"),
     ),
+    ("blind", include_str!("../../../configs/audit/blind.toml")),
 ];
 
 /// The policy that holds where none is named and workers are a provider's.

@@ -113,6 +113,11 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
+    fn level(&self, i: usize) -> [f32; 2] {
+        let step = &self.steps[i];
+        [step.signal, step.noise]
+    }
+
     fn step(
         &mut self,
         i: usize,

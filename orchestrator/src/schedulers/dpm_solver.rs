@@ -318,6 +318,11 @@ impl Scheduler for DpmSolver {
         &self.timesteps
     }
 
+    fn level(&self, i: usize) -> [f32; 2] {
+        let update = &self.updates[i];
+        [update.alpha, update.sigma]
+    }
+
     fn step(
         &mut self,
         i: usize,

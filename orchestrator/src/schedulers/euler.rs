@@ -48,6 +48,10 @@ impl Scheduler for Euler {
         self.schedule.scale_model_input(i, sample);
     }
 
+    fn level(&self, i: usize) -> [f32; 2] {
+        [1.0, self.schedule.sigmas[i]]
+    }
+
     fn step(
         &mut self,
         i: usize,

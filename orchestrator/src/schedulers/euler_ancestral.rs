@@ -36,6 +36,10 @@ impl Scheduler for EulerAncestral {
         self.schedule.scale_model_input(i, sample);
     }
 
+    fn level(&self, i: usize) -> [f32; 2] {
+        [1.0, self.schedule.sigmas[i]]
+    }
+
     fn step(
         &mut self,
         i: usize,

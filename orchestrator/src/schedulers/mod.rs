@@ -109,6 +109,13 @@ pub trait Scheduler: Send {
     /// If `i` is not an index of [`timesteps`](Self::timesteps).
     fn scale_model_input(&self, _i: usize, _sample: &mut [f32]) {}
 
+    /// The weights of the clean latents and of noise of standard deviation 1 in the sample at call `i`, before scaling.
+    ///
+    /// # Panics
+    ///
+    /// If `i` is not an index of [`timesteps`](Self::timesteps).
+    fn level(&self, i: usize) -> [f32; 2];
+
     /// The next sample from the network's output at call `i` (after guidance) and the sample that
     /// it saw before scaling. All have the same B x C x H x W numbers. Only schedulers that add
     /// noise (Euler ancestral, DDIM with `eta`) draw from `rng`.

@@ -258,6 +258,11 @@ impl Scheduler for Pndm {
         &self.timesteps
     }
 
+    fn level(&self, i: usize) -> [f32; 2] {
+        let transfer = &self.calls[i].transfer;
+        [transfer.signal, transfer.noise]
+    }
+
     fn step(
         &mut self,
         i: usize,

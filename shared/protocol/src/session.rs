@@ -335,10 +335,10 @@ mod tests {
         assert!(refused(new).contains("resident"));
         let unknown = json!({"protocol": 4, "model": "m", "session": {"kind": "slices"}});
         assert!(refused(unknown).contains("slices"));
-        let shares = json!({"kind": "shares", "bits": 12, "range": 13, "fraction": 1});
+        let shares = json!({"kind": "shares", "form": "ring", "bits": 26, "down": 14});
         let shares = |protocol| json!({"protocol": protocol, "model": "m", "session": shares});
-        assert!(refused(shares(4)).contains("protocol 4 has no such session"));
-        let open: OpenSession = serde_json::from_value(shares(5)).unwrap();
-        assert_eq!((open.kind.name(), open.kind.since()), ("shares", 5));
+        assert!(refused(shares(5)).contains("protocol 5 has no such session"));
+        let open: OpenSession = serde_json::from_value(shares(6)).unwrap();
+        assert_eq!((open.kind.name(), open.kind.since()), ("shares", 6));
     }
 }

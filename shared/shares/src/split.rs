@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::kind::Shares;
-use crate::precision::{centre, nearest};
+use crate::precision::{Precision, centre, nearest};
 
 /// How much of the range of products a sum may take by Cauchy and Schwarz; the rest is for rounding.
 const ROOM: f64 = 0.98;
@@ -83,7 +83,7 @@ impl Extent {
     }
 
     /// The step size `D` for `workers` workers: the least one with which no product leaves its range, and no more than a
-    /// share of [`Precision::carries`](crate::Precision::carries) of the features has a carry. By Cauchy and Schwarz a product with a row of norm 1 is no
+    /// share of [`Precision::carries`] of the features has a carry. By Cauchy and Schwarz a product with a row of norm 1 is no
     /// larger than its features' norm; rounding adds half a unit a feature to that, and one a worker.
     pub fn step(&self, shares: impl Into<Shares>, workers: usize) -> f64 {
         let (carried, room) = match shares.into() {
@@ -130,10 +130,13 @@ pub struct Carries {
     pub times: Vec<i32>,
 }
 
-/// How many carries are computed with where a share `p` of so many features is expected to have one: six standard
-/// deviations more. Should there be more, which happens once in 10^9 tensors, there are as many again.
-pub fn capacity(features: usize, p: f64) -> usize {
-    let expected = p * features as f64;
+/// How many carries are computed with of so many features: as many as are expected where a share
+/// [`Precision::carries`] of them has one, and one step in `2^b` and half of one more, for whatever side of zero features
+/// are on and however they are rounded; and six standard deviations. Should there be more, which happens once in 10^9
+/// tensors, there are as many again.
+pub fn capacity(features: usize, precision: Precision) -> usize {
+    let rounded = 1.5 / f64::from(precision.up()).exp2();
+    let expected = (precision.carries() + rounded) * features as f64;
     (expected + 6.0 * expected.sqrt()).ceil() as usize + 8
 }
 
@@ -174,7 +177,7 @@ pub fn split(
                     &mut share,
                     mask,
                     [bits, bits - precision.up()],
-                    precision.carries(),
+                    capacity(x.len(), precision),
                 );
             }
             Shares::Ring(_) => {
@@ -187,9 +190,9 @@ pub fn split(
 }
 
 impl Carries {
-    /// `share` less `mask` modulo `2^bits`, with a carry of `2^further` for each time that it wraps, as a share `p` of the
-    /// words is expected to.
-    fn hide(&mut self, share: &mut [i32], mask: &[i32], [bits, further]: [u32; 2], p: f64) {
+    /// `share` less `mask` modulo `2^bits`, with a carry of `2^further` for each time that it wraps; there is
+    /// `room` for so many.
+    fn hide(&mut self, share: &mut [i32], mask: &[i32], [bits, further]: [u32; 2], room: usize) {
         // A place for each, so that which of them have a carry decides over no branch.
         let mut at = vec![0_u32; share.len() + 1];
         let mut times = vec![0_i32; share.len() + 1];
@@ -202,7 +205,6 @@ impl Carries {
             times[found] = carry << further;
             found += usize::from(carry != 0);
         }
-        let room = capacity(share.len(), p);
         let room = room * found.div_ceil(room).max(1);
         at.truncate(found);
         times.truncate(found);
@@ -219,8 +221,8 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
+    use crate::Ring;
     use crate::stream::{KEY, Key};
-    use crate::{Precision, Ring};
 
     /// Numbers as features are: many small, some large.
     fn features(n: usize, seed: u64) -> Vec<f32> {
@@ -320,7 +322,7 @@ mod tests {
             }
             let masks = masks(seed, x.len(), precision, workers);
             let (_, carries) = split(&x, step, &masks, precision).unwrap();
-            let room = capacity(x.len(), precision.carries());
+            let room = capacity(x.len(), precision);
             assert_eq!(carries.times.len(), (workers - 1) * room);
             assert_eq!(carries.at.len(), carries.times.len());
             for times in carries.times.chunks(room) {
@@ -328,6 +330,38 @@ mod tests {
                 // As many as are expected, within five standard deviations; of later masks not quite as many.
                 let found = found >> precision.spared();
                 assert!((90..270).contains(&found), "{precision:?}: {found}");
+            }
+        }
+    }
+
+    /// Features of one side of zero, of one value, and such as are rounded up: the number of carries tells nothing of them.
+    #[test]
+    fn no_features_have_more_carries_than_there_is_room_for() {
+        let n = 400_000;
+        let around = |centre: f32| features(n, 9).into_iter().map(move |x| x + centre);
+        let kinds: [Vec<f32>; 5] = [
+            around(0.0).collect(),
+            around(30.0).collect(),
+            around(-30.0).collect(),
+            vec![1.0; n],
+            (0..n)
+                .map(|i| if i % 20 == 0 { 1.0 } else { 0.05 })
+                .collect(),
+        ];
+        for (kind, x) in kinds.iter().enumerate() {
+            for precision in [Precision::PAPER, Precision::SPEED, Precision::QUALITY] {
+                for spared in [0, 2, 4] {
+                    let precision = precision.sparing(spared).unwrap();
+                    let extent = Extent {
+                        largest: 0.0,
+                        ..Extent::of_tokens(x, 100).unwrap()
+                    };
+                    let step = extent.step(precision, 2);
+                    let masks = masks(3, n, precision, 2);
+                    let (_, carries) = split(x, step, &masks, precision).unwrap();
+                    let room = capacity(n, precision);
+                    assert_eq!(carries.at.len(), room, "{kind}, {precision:?}");
+                }
             }
         }
     }

@@ -19,7 +19,7 @@ use lacuna_wire::head::Head;
 
 use super::Ground;
 use crate::bounds::Share;
-use crate::compute::{Place, caught};
+use crate::compute::{Compute, caught};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -41,7 +41,7 @@ struct Holder {
 /// A request that is worked on while it comes.
 pub struct Task {
     holder: Arc<Holder>,
-    place: Place,
+    compute: Compute,
     asked: Arc<Asked>,
     /// What of the share is there.
     share: Vec<i32>,
@@ -100,8 +100,7 @@ impl Shares {
     /// The task that the request beginning with `head` asks for.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it contradicts itself, the model or the session, or is of more than the largest picture;
-    /// [`Error::Busy`].
+    /// [`Error::Invalid`] when it contradicts itself, the model or the session, or is of more than the largest picture.
     pub fn begin(&self, head: Head<MultiplyHeader>) -> Result<Task> {
         let MultiplyHeader {
             sequence,
@@ -172,7 +171,7 @@ impl Shares {
         };
         Ok(Task {
             holder: self.holder.clone(),
-            place: self.ground.compute.place()?,
+            compute: self.ground.compute.clone(),
             asked: Arc::new(asked),
             share,
             done: 0,
@@ -207,20 +206,25 @@ impl Task {
     /// The products' words that the next band gives, of which `packed` came; nothing of a share that is drawn.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for other bytes than those of the band; those of [`Place::run`].
+    /// [`Error::Invalid`] for other bytes than those of the band; those of [`Compute::run`].
     pub async fn next(&mut self, packed: Bytes) -> Result<Vec<u8>> {
         let (holder, asked, band) = (self.holder.clone(), self.asked.clone(), self.done);
         let mut share = std::mem::take(&mut self.share);
         self.done += 1;
-        let work = self.place.run(move |model| {
+        let first = band == 0;
+        let work = move |model: &Model| {
             let layer = asked.layers.first().map_or("", |(layer, _)| layer);
             caught(layer, || {
                 holder.receive(&asked, band, &packed, &mut share)?;
                 let words = holder.products(model, &asked, band, &share)?;
                 Ok((words, share))
             })
-        });
-        let (words, share) = work.await?;
+        };
+        // Whoever was begun with is not sent away in the middle.
+        let (words, share) = match first {
+            true => self.compute.run(work).await?,
+            false => self.compute.go_on(work).await?,
+        };
         self.share = share;
         Ok(words)
     }

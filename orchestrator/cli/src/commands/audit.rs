@@ -28,7 +28,8 @@ use lacuna_orchestrator::policy::Policy;
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
   lacuna audit --device cpu --out audit
-  lacuna audit --policies private,tiled --prompts 100 --held-out 10")]
+  lacuna audit --policies private,tiled --prompts 100 --held-out 10
+  lacuna audit --policies blind --workers 2,3 --ppidm false --audited-steps 1")]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -47,7 +48,7 @@ pub struct Arguments {
     /// Numbers of workers, each of a provider of its own.
     #[arg(long, value_delimiter = ',', default_value = "4")]
     workers: Vec<usize>,
-    /// The provider that attacks, from 0.
+    /// The provider that attacks, from 0; under blind all but one do, in every way.
     #[arg(long, default_value_t = 1)]
     provider: usize,
     /// Policies: of each, the fastest placement that it allows is attacked.
@@ -103,7 +104,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 pipeline: &trial.pipeline,
                 model: &trial.model,
                 fleet: local.config(),
-                worker,
+                workers: vec![worker],
             };
             trial.attack(cases, &target, &runs)
         })

@@ -195,6 +195,8 @@ fn mean_square(a: &[f32], b: &[f32]) -> f64 {
 pub struct Linear {
     /// `[D + 1, M]`, the offset last.
     map: HostTensor,
+    /// Mean square error of the runs that were set aside.
+    pub error: f64,
 }
 
 impl Linear {
@@ -222,7 +224,12 @@ impl Linear {
             }
         }
         kept.merge(&aside);
-        kept.solve(best.map_or(1.0, |(_, penalty)| penalty))
+        let (error, penalty) = best.unwrap_or((f64::INFINITY, 1.0));
+        let aside = runs.len() / ASIDE;
+        Ok(Self {
+            error: error / aside.max(1) as f64,
+            ..kept.solve(penalty)?
+        })
     }
 
     /// Predictions `[n, M]` from `[n, D]`.
@@ -287,6 +294,7 @@ impl Sums {
         let map = map.into_iter().map(|x| x as f32).collect();
         Ok(Linear {
             map: HostTensor::new([d, m], map)?,
+            error: f64::INFINITY,
         })
     }
 }

@@ -14,9 +14,9 @@ use lacuna_orchestrator::picture::Picture;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Score {
     /// Of the provider's own rows, in dB.
-    pub psnr_seen: f64,
+    pub psnr_seen: Option<f64>,
     /// Of all other rows, in dB.
-    pub psnr_unseen: f64,
+    pub psnr_unseen: Option<f64>,
     /// Of its own rows.
     pub ssim_seen: Option<f64>,
     /// Of all other rows.
@@ -35,19 +35,16 @@ pub fn score(guesses: &[Picture], truths: &[&Picture], seen: &Range<usize>) -> S
             [over(std::slice::from_ref(seen)), over(&[above, below])]
         })
         .collect();
-    let mean = |of: &dyn Fn(&[Band; 2]) -> f64| {
-        each.iter().map(of).sum::<f64>() / each.len().max(1) as f64
-    };
-    let ssim = |side: usize| {
-        let known = each.iter().filter_map(|bands| bands[side].ssim);
-        let (sum, count) = known.fold((0.0, 0), |(sum, n), ssim| (sum + ssim, n + 1));
+    let mean = |side: usize, of: fn(&Band) -> Option<f64>| {
+        let known = each.iter().filter_map(|bands| of(&bands[side]));
+        let (sum, count) = known.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
         (count > 0).then(|| sum / f64::from(count))
     };
     Score {
-        psnr_seen: mean(&|bands| bands[0].psnr),
-        psnr_unseen: mean(&|bands| bands[1].psnr),
-        ssim_seen: ssim(0),
-        ssim_unseen: ssim(1),
+        psnr_seen: mean(0, |band| band.psnr),
+        psnr_unseen: mean(1, |band| band.psnr),
+        ssim_seen: mean(0, |band| band.ssim),
+        ssim_unseen: mean(1, |band| band.ssim),
     }
 }
 
@@ -61,7 +58,7 @@ fn rgb8(picture: &Picture) -> Rgb8 {
 
 /// Over some rows of one picture.
 struct Band {
-    psnr: f64,
+    psnr: Option<f64>,
     ssim: Option<f64>,
 }
 
@@ -82,7 +79,10 @@ impl Band {
         }
         let [a, b] = [a, b].map(|x| rows_of(x, bands));
         Self {
-            psnr: psnr(&a, &b).map_or(f64::NAN, |db| db.min(IDENTICAL)),
+            psnr: match a.height {
+                0 => None,
+                _ => psnr(&a, &b).ok().map(|db| db.min(IDENTICAL)),
+            },
             ssim: (rows > 0).then(|| ssims / rows as f64),
         }
     }
@@ -118,11 +118,14 @@ mod tests {
             plane[..16 * 16].fill(0.6);
         }
         let score = score(&[guess], &[&truth], &(16..32));
-        assert_eq!(score.psnr_seen, IDENTICAL);
+        assert_eq!(score.psnr_seen, Some(IDENTICAL));
         assert_eq!(score.ssim_seen, Some(1.0));
         // Half of the other rows is off by 153 - 128.
         let want = 10.0 * (2.0f64 * 255.0 * 255.0 / (25.0 * 25.0)).log10();
-        assert!((score.psnr_unseen - want).abs() < 1e-9, "{score:?}");
+        assert!(
+            (score.psnr_unseen.unwrap() - want).abs() < 1e-9,
+            "{score:?}"
+        );
         assert!(score.ssim_unseen.unwrap() < 1.0);
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::attacks::counting::Accuracy;
 use super::score::Score;
+use super::uniformity::Uniformity;
 
 /// What one attack recovered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -20,6 +21,8 @@ pub struct Finding {
     pub score: Option<Score>,
     /// Of the prompt's words, or of answers about it.
     pub words: Option<Accuracy>,
+    /// Of the words that a worker was sent, where that is what it has.
+    pub uniformity: Option<Uniformity>,
     /// Whether it belongs to the short table: the attacker's choice among several alike.
     pub chosen: bool,
 }
@@ -42,8 +45,8 @@ pub fn text(findings: &[Finding]) -> String {
             f.workers,
             f.attack,
             f.from,
-            number(score.map(|s| s.psnr_seen), 1),
-            number(score.map(|s| s.psnr_unseen), 1),
+            number(score.and_then(|s| s.psnr_seen), 1),
+            number(score.and_then(|s| s.psnr_unseen), 1),
             number(score.and_then(|s| s.ssim_seen), 2),
             number(score.and_then(|s| s.ssim_unseen), 2),
             percent(words.map(|w| w.right)),
@@ -63,8 +66,8 @@ pub fn csv(findings: &[Finding]) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     lines.extend(findings.iter().map(|f| {
         let numbers = [
-            f.score.map(|s| s.psnr_seen),
-            f.score.map(|s| s.psnr_unseen),
+            f.score.and_then(|s| s.psnr_seen),
+            f.score.and_then(|s| s.psnr_unseen),
             f.score.and_then(|s| s.ssim_seen),
             f.score.and_then(|s| s.ssim_unseen),
             f.words.map(|w| w.right),
@@ -94,12 +97,13 @@ mod tests {
             attack: "strips, \"all\"".into(),
             from: "t = 1".into(),
             score: Some(Score {
-                psnr_seen: 12.345,
-                psnr_unseen: 6.0,
+                psnr_seen: Some(12.345),
+                psnr_unseen: Some(6.0),
                 ssim_seen: Some(0.5),
                 ssim_unseen: None,
             }),
             words: None,
+            uniformity: None,
             chosen,
         }
     }

@@ -1,4 +1,4 @@
-//! One provider's worker among the others, and what its owner has of each picture.
+//! The attackers' workers among the others, and what their owners have of each picture.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::Setting;
 
-/// The workers, and which of them is attacked from.
+/// The workers, and which of them are attacked from.
 pub struct Target<'a> {
     /// The model, as the attacker has it too.
     pub pipeline: &'a Pipeline,
@@ -24,18 +24,43 @@ pub struct Target<'a> {
     pub model: &'a Model,
     /// The workers.
     pub fleet: &'a FleetConfig,
-    /// The attacker's.
-    pub worker: usize,
+    /// The attackers', who put together what they have.
+    pub workers: Vec<usize>,
 }
 
-impl Target<'_> {
-    /// The rows of the latents that the attacker computes, of `rows` in all.
+/// Of so many runs the words of shares are kept, for every two of them are compared.
+const WORDS_OF: usize = 8;
+
+impl<'a> Target<'a> {
+    /// Who attacks under `setting`, each by a name that begins with `name`: who was asked for, or those who collude.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there is no attack on its scheme; those of the placement.
+    pub fn attackers(&self, name: &str, setting: &Setting) -> Result<Vec<(String, Target<'a>)>> {
+        let watch = watch::of(&*setting.scheme)?;
+        let of = self.fleet.workers.len();
+        let with = |workers: Vec<usize>| Target { workers, ..*self };
+        let Some(coalitions) = watch.coalitions(&setting.sizes, of)? else {
+            return Ok(vec![(name.to_owned(), with(self.workers.clone()))]);
+        };
+        let named = coalitions.into_iter().map(|workers| {
+            let list: Vec<String> = workers.iter().map(ToString::to_string).collect();
+            (format!("{name}, worker {}", list.join("+")), with(workers))
+        });
+        Ok(named.collect())
+    }
+
+    /// The rows of the latents that the first attacker's worker computes.
     ///
     /// # Errors
     /// [`lacuna_model::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
     pub fn rows(&self, setting: &Setting) -> Result<Range<usize>> {
         let watch = watch::of(&*setting.scheme)?;
-        watch.rows(self.pipeline.unet(), &setting.sizes, self.place())
+        watch.rows(
+            self.pipeline.unet(),
+            &setting.sizes,
+            self.place(self.first()),
+        )
     }
 
     /// Does the audited steps of each of `runs` by `setting`, and gives what the attacker has of them. The
@@ -52,28 +77,33 @@ impl Target<'_> {
         mut progress: impl FnMut(),
     ) -> Result<Vec<Vec<View>>> {
         let own = setting.by(watch::of(&*setting.scheme)?.own());
-        let tap = Tap::default();
+        let each = self.workers.iter().map(|worker| (*worker, Tap::default()));
+        let taps: Vec<(usize, Tap)> = each.collect();
         let [own, theirs] = [&own, setting].map(|setting| {
             let unet = self.pipeline.source().clone();
             let (whole, fleet) = (weights.clone(), self.fleet.clone());
             let denoiser = Denoiser::new(unet, setting.clone(), Some(whole), Some(fleet));
             // With one lost, what is heard would not be what the place was to be sent.
             let denoiser = denoiser.on_loss(OnLoss::End);
-            denoiser.tapped(self.worker, tap.clone())
+            denoiser.tapped(taps.clone())
         });
         let each = runs.iter().enumerate().map(|(i, run)| {
             progress();
             let denoiser = if i < train { &own } else { &theirs };
-            self.watch_run(denoiser, &tap, weights, run)
+            let mut views = self.watch_run(denoiser, &taps, weights, run)?;
+            if i >= WORDS_OF {
+                views.iter_mut().for_each(|view| view.words.clear());
+            }
+            Ok(views)
         });
         each.collect()
     }
 
-    /// What the attacker has of one run, step by step, by what comes through `tap`.
+    /// What the attacker has of one run, step by step, by what comes through `taps`.
     fn watch_run(
         &self,
         denoiser: &Denoiser,
-        tap: &Tap,
+        taps: &[(usize, Tap)],
         weights: &Weights,
         run: &Run,
     ) -> Result<Vec<View>> {
@@ -84,20 +114,32 @@ impl Target<'_> {
             Ok(())
         })?;
         let Setting { scheme, sizes } = &denoiser.setting;
-        let heard = tap.take();
         let steps = run.calls.len();
         let watch = watch::of(&**scheme)?;
-        let views = watch.views(self.model, weights, sizes, self.place(), heard, steps)?;
-        if views.len() == steps {
-            return Ok(views);
+        let mut each: Vec<Vec<View>> = (0..steps).map(|_| Vec::new()).collect();
+        for (worker, tap) in taps {
+            let (heard, place) = (tap.take(), self.place(*worker));
+            let views = watch.views(self.model, weights, sizes, place, heard, steps)?;
+            if views.len() != steps {
+                let reason = format!("{} of {steps} steps were seen", views.len());
+                return Err(Error::Request(reason));
+            }
+            each.iter_mut()
+                .zip(views)
+                .for_each(|(all, view)| all.push(view));
         }
-        let reason = format!("{} of {steps} steps were seen", views.len());
-        Err(Error::Request(reason))
+        let together = each.into_iter().map(View::together);
+        Ok(together.collect::<lacuna_wire::Result<_>>()?)
     }
 
-    fn place(&self) -> Place {
+    /// The first attacker's worker.
+    fn first(&self) -> usize {
+        self.workers.first().copied().unwrap_or_default()
+    }
+
+    fn place(&self, worker: usize) -> Place {
         Place {
-            worker: self.worker,
+            worker,
             of: self.fleet.workers.len(),
         }
     }

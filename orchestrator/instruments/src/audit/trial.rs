@@ -8,7 +8,8 @@ use lacuna_worker::Model;
 
 use super::attacks::Material;
 use super::corpus::{self, Run, Size};
-use super::outcome::{Outcome, Recovered, attack, baselines};
+use super::outcome::{Outcome, Recovered, attack, baselines, mean_picture};
+use super::painter::Painter;
 use super::sheet::{Cell, Column};
 use super::table::Finding;
 use super::target::Target;
@@ -21,11 +22,12 @@ use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
-use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::plan::choose;
+use lacuna_orchestrator::policy::{Policy, Views};
 use lacuna_orchestrator::progress::Progress;
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::Setting;
+use lacuna_orchestrator::schemes::blind::Blind;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
 use lacuna_orchestrator::schemes::resident::Resident;
 
@@ -117,7 +119,12 @@ impl Trial {
         let case = |policy: &Policy| {
             let name = policy.file.file_stem().unwrap_or_default();
             let name = name.to_string_lossy().into_owned();
-            match choose(self.pipeline.unet(), policy, &self.base, fleet, speeds) {
+            // Of a policy under which providers see nothing no strips are allowed.
+            let base = match policy.views {
+                Views::Nothing => self.base.by(Blind::default().scheme()),
+                Views::Bounded => self.base.clone(),
+            };
+            match choose(self.pipeline.unet(), policy, &base, fleet, speeds) {
                 Ok(plan) => {
                     let placement = plan.setting.scheme.placement();
                     console.line(format_args!("{name}: {placement}"));
@@ -170,31 +177,37 @@ impl Trial {
         runs: &[Run],
     ) -> Result<(Vec<Finding>, Vec<Column>)> {
         let workers = target.fleet.workers.len();
-        let (mut findings, mean) = {
-            let rows = target.rows(&self.base)?;
-            baselines(&self.material(runs, &[], rows), workers)?
-        };
+        let mut findings = Vec::new();
+        let mut known: Vec<Range<usize>> = Vec::new();
+        let painter = Painter::new(&self.pipeline, &self.weights, &self.sampling, &self.base);
         let mut outcomes = Vec::new();
         for (name, setting) in cases {
             let Some(setting) = setting else {
                 continue;
             };
-            let bar = Progress::new("picture", runs.len());
-            bar.about(name.clone());
-            let views = target.watch(&setting, &self.weights, runs, self.size.train, || {
-                bar.step();
-            });
-            drop(bar);
-            let views = views?;
-            let rows = target.rows(&setting)?;
-            let material = self.material(runs, &views, rows.clone());
-            let mut outcome = attack(&name, workers, &material)?;
-            findings.append(&mut outcome.findings);
-            outcomes.push((name, outcome, self.pixels(rows)));
+            for (name, target) in target.attackers(&name, &setting)? {
+                let bar = Progress::new("picture", runs.len());
+                bar.about(name.clone());
+                let views = target.watch(&setting, &self.weights, runs, self.size.train, || {
+                    bar.step();
+                });
+                drop(bar);
+                let views = views?;
+                let rows = target.rows(&setting)?;
+                let material = self.material(runs, &views, rows.clone());
+                if !known.contains(&rows) {
+                    findings.append(&mut baselines(&material, workers)?);
+                    known.push(rows.clone());
+                }
+                let mut outcome = attack(&name, workers, &material, &painter)?;
+                findings.append(&mut outcome.findings);
+                outcomes.push((name, outcome, self.pixels(rows)));
+            }
         }
         let held = runs.iter().skip(self.size.train).take(self.shown);
         let held: Vec<&Run> = held.collect();
         let own = self.pixels(target.rows(&self.base)?);
+        let mean = mean_picture(&self.material(runs, &[], 0..0))?;
         Ok((findings, columns(&held, &outcomes, own, &mean, workers)))
     }
 }
@@ -239,6 +252,16 @@ fn columns(
             outline: rows.clone(),
         });
         columns.push(column([name, "it recovers"], cells.collect()));
+        let painted = outcome.recovered.iter().take(held.len());
+        let painted = painted.map(|recovered| recovered.painted.as_ref());
+        if let Some(painted) = painted.collect::<Option<Vec<_>>>() {
+            let cells = painted.into_iter().map(|(picture, answers)| Cell {
+                picture: picture.clone(),
+                caption: caption(answers),
+                outline: rows.clone(),
+            });
+            columns.push(column([name, "with a prior"], cells.collect()));
+        }
     }
     let cells = held.iter().map(|_| Cell {
         picture: mean.clone(),

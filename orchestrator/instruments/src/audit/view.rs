@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use ::lacuna_protocol;
 use burn::tensor::Tensor;
 use lacuna_model::host::OnDevice;
+use lacuna_model::partition::{Rows, cut};
 use lacuna_model::unet::{CONV_OUT, UNet};
 use lacuna_model::weights::Weights;
 use lacuna_protocol::exchange::Assignment;
@@ -19,6 +19,8 @@ use lacuna_wire::Payload;
 use lacuna_worker::Model;
 use lacuna_worker::strip::{self, Incoming, Outside};
 
+use super::arrange::{by_channel, by_pixel, by_token, side_by_side};
+use super::uniformity::Words;
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::Piece;
 use lacuna_orchestrator::fleet::tap::Heard;
@@ -40,6 +42,42 @@ pub struct View {
     pub tile: Option<Tile>,
     /// What the prompt became, `[tokens, D]`: its embedding, or keys and values made of it.
     pub prompt: Option<HostTensor>,
+    /// By stage: its rows of the stage's last feature map as a map, `[B, C, rows, W]`.
+    pub maps: BTreeMap<String, HostTensor>,
+    /// Words of shares, where they are what it has.
+    pub words: Vec<Words>,
+}
+
+impl View {
+    /// What several providers have of one step, put together.
+    ///
+    /// # Errors
+    /// [`lacuna_wire::Error::WrongShape`] when they have maps of different rows.
+    pub fn together(views: Vec<Self>) -> lacuna_wire::Result<Self> {
+        let mut all = Self::default();
+        let mut pixels = Vec::new();
+        for view in views {
+            for (stage, features) in view.stages {
+                all.stages.entry(stage).or_default().extend(features);
+            }
+            for (stage, map) in view.maps {
+                let both = match all.maps.remove(&stage) {
+                    Some(before) => by_channel(&[&before, &map])?,
+                    None => map,
+                };
+                all.maps.insert(stage, both);
+            }
+            pixels.extend(view.pixels);
+            all.words.extend(view.words);
+            all.keys = all.keys.or(view.keys);
+            all.tile = all.tile.or(view.tile);
+            all.prompt = all.prompt.or(view.prompt);
+        }
+        if !pixels.is_empty() {
+            all.pixels = Some(side_by_side(&pixels)?);
+        }
+        Ok(all)
+    }
 }
 
 /// Queries, keys and values of one self-attention, `[B, T, C]` each.
@@ -153,8 +191,8 @@ impl Replay {
         let pixels = by_pixel(&of_pixels.collect::<Vec<_>>())?;
         let keys = scene.keys.map(|keys| by_token(&keys)).transpose()?;
         let mut stages: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for (stage, block) in scene.blocks {
-            stages.entry(stage).or_default().extend(block.data);
+        for (stage, block) in &scene.blocks {
+            stages.insert(stage.clone(), block.data.clone());
         }
         for (stage, beside) in scene.beside {
             stages.entry(stage).or_default().extend(beside);
@@ -165,6 +203,8 @@ impl Replay {
             keys,
             tile: scene.tile,
             prompt: self.prompt.clone(),
+            maps: scene.blocks,
+            words: Vec::new(),
         });
         Ok(())
     }
@@ -247,18 +287,14 @@ fn of_step_pieces(model: &Model, pieces: &[Piece]) -> Result<View> {
             }
             (work @ Work::Conv { layer, .. }, [x]) if layer == CONV_OUT => {
                 let y = model.run(work, vec![x.clone()])?.into_tensor(layer)?;
-                let [.., rows, _] = y.dims::<4>()?;
-                // One row above and one below are the halo's.
-                let own = lacuna_model::partition::cut(
-                    x,
-                    lacuna_model::partition::Rows::OfFeature,
-                    &(1..1 + rows as isize),
-                )?;
+                let own = without_halo(x)?;
                 view.pixels = by_pixel(&[&y, &own])?;
                 view.stages.insert(CONV_OUT.into(), x.data.clone());
+                view.maps.insert(CONV_OUT.into(), own);
             }
             (Work::Conv { layer, .. }, [x]) if !layer.contains("samplers") => {
                 if let Some(stage) = stage_of(layer) {
+                    view.maps.insert(stage.clone(), without_halo(x)?);
                     view.stages.insert(stage, x.data.clone());
                 }
             }
@@ -272,9 +308,16 @@ fn of_step_pieces(model: &Model, pieces: &[Piece]) -> Result<View> {
     Ok(view)
 }
 
+/// A convolution's input without the one row above and the one below.
+fn without_halo(x: &HostTensor) -> Result<HostTensor> {
+    let [.., rows, _] = x.dims::<4>()?;
+    let own = 1..rows as isize - 1;
+    Ok(cut(x, Rows::OfFeature, &own)?)
+}
+
 /// `down_blocks.1` of `down_blocks.1.resnets.0.conv1`, `mid_block` of what lies there; none of the first
 /// and last layers.
-fn stage_of(layer: &str) -> Option<String> {
+pub fn stage_of(layer: &str) -> Option<String> {
     let mut parts = layer.split('.');
     match (parts.next()?, parts.next()) {
         (mid @ "mid_block", _) => Some(mid.to_owned()),
@@ -284,7 +327,7 @@ fn stage_of(layer: &str) -> Option<String> {
 }
 
 /// The last of the stages on the way up, which has the rows of the latents.
-fn finest(blocks: &BTreeMap<String, HostTensor>) -> Option<&HostTensor> {
+pub fn finest(blocks: &BTreeMap<String, HostTensor>) -> Option<&HostTensor> {
     let up = blocks.iter().filter(|(stage, _)| stage.starts_with("up"));
     up.map(|(_, x)| x).max_by_key(|x| x.shape[2])
 }
@@ -294,50 +337,6 @@ fn last_entry(x: &HostTensor) -> Option<HostTensor> {
     let [batch, rows, width] = x.dims().ok()?;
     let data = x.data[(batch.checked_sub(1)?) * rows * width..].to_vec();
     HostTensor::new([rows, width], data).ok()
-}
-
-/// `[B, T, C]` each to `[T, all B C]`.
-pub fn by_token(parts: &[HostTensor]) -> lacuna_wire::Result<HostTensor> {
-    let entries = parts.iter().map(|part| {
-        let [b, t, c] = part.dims()?;
-        let entries = part.data.chunks_exact(t * c).take(b);
-        entries
-            .map(|entry| HostTensor::new([t, c], entry.to_vec()))
-            .collect::<lacuna_wire::Result<Vec<_>>>()
-    });
-    let entries = entries.collect::<lacuna_wire::Result<Vec<_>>>()?.concat();
-    side_by_side(&entries)
-}
-
-/// `[B, C, H, W]` each to `[H W, all B C]`; none of nothing.
-pub fn by_pixel(parts: &[&HostTensor]) -> lacuna_wire::Result<Option<HostTensor>> {
-    let mut planes: Vec<&[f32]> = Vec::new();
-    let mut pixels = 0;
-    for part in parts {
-        let [_, _, h, w] = part.dims()?;
-        pixels = h * w;
-        planes.extend(part.data.chunks_exact((h * w).max(1)));
-    }
-    if planes.is_empty() {
-        return Ok(None);
-    }
-    let values = (0..pixels).flat_map(|at| planes.iter().map(move |plane| plane.get(at)));
-    let values: Vec<f32> = values.flatten().copied().collect();
-    HostTensor::new([pixels, planes.len()], values).map(Some)
-}
-
-/// `[T, C]` each to `[T, all C]`.
-pub fn side_by_side(parts: &[HostTensor]) -> lacuna_wire::Result<HostTensor> {
-    let rows = parts.first().map_or(0, |part| part.shape[0]);
-    let mut data = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
-    for row in 0..rows {
-        for part in parts {
-            let [_, width] = part.dims()?;
-            data.extend(part.data.iter().skip(row * width).take(width));
-        }
-    }
-    let width = data.len() / rows.max(1);
-    HostTensor::new([rows, width], data)
 }
 
 #[cfg(test)]
@@ -354,19 +353,5 @@ mod tests {
         for (layer, stage) in stages {
             assert_eq!(stage_of(layer).as_deref(), stage);
         }
-    }
-
-    #[test]
-    fn entries_and_channels_come_side_by_side() {
-        let x = |shape: [usize; 3], from: u8| {
-            let data = (0..shape.iter().product::<usize>()).map(|i| i as f32 + f32::from(from));
-            HostTensor::new(shape, data.collect()).unwrap()
-        };
-        let tokens = by_token(&[x([2, 2, 1], 0), x([1, 2, 2], 10)]).unwrap();
-        assert_eq!(tokens.shape, [2, 4]);
-        assert_eq!(tokens.data, [0.0, 2.0, 10.0, 11.0, 1.0, 3.0, 12.0, 13.0]);
-        let feature = HostTensor::new([1, 2, 1, 2], vec![0.0, 1.0, 2.0, 3.0]).unwrap();
-        let pixels = by_pixel(&[&feature]).unwrap().unwrap();
-        assert_eq!(pixels.data, [0.0, 2.0, 1.0, 3.0]);
     }
 }

@@ -9,10 +9,12 @@ use lacuna_model::weights::Weights;
 use lacuna_protocol::placement::{Attentions, SelfAttention};
 use lacuna_worker::Model;
 
+use super::shares;
 use super::view::{self, View};
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::tap::Heard;
 use lacuna_orchestrator::schemes::Options;
+use lacuna_orchestrator::schemes::blind::Blind;
 use lacuna_orchestrator::schemes::ppidm::Ppidm;
 use lacuna_orchestrator::schemes::resident::{Resident, places};
 use lacuna_orchestrator::schemes::{Scheme, Sizes};
@@ -41,6 +43,14 @@ pub trait Watch {
     /// # Errors
     /// [`lacuna_model::Error::TooManyStrips`]; [`Error::Request`] when there is no such worker.
     fn rows(&self, unet: &UNet, sizes: &Sizes, place: Place) -> Result<Range<usize>>;
+
+    /// Who attacks, where that is more than one at a time: workers whose owners put together what they have.
+    ///
+    /// # Errors
+    /// Those of the placement.
+    fn coalitions(&self, _sizes: &Sizes, _workers: usize) -> Result<Option<Vec<Vec<usize>>>> {
+        Ok(None)
+    }
 
     /// The scheme in an attacker's own runs, which it trains on.
     fn own(&self) -> Arc<dyn Scheme>;
@@ -72,11 +82,11 @@ pub fn of(scheme: &dyn Scheme) -> Result<&dyn Watch> {
     let resident = any
         .downcast_ref::<Resident>()
         .map(|scheme| scheme as &dyn Watch);
-    ppidm.or(resident).ok_or_else(|| {
-        let reason = format!(
-            "the audit has no attack on the scheme {}; docs/blind.md says what blind is held to",
-            scheme.name()
-        );
+    let blind = any
+        .downcast_ref::<Blind>()
+        .map(|scheme| scheme as &dyn Watch);
+    ppidm.or(resident).or(blind).ok_or_else(|| {
+        let reason = format!("the audit has no attack on the scheme {}", scheme.name());
         Error::Request(reason)
     })
 }
@@ -140,5 +150,33 @@ impl Watch for Resident {
         let unet = model.unet();
         let assignment = place.take(places::assignments(unet, &self.layout(sizes), place.of)?)?;
         view::of_walk(unet, weights, assignment, heard)
+    }
+}
+
+impl Watch for Blind {
+    /// All of them: it has words of every row.
+    fn rows(&self, _unet: &UNet, sizes: &Sizes, _place: Place) -> Result<Range<usize>> {
+        let [_, rows, _] = sizes.latents;
+        Ok(0..rows)
+    }
+
+    fn coalitions(&self, sizes: &Sizes, workers: usize) -> Result<Option<Vec<Vec<usize>>>> {
+        shares::coalitions(self, sizes, workers).map(Some)
+    }
+
+    fn own(&self) -> Arc<dyn Scheme> {
+        self.scheme()
+    }
+
+    fn views(
+        &self,
+        model: &Model,
+        _weights: &Weights,
+        sizes: &Sizes,
+        place: Place,
+        heard: Heard,
+        calls: usize,
+    ) -> Result<Vec<View>> {
+        shares::views(model.unet(), self, sizes, place, heard, calls)
     }
 }

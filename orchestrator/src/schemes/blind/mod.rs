@@ -48,7 +48,7 @@ use crate::fleet::tally::{Seen, Words};
 use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
-use options::{Bits, Carries, Kind, Layers, PRESETS};
+use options::{Bits, Carries, Kind, Layers, PRESETS, Preset};
 use sent::{Sent, sent};
 use verifier::Verifier;
 
@@ -168,10 +168,7 @@ impl Scheme for Blind {
 
     /// By the demo model (`docs/blind.md` has what was measured); of bits that have no name nothing is known.
     fn promised_psnr(&self) -> Option<f64> {
-        Some(match self.bits() {
-            Bits::Named(preset) => preset.psnr(),
-            Bits::Of(_) => 0.0,
-        })
+        Some(self.bits().preset().map_or(0.0, Preset::psnr))
     }
 
     fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {

@@ -136,7 +136,7 @@ impl FromStr for Layers {
             "convs" => Ok(Self::Convs),
             "all" => Ok(Self::All),
             _ => text.parse().map(Self::Work).map_err(|_| {
-                "none of convs, all, and no number of operations for each number that travels"
+                "neither convs nor all, nor a number of operations, up to 4294967295, for each number that travels"
                     .into()
             }),
         }
@@ -198,13 +198,16 @@ pub static PRESETS: [Preset; 3] = [
 /// Those that are usual.
 static USUAL: &Preset = &PRESETS[1];
 
-impl From<Shares> for Bits {
-    fn from(shares: Shares) -> Self {
-        let named = PRESETS.iter().find(|preset| match shares {
-            Shares::Carry(precision) => preset.precision == precision,
-            Shares::Ring(ring) => preset.ring == ring,
-        });
-        named.map_or(Self::Of(shares), Self::Named)
+impl Bits {
+    /// What they are called; none where they have no name.
+    pub fn preset(&self) -> Option<&'static Preset> {
+        match self {
+            Self::Named(preset) => Some(preset),
+            Self::Of(shares) => PRESETS.iter().find(|preset| match shares {
+                Shares::Carry(precision) => preset.precision == *precision,
+                Shares::Ring(ring) => preset.ring == *ring,
+            }),
+        }
     }
 }
 
@@ -232,12 +235,15 @@ impl FromStr for Bits {
             Some(fraction) => Precision::new(up, down, fraction).map(Shares::Carry),
             None => Ring::new(up, down).map(Shares::Ring),
         };
-        shares.map(Self::from).map_err(|e| e.to_string())
+        shares.map(Self::Of).map_err(|e| e.to_string())
     }
 }
 
 impl fmt::Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(preset) = self.preset() {
+            return f.write_str(preset.name);
+        }
         match self {
             Self::Named(preset) => f.write_str(preset.name),
             Self::Of(Shares::Carry(precision)) => {
@@ -354,7 +360,12 @@ mod tests {
             assert_eq!(layers.to_string().parse::<Layers>().unwrap(), layers);
         }
         for wrong in ["most", "-1", "1.5", ""] {
-            assert!(wrong.parse::<Layers>().unwrap_err().contains("convs, all"));
+            assert!(
+                wrong
+                    .parse::<Layers>()
+                    .unwrap_err()
+                    .contains("neither convs nor all")
+            );
         }
     }
 
@@ -374,11 +385,15 @@ mod tests {
             chosen(None, "24/12", None).unwrap(),
             Ring::new(24, 12).unwrap().into()
         );
+        assert_eq!(chosen(None, "26/14", None).unwrap(), Ring::SPEED.into());
         let spared = Precision::SPEED.sparing(2).unwrap();
         assert_eq!(chosen(None, "speed", Some("4")).unwrap(), spared.into());
         for (shares, bits, carries, named) in [
             (carry, "24/12", None, "UP/RANGE.FRACTION"),
+            (carry, "26/14", None, "UP/RANGE.FRACTION"),
             (ring, "12/12.1", None, "UP/DOWN"),
+            (ring, "12/13.1", None, "UP/DOWN"),
+            (None, "26/14", Some("1"), "have none"),
             (ring, "speed", Some("1"), "have none"),
             (
                 None,

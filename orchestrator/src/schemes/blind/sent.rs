@@ -343,7 +343,7 @@ impl Sent {
         let Shares::Carry(precision) = shares else {
             return 0;
         };
-        let room = capacity(self.features(), precision.carries());
+        let room = capacity(self.features(), precision);
         let carries = workers.saturating_sub(1) * room;
         let outputs: usize = self.layers.iter().map(|layer| layer.outputs).sum();
         let each = match self.form {
@@ -527,8 +527,8 @@ mod tests {
                 (least.min(n), most.max(n))
             })
         };
-        assert_eq!(bands(64), (8, 8));
-        assert_eq!(bands(8), (1, 2));
+        assert_eq!(bands(64), (4, 4));
+        assert_eq!(bands(8), (1, 1));
         for sent in &convs {
             let bands = sent.bands(sent.bands_at(12)).unwrap();
             // A band's last byte is its own, and no more.

@@ -3,6 +3,9 @@
 //! - [`counting`]: right answers, and what guessing gets.
 //! - [`rows`]: its own rows, pixel by pixel.
 //! - [`strip`]: the whole picture, and the prompt, from its strips of the feature maps.
+//! - [`samples`]: what a network learns from.
+//! - [`decoder`]: the whole picture from strips, by a network.
+//! - [`prior`]: the whole picture from own rows, by the model itself.
 //! - [`tokens`]: the whole picture from everybody's keys and values.
 //! - [`tiles`]: those keys and values from tiles permuted and rotated.
 //! - [`words`]: the prompt from what it became.
@@ -10,7 +13,10 @@
 //! Every attack learns from the first runs, which are the attacker's own, and is scored on the others.
 
 pub mod counting;
+pub mod decoder;
+pub mod prior;
 pub mod rows;
+pub mod samples;
 pub mod strip;
 pub mod tiles;
 pub mod tokens;

@@ -3,14 +3,11 @@
 use lacuna_wire::HostTensor;
 
 use super::Material;
-use super::counting::{Accuracy, largest, most_frequent};
-use crate::audit::prompts::QUESTIONS;
+use super::counting::{Accuracy, most_frequent};
+use crate::audit::prompts::{Answers, QUESTIONS, Scores};
 use crate::audit::ridge::Gram;
 use crate::error::Result;
 use lacuna_orchestrator::picture::Picture;
-
-/// What is thought of one prompt, in the order of [`QUESTIONS`].
-pub type Answers = [&'static str; QUESTIONS.len()];
 
 /// The features that an attack reads: their stage, or all of them, of a step, or of all.
 pub struct Features {
@@ -87,12 +84,13 @@ impl Features {
         })
     }
 
-    /// The answers to [`QUESTIONS`] of each held-out run, by ridge regression to each answer's indicator.
+    /// How much speaks for each answer to [`QUESTIONS`] of each held-out run, by ridge regression to each answer's
+    /// indicator.
     ///
     /// # Errors
     /// Those of the products.
-    pub fn answers(&self, material: &Material<'_>) -> Result<Vec<Answers>> {
-        let mut answers = vec![[""; QUESTIONS.len()]; material.held_out().len()];
+    pub fn scores(&self, material: &Material<'_>) -> Result<Vec<Scores>> {
+        let mut all = vec![Scores::default(); material.held_out().len()];
         for question in 0..QUESTIONS.len() {
             let own = material.runs[..material.train].iter();
             let known: Vec<&'static str> = own.map(|r| r.prompt.answers[question]).collect();
@@ -107,15 +105,22 @@ impl Features {
             let targets = known.iter().flat_map(|word| indicator(*word)).collect();
             let targets = HostTensor::new([known.len(), kinds.len()], targets)?;
             let scores = self.gram.fit(&targets)?.predict(&targets)?;
-            for (answer, row) in answers
-                .iter_mut()
-                .zip(scores.data.chunks_exact(kinds.len()))
-            {
-                answer[question] = kinds[largest(row)];
+            let rows = scores.data.chunks_exact(kinds.len());
+            for (run, row) in all.iter_mut().zip(rows) {
+                run[question] = kinds.iter().copied().zip(row.iter().copied()).collect();
+                // Of equals the last, as it is in the alphabet.
+                run[question].sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.cmp(a.0)));
             }
         }
-        Ok(answers)
+        Ok(all)
     }
+}
+
+/// The likeliest answer to each question.
+pub fn likeliest(scores: &Scores) -> Answers {
+    let first =
+        |possible: &Vec<(&'static str, f32)>| possible.first().map_or("", |(answer, _)| answer);
+    scores.each_ref().map(first)
 }
 
 /// How many answers to each question are right, and how many the training runs' most frequent answer gets

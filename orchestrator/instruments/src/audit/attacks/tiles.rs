@@ -11,8 +11,9 @@ use lacuna_wire::HostTensor;
 
 use super::Material;
 use super::tokens::{Patches, Reader};
+use crate::audit::arrange::by_token;
 use crate::audit::ridge::{Gram, Linear, column_means, solve};
-use crate::audit::view::{Tile, by_token};
+use crate::audit::view::Tile;
 use crate::error::Result;
 use lacuna_orchestrator::picture::Picture;
 
