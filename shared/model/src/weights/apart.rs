@@ -30,7 +30,9 @@ impl Apart {
 
 /// Reads a tensor by its full name from where weights come from.
 #[derive(Clone)]
-pub(super) struct Reader(Arc<dyn Fn(&str) -> Result<HostTensor> + Send + Sync>);
+pub(super) struct Reader(Arc<Read>);
+
+type Read = dyn Fn(&str) -> Result<HostTensor> + Send + Sync;
 
 impl Reader {
     /// By `read`.
