@@ -265,13 +265,20 @@ fn a_config_that_wants_added_conditioning_gets_some() {
                 "--workers",
                 "2",
                 "--schemes",
-                "local,resident",
+                "local,resident,blind:share-bits=quality;share-layers=all,\
+                 blind:shares=ring;share-bits=quality;share-layers=all",
             ],
         ]
         .concat(),
     );
-    let row = &rows(&report)[1];
-    assert!(row["psnr_db"].as_f64().is_none_or(|db| db > 100.0), "{row}");
+    let rows = rows(&report);
+    assert_eq!(rows.len(), 4);
+    for (row, least) in rows[1..].iter().zip([100.0, 50.0, 50.0]) {
+        let psnr = row["psnr_db"].as_f64();
+        assert!(psnr.is_none_or(|db| db > least), "{row}");
+    }
+    // Of shares nothing is to the bit.
+    assert!(rows[2]["psnr_db"].is_f64(), "{}", rows[2]);
 }
 
 #[test]

@@ -77,11 +77,21 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         calls: arguments.steps,
         memory,
     })?;
-    let plan = choose(&unet, &policy, &base, &fleet, &speeds);
-    let without = match &plan {
+    let mut refused = None;
+    let mut plan = choose(&unet, &policy, &base, &fleet, &speeds);
+    let mut without = match &plan {
         Ok(_) => relax(&unet, &policy, &base, &fleet, &speeds)?,
         Err(_) => Vec::new(),
     };
+    // Where a policy allows no strips, or something else is faster, that is the plan.
+    if let Some(way) = fastest_on_workers(&ways) {
+        let other = choose(&unet, &policy, &way.setting, &fleet, &speeds)?;
+        let faster = |plan: &Plan| other.seconds.total() < plan.seconds.total();
+        if plan.as_ref().map_or(true, faster) {
+            refused = plan.err();
+            (plan, without) = (Ok(other), Vec::new());
+        }
+    }
     if arguments.json {
         let summary = Summary {
             speeds: &speeds,
@@ -105,6 +115,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match best(&ways) {
         Some(best) => console.line(best.line()),
         None => console.line("nothing of that is possible here"),
+    }
+    if let Some(refused) = refused {
+        console.line(format_args!("\nstrips are not possible: {refused}"));
     }
     let plan = plan?;
     let place = match plan.setting.scheme.needs_workers() {
@@ -130,6 +143,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         console.line(format_args!("\n{}", plan.exchanges(&speeds)));
     }
     Ok(console.finish()?)
+}
+
+fn fastest_on_workers(ways: &[Way]) -> Option<&Way> {
+    let possible = ways.iter().filter(|way| way.refused.is_none());
+    possible
+        .filter(|way| way.setting.scheme.needs_workers())
+        .min_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds))
 }
 
 fn call(plan: &Plan) -> Call<'_> {
