@@ -305,7 +305,8 @@ async fn of_blind_workers_nothing_is_recovered() {
         assert!(uniform[0]["uniformity"]["tests"].as_u64() > Some(500));
         for attack in ["own rows", "strips", "convolutional decoder"] {
             for found in found(&findings, &policy, attack) {
-                assert!(whole(found) < whole(mean) + 1.0, "{found}\n{mean}");
+                // The mean of ten pictures' latents, decoded, is 1.3 dB off the mean of their pixels; a leak is 10.
+                assert!(whole(found) < whole(mean) + 2.0, "{found}\n{mean}");
             }
         }
         // It has no rows that it could hold a prompt against.

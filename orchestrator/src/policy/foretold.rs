@@ -66,10 +66,7 @@ pub fn sight(view: &View) -> String {
     }
     parts.push(match view.prompt {
         true => "what the prompt became, from which its words can be told".into(),
-        false => {
-            "not the prompt, but enough to guess most of what it says, and the picture by that (`lacuna audit`)"
-                .into()
-        }
+        false => "not the prompt, but enough to guess most of what it says (`lacuna audit`)".into(),
     });
     parts.join("; ")
 }
