@@ -280,3 +280,33 @@ fn skipping_a_step_of_a_multistep_scheduler_panics() {
     let mut scheduler = build(SchedulerKind::DpmSolver, &config, 5, 0.0).unwrap();
     scheduler.step(1, &[0.0], &[0.0], &mut TorchRng::new(0));
 }
+
+/// Clean latents with the noise of a level are what the scheduler would have made of them: a network that is always right
+/// about both takes them to the next level.
+#[test]
+fn a_level_says_how_much_noise_a_sample_has() {
+    let config = SchedulerConfig::from_json(
+        r#"{"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
+            "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "clip_sample": false}"#,
+    )
+    .unwrap();
+    let (clean, noise) = (0.7_f32, -1.3_f32);
+    for kind in [
+        SchedulerKind::Ddim,
+        SchedulerKind::Euler,
+        SchedulerKind::DpmSolver,
+    ] {
+        let mut scheduler = build(kind, &config, 20, 0.0).unwrap();
+        let mut rng = TorchRng::new(0);
+        for i in 0..10 {
+            let at = |[signal, spread]: [f32; 2]| signal * clean + spread * noise;
+            let sample = at(scheduler.level(i));
+            let next = scheduler.step(i, &[noise], &[sample], &mut rng)[0];
+            let wanted = at(scheduler.level(i + 1));
+            assert!(
+                (next - wanted).abs() < 2e-3,
+                "{kind}, {i}: {next}, not {wanted}"
+            );
+        }
+    }
+}
