@@ -378,8 +378,13 @@ async fn the_plan_command_plans() {
     };
     plan(&[]).await.unwrap();
     plan(&["--json", "--workers", "8"]).await.unwrap();
+    // Of two nothing but shares is allowed.
+    plan(&["--workers", "2"]).await.unwrap();
     for (arguments, parts) in [
-        (&["--workers", "2"][..], &["max_rows = 0.25", "50.0 %"][..]),
+        (
+            &["--workers", "1"][..],
+            &["max_rows = 0.25", "nothing to share out"][..],
+        ),
         (&["--workers", "0"], &["--workers 0"]),
         (&["--user-gflops=-1"], &["--user-gflops"]),
         (&["--measure"], &["--measure", "--fleet"]),

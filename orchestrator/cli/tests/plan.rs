@@ -163,8 +163,8 @@ fn exchanges_are_for_those_who_ask() {
     let short = text(&lacuna("plan", &LAPTOP));
     let long = text(&lacuna("plan", &[&LAPTOP[..], &["--verbose"]].concat()));
     assert!(short.lines().count() < 25, "{short}");
-    assert!(long.lines().count() > 80, "{long}");
-    assert!(long.contains("mid_block") && !short.contains("mid_block"));
+    assert!(long.lines().count() > short.lines().count() + 20, "{long}");
+    assert!(long.contains("down_blocks") && !short.contains("down_blocks"));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_unet_call_has_one_figure_for_its_work() {
             .as_str()
             .is_some_and(|name| name.starts_with("blind"))
         {
-            true => assert!(all > 2.0 * 2404.0, "{way}"),
+            true => assert!(all > 2404.0, "{way}"),
             false => assert_eq!(format!("{all:.0}"), "2404", "{way}"),
         }
     }
