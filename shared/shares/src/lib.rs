@@ -9,6 +9,7 @@
 //! - [`precision`]: how many bits everything has, of shares with carries.
 //! - [`ring`]: the same of a ring, and its weights, which are integers.
 //! - [`stream`]: masks from keys that are used once.
+//! - `norms`: what products are divided by.
 //! - [`pack`]: words of any width as bytes.
 //! - [`bands`]: the rows of a tensor, some after the others.
 //! - [`split`]: a tensor of features to shares and carries.
@@ -22,6 +23,7 @@ pub mod check;
 pub mod error;
 pub mod join;
 pub mod kind;
+mod norms;
 pub mod pack;
 pub mod precision;
 pub mod ring;

@@ -7,7 +7,7 @@
 //! `|w| / T` of each output, and no weights.
 
 use crate::error::Result;
-use crate::join::{norms, norms_by_input, scale};
+use crate::norms::{norms, norms_by_input, scale};
 use crate::pack;
 use crate::precision::{centre, nearest};
 

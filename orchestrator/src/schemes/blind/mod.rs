@@ -8,7 +8,7 @@
 //!
 //! - [`options`]: what can be chosen.
 //! - [`groups`]: how workers fall into groups, and who holds what in each.
-//! - [`sent`]: which layers workers multiply.
+//! - [`mod@sent`]: which layers workers multiply.
 //! - [`own`]: what the user needs of these layers.
 //! - [`enlarged`]: inputs that are enlarged before.
 //! - [`dialogue`]: the dialogue with a group.
