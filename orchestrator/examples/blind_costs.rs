@@ -155,7 +155,7 @@ fn main() -> anyhow::Result<()> {
 
 /// The words of a share that came in bands.
 fn unpack_all(sent: &Sent, bands: &[Band], packed: &[u8], bits: u32) -> anyhow::Result<Vec<i32>> {
-    let (mut words, mut rest) = (vec![0; sent.features()], packed);
+    let (mut words, mut rest) = (Vec::new(), packed);
     for band in bands {
         rest = sent.planes().unpack(&mut words, &band.input, rest, bits)?;
     }
@@ -207,10 +207,10 @@ impl At<'_> {
         let mut answer = Vec::new();
         for band in bands.iter().filter(|band| !band.output.is_empty()) {
             let (needed, shape, enlarged) = self.rows(band);
-            let x = self.sent.planes().take(words, &needed.input);
             let words = match shares {
                 Shares::Carry(_) => {
-                    let x = x.into_iter().map(|word| word as f32).collect();
+                    let planes = self.sent.planes();
+                    let x = planes.take_as(words, &needed.input, |word| word as f32);
                     let product = self.product(x, band)?;
                     let lie = Outputs {
                         scales: &self.scales,
@@ -222,6 +222,7 @@ impl At<'_> {
                     round(&product.data, lie)
                 }
                 Shares::Ring(ring) => {
+                    let x = self.sent.planes().take(words, &needed.input);
                     let name = &self.layer.layer;
                     let product = self
                         .model

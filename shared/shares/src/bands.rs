@@ -148,9 +148,20 @@ impl Planes {
 
     /// The `rows` of `all`, `[planes, rows, width]`.
     pub fn take<T: Copy>(self, all: &[T], rows: &Range<usize>) -> Vec<T> {
+        self.take_as(all, rows, |value| value)
+    }
+
+    /// The same, each value by `map`.
+    pub fn take_as<T: Copy, U>(
+        self,
+        all: &[T],
+        rows: &Range<usize>,
+        map: impl Fn(T) -> U,
+    ) -> Vec<U> {
         let mut some = Vec::with_capacity(self.values_of(rows));
         for plane in all.chunks((self.rows * self.width).max(1)) {
-            some.extend_from_slice(&plane[rows.start * self.width..rows.end * self.width]);
+            let rows = &plane[rows.start * self.width..rows.end * self.width];
+            some.extend(rows.iter().map(|value| map(*value)));
         }
         some
     }
@@ -223,13 +234,14 @@ impl Planes {
         Ok(packed)
     }
 
-    /// Puts the first bytes of `packed`, a band of these `rows`, where they belong in `words`; gives what follows them.
+    /// Puts the first bytes of `packed`, a band of these `rows`, where they belong in `words`, which are made as many as there
+    /// are; gives what follows them.
     ///
     /// # Errors
     /// As [`unpack`].
     pub fn unpack<'a>(
         self,
-        words: &mut [i32],
+        words: &mut Vec<i32>,
         rows: &Range<usize>,
         packed: &'a [u8],
         bits: u32,
@@ -237,7 +249,14 @@ impl Planes {
         let values = self.values_of(rows);
         let len = bytes(values, bits).map_or(packed.len(), |len| len.min(packed.len()));
         let (band, rest) = packed.split_at(len);
-        self.put(words, rows, &unpack(band, values, bits)?);
+        let band = unpack(band, values, bits)?;
+        match rows.len() == self.rows {
+            true => *words = band,
+            false => {
+                words.resize(self.values(), 0);
+                self.put(words, rows, &band);
+            }
+        }
         Ok(rest)
     }
 }

@@ -1,7 +1,7 @@
 //! The beginning of a message of one tensor, for those who read or write the rest while it comes or goes.
 //!
 //! A message is the eight bytes of its header's length, the header, and the tensors' bytes; of one tensor these are all
-//! that follows ([`super::message`]).
+//! that follows ([`crate::Message`]).
 
 use std::collections::HashMap;
 

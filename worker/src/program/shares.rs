@@ -232,19 +232,25 @@ impl Task {
 
 impl Holder {
     /// Puts the words of a band into the share: those that came as `packed`, or those that are drawn for the whole.
-    fn receive(&self, asked: &Asked, band: usize, packed: &[u8], share: &mut [i32]) -> Result<()> {
+    fn receive(
+        &self,
+        asked: &Asked,
+        band: usize,
+        packed: &[u8],
+        share: &mut Vec<i32>,
+    ) -> Result<()> {
         let bits = self.holding.form.bits();
         if let Some(key) = &self.key {
-            let words = key.mask(asked.sequence.wrapping_sub(1), share.len(), bits)?;
-            share.copy_from_slice(&words);
+            *share = key.mask(asked.sequence.wrapping_sub(1), share.len(), bits)?;
             return Ok(());
         }
         let ((_, of), rows) = match (asked.layers.first(), asked.bands.first()) {
             (Some(layer), Some(bands)) if band < bands.len() => (layer, &bands[band].input),
             _ => return Err(Error::Invalid(format!("there is no band {band}"))),
         };
-        let words = unpack(packed, of.input.values_of(rows), bits)?;
-        of.input.put(share, rows, &words);
+        let rest = of.input.unpack(share, rows, packed, bits)?;
+        // A band is as long as was said.
+        unpack(rest, 0, bits)?;
         Ok(())
     }
 
@@ -270,10 +276,9 @@ impl Holder {
             if let Some(rows) = shape.iter_mut().nth_back(1) {
                 *rows = needed.input.len();
             }
-            let some = of.input.take(share, &needed.input);
             let words = match self.holding.form {
                 Form::Carry { fraction, .. } => {
-                    let some = some.into_iter().map(|word| word as f32).collect();
+                    let some = of.input.take_as(share, &needed.input, |word| word as f32);
                     let x = HostTensor::new(shape, some)?;
                     let odd = output.start % 2 == 1;
                     let product = model.multiply(layer, x, &needed, asked.columns, odd)?;
@@ -288,6 +293,7 @@ impl Holder {
                 }
                 Form::Ring { bits, down } => {
                     let ring = Ring::new(bits, down)?;
+                    let some = of.input.take(share, &needed.input);
                     let product =
                         model.multiply_in(ring, layer, some, &shape, &needed, asked.columns)?;
                     ring.round(&product)
