@@ -37,9 +37,9 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
             (2, "speed --share-carries 4", 28.0),
             (4, "speed --share-carries 16", 28.0),
             (2, "quality --share-carries 8", 55.0),
-            (2, "speed --share-layers all", 25.0),
-            (2, "quality --share-layers all", 50.0),
-            (4, "quality --share-layers all --share-groups 2", 50.0),
+            (2, "speed --share-layers all", 21.0),
+            (2, "quality --share-layers all", 43.0),
+            (4, "quality --share-layers all --share-groups 2", 43.0),
             (3, "speed --share-layers 100", 25.0),
             (2, "speed --shares ring", 28.0),
             (4, "speed --shares ring", 28.0),
@@ -47,7 +47,7 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
             (
                 4,
                 "quality --shares ring --share-groups 2 --share-layers all",
-                50.0,
+                55.0,
             ),
         ] {
             let blind = journey.clone().by_shares(workers);
