@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use lacuna_orchestrator::schemes::Sizes;
 use lacuna_orchestrator::schemes::blind::options::Layers;
-use lacuna_orchestrator::schemes::blind::sent::{Sent, sent};
+use lacuna_orchestrator::schemes::blind::placement::sent;
+use lacuna_orchestrator::schemes::blind::sent::Sent;
 use lacuna_protocol::session::{OpenSession, SessionKind};
 use lacuna_protocol::shares::{Form, Holding, MultiplyHeader, PRODUCT, SHARE, Seed};
 use lacuna_protocol::version::PROTOCOL;
@@ -246,6 +247,10 @@ async fn a_request_that_contradicts_itself_is_refused_and_the_next_is_not() {
         .into_iter()
         .find(|other| other.input != sent.input)
         .unwrap();
+    let largest = all().into_iter().filter(|sent| sent.layers.len() == 1);
+    let largest = largest.max_by_key(Sent::products).unwrap();
+    let mut three_times = request(1, &largest, 1).0;
+    three_times.header.layers = vec![largest.name().to_owned(); 3];
     let cases = [
         (changed(&|h| h.bands = 0), "0 bands"),
         (changed(&|h| h.bands = 17), "17 bands"),
@@ -259,6 +264,7 @@ async fn a_request_that_contradicts_itself_is_refused_and_the_next_is_not() {
             changed(&|h| h.layers.push(other.name().to_owned())),
             "for the largest picture",
         ),
+        (three_times.encode().unwrap(), "values together"),
         (changed(&|h| h.layers = vec!["none".into()]), "\"none\""),
         (changed(&|h| h.input = [usize::MAX; 3]), "largest picture"),
         (changed(&|h| h.input[1] = 0), "largest picture"),

@@ -237,13 +237,21 @@ impl Bounds {
             };
             output = output.saturating_add(check_inputs(work.layer(), largest, inputs)?);
         }
-        if output > self.output {
-            return Err(Error::Invalid(format!(
-                "the outputs of one request are {output} values together; this worker gives at most {} at a time",
+        self.check_output(output)
+    }
+
+    /// That so many values are no more than one layer's output of the largest picture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with both numbers.
+    pub fn check_output(&self, values: usize) -> Result<()> {
+        match values <= self.output {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "the outputs of one request are {values} values together; this worker gives at most {} at a time",
                 self.output
-            )));
+            ))),
         }
-        Ok(())
     }
 }
 

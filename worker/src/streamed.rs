@@ -29,6 +29,7 @@ const AHEAD: usize = 4;
 
 /// A request's bytes as they come.
 struct Incoming {
+    silence: Duration,
     body: BodyDataStream,
     held: BytesMut,
     digest: blake3::Hasher,
@@ -43,6 +44,7 @@ impl Incoming {
     /// Of `body`, of at most `most` bytes.
     fn new(body: Body, most: usize) -> Self {
         Self {
+            silence: SILENCE,
             body: body.into_data_stream(),
             held: BytesMut::new(),
             digest: blake3::Hasher::new(),
@@ -54,8 +56,8 @@ impl Incoming {
 
     /// Waits for more bytes; false at the end.
     async fn more(&mut self) -> Result<bool> {
-        let all = SILENCE + Duration::from_secs_f64(self.came as f64 / SLOWEST);
-        let most = all.saturating_sub(self.since.elapsed()).min(SILENCE);
+        let all = self.silence + Duration::from_secs_f64(self.came as f64 / SLOWEST);
+        let most = all.saturating_sub(self.since.elapsed()).min(self.silence);
         let next = tokio::time::timeout(most, self.body.next()).await;
         let next = next.map_err(|_| Error::Invalid("the request stopped in the middle".into()))?;
         let Some(chunk) = next else {
@@ -113,6 +115,7 @@ impl Incoming {
 
 /// Who waits for an answer: what it begins with says how long it is.
 struct Outgoing {
+    silence: Duration,
     chunks: mpsc::Sender<Result<Bytes>>,
     /// All of it, to be kept for a retry.
     all: Vec<u8>,
@@ -125,9 +128,13 @@ impl Outgoing {
     /// [`Error::Invalid`].
     async fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
         self.all.extend_from_slice(&bytes);
+        self.pass(bytes.into()).await
+    }
+
+    /// The same with what need not be kept.
+    async fn pass(&self, bytes: Bytes) -> Result<()> {
         // Whoever hung up may ask again: the work is done to the end and its reply kept.
-        let sent = self.chunks.send_timeout(Ok(bytes.into()), SILENCE).await;
-        match sent {
+        match self.chunks.send_timeout(Ok(bytes), self.silence).await {
             Err(SendTimeoutError::Timeout(_)) => {
                 Err(Error::Invalid("nobody takes the answer".into()))
             }
@@ -150,6 +157,7 @@ pub async fn multiply(
     let (length, told) = tokio::sync::oneshot::channel();
     let incoming = Incoming::new(body, most);
     let outgoing = Outgoing {
+        silence: SILENCE,
         chunks: chunks.clone(),
         all: Vec::new(),
     };
@@ -199,13 +207,10 @@ async fn work(
         let mut bytes = beginning.unwrap_or_default();
         bytes.extend(task.next(packed).await?);
         outgoing.all.extend_from_slice(&bytes);
-        session.answered(sequence, digest, outgoing.all.into());
+        let all = std::mem::take(&mut outgoing.all);
+        session.answered(sequence, digest, all.into());
         drop(session);
-        let _ = outgoing
-            .chunks
-            .send_timeout(Ok(bytes.into()), SILENCE)
-            .await;
-        return Ok(());
+        return outgoing.pass(bytes.into()).await;
     }
     // A retry, or out of order: only all of it tells which.
     let (_, len) = head.tensor.unwrap_or_default();
@@ -216,7 +221,63 @@ async fn work(
     if let Some(reply) = session.replay(sequence, &digest)? {
         let _ = length.send(reply.len());
         drop(session);
-        let _ = outgoing.chunks.send_timeout(Ok(reply), SILENCE).await;
+        outgoing.pass(reply).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+    /// Nothing that is tried takes nearly as long.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn incoming(body: Body) -> Incoming {
+        Incoming {
+            silence: SHORT,
+            ..Incoming::new(body, 1 << 20)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_is_not_waited_for() {
+        let (chunks, waiting) = mpsc::channel(1);
+        let mut outgoing = Outgoing {
+            silence: SHORT,
+            chunks,
+            all: Vec::new(),
+        };
+        outgoing.send(vec![1]).await.unwrap();
+        let stuck = tokio::time::timeout(LONG, outgoing.send(vec![2])).await;
+        let error = stuck.unwrap().unwrap_err().to_string();
+        assert!(error.contains("nobody takes"), "{error}");
+        // Who has hung up has the work done all the same.
+        drop(waiting);
+        outgoing.send(vec![3]).await.unwrap();
+        assert_eq!(outgoing.all, [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_stops_or_drips_is_not_waited_for() {
+        let stopped = Body::from_stream(stream::pending::<Result<Bytes>>());
+        let drips = stream::unfold((), |()| async {
+            tokio::time::sleep(SHORT / 4).await;
+            Some((Ok::<_, Error>(Bytes::from_static(b"x")), ()))
+        });
+        for body in [stopped, Body::from_stream(drips)] {
+            let mut incoming = incoming(body);
+            let taken = tokio::time::timeout(LONG, incoming.take(1000)).await;
+            let error = taken.unwrap().unwrap_err().to_string();
+            assert!(error.contains("stopped in the middle"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_no_longer_than_any() {
+        let mut incoming = Incoming::new(Body::from(vec![0; 11]), 10);
+        let error = incoming.take(11).await.unwrap_err().to_string();
+        assert!(error.contains("longer than any"), "{error}");
+    }
 }

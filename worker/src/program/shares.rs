@@ -121,6 +121,7 @@ impl Shares {
             Ok((layer, share))
         });
         let layers = each.collect::<Result<Vec<_>>>()?;
+        bounds.check_output(layers.iter().map(|(_, share)| share.output.values()).sum())?;
         let bands = layers.iter().map(|(_, share)| share.rows.bands(number));
         let bands = bands.collect::<Result<Vec<_>, _>>()?;
         let (Some((first, share)), Some(of_first)) = (layers.first(), bands.first()) else {

@@ -7,7 +7,8 @@ use lacuna_orchestrator::fleet::tap::{Heard, Share};
 use lacuna_orchestrator::schemes::Sizes;
 use lacuna_orchestrator::schemes::blind::Blind;
 use lacuna_orchestrator::schemes::blind::groups::Groups;
-use lacuna_orchestrator::schemes::blind::sent::{Form, Sent, sent};
+use lacuna_orchestrator::schemes::blind::placement::sent;
+use lacuna_orchestrator::schemes::blind::sent::{Form, Sent};
 use lacuna_shares::stream::Key;
 use lacuna_wire::HostTensor;
 

@@ -136,10 +136,10 @@ impl Shared {
         let [batch, c, rows, columns] = x.dims();
         self.check_input(&of.sent, [batch, rows, columns], c)?;
         let x = HostTensor::from_device(x.clone())?;
-        let (sizes, y) = (of.sent.convolution(0), self.multiplied(&of, &x.data)?);
-        let [h, w] = sizes.out_size();
-        let output = y.into_iter().zip(&of.sent.layers).next();
+        let outputs = self.multiplied(&of, &x.data)?.into_iter();
+        let output = outputs.zip(&of.sent.layers).next();
         let (y, layer) = output.ok_or_else(|| Error::Request(format!("{name}: no output")))?;
+        let [h, w] = of.sent.convolution(layer.outputs).out_size();
         let y = HostTensor::new([batch, layer.outputs, h, w], y)?;
         Ok(Some(y.into_device(self.whole.device())?))
     }
@@ -250,19 +250,13 @@ impl Shared {
             for (i, (((own, mut beside), layer), output)) in each.enumerate() {
                 let of_layer = words.iter_mut().map(|words| std::mem::take(&mut words[i]));
                 let words: Vec<Vec<i32>> = of_layer.collect();
-                let lie = own.lie(sent);
-                if let Some((check, expected)) = own.check.as_ref().zip(beside.expected) {
-                    let bits = (0..).map(|worker| self.groups.bits(worker));
-                    let each = words.iter().zip(&expected).zip(bits);
-                    for (worker, ((words, expected), bits)) in each.enumerate() {
-                        let apart = check.mean(words, expected, lie, bits)?;
-                        if !is_honest(apart, expected.len() / VECTORS) {
-                            return Err(dialogue.wrong(worker, &layer.layer, apart));
-                        }
-                    }
+                if let Some(expected) = &beside.expected
+                    && let Some((worker, apart)) = liar(own, sent, &self.groups, &words, expected)?
+                {
+                    return Err(dialogue.wrong(worker, &layer.layer, apart));
                 }
                 let y = &mut beside.carried;
-                join(&words, y, lie, &own.bias, part.step, kind)?;
+                join(&words, y, own.lie(sent), &own.bias, part.step, kind)?;
                 self.flop += own.adapt(sent, x, y);
                 output.append(y);
             }
@@ -307,6 +301,26 @@ fn beside(part: &Part, sent: &Sent, own: &[&Own]) -> Vec<Beside> {
         }
     });
     each.collect()
+}
+
+/// The first of a group's workers whose `words` are too far from what is `expected`, and how far; none where all are honest.
+fn liar(
+    own: &Own,
+    sent: &Sent,
+    groups: &Groups,
+    words: &[Vec<i32>],
+    expected: &[Vec<f32>],
+) -> Result<Option<(usize, f64)>> {
+    let Some(check) = &own.check else {
+        return Ok(None);
+    };
+    for (worker, (words, expected)) in words.iter().zip(expected).enumerate() {
+        let apart = check.mean(words, expected, own.lie(sent), groups.bits(worker))?;
+        if !is_honest(apart, expected.len() / VECTORS) {
+            return Ok(Some((worker, apart)));
+        }
+    }
+    Ok(None)
 }
 
 impl Account for Shared {

@@ -8,7 +8,8 @@
 //!
 //! - [`options`]: what can be chosen.
 //! - [`groups`]: how workers fall into groups, and who holds what in each.
-//! - [`mod@sent`]: which layers workers multiply.
+//! - [`placement`]: which layers workers multiply.
+//! - [`sent`]: an input that they multiply.
 //! - [`own`]: what the user needs of these layers.
 //! - [`enlarged`]: inputs that are enlarged before.
 //! - [`dialogue`]: the dialogue with a group.
@@ -24,6 +25,7 @@ pub mod executor;
 pub mod groups;
 pub mod options;
 pub mod own;
+pub mod placement;
 pub mod sent;
 pub mod verifier;
 
@@ -49,7 +51,7 @@ use executor::{Calls, Shared};
 use groups::Groups;
 pub use options::Blind;
 use options::{Bits, Carries, Kind, Layers, PRESETS, Preset};
-use sent::{Sent, sent};
+use sent::Sent;
 use verifier::Verifier;
 
 impl Options for Blind {
@@ -67,7 +69,7 @@ impl Blind {
     /// # Errors
     /// [`Error::Workers`] where that is nothing.
     fn sent(&self, unet: &UNet, sizes: &Sizes) -> Result<Vec<Sent>> {
-        let sent = sent(unet, sizes, self.layers())?;
+        let sent = placement::sent(unet, sizes, self.layers())?;
         match sent.is_empty() {
             false => Ok(sent),
             true => Err(Error::Workers(format!(

@@ -1,29 +1,24 @@
-//! What workers multiply, in the order of the walk, and how large what they are sent is.
+//! An input that workers multiply: how it lies, how large what travels of it is, and in which bands.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use lacuna_kernels::conv::Sizes as Convolution;
-use lacuna_model::layers::Conv2d;
-use lacuna_model::survey::{Kind, Operation, survey};
-use lacuna_model::unet::{CONV_IN, CONV_OUT, Layer, UNet};
 use lacuna_shares::Shares;
 use lacuna_shares::bands::{Band, Needed, Planes, Rows};
 use lacuna_shares::pack;
 use lacuna_shares::split::{Extent, capacity};
 use lacuna_wire::host::transpose_each;
 
-use super::options::Layers;
 use crate::error::Result;
 use crate::fleet::client::Product;
 use crate::fleet::tally;
-use crate::schemes::Sizes;
 
 /// Bytes of a share's band, about: what comes back of it is on its way while the next goes up.
 const BAND: usize = 128 << 10;
 
-/// Rows of a band at least: each is multiplied by itself, with the rows around it, and kernels are made ready for each. With
-/// half as many a worker takes 4 % longer for SD 1.5 (`--example blind_costs`), and the link a twentieth less.
+/// Rows of a band at least: each is multiplied by itself, with the rows around it, and kernels are made ready for each. In
+/// four bands of 16 a worker took 1.08 to 1.10 times what the layers of SD 1.5 take, in place of 1.05 (`--example
+/// blind_costs`), and the link 3 % less (`lacuna cost`).
 const ROWS: usize = 20;
 
 /// Most bands; more would not save more.
@@ -66,8 +61,6 @@ pub enum Form {
         padding: usize,
         /// Rows and columns that the input is enlarged to before; none where it is not.
         enlarged: Option<[usize; 2]>,
-        /// Rows and columns of the output.
-        output: [usize; 2],
     },
     /// `[B, T, C]`, of a linear map.
     Tokens,
@@ -112,7 +105,7 @@ impl Sent {
     }
 
     /// Work for each number that travels, of the input and the outputs.
-    fn flop_per_number(&self) -> u64 {
+    pub fn flop_per_number(&self) -> u64 {
         self.flop() / (self.features() + self.products()).max(1) as u64
     }
 
@@ -125,7 +118,6 @@ impl Sent {
                 stride,
                 padding,
                 enlarged,
-                ..
             } => (enlarged.unwrap_or([rows, columns]), kernel, stride, padding),
             Form::Tokens => ([1, rows], 1, 1, 0),
         };
@@ -209,14 +201,14 @@ impl Sent {
     pub fn output(&self, outputs: usize) -> Planes {
         let [batch, tokens, _] = self.input;
         match self.form {
-            Form::Map {
-                output: [rows, width],
-                ..
-            } => Planes {
-                number: batch * outputs,
-                rows,
-                width,
-            },
+            Form::Map { .. } => {
+                let [rows, width] = self.convolution(outputs).out_size();
+                Planes {
+                    number: batch * outputs,
+                    rows,
+                    width,
+                }
+            }
             Form::Tokens => Planes {
                 number: batch,
                 rows: tokens,
@@ -228,10 +220,7 @@ impl Sent {
     /// Values of each output, one after the other: a map's pixels, and one of a token's.
     pub fn values(&self) -> usize {
         match self.form {
-            Form::Map {
-                output: [rows, columns],
-                ..
-            } => rows * columns,
+            Form::Map { .. } => self.convolution(1).out_size().iter().product(),
             Form::Tokens => 1,
         }
     }
@@ -260,7 +249,6 @@ impl Sent {
                 stride,
                 padding,
                 enlarged,
-                ..
             } => Rows {
                 input: rows,
                 enlarged: enlarged.map_or(rows, |[rows, _]| rows),
@@ -356,166 +344,10 @@ impl Sent {
     }
 }
 
-/// What workers multiply under a choice of `layers`. Never the first convolution, which sees the noisy latents, the last
-/// one, which makes little work of many features, what is made of the prompt, and what is made of the timestep.
-///
-/// # Errors
-/// None today: shapes alone cannot fail.
-pub fn sent(unet: &UNet, sizes: &Sizes, layers: Layers) -> Result<Vec<Sent>> {
-    let convs: HashMap<&str, &Conv2d> = unet
-        .layers()
-        .filter_map(|layer| match layer {
-            Layer::Conv(conv) => Some((conv.name.as_str(), conv)),
-            _ => None,
-        })
-        .collect();
-    let operations = survey(unet, sizes.latents, sizes.tokens)?;
-    let mut all = Vec::new();
-    let mut rest = &operations[..];
-    while let [_, after @ ..] = rest {
-        // Queries, keys and values of the same tokens come before their attention.
-        let alike = match rest.get(3).map(|attention| attention.kind) {
-            Some(Kind::SelfAttention) => &rest[..3],
-            _ => &rest[..1],
-        };
-        match of_operations(alike, &convs).filter(|sent| layers.take(sent)) {
-            Some(sent) => {
-                rest = &rest[alike.len()..];
-                all.push(sent);
-            }
-            None => rest = after,
-        }
-    }
-    Ok(all)
-}
-
-/// What would be sent for `alike` operations, which have one input; none where nothing can be.
-fn of_operations(alike: &[Operation], convs: &HashMap<&str, &Conv2d>) -> Option<Sent> {
-    let first = alike.first()?;
-    let layers = alike.iter().map(|operation| Multiplied {
-        layer: operation.layer.clone(),
-        outputs: match operation.kind {
-            Kind::Linear => operation.output[2],
-            _ => operation.output[1],
-        },
-        flop: operation.flop,
-    });
-    let layers = layers.collect();
-    match first.kind {
-        Kind::Conv { kernel } => {
-            let conv = convs.get(first.layer.as_str())?;
-            let [batch, c_in, high, wide] = first.input;
-            let [rows, columns] = first.enlarged_from.unwrap_or([high, wide]);
-            let [_, _, h, w] = first.output;
-            let inner = ![CONV_IN, CONV_OUT].contains(&first.layer.as_str());
-            inner.then_some(Sent {
-                layers,
-                input: [batch, rows, columns],
-                c_in,
-                form: Form::Map {
-                    kernel,
-                    stride: conv.stride,
-                    padding: conv.padding,
-                    enlarged: first.enlarged_from.map(|_| [high, wide]),
-                    output: [h, w],
-                },
-            })
-        }
-        Kind::Linear => {
-            let [batch, tokens, c_in, _] = first.input;
-            // One vector is of the timestep.
-            (tokens > 1 && !first.makes_prompt_keys()).then_some(Sent {
-                layers,
-                input: [batch, tokens, 1],
-                c_in,
-                form: Form::Tokens,
-            })
-        }
-        _ => None,
-    }
-}
-
-impl Layers {
-    /// Whether workers multiply what would be `sent`.
-    fn take(self, sent: &Sent) -> bool {
-        match self {
-            Self::All => true,
-            Self::Work(least) => sent.flop_per_number() >= u64::from(least),
-            Self::Convs => match sent.form {
-                // A stride of two makes a quarter of the work of as many features sent.
-                Form::Map { kernel, stride, .. } => kernel > 1 && stride == 1,
-                Form::Tokens => false,
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use lacuna_model::config::ConfigReader;
-    use lacuna_model::unet::UNetConfig;
-
-    use super::*;
-
-    fn sd15(layers: Layers) -> Vec<Sent> {
-        let config = serde_json::json!({"cross_attention_dim": 768});
-        let config = UNetConfig::read(ConfigReader::new("sd15", config).unwrap()).unwrap();
-        let sizes = Sizes {
-            latents: [1, 64, 64],
-            levels: 4,
-            tokens: 77,
-        };
-        sent(&config.build(), &sizes, layers).unwrap()
-    }
-
-    fn gflop(sent: &[Sent]) -> u64 {
-        sent.iter().map(Sent::flop).sum::<u64>() / 1_000_000_000
-    }
-
-    /// By the scheme's own table: 47 exchanges and 394 GFLOP; with all linear layers 84 % of 800.
-    #[test]
-    fn sd15_sends_what_the_design_counts() {
-        let convs = sd15(Layers::Convs);
-        assert_eq!((convs.len(), gflop(&convs)), (47, 394));
-        let all = sd15(Layers::All);
-        assert_eq!(gflop(&all), 674);
-        let q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
-        let qkv = all.iter().find(|sent| sent.name() == q).unwrap();
-        assert_eq!(qkv.layers.len(), 3);
-        assert_eq!(
-            (qkv.features(), qkv.products()),
-            (4096 * 320, 3 * 4096 * 320)
-        );
-        let taken = |name: &str| all.iter().any(|sent| sent.name().contains(name));
-        for never in ["attn2.to_k", "time_emb", "conv_in", "conv_out"] {
-            assert!(!taken(never), "{never}");
-        }
-        for also in [
-            "downsamplers",
-            "conv_shortcut",
-            "ff.net.0",
-            "ff.net.2",
-            "attn2.to_q",
-        ] {
-            assert!(taken(also), "{also}");
-        }
-    }
-
-    #[test]
-    fn layers_are_taken_by_their_work() {
-        let mut before = sd15(Layers::All).len() + 1;
-        for least in [0, 500, 1000, 2000, 4000, 8000, 100_000] {
-            let some = sd15(Layers::Work(least));
-            let work = |sent: &Sent| sent.flop_per_number() >= u64::from(least);
-            assert!(some.iter().all(work) && some.len() < before, "{least}");
-            before = some.len();
-        }
-        assert_eq!(before, 0);
-        // The 1280-channel convolutions and not those of 320.
-        let of = |channels| move |sent: &Sent| sent.c_in == channels;
-        let some = sd15(Layers::Work(8000));
-        assert!(some.iter().any(of(1280)) && !some.iter().any(of(320)));
-    }
+    use super::super::options::Layers;
+    use super::super::placement::tests::sd15;
 
     #[test]
     fn large_inputs_are_cut_into_bands() {
