@@ -44,6 +44,7 @@ done <<'OPTIONS'
 --share-bits speed --share-carries 16
 --share-bits quality
 --share-bits quality --share-carries 8
+--share-bits paper --share-carries 8 --share-layers all
 --share-bits speed --share-layers all
 --share-bits quality --share-layers all
 --shares ring --share-bits paper
