@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use lacuna_kernels::allocator::keep_freed_pages;
-use lacuna_model::device::OpenDevice;
+use lacuna_model::device::{OpenDevice, Precision};
 use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights::{Weights, list};
 use lacuna_orchestrator::noise::TorchRng;
@@ -93,7 +93,7 @@ fn main() -> anyhow::Result<()> {
             })?;
             let scales = match shares {
                 Shares::Carry(precision) => {
-                    let (rows, outputs) = model.rows_of(&layer.layer)?;
+                    let (rows, outputs) = model.rows_of(&layer.layer, Precision::F32)?;
                     scales(&rows, outputs, precision.fraction())
                 }
                 Shares::Ring(_) => Vec::new(),
@@ -193,7 +193,9 @@ impl At<'_> {
         let (needed, shape, enlarged) = self.rows(band);
         let (name, odd) = (&self.layer.layer, band.output.start % 2 == 1);
         let x = HostTensor::new(shape, x)?;
-        Ok(self.model.multiply(name, x, &needed, enlarged, odd)?)
+        Ok(self
+            .model
+            .multiply(name, x, &needed, enlarged, (odd, Precision::F32))?)
     }
 
     /// The product with `x`.
@@ -225,9 +227,14 @@ impl At<'_> {
                 Shares::Ring(ring) => {
                     let x = self.sent.planes().take(words, &needed.input);
                     let name = &self.layer.layer;
-                    let product = self
-                        .model
-                        .multiply_in(ring, name, x, &shape, &needed, enlarged)?;
+                    let product = self.model.multiply_in(
+                        (ring, Precision::F32),
+                        name,
+                        x,
+                        &shape,
+                        &needed,
+                        enlarged,
+                    )?;
                     ring.round(&product)
                 }
             };

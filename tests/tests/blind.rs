@@ -41,6 +41,8 @@ async fn the_picture_is_as_near_as_its_bits_promise() {
             (2, "quality --share-layers all", 43.0),
             (4, "quality --share-layers all --share-groups 2", 43.0),
             (3, "speed --share-layers 100", 25.0),
+            (2, "quality --share-weights f16", 43.0),
+            (2, "quality --shares ring --share-weights f16", 50.0),
             (2, "speed --shares ring", 28.0),
             (4, "speed --shares ring", 28.0),
             (3, "quality --shares ring", 55.0),

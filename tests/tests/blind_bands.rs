@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use lacuna_model::device::Precision;
 use lacuna_orchestrator::schemes::Sizes;
 use lacuna_orchestrator::schemes::blind::options::Layers;
 use lacuna_orchestrator::schemes::blind::placement::sent;
@@ -47,6 +48,7 @@ async fn open(caller: &Caller, seed: Option<Seed>) -> String {
                 range: 13,
                 fraction: 1,
             },
+            weights: Precision::F32,
             seed,
         }),
         picture: None,

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lacuna_kernels::conv::Sizes;
-use lacuna_kernels::ring;
-
-use lacuna_model::device::Target;
+use lacuna_model::device::{Precision, Target, is_cpu, keeps_halves};
 use lacuna_model::host::OnDevice;
+use lacuna_model::integer;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
@@ -30,6 +29,7 @@ pub struct Model {
     layers: HashMap<String, Owned>,
     weights: Weights,
     integers: Integers,
+    keeps_halves: OnceLock<bool>,
 }
 
 /// A layer by value, to be looked up by name.
@@ -60,6 +60,7 @@ impl Model {
             layers,
             weights,
             integers: Integers::default(),
+            keeps_halves: OnceLock::new(),
         }
     }
 
@@ -161,6 +162,41 @@ impl Model {
         Ok(output)
     }
 
+    /// That shares can be multiplied with weights as they are in `precision`, to the last bit of each.
+    ///
+    /// # Errors
+    /// [`lacuna_model::Error::Device`] where they cannot, saying what to do.
+    pub fn check_shares(&self, precision: Precision) -> lacuna_model::Result<()> {
+        let failed = |reason: &str| Err(lacuna_model::Error::Device(reason.into()));
+        let device = self.weights.device();
+        match (self.weights.precision(), precision) {
+            (Precision::F16, Precision::F32) => failed(
+                "this worker holds weights in half precision; --share-weights f16 has shares multiplied with those",
+            ),
+            (Precision::F32, Precision::F16) if !is_cpu(device) => failed(
+                "this worker's GPU holds weights in f32, and shares are to be multiplied with half precision; start it with \
+                 --precision f16",
+            ),
+            (Precision::F16, Precision::F16) => {
+                let keeps = match self.keeps_halves.get() {
+                    Some(keeps) => *keeps,
+                    None => {
+                        let keeps = keeps_halves(device)?;
+                        *self.keeps_halves.get_or_init(|| keeps)
+                    }
+                };
+                match keeps {
+                    true => Ok(()),
+                    false => failed(
+                        "this worker's GPU takes the smallest numbers of half precision for zeros; start it with \
+                         --precision f32",
+                    ),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Some rows of the product of a layer's weights with an input, without the bias: `x` are the rows of the input that
     /// are `needed`, of a convolution's `[B, C, H, W]`, whose columns are `enlarged` before to so many, as its rows are, or
     /// of a linear map's `[B, T, D]`. `odd` says whether the first output row is an odd one.
@@ -173,9 +209,10 @@ impl Model {
         x: HostTensor,
         needed: &Needed,
         enlarged: Option<usize>,
-        odd: bool,
+        (odd, precision): (bool, Precision),
     ) -> Result<HostTensor> {
         let device = self.weights.device();
+        let weights = &self.weights.widened(name, precision)?;
         match (self.layers.get(name), enlarged) {
             (Some(Owned::Conv(conv)), _) => {
                 let [b, _, h, w] = x.dims()?;
@@ -191,12 +228,12 @@ impl Model {
                 }
                 let x = x.narrow(2, skipped, rows);
                 let y = match needed.zeros == [conv.padding; 2] {
-                    true => ops::conv2d_unbiased(&self.weights, conv, x)?,
+                    true => ops::conv2d_unbiased(weights, conv, x)?,
                     false => {
                         let zeros = |rows| Tensor::zeros([b, c, rows, w], (device, x.dtype()));
                         let [above, below] = needed.zeros.map(zeros);
                         let x = Tensor::cat(vec![above, x, below], 2);
-                        ops::conv2d_of_strip_unbiased(&self.weights, conv, x, odd)?
+                        ops::conv2d_of_strip_unbiased(weights, conv, x, odd)?
                     }
                 };
                 Ok(HostTensor::from_device(y)?)
@@ -205,7 +242,7 @@ impl Model {
                 let [b, t, _] = x.dims()?;
                 expect(b * t > 0, name, &[b, t, linear.d_in], &x.shape)?;
                 let x: Tensor<3> = x.into_device(device)?;
-                let y = ops::linear_unbiased(&self.weights, linear, x)?;
+                let y = ops::linear_unbiased(weights, linear, x)?;
                 Ok(HostTensor::from_device(y)?)
             }
             _ => Err(self.no_product(name)),
@@ -213,13 +250,13 @@ impl Model {
     }
 
     /// The same of a share of a `ring`, whose rows that are needed are `x`, of such a `shape`: products with integer weights,
-    /// of which the ring's lowest bits count. It is computed on the CPU, whatever the device is: they must be exact.
+    /// of which the ring's lowest bits count, of weights as they are in `precision`.
     ///
     /// # Errors
     /// As [`Self::multiply`].
     pub fn multiply_in(
         &self,
-        ring: Ring,
+        (ring, precision): (Ring, Precision),
         name: &str,
         x: Vec<i32>,
         shape: &[usize],
@@ -246,35 +283,43 @@ impl Model {
                     padding: [0, conv.padding],
                     odd: false,
                 };
-                let weights = self.integers.of(ring, name, || {
-                    let (rows, outputs) = self.rows_of(name)?;
+                let weights = self.integers.of((ring, precision), name, || {
+                    let (rows, outputs) = self.rows_of(name, precision)?;
                     let integers = ring.quantise(&rows, outputs).weights;
-                    Ok(ring::Weights::of_bits(&integers, sizes, ring.up()))
+                    let device = self.weights.device();
+                    Ok(integer::Weights::of_conv(
+                        &integers,
+                        sizes,
+                        ring.up(),
+                        device,
+                    ))
                 })?;
-                Ok(ring::conv2d(&x, &weights, sizes))
+                Ok(weights.conv2d(&x, sizes)?)
             }
             (Some(Owned::Linear(linear)), &[b, t, d], None) => {
                 let fits = d == linear.d_in && x.len() == b * t * d && !x.is_empty();
                 expect(fits, name, &[b, t, linear.d_in], shape)?;
-                let weights = self.integers.of(ring, name, || {
-                    let (rows, outputs) = self.rows_of(name)?;
+                let weights = self.integers.of((ring, precision), name, || {
+                    let (rows, outputs) = self.rows_of(name, precision)?;
                     let integers = ring.quantise(&rows, outputs).weights;
-                    Ok(ring::Weights::new(&integers, outputs, 1))
+                    let device = self.weights.device();
+                    Ok(integer::Weights::of_linear(&integers, outputs, device))
                 })?;
-                Ok(ring::linear(&x, &weights, b * t))
+                Ok(weights.linear(&x, b * t)?)
             }
             _ => Err(self.no_product(name)),
         }
     }
 
-    /// A layer's weights `[outputs, K]` by rows, and the number of outputs.
+    /// A layer's weights `[outputs, K]` by rows, as they are in `precision`, and the number of outputs.
     ///
     /// # Errors
     /// As [`Self::multiply`].
-    pub fn rows_of(&self, name: &str) -> Result<(Vec<f32>, usize)> {
+    pub fn rows_of(&self, name: &str, precision: Precision) -> Result<(Vec<f32>, usize)> {
         match self.layers.get(name) {
             Some(Owned::Conv(_) | Owned::Linear(_)) => {
-                Ok(self.weights.by_output(&format!("{name}.weight"))?)
+                let weights = self.weights.widened(name, precision)?;
+                Ok(weights.by_output(&format!("{name}.weight"))?)
             }
             _ => Err(self.no_product(name)),
         }
@@ -340,24 +385,27 @@ impl Model {
     }
 }
 
-/// Integer weights of the layers that were multiplied in one ring: they depend on its bits.
+/// Integer weights of the layers that were multiplied in one ring: they depend on its bits, and on those of the weights.
 #[derive(Default)]
-struct Integers(Mutex<(u32, HashMap<String, Arc<ring::Weights>>)>);
+struct Integers(Mutex<(Of, HashMap<String, Arc<integer::Weights>>)>);
+
+/// Bits of a ring, and what weights were before they were integers.
+type Of = (u32, Precision);
 
 impl Integers {
     /// Those of the layer `name`, which `make` makes once for as long as no other ring is asked for.
     fn of(
         &self,
-        ring: Ring,
+        (ring, precision): (Ring, Precision),
         name: &str,
-        make: impl FnOnce() -> Result<ring::Weights>,
-    ) -> Result<Arc<ring::Weights>> {
+        make: impl FnOnce() -> Result<integer::Weights>,
+    ) -> Result<Arc<integer::Weights>> {
         // Weights are there whole or not at all.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (of, layers) = &mut *known;
-        if *of != ring.up() {
+        if *of != (ring.up(), precision) {
             layers.clear();
-            *of = ring.up();
+            *of = (ring.up(), precision);
         }
         if let Some(weights) = layers.get(name) {
             return Ok(weights.clone());

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::f16;
+use lacuna_wire::HostTensor;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::host::OnDevice;
 
 /// `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +51,8 @@ impl fmt::Display for DeviceChoice {
 /// Number type of the weights on a device, and so of what is computed with them.
 ///
 /// Statistics of norms and sums inside a product are f32 either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision: what pictures are held against.
     #[default]
@@ -62,6 +67,15 @@ impl Precision {
         match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
+        }
+    }
+
+    /// Rounds `values` to numbers of this type: to the nearest, of two to the even one, on each machine alike.
+    pub fn round(self, values: &mut [f32]) {
+        if self == Self::F16 {
+            values
+                .iter_mut()
+                .for_each(|value| *value = f16::from_f32(*value).to_f32());
         }
     }
 }
@@ -144,6 +158,20 @@ pub fn is_cpu(device: &Device) -> bool {
     *device == Device::flex()
 }
 
+/// Whether halves keep their values in f32 on `device`: a GPU may take the smallest for zeros.
+///
+/// # Errors
+/// [`Error::Device`] when it fails.
+pub fn keeps_halves(device: &Device) -> Result<bool> {
+    let halves = (0..=u16::MAX).map(f16::from_bits);
+    let halves: Vec<f16> = halves.filter(|half| half.is_finite()).collect();
+    let wide = halves.iter().map(|half| half.to_f32());
+    let wide: Vec<f32> = wide.collect();
+    let data = TensorData::new(halves, [wide.len()]);
+    let there = Tensor::<1>::from_data(data, (device, DType::F16)).cast(DType::F32);
+    Ok(HostTensor::from_device(there)?.data == wide)
+}
+
 /// Opens a device. A GPU that is really software (llvmpipe) is refused unless `allow_software`:
 /// it is many times slower than the CPU backend.
 ///
@@ -173,3 +201,13 @@ mod gpu {
 
 #[cfg(feature = "wgpu")]
 mod gpu;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_keep_their_values_on_the_cpu() {
+        assert!(keeps_halves(&OpenDevice::cpu().device).unwrap());
+    }
+}

@@ -16,6 +16,7 @@
 //! - [`weights`]: weight files, and weights on a device by name.
 //! - [`ops`]: tensor operations.
 //! - `unfold`: convolution as a product of matrices, for GPUs.
+//! - [`integer`]: products of integers.
 //! - [`dense`]: tensors of the CPU device as slices, for `lacuna_kernels`.
 //! - [`host`]: tensors to a device and back.
 //!
@@ -34,6 +35,7 @@ pub mod device;
 pub mod error;
 pub mod executor;
 pub mod host;
+pub mod integer;
 pub mod layers;
 pub mod memory;
 pub mod ops;

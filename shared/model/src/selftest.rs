@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor};
 use crate::device::{OpenDevice, Precision, is_cpu};
 use crate::error::{Error, Result};
 use crate::host::OnDevice;
+use crate::integer;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Parameter, Parameters};
 use crate::ops;
 use crate::weights::Weights;
@@ -125,9 +126,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// Largest difference allowed, relative to the largest value of the CPU's result.
-fn tolerance(precision: Precision) -> f32 {
+/// The operation that has one result, and no other.
+const EXACT: &str = "product of integers";
+
+/// Largest difference allowed of an operation, relative to the largest value of the CPU's result.
+fn tolerance(operation: &str, precision: Precision) -> f32 {
     match precision {
+        _ if operation == EXACT => 0.0,
         Precision::F32 => 1e-4,
         // An input rounds by 2^-11; a product of thousands adds up what does not cancel.
         Precision::F16 => 1e-2,
@@ -204,9 +209,9 @@ pub fn run(opened: &OpenDevice, precision: Precision) -> Result<Report> {
         }
     }
     let report = Report { trials, precision };
-    let most = tolerance(precision);
     // NaN must fail, too.
-    let wrong = |t: &&Trial| t.difference.is_nan() || t.difference > most;
+    let wrong =
+        |t: &&Trial| t.difference.is_nan() || t.difference > tolerance(t.operation, precision);
     match report.trials.iter().find(wrong) {
         None => Ok(report),
         Some(trial) => Err(Error::SelfTest(format!(
@@ -315,9 +320,46 @@ fn outputs(sizes: Sizes, device: &Device, precision: Precision) -> Result<Vec<Ou
             let (k, v) = (prompt.clone(), prompt.clone());
             Ok(ops::attention_part(tokens.clone(), k, v, sizes.heads).0)
         })?,
+        timed(EXACT, || integers([c, layers.conv.c_out], [h, w], device))?,
         timed("GEGLU", || Ok(ops::geglu(doubled.clone())))?,
         timed("upsampling", || Ok(ops::upsample2(feature.clone())))?,
     ])
+}
+
+/// Products of integers, which must be exact, without those bits that a number of f32 has no room for: of convolutions with
+/// and without a stride, and of a linear map.
+fn integers([c, c_out]: [usize; 2], [h, w]: [usize; 2], device: &Device) -> Result<Tensor<1>> {
+    let words = |len: usize| {
+        let word = |i: usize| (i as i32).wrapping_mul(0x9e37_79b1_u32.cast_signed());
+        (0..len).map(word).collect::<Vec<i32>>()
+    };
+    let halves = |len| words(len).iter().map(|word| (word >> 16) as i16).collect();
+    let x = words(2 * c * h * w);
+    let kernel: Vec<i16> = halves(c_out * c * 9);
+    let mut products = Vec::new();
+    for stride in [1, 2] {
+        let sizes = lacuna_kernels::conv::Sizes {
+            batch: 2,
+            c_in: c,
+            c_out,
+            size: [h, w],
+            kernel: 3,
+            stride,
+            padding: [0, 1],
+            odd: false,
+        };
+        let weights = integer::Weights::of_conv(&kernel, sizes, 32, device);
+        products.extend(weights.conv2d(&x, sizes)?);
+    }
+    let matrix: Vec<i16> = halves(c_out * c);
+    let weights = integer::Weights::of_linear(&matrix, c_out, device);
+    products.extend(weights.linear(&x, 2 * h * w)?);
+    let parts = products.iter().flat_map(|product| {
+        let [low, high] = [product & 0xffff, product >> 16];
+        [low as f32, high as f32]
+    });
+    let parts: Vec<f32> = parts.collect();
+    HostTensor::new([parts.len()], parts)?.into_device(&OpenDevice::cpu().device)
 }
 
 /// Values between -2 and 2 without a pattern that a wrong index could repeat.

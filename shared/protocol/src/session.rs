@@ -1,11 +1,12 @@
 //! What is said as JSON: what a worker is, sessions, and the headers of tensor messages.
 
+use lacuna_model::device::Precision;
 use lacuna_wire::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Assignment;
 use crate::shares::Holding;
-use crate::version::{SPOKEN, Versions, WITH_KINDS, WITH_SHARES};
+use crate::version::{SPOKEN, Versions, WITH_HALVES, WITH_KINDS, WITH_SHARES};
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";
@@ -104,6 +105,7 @@ impl SessionKind {
     pub fn since(&self) -> u32 {
         match self {
             Self::Layers | Self::Strip(_) => SPOKEN.lowest,
+            Self::Shares(holding) if holding.weights == Precision::F16 => WITH_HALVES,
             Self::Shares(_) => WITH_SHARES,
         }
     }
@@ -340,5 +342,10 @@ mod tests {
         assert!(refused(shares(5)).contains("protocol 5 has no such session"));
         let open: OpenSession = serde_json::from_value(shares(6)).unwrap();
         assert_eq!((open.kind.name(), open.kind.since()), ("shares", 6));
+        let of =
+            json!({"kind": "shares", "form": "ring", "bits": 26, "down": 14, "weights": "f16"});
+        let halves = |protocol| json!({"protocol": protocol, "model": "m", "session": of});
+        assert!(refused(halves(6)).contains("protocol 6 has no such session"));
+        serde_json::from_value::<OpenSession>(halves(7)).unwrap();
     }
 }

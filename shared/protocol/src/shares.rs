@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use lacuna_model::device::Precision;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What a worker holds in a session of this kind.
@@ -14,16 +15,24 @@ pub struct Holding {
     /// How it multiplies, and how many bits its words have.
     #[serde(flatten)]
     pub form: Form,
+    /// What the weights are rounded to that shares are multiplied with: the same for everybody. Sums are of f32 or of
+    /// integers all the same.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub weights: Precision,
     /// What a seed holder draws its share from; a share holder has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<Seed>,
+}
+
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 /// How shares are multiplied (`lacuna_shares::kind`), and how many bits words have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "form", rename_all = "lowercase")]
 pub enum Form {
-    /// With weights in f32.
+    /// In f32.
     Carry {
         /// Of a word of the share.
         bits: u32,
@@ -160,10 +169,14 @@ mod tests {
         let ring = json!({"form": "ring", "bits": 26, "down": 14});
         for (written, bits, down) in [(carry, 12, 14), (ring, 26, 14)] {
             let holding: Holding = serde_json::from_value(written.clone()).unwrap();
-            assert_eq!(holding.seed, None);
+            assert_eq!((&holding.seed, holding.weights), (&None, Precision::F32));
             assert_eq!((holding.form.bits(), holding.form.down()), (bits, down));
             assert_eq!(serde_json::to_value(&holding).unwrap(), written);
         }
+        let halves = json!({"form": "ring", "bits": 26, "down": 14, "weights": "f16"});
+        let holding: Holding = serde_json::from_value(halves.clone()).unwrap();
+        assert_eq!(holding.weights, Precision::F16);
+        assert_eq!(serde_json::to_value(&holding).unwrap(), halves);
         let none = json!({"bits": 12, "range": 13, "fraction": 1});
         assert!(serde_json::from_value::<Holding>(none).is_err());
     }

@@ -6,20 +6,23 @@
 use std::fmt;
 
 /// The versions that this program speaks: from the one that gave a session's strip as `resident`, past the one
-/// that names a session's kind, to the one whose shares come in bands.
+/// that names a session's kind and the one whose shares come in bands, to the one whose weights may be halves.
 pub const SPOKEN: Versions = Versions {
     lowest: 3,
     highest: PROTOCOL,
 };
 
 /// The newest version that this program speaks.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// The first version in which a session names its kind.
 pub(crate) const WITH_KINDS: u32 = 4;
 
 /// The first version that knows shares as they are now.
 pub(crate) const WITH_SHARES: u32 = 6;
+
+/// The first version in which shares are multiplied with weights in half precision.
+pub(crate) const WITH_HALVES: u32 = 7;
 
 /// All versions from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

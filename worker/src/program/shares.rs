@@ -68,8 +68,8 @@ impl Shares {
     /// A program on `ground` for what `holding` says.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a number of bits that words cannot have, and where the weights are not what everybody else's
-    /// are to the last bit.
+    /// [`Error::Invalid`] for a number of bits that words cannot have, and where the weights are not those that everybody
+    /// multiplies with, to the last bit.
     pub fn new(ground: Ground, holding: Holding) -> Result<Self> {
         match holding.form {
             Form::Carry {
@@ -81,10 +81,8 @@ impl Shares {
                 Ring::new(bits, down)?;
             }
         }
-        if !ground.model.weights().are_f32() {
-            let reason = "shares are multiplied with weights in f32; this worker holds them in half precision";
-            return Err(Error::Invalid(reason.into()));
-        }
+        let checked = ground.model.check_shares(holding.weights);
+        checked.map_err(|error| Error::Invalid(error.to_string()))?;
         let key = holding.seed.as_ref().map(|seed| Key::received(seed.0));
         let holder = Holder {
             holding,
@@ -264,6 +262,7 @@ impl Holder {
         share: &[i32],
     ) -> Result<Vec<u8>> {
         let mut packed = Vec::new();
+        let precision = self.holding.weights;
         for ((layer, of), bands) in asked.layers.iter().zip(&asked.bands) {
             let Some(Band { output, .. }) = bands.get(band) else {
                 continue;
@@ -282,7 +281,8 @@ impl Holder {
                     let some = of.input.take_as(share, &needed.input, |word| word as f32);
                     let x = HostTensor::new(shape, some)?;
                     let odd = output.start % 2 == 1;
-                    let product = model.multiply(layer, x, &needed, asked.columns, odd)?;
+                    let product =
+                        model.multiply(layer, x, &needed, asked.columns, (odd, precision))?;
                     let outputs = Outputs {
                         scales: &self.scales(model, layer, fraction)?,
                         values: match product.shape[..] {
@@ -295,8 +295,14 @@ impl Holder {
                 Form::Ring { bits, down } => {
                     let ring = Ring::new(bits, down)?;
                     let some = of.input.take(share, &needed.input);
-                    let product =
-                        model.multiply_in(ring, layer, some, &shape, &needed, asked.columns)?;
+                    let product = model.multiply_in(
+                        (ring, precision),
+                        layer,
+                        some,
+                        &shape,
+                        &needed,
+                        asked.columns,
+                    )?;
                     ring.round(&product)
                 }
             };
@@ -311,7 +317,7 @@ impl Holder {
         if let Some(scales) = known.get(layer) {
             return Ok(scales.clone());
         }
-        let (weights, outputs) = model.rows_of(layer)?;
+        let (weights, outputs) = model.rows_of(layer, self.holding.weights)?;
         let scales: Arc<[f32]> = scales(&weights, outputs, fraction).into();
         known.insert(layer.to_owned(), scales.clone());
         Ok(scales)

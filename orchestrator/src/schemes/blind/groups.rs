@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use lacuna_model::device::Precision;
 use lacuna_protocol::session::SessionKind;
 use lacuna_protocol::shares::{Form, Holding, Seed};
 use lacuna_shares::Shares;
@@ -28,6 +29,7 @@ pub struct Groups {
     /// Batch entries that each computes.
     pub entries: usize,
     shares: Shares,
+    weights: Precision,
     masks: Vec<u32>,
 }
 
@@ -69,6 +71,7 @@ impl Groups {
             size,
             entries: batch / number,
             shares,
+            weights: options.weights(),
             masks,
         })
     }
@@ -150,6 +153,7 @@ impl Groups {
         };
         let holding = Holding {
             form,
+            weights: self.weights,
             seed: masks.as_ref().map(|masks| Seed(masks.to_send())),
         };
         Ok((SessionKind::Shares(holding), masks))

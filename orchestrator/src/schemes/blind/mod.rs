@@ -34,6 +34,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use lacuna_model::device::Precision;
 use lacuna_model::unet::UNet;
 use lacuna_model::weights::Apart;
 use lacuna_model::whole::Whole;
@@ -99,6 +100,9 @@ impl Scheme for Blind {
         if self.layers() != Layers::Convs {
             label += &format!(", layers {}", self.layers());
         }
+        if self.weights() != Precision::F32 {
+            label += &format!(", weights {}", self.weights());
+        }
         label
     }
 
@@ -109,6 +113,7 @@ impl Scheme for Blind {
             ("share_carries", self.carries().to_string()),
             ("share_groups", self.groups().to_string()),
             ("share_layers", self.layers().to_string()),
+            ("share_weights", self.weights().to_string()),
         ]
     }
 
@@ -149,6 +154,7 @@ impl Scheme for Blind {
             "carries_percent": self.carries().to_string(),
             "groups": self.groups(),
             "layers": self.layers().to_string(),
+            "weights": self.weights().to_string(),
         })
     }
 
@@ -253,6 +259,7 @@ impl Scheme for Blind {
         Ok(Some(Apart {
             layers: layers.map(|layer| layer.layer).collect(),
             held: self.kind() == Kind::Carry,
+            precision: self.weights(),
         }))
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use lacuna_model::device;
 use lacuna_shares::precision::MOST_SPARED;
 use lacuna_shares::{Precision, Ring, Shares};
 
@@ -35,6 +36,10 @@ pub struct Blind {
     /// a policy, what is fastest].
     #[arg(long, value_name = "LAYERS")]
     pub share_layers: Option<Layers>,
+    /// blind: what the weights are rounded to that shares are multiplied with, f32 or f16: f16 where workers hold them in
+    /// half precision; weights of a file in half precision stay what they are [default: f32].
+    #[arg(long, value_name = "TYPE")]
+    pub share_weights: Option<device::Precision>,
     /// The share of the workers' products that is checked, if any is.
     #[arg(skip)]
     pub verify: Option<f64>,
@@ -314,6 +319,11 @@ impl Blind {
     /// What carries spare; nothing where nobody chose.
     pub fn carries(&self) -> Carries {
         self.share_carries.unwrap_or(Carries(0))
+    }
+
+    /// What weights are rounded to; to nothing where nobody chose.
+    pub fn weights(&self) -> device::Precision {
+        self.share_weights.unwrap_or_default()
     }
 
     /// Which layers workers multiply; what is usual where nobody chose.

@@ -5,9 +5,12 @@
 //! - `planes` and `tokens`: which features of an input a tile's positions meet.
 //! - `product`: how tasks go through all of it.
 //! - `winograd`: the same of 3x3 kernels with fewer multiplications, of products of up to 30 bits.
+//! - `gpu`: the same on GPUs, with the feature of that name.
 //!
 //! Weights are brought once into the order in which products read them ([`Weights`]).
 
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod planes;
 mod product;
 mod tile;

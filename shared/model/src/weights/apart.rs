@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Weights;
+use crate::device::Precision;
 use crate::error::Result;
 use crate::host::OnDevice;
 use crate::layers::Parameter;
@@ -18,6 +19,8 @@ pub struct Apart {
     pub layers: HashSet<String>,
     /// Whether their weights are held here all the same.
     pub held: bool,
+    /// The number type that they have there, and so their values here.
+    pub precision: Precision,
 }
 
 impl Apart {
@@ -38,6 +41,16 @@ impl Reader {
     /// By `read`.
     pub(super) fn new(read: impl Fn(&str) -> Result<HostTensor> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
+    }
+
+    /// The same, rounded to a number type.
+    fn rounded(self, precision: Precision) -> Self {
+        Self::new(move |name| {
+            let mut tensor = (self.0)(name)?;
+            precision.round(&mut tensor.data);
+            tensor.check_finite(&format!("{name} in {precision}"))?;
+            Ok(tensor)
+        })
     }
 }
 
@@ -63,20 +76,21 @@ fn turned(weights: &[f32], outputs: usize) -> Vec<f32> {
 }
 
 impl Weights {
-    /// Has the parameters `theirs` here by input, if they are `held`, or to be read.
+    /// Has the parameters `theirs` of the layers `apart` here by input, if they are held, or to be read.
     ///
     /// # Errors
     /// Those of `reader`.
     pub(super) fn set_apart(
         &mut self,
         theirs: &[Parameter],
-        held: bool,
+        apart: &Apart,
         reader: Reader,
     ) -> Result<()> {
+        let reader = reader.rounded(apart.precision);
         for parameter in theirs {
             let (name, outputs) = (&parameter.name, parameter.shape.first());
             let outputs = outputs.copied().unwrap_or_default();
-            let weight = match held {
+            let weight = match apart.held {
                 true => {
                     let by_input = turned(&(reader.0)(name)?.data, outputs);
                     Elsewhere::ByInput(Arc::new(by_input), outputs)

@@ -20,11 +20,12 @@ pub use stored::Stored;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use half::f16;
 
 use apart::{Elsewhere, Reader};
 
-use crate::device::{Target, is_cpu};
+use crate::device::{Precision, Target, is_cpu};
 use crate::error::{Error, Result};
 use crate::host::OnDevice;
 use crate::layers::{Parameter, Parameters};
@@ -49,6 +50,7 @@ pub struct Weights {
     /// Of layers that others compute.
     elsewhere: HashMap<String, Elsewhere>,
     device: Device,
+    precision: Precision,
     digest: String,
     /// Of layers whose weights are not changed by their adapters here, these.
     apart: Arc<HashMap<String, Vec<LowRank>>>,
@@ -102,6 +104,7 @@ impl Weights {
             tensors,
             elsewhere: HashMap::new(),
             device: target.device,
+            precision: target.precision,
             digest: digest.to_owned(),
             apart: Arc::default(),
         })
@@ -143,6 +146,7 @@ impl Weights {
             tensors,
             elsewhere: HashMap::new(),
             device: target.device,
+            precision: target.precision,
             digest: digest.finalize().to_hex().to_string(),
             apart: Arc::default(),
         })
@@ -169,7 +173,7 @@ impl Weights {
             Some(parameter) => random_parameter(parameter, seed),
             None => Err(missing(name)),
         };
-        weights.set_apart(&theirs, apart.held, Reader::new(read))?;
+        weights.set_apart(&theirs, apart, Reader::new(read))?;
         Ok(weights)
     }
 
@@ -179,15 +183,44 @@ impl Weights {
         &self.digest
     }
 
-    /// Whether all of them are f32, as they are in the files' own precision or better.
-    pub fn are_f32(&self) -> bool {
-        self.tensors.values().all(|weight| {
-            let dtype = match weight {
-                Weight::Vector(t) => t.dtype(),
-                Weight::Matrix(t) => t.dtype(),
-                Weight::Kernel(t) => t.dtype(),
-            };
-            dtype == DType::F32
+    /// The number type of all of them.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Of `layer` alone, in f32 and with the values that they have in `precision`. Nothing is copied where that is how they
+    /// are.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where they have lost what `precision` keeps, or where a GPU would round them, which each does in its
+    /// own way.
+    pub fn widened(&self, layer: &str, precision: Precision) -> Result<Self> {
+        let device = &self.device;
+        let rounds = match (self.precision, precision) {
+            (Precision::F16, Precision::F32) => {
+                let reason = "weights in half precision are not those in single precision";
+                return Err(Error::Device(reason.into()));
+            }
+            (Precision::F32, Precision::F16) if !is_cpu(device) => {
+                let reason =
+                    "this GPU holds weights in f32; give --precision f16 where it is started";
+                return Err(Error::Device(reason.into()));
+            }
+            (Precision::F32, Precision::F16) => true,
+            _ => false,
+        };
+        let names = ["weight", "bias"].map(|kind| format!("{layer}.{kind}"));
+        let tensors = names.into_iter().filter_map(|name| {
+            let weight = self.tensors.get(&name)?.widened(rounds);
+            Some((name, weight))
+        });
+        Ok(Self {
+            tensors: tensors.collect(),
+            elsewhere: HashMap::new(),
+            device: self.device.clone(),
+            precision: Precision::F32,
+            digest: self.digest.clone(),
+            apart: Arc::default(),
         })
     }
 
@@ -237,21 +270,57 @@ impl Weights {
 
 impl Weight {
     fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
-        let (device, dtype) = (&target.device, target.precision.dtype());
         match host.shape[..] {
-            [_] => Ok(Self::Vector(host.into_device(device)?.cast(dtype))),
+            [_] => Ok(Self::Vector(place(host, target)?)),
             // A product packs the matrix anew at each call, and slowly across its rows: with four workers
             // in one process that was 7 % of all processor time.
-            [rows, columns] if is_cpu(device) && !table => {
+            [rows, columns] if is_cpu(&target.device) && !table => {
                 let turned = transpose_each(&host.data, rows, columns);
                 let turned = HostTensor::new([columns, rows], turned)?;
-                let turned: Tensor<2> = turned.into_device(device)?;
-                Ok(Self::Matrix(turned.cast(dtype).transpose()))
+                let turned: Tensor<2> = place(turned, target)?;
+                Ok(Self::Matrix(turned.transpose()))
             }
-            [_, _] => Ok(Self::Matrix(host.into_device(device)?.cast(dtype))),
-            _ => Ok(Self::Kernel(host.into_device(device)?.cast(dtype))),
+            [_, _] => Ok(Self::Matrix(place(host, target)?)),
+            _ => Ok(Self::Kernel(place(host, target)?)),
         }
     }
+
+    /// In f32; where that `rounds`, with the values that they have in half precision.
+    fn widened(&self, rounds: bool) -> Self {
+        fn widened<const D: usize>(weight: &Tensor<D>, rounds: bool) -> Tensor<D> {
+            let weight = weight.clone();
+            let weight = if rounds {
+                weight.cast(DType::F16)
+            } else {
+                weight
+            };
+            match weight.dtype() {
+                DType::F32 => weight,
+                _ => weight.cast(DType::F32),
+            }
+        }
+        match self {
+            Self::Vector(t) => Self::Vector(widened(t, rounds)),
+            Self::Matrix(t) => Self::Matrix(widened(t, rounds)),
+            Self::Kernel(t) => Self::Kernel(widened(t, rounds)),
+        }
+    }
+}
+
+/// `host` on the device. It is rounded here: GPUs do that each in their own way.
+fn place<const D: usize>(host: HostTensor, target: &Target) -> Result<Tensor<D>> {
+    let device = &target.device;
+    if target.precision == Precision::F32 {
+        return host.into_device(device);
+    }
+    host.dims::<D>()?;
+    let halves: Vec<f16> = host
+        .data
+        .iter()
+        .map(|value| f16::from_f32(*value))
+        .collect();
+    let halves = TensorData::new(halves, Shape::from(host.shape));
+    Ok(Tensor::from_data(halves, (device, DType::F16)))
 }
 
 /// Every parameter of a model.

@@ -138,7 +138,7 @@ impl<L: Parameters> Stored<L> {
         let mut weights = Weights::of_read(&own, |name| self.read(name), &digest, target)?;
         let checkpoint = self.checkpoint.clone();
         let reader = Reader::new(move |name| checkpoint.read(name));
-        weights.set_apart(&theirs, apart.held, reader)?;
+        weights.set_apart(&theirs, apart, reader)?;
         let changes = |layer: &String| {
             let of_each = self.adapters.iter();
             let of_each = of_each.filter_map(|adapter| adapter.of_layer(layer).cloned());
@@ -164,6 +164,7 @@ impl<L: Parameters> Stored<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Precision;
     use crate::error::Error;
     use crate::host::OnDevice;
     use crate::layers::Linear;
@@ -180,15 +181,20 @@ mod tests {
     }
 
     fn stored(dir: &tempfile::TempDir, last: f32) -> Stored<Pair> {
+        stored_of(dir, [2.0, 1.0, 1.0, 1.0, 1.0, 1.0], last)
+    }
+
+    /// With such a weight of the first, and such a bias of the last.
+    fn stored_of(dir: &tempfile::TempDir, first: [f32; 6], last: f32) -> Stored<Pair> {
         let pair = Pair(["a", "b"].map(|name| Linear::new(name, 3, 2)));
         let tensors: Vec<(String, HostTensor)> = list(&pair)
             .into_iter()
             .map(|parameter| {
-                let mut data = vec![1.0; parameter.values()];
-                data[0] = if parameter.name == "b.bias" {
-                    last
-                } else {
-                    2.0
+                let data = match parameter.name.as_str() {
+                    "a.weight" => first.to_vec(),
+                    "b.weight" => vec![2.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+                    "b.bias" => vec![last, 1.0],
+                    _ => vec![2.0, 1.0],
                 };
                 let tensor = HostTensor::new(parameter.shape, data).unwrap();
                 (parameter.name, tensor)
@@ -229,6 +235,7 @@ mod tests {
             let apart = Apart {
                 layers: ["a".to_owned()].into(),
                 held,
+                ..Apart::default()
             };
             let weights = stored.load_apart(&list(stored.layers()), &apart, &device);
             let weights = weights.unwrap();
@@ -245,6 +252,52 @@ mod tests {
             assert_eq!(same, held);
             assert!(weights.by_input("c.weight").is_err());
         }
+    }
+
+    #[test]
+    fn what_others_hold_in_half_precision_has_the_same_values_here() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+        // Between two halves, nearer to the upper one, and below the least normal one.
+        let stored = stored_of(&dir, [1.0007, 3e-7, 1.0, 1.0, 1.0, 1.0], 5.0);
+        let halves = [1.000_976_6, 2.980_232_2e-7];
+        let whole = stored.load(&device).unwrap();
+        let here = whole.widened("a", Precision::F16).unwrap();
+        assert_eq!(here.by_input("a.weight").unwrap()[..2], [halves[0], 1.0]);
+        assert_eq!(here.by_output("a.weight").unwrap().0[..2], halves);
+        assert!(here.matrix("b.weight").is_err() && here.vector("a.bias").is_ok());
+        let same = whole.widened("a", Precision::F32).unwrap();
+        assert_eq!(same.by_output("a.weight").unwrap().0[0], 1.0007);
+        for held in [true, false] {
+            let apart = Apart {
+                layers: ["a".to_owned()].into(),
+                held,
+                precision: Precision::F16,
+            };
+            let weights = stored.load_apart(&list(stored.layers()), &apart, &device);
+            let weights = weights.unwrap();
+            assert_eq!(weights.by_output("a.weight").unwrap().0[..2], halves);
+            // Nobody else has the others.
+            assert_eq!(weights.by_output("b.weight").unwrap().0[0], 2.0);
+        }
+        let halved = stored.load((&device, Precision::F16)).unwrap();
+        let wide = halved.widened("a", Precision::F16).unwrap();
+        assert_eq!(wide.by_output("a.weight").unwrap().0[..2], halves);
+        let lost = halved.widened("a", Precision::F32).unwrap_err().to_string();
+        assert!(lost.contains("half precision"), "{lost}");
+    }
+
+    #[test]
+    fn what_has_no_half_is_named() {
+        let (dir, device) = (tempfile::tempdir().unwrap(), Device::flex());
+        let stored = stored_of(&dir, [1e6; 6], 5.0);
+        let apart = Apart {
+            layers: ["a".to_owned()].into(),
+            held: true,
+            precision: Precision::F16,
+        };
+        let error = stored.load_apart(&list(stored.layers()), &apart, &device);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("a.weight in f16"), "{error}");
     }
 
     #[test]
