@@ -134,7 +134,7 @@ async fn a_fleet_of_mixed_versions_makes_the_same_picture() {
 async fn two_sides_without_a_common_version_say_which_one_to_upgrade() {
     for (versions, parts) in [
         ([1, 2], ["speaks protocol 1 to 2", "upgrade the worker"]),
-        ([7, 9], ["speaks protocol 7 to 9", "upgrade this side"]),
+        ([8, 9], ["speaks protocol 8 to 9", "upgrade this side"]),
     ] {
         let worker = Claiming::of(versions).await;
         let error = picture(&[&worker.url], "resident").await.err().unwrap();
