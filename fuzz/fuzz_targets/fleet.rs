@@ -2,16 +2,19 @@
 
 #![no_main]
 
-use lacuna_files::fleet::{FleetConfig, MAX_WORKERS};
+use lacuna_files::fleet::{FleetConfig, Kept, MAX_WORKERS};
 use libfuzzer_sys::fuzz_target;
 
-/// What the environment variable of a token holds, if there is one.
-fn variable(name: &str) -> Option<String> {
-    (!name.is_empty()).then(|| name.to_owned())
+/// What an environment variable or a file holds, if there is one.
+fn lookup(kept: Kept<'_>) -> Option<String> {
+    match kept {
+        Kept::Variable(name) => (!name.is_empty()).then(|| name.to_owned()),
+        Kept::File(path) => path.to_str().map(str::to_owned),
+    }
 }
 
 fuzz_target!(|text: &str| {
-    let config = match FleetConfig::parse(text, &variable) {
+    let config = match FleetConfig::parse(text, &lookup) {
         Ok(config) => config,
         Err(reason) => {
             assert!(!reason.is_empty() && !reason.contains('\n'), "{reason:?}");
@@ -20,7 +23,7 @@ fuzz_target!(|text: &str| {
     };
     assert!((1..=MAX_WORKERS).contains(&config.workers.len()));
     // What is wrong further down is told without the tokens above.
-    let wrong = FleetConfig::parse(&format!("{text}\n[[worker]]\nurl = 3\n"), &variable);
+    let wrong = FleetConfig::parse(&format!("{text}\n[[worker]]\nurl = 3\n"), &lookup);
     let reason = wrong.expect_err("a number is no address");
     for worker in config.everybody() {
         let secret = worker.token.as_ref().is_some_and(|t| t.contains("SECRET"));

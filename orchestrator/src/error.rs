@@ -128,6 +128,14 @@ pub enum Error {
         /// What the connection said.
         reason: String,
     },
+    /// It cannot be said whether a worker is who is meant.
+    #[error("worker {worker}: {reason}")]
+    WorkerTrust {
+        /// Its address.
+        worker: String,
+        /// What is wrong, naming the file.
+        reason: String,
+    },
     /// A worker took a request and does not answer it.
     #[error("worker {worker} has been silent for {seconds} s")]
     WorkerSilent {
@@ -256,6 +264,16 @@ impl Error {
         }
     }
 
+    /// Whether a numbered request may fare better when it is sent again: the connection failed, or a request was cut short, or
+    /// somebody before the worker did not reach it.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            Self::WorkerUnreachable { .. } => true,
+            Self::WorkerRefused { status, .. } => matches!(status, 408 | 502..=504),
+            _ => false,
+        }
+    }
+
     /// The address of the worker that is lost to the picture: it is gone, it fails, or it has lost the
     /// session. One that lies or is set up wrongly is not lost but to be looked at.
     pub fn lost_worker(&self) -> Option<&str> {
@@ -263,7 +281,9 @@ impl Error {
             Self::WorkerUnreachable { worker, .. }
             | Self::WorkerSilent { worker, .. }
             | Self::WorkerSlow { worker, .. } => Some(worker),
-            Self::WorkerRefused { worker, status, .. } if *status == 404 || *status >= 500 => {
+            Self::WorkerRefused { worker, status, .. }
+                if matches!(status, 404 | 408 | 410) || *status >= 500 =>
+            {
                 Some(worker)
             }
             _ => None,

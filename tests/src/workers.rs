@@ -42,7 +42,7 @@ pub struct RunningWorker {
     /// Its state.
     pub service: Service,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<()>,
 }
 
 impl RunningWorker {
@@ -103,7 +103,7 @@ impl RunningWorker {
     /// Waits for its end, which must come within `limit`.
     pub async fn ended(self, limit: Duration) {
         let ended = tokio::time::timeout(limit, self.served).await;
-        ended.expect("the worker ends").unwrap().unwrap();
+        ended.expect("the worker ends").unwrap();
     }
 }
 

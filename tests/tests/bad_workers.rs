@@ -1,6 +1,8 @@
 //! An orchestrator whose workers are dead, full, or set up wrongly: one line that names the worker, and no
 //! file left. A connection that fails for a moment costs nothing.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
@@ -108,6 +110,7 @@ async fn a_worker_wants_another_token() {
 async fn a_worker_is_full() {
     let options = Options {
         max_sessions: 0,
+        session_wait: Duration::ZERO,
         ..Options::default()
     };
     let worker = RunningWorker::start(MODEL, &options).await;

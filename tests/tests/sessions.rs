@@ -85,6 +85,7 @@ async fn the_lanes_of_a_picture_take_one_place() {
     let options = Options {
         max_latents: [2, 8, 8],
         max_sessions: 2,
+        session_wait: Duration::ZERO,
         ..Options::default()
     };
     let worker = RunningWorker::start("sd1", &options).await;

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -13,55 +13,29 @@ use crate::model::Model;
 #[derive(Clone)]
 pub struct Compute {
     jobs: Sender<Job>,
-    waiting: Arc<Semaphore>,
 }
 
 /// What is done on the thread.
 type Job = Box<dyn FnOnce(&Model) + Send>;
 
 impl Compute {
-    /// Starts a thread that computes on `model`, with room for `queue` requests at a time.
+    /// Starts a thread that computes on `model`.
     ///
     /// # Errors
     /// Those of the operating system when it gives no thread.
-    pub fn start(model: Arc<Model>, queue: usize) -> std::io::Result<Self> {
+    pub fn start(model: Arc<Model>) -> std::io::Result<Self> {
         let (jobs, inbox): (_, Receiver<Job>) = channel();
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || inbox.into_iter().for_each(|job| job(&model)))?;
-        Ok(Self {
-            jobs,
-            waiting: Arc::new(Semaphore::new(queue)),
-        })
+        Ok(Self { jobs })
     }
 
     /// Does `work`, when its turn comes.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the queue is full; [`Error::Compute`] when the thread has ended; those of `work`.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let place = self.waiting.try_acquire();
-        let _place = place.map_err(|_| Error::Busy("too many requests wait for the device"))?;
-        self.done(work).await
-    }
-
-    /// Does `work` of a request that was begun, and waits for a place in the queue.
-    ///
-    /// # Errors
     /// [`Error::Compute`] when the thread has ended; those of `work`.
-    pub async fn go_on<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let place = self.waiting.acquire().await;
-        let _place = place.map_err(|_| Error::Compute("the queue is closed".into()))?;
-        self.done(work).await
-    }
-
-    async fn done<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {

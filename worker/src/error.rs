@@ -1,7 +1,7 @@
 //! What a worker refuses, and with which status.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lacuna_protocol::session::Refusal;
 use lacuna_protocol::version::Versions;
@@ -51,6 +51,18 @@ pub enum Error {
     /// The message is malformed, or asks for what the model does not have.
     #[error("{0}")]
     Invalid(String),
+    /// The request has more bytes than any may have.
+    #[error("the request is longer than any, which have {most} bytes at most")]
+    TooLong {
+        /// Bytes at most.
+        most: usize,
+    },
+    /// The request did not come to its end, or its answer was not taken.
+    #[error("{0}")]
+    Stopped(String),
+    /// The reply to a request that is repeated is not kept any more.
+    #[error("the reply to request {0} is not kept any more: there was no room for it")]
+    Dropped(u64),
     /// No more sessions, or no more work.
     #[error("this worker is busy: {0}")]
     Busy(&'static str),
@@ -97,21 +109,54 @@ impl From<lacuna_protocol::Error> for Error {
     }
 }
 
+impl Error {
+    /// The status, and a word for programs that stays what it is.
+    fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "token"),
+            Self::UnknownSession(_) => (StatusCode::NOT_FOUND, "session"),
+            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "model"),
+            Self::Protocol { .. } => (StatusCode::CONFLICT, "protocol"),
+            Self::Sequence { .. } => (StatusCode::CONFLICT, "sequence"),
+            Self::Repeated(_) => (StatusCode::CONFLICT, "repeated"),
+            Self::Dropped(_) => (StatusCode::GONE, "dropped"),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_long"),
+            Self::Stopped(_) => (StatusCode::REQUEST_TIMEOUT, "stopped"),
+            Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            Self::Compute(_) => (StatusCode::INTERNAL_SERVER_ERROR, "compute"),
+        }
+    }
+
+    /// Seconds after which the same may be asked for again, where that helps.
+    fn again_after(&self) -> Option<u32> {
+        match self {
+            Self::Busy(_) => Some(2),
+            Self::Loading => Some(5),
+            _ => None,
+        }
+    }
+}
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let status = match &self {
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::UnknownSession(_) | Self::UnknownModel { .. } => StatusCode::NOT_FOUND,
-            Self::Protocol { .. } | Self::Sequence { .. } | Self::Repeated(_) => {
-                StatusCode::CONFLICT
-            }
-            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Busy(_) | Self::Loading | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Compute(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
+        let (status, code) = self.status();
         let refusal = Refusal {
             error: self.to_string(),
+            code: code.to_owned(),
         };
-        (status, Json(refusal)).into_response()
+        let mut response = (status, Json(refusal)).into_response();
+        if let Some(seconds) = self.again_after() {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        // What was not read to its end cannot be followed by another request.
+        if matches!(self, Self::TooLong { .. } | Self::Stopped(_)) {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
     }
 }

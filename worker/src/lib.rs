@@ -11,6 +11,9 @@
 //! - [`bounds`]: what the largest picture bounds.
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`streamed`]: requests that are answered while they come.
+//! - [`intake`]: requests' bodies as they come, bounded in bytes and time.
+//! - [`tokens`]: whom the worker lets in.
+//! - [`visitors`]: who is connected.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -19,6 +22,7 @@
 pub mod bounds;
 pub mod compute;
 pub mod error;
+pub mod intake;
 pub mod model;
 pub mod program;
 pub mod serve;
@@ -26,7 +30,9 @@ pub mod service;
 pub mod sessions;
 pub mod streamed;
 pub mod strip;
+pub mod tokens;
+pub mod visitors;
 
 pub use model::Model;
-pub use serve::{serve, serve_while_loading};
+pub use serve::{Door, serve, serve_while_loading};
 pub use service::{Options, Service};

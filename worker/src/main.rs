@@ -9,15 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::{Args, Parser};
+use lacuna_channel::Pin;
+use lacuna_channel::identity::Identity;
+use lacuna_channel::server::{Files, Server};
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::weights::{AdapterFile, Checkpoint};
 use lacuna_model::{selftest, speed};
 use lacuna_worker::bounds::{MAX_BATCH, MAX_SIDE};
-use lacuna_worker::{Model, Options, Service, serve, serve_while_loading};
+use lacuna_worker::tokens::Secret;
+use lacuna_worker::{Door, Model, Options, Service, serve, serve_while_loading};
 use tokio::net::TcpListener;
 
 #[global_allocator]
@@ -52,9 +56,14 @@ struct Arguments {
     /// Accept a GPU that is emulated in software (llvmpipe).
     #[arg(long, env = "LACUNA_ALLOW_SOFTWARE")]
     allow_software: bool,
-    /// What orchestrators must present. Without one, anybody who reaches the port may compute.
+    /// What orchestrators must present. Without this and --token-file, anybody who reaches the port may compute.
     #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// A file of such tokens, one a line; it is read again when it changes.
+    #[arg(long, env = "LACUNA_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    channel: Channel,
     /// Rows of latents at most (height / 8 for Stable Diffusion).
     #[arg(long, env = "LACUNA_WORKER_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_rows: usize,
@@ -67,15 +76,62 @@ struct Arguments {
     /// Pictures at a time.
     #[arg(long, env = "LACUNA_MAX_SESSIONS", default_value_t = 16, value_parser = one_to(MAX_SESSIONS))]
     max_sessions: usize,
+    /// Pictures at a time of those who show one token [default: as many as --max-sessions].
+    #[arg(long, env = "LACUNA_MAX_SESSIONS_EACH", value_parser = one_to(MAX_SESSIONS))]
+    max_sessions_each: Option<usize>,
     /// Close a session that is idle for so many seconds.
     #[arg(long, env = "LACUNA_SESSION_IDLE", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     session_idle: u64,
     /// Close a session that nobody has used for so many seconds after it was opened.
     #[arg(long, env = "LACUNA_SESSION_UNUSED", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     session_unused: u64,
+    /// Close a session so many seconds after it was opened, whatever is done in it.
+    #[arg(long, env = "LACUNA_SESSION_TOTAL", default_value_t = 24 * 3600, value_parser = clap::value_parser!(u64).range(1..))]
+    session_total: u64,
+    /// Have a picture wait for a place for so many seconds, in turn.
+    #[arg(long, env = "LACUNA_SESSION_WAIT", default_value_t = 20)]
+    session_wait: u64,
     /// On SIGTERM, wait so many seconds for open sessions to end.
     #[arg(long, env = "LACUNA_DRAIN", default_value_t = 30)]
     drain: u64,
+}
+
+/// The private channel: TLS 1.3.
+#[derive(Args)]
+#[command(next_help_heading = "Channel")]
+struct Channel {
+    /// A folder with the worker's own certificate, key and tokens. What is missing is made, and what a fleet file needs of it is
+    /// printed.
+    #[arg(long, env = "LACUNA_IDENTITY", value_name = "DIR", conflicts_with_all = ["tls_cert", "tls_key", "token_file"])]
+    identity: Option<PathBuf>,
+    /// Print what a fleet file needs of --identity, with its token, also where the output is no terminal.
+    #[arg(long, requires = "identity")]
+    entry: bool,
+    /// The name or address that others reach this machine by [default: that of --listen].
+    #[arg(long, env = "LACUNA_NAME", value_name = "HOST")]
+    name: Option<String>,
+    /// A certificate in PEM, with those between it and an authority's; it is read again when it changes.
+    #[arg(
+        long,
+        env = "LACUNA_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(
+        long,
+        env = "LACUNA_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+    /// Authorities in PEM, of which whoever connects must have a certificate.
+    #[arg(long, env = "LACUNA_CLIENT_CA", value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// Listen in plain on an address that others reach: whoever is on the way sees tokens and features.
+    #[arg(long, env = "LACUNA_INSECURE", value_parser = BoolishValueParser::new())]
+    insecure: bool,
 }
 
 /// Most pictures at a time; each has threads and memory of its own.
@@ -118,6 +174,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let stop = shutdown_signal().context("cannot listen for signals")?;
+    let mut arguments = arguments;
+    let channel = arguments.channel()?;
     let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; give another --listen",
@@ -125,22 +183,110 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         )
     })?;
     let address = listener.local_addr()?;
+    if let Some(channel) = &channel {
+        tracing::info!("TLS by the public key {}", channel.pin());
+        arguments.introduce(address, channel.pin())?;
+    }
     let drain = Duration::from_secs(arguments.drain);
     // A second handle on the same socket, so that no connection is lost between the two servers.
     let socket = listener.into_std()?;
-    let loading = TcpListener::from_std(socket.try_clone()?)?;
-    let listener = TcpListener::from_std(socket)?;
+    let door = |socket| {
+        Ok::<_, std::io::Error>(Door::new(TcpListener::from_std(socket)?, channel.clone()))
+    };
+    let (loading, door) = (door(socket.try_clone()?)?, door(socket)?);
     let prepared = tokio::task::spawn_blocking(move || prepare(arguments));
     let mut stop = Box::pin(stop);
     let service = tokio::select! {
-        service = serve_while_loading(loading, prepared) => service???,
+        service = serve_while_loading(loading, prepared) => service??,
         // What reads and loads is of no use to anybody, and would be waited for.
         () = &mut stop => std::process::exit(0),
     };
-    tracing::info!("ready on http://{address}");
-    serve(listener, service, stop, drain).await?;
+    let scheme = if channel.is_some() { "https" } else { "http" };
+    tracing::info!("ready on {scheme}://{address}");
+    serve(door, service, stop, drain).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+impl Arguments {
+    /// The private channel that was asked for; none where plain HTTP is good enough.
+    fn channel(&mut self) -> anyhow::Result<Option<Arc<Server>>> {
+        let channel = &self.channel;
+        let files = match (&channel.identity, &channel.tls_cert, &channel.tls_key) {
+            (Some(dir), ..) => {
+                let names = [self.host().unwrap_or_else(|| "localhost".into())];
+                let identity = Identity::at(dir, &names)?;
+                self.token_file = Some(identity.tokens);
+                Some(identity.files)
+            }
+            (None, Some(certificate), Some(key)) => Some(Files {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_authorities: None,
+            }),
+            _ => None,
+        };
+        let Some(files) = files else {
+            let away = !self.listen.ip().to_canonical().is_loopback();
+            anyhow::ensure!(
+                self.channel.client_ca.is_none(),
+                "--client-ca needs a channel: give --identity, or --tls-cert and --tls-key"
+            );
+            anyhow::ensure!(
+                self.channel.insecure || !away,
+                "--listen {}: others reach it, and whoever is on the way would see tokens and features; give --identity DIR, or \
+                 --tls-cert and --tls-key, or --insecure where something else sees to it",
+                self.listen
+            );
+            return Ok(None);
+        };
+        let client_authorities = self.channel.client_ca.clone();
+        let files = Files {
+            client_authorities,
+            ..files
+        };
+        Ok(Some(Arc::new(Server::new(files)?)))
+    }
+
+    /// What others reach this machine by, as far as that is known.
+    fn host(&self) -> Option<String> {
+        let ip = self.listen.ip();
+        let own = (!ip.is_unspecified()).then(|| ip.to_string());
+        self.channel.name.clone().or(own)
+    }
+
+    /// Prints what a fleet file needs, where somebody reads it: it holds a token, which is for no log.
+    fn introduce(&self, address: SocketAddr, pin: Pin) -> anyhow::Result<()> {
+        let (Some(_), Some(tokens)) = (&self.channel.identity, &self.token_file) else {
+            return Ok(());
+        };
+        let mut stdout = std::io::stdout();
+        if !stdout.is_terminal() && !self.channel.entry {
+            tracing::info!(
+                "--entry prints what a fleet file needs, and the token in {}",
+                tokens.display()
+            );
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(tokens)?;
+        let lines = text.lines().map(str::trim);
+        let token = lines
+            .clone()
+            .find(|line| !line.is_empty() && !line.starts_with('#'));
+        let host = match self.host() {
+            Some(host) if host.contains(':') => format!("[{host}]"),
+            Some(host) => host,
+            None => "THIS-MACHINE".into(),
+        };
+        writeln!(
+            stdout,
+            "[[worker]]\nurl = \"https://{host}:{}\"\nprovider = \"WHOSE-MACHINE\"\ntoken = \"{}\"\npin = \"{pin}\"",
+            address.port(),
+            token.unwrap_or_default(),
+        )?;
+        stdout.flush()?;
+        Ok(())
+    }
 }
 
 /// Opens the device and holds it against the CPU.
@@ -193,15 +339,19 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     ];
     let gflops = speed::gflops(model.unet(), max_latents, PROMPT_TOKENS, target)?;
     tracing::info!("{gflops:.0} GFLOP/s");
-    if arguments.token.is_none() {
+    if arguments.token.is_none() && arguments.token_file.is_none() {
         tracing::warn!("no --token: anybody who reaches this port may compute");
     }
     let options = Options {
-        token: arguments.token,
+        token: arguments.token.map(Secret),
+        token_file: arguments.token_file,
         max_latents,
         max_sessions: arguments.max_sessions,
         session_idle: Duration::from_secs(arguments.session_idle),
         session_unused: Duration::from_secs(arguments.session_unused),
+        session_total: Duration::from_secs(arguments.session_total),
+        session_wait: Duration::from_secs(arguments.session_wait),
+        max_sessions_each: arguments.max_sessions_each,
         gflops: Some(gflops),
     };
     Ok(Service::new(Arc::new(model), &device, &options)?)

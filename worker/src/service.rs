@@ -1,16 +1,19 @@
 //! The HTTP routes.
 
+use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{self, DefaultBodyLimit, Path, State};
+use axum::extract::{self, Path, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
+use futures::stream;
 use lacuna_model::device::OpenDevice;
 use lacuna_model::memory;
 use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
@@ -20,19 +23,30 @@ use lacuna_wire::Message;
 use crate::bounds::Bounds;
 use crate::compute::Compute;
 use crate::error::{Error, Result};
+use crate::intake::{Incoming, Intake};
 use crate::model::Model;
 use crate::program::{Ground, Program, Request};
-use crate::sessions::{Lane, Room, Sessions};
+use crate::sessions::{Guest, Lane, Room, Sessions};
 use crate::streamed;
+use crate::tokens::{Secret, Tokens};
+use crate::visitors::{Visitor, Visitors};
 
 /// Most bytes of a picture's name.
 const MAX_NAME: usize = 64;
+/// Most bytes of a request that opens a session.
+const OPENING: usize = 64 << 10;
+/// Largest requests that are in memory at a time, and replies that are kept.
+const AT_ONCE: usize = 4;
+/// Connections of a picture, and some beside.
+const CONNECTIONS: usize = 8;
 
 /// How a worker behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What a request must bring as `Authorization: Bearer`; none lets anybody in.
-    pub token: Option<String>,
+    /// What a request must bring as `Authorization: Bearer`, this or a line of the file; none of both lets anybody in.
+    pub token: Option<Secret>,
+    /// A file of tokens, one a line, which may change.
+    pub token_file: Option<PathBuf>,
     /// Latents that it accepts at most: batch, rows, columns. Sets the limit of a request's bytes.
     pub max_latents: [usize; 3],
     /// Pictures at a time; the lanes of one picture are sessions that share its place.
@@ -41,6 +55,12 @@ pub struct Options {
     pub session_idle: Duration,
     /// One that was never used is closed after so long.
     pub session_unused: Duration,
+    /// And any, whatever is done in it.
+    pub session_total: Duration,
+    /// A picture waits so long for a place.
+    pub session_wait: Duration,
+    /// Pictures at a time of those who show one token; all there are where it is not said.
+    pub max_sessions_each: Option<usize>,
     /// What was measured of the device, 10^9 operations a second.
     pub gflops: Option<f64>,
 }
@@ -49,11 +69,15 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             token: None,
+            token_file: None,
             // 1024 x 1024 pixels with guidance.
             max_latents: [2, 128, 128],
             max_sessions: 16,
             session_idle: Duration::from_secs(600),
             session_unused: Duration::from_secs(30),
+            session_total: Duration::from_secs(24 * 3600),
+            session_wait: Duration::from_secs(20),
+            max_sessions_each: None,
             gflops: None,
         }
     }
@@ -65,8 +89,10 @@ pub struct Service(Arc<Inner>);
 
 struct Inner {
     info: Info,
-    /// Digest of the token: comparing digests takes the same time wherever they differ.
-    token: Option<blake3::Hash>,
+    tokens: Tokens,
+    visitors: Visitors,
+    intake: Intake,
+    wait: Duration,
     ground: Ground,
     room: Room,
     sessions: Sessions<Program>,
@@ -77,8 +103,8 @@ impl Service {
     /// A service that computes on `model`, which lives on `device`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when latents may be larger than this machine's memory can hold; [`Error::Compute`]
-    /// when the compute thread does not start.
+    /// [`Error::Invalid`] when latents may be larger than this machine's memory can hold, or the file of tokens is none;
+    /// [`Error::Compute`] when the compute thread does not start.
     pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
         let bounds = Bounds::new(&model, options.max_latents, memory::in_all())?;
         let limits = Limits {
@@ -104,12 +130,18 @@ impl Service {
             batch: options.max_latents[0],
             idle: options.session_idle,
             unused: options.session_unused,
+            total: options.session_total,
+            each: options.max_sessions_each.unwrap_or(options.max_sessions),
+            kept: AT_ONCE * bounds.body_bytes,
         };
-        let compute = Compute::start(model.clone(), options.max_sessions)
+        let compute = Compute::start(model.clone())
             .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
             info,
-            token: options.token.as_deref().map(|t| blake3::hash(t.as_bytes())),
+            tokens: Tokens::new(options.token.as_ref(), options.token_file.as_deref())?,
+            visitors: Visitors::new(CONNECTIONS * (options.max_sessions + 1)),
+            intake: Intake::new(bounds.body_bytes, AT_ONCE),
+            wait: options.session_wait,
             ground: Ground {
                 model,
                 compute,
@@ -124,6 +156,16 @@ impl Service {
     /// What the worker says of itself.
     pub fn info(&self) -> &Info {
         &self.0.info
+    }
+
+    /// Whom the worker lets in.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    /// Who is connected.
+    pub(crate) fn visitors(&self) -> &Visitors {
+        &self.0.visitors
     }
 
     /// From now on not ready, and no new sessions; those open may end.
@@ -159,8 +201,7 @@ impl Service {
             .route("/v1/sessions/{id}/run", post(run))
             .route("/v1/sessions/{id}/advance", post(advance))
             .route("/v1/sessions/{id}/multiply", post(multiply))
-            .layer(from_fn_with_state(self.clone(), authorize))
-            .layer(DefaultBodyLimit::max(self.0.info.limits.max_body_bytes));
+            .layer(from_fn_with_state(self.clone(), authorize));
         Router::new()
             .route("/health/live", get(live))
             .route("/health/ready", get(ready))
@@ -169,23 +210,27 @@ impl Service {
     }
 }
 
+/// Lets in who shows a token, before anything else is read of what it says.
 async fn authorize(
     State(service): State<Service>,
-    request: extract::Request,
+    mut request: extract::Request,
     next: Next,
 ) -> Response {
-    let Some(token) = service.0.token else {
-        return next.run(request).await;
-    };
-    let given = request
+    let shown = request
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "));
-    match given {
-        Some(given) if blake3::hash(given.as_bytes()) == token => next.run(request).await,
-        _ => Error::Unauthorized.into_response(),
+    let Some(guest) = service.tokens().admit(shown) else {
+        return Error::Unauthorized.into_response();
+    };
+    // Where somebody else serves, nobody is counted.
+    let visitor = request.extensions().get::<Arc<Visitor>>();
+    if visitor.is_some_and(|visitor| !service.visitors().trust(visitor)) {
+        return Error::Busy("it has no room for another connection").into_response();
     }
+    request.extensions_mut().insert(guest);
+    next.run(request).await
 }
 
 /// `GET /health/live`.
@@ -209,22 +254,32 @@ async fn info(State(service): State<Service>) -> Json<Info> {
 async fn probe(
     State(service): State<Service>,
     Path(bytes): Path<usize>,
-    _: Bytes,
-) -> Result<Vec<u8>> {
-    let most = service.0.info.limits.max_body_bytes;
+    body: Body,
+) -> Result<Response> {
+    let most = service.0.intake.most();
     if bytes > most {
         return Err(Error::Invalid(format!("{bytes} bytes; at most {most}")));
     }
-    Ok(vec![0; bytes])
+    // Nothing of it is kept.
+    Incoming::new(body, most).pass().await?;
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let parts = (0..bytes).step_by(ZEROS.len());
+    let parts = parts.map(move |at| Bytes::from_static(&ZEROS[..ZEROS.len().min(bytes - at)]));
+    let body = Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>)));
+    Ok(([(header::CONTENT_LENGTH, bytes)], body).into_response())
 }
 
 async fn open(
     State(service): State<Service>,
-    Json(request): Json<serde_json::Value>,
+    Extension(guest): Extension<Guest>,
+    body: Body,
 ) -> Result<(StatusCode, Json<SessionOpened>)> {
     if service.0.stopping.load(Ordering::Relaxed) {
         return Err(Error::Stopping);
     }
+    let invalid = |e: serde_json::Error| Error::Invalid(format!("opening a session: {e}"));
+    let (body, _) = Incoming::new(body, OPENING).all().await?;
+    let request: serde_json::Value = serde_json::from_slice(&body).map_err(invalid)?;
     // The version comes first: what else is said may be of one that this worker cannot read.
     let protocol = request.get("protocol").and_then(serde_json::Value::as_u64);
     if let Some(wanted) =
@@ -233,8 +288,7 @@ async fn open(
         let held = SPOKEN;
         return Err(Error::Protocol { wanted, held });
     }
-    let request: OpenSession = serde_json::from_value(request)
-        .map_err(|e| Error::Invalid(format!("opening a session: {e}")))?;
+    let request: OpenSession = serde_json::from_value(request).map_err(invalid)?;
     let held = &service.0.info.models[0].digest;
     if request.model != *held {
         return Err(Error::UnknownModel {
@@ -248,63 +302,82 @@ async fn open(
         return Err(Error::Invalid(reason));
     }
     let kind = request.kind.name();
-    let batch = Program::batch(&request.kind, &service.0.ground);
-    let program = Program::start(request.kind, &service.0.ground)?;
-    let session = service.0.sessions.open(program, Lane { picture, batch })?;
+    let lane = Lane {
+        picture,
+        batch: Program::batch(&request.kind, &service.0.ground),
+        guest,
+    };
+    let start = || match service.0.stopping.load(Ordering::Relaxed) {
+        true => Err(Error::Stopping),
+        false => Program::start(request.kind, &service.0.ground),
+    };
+    let session = service.0.sessions.open(start, lane, service.0.wait).await?;
     tracing::info!(session = &session[..8], kind, "opened a session");
     Ok((StatusCode::CREATED, Json(SessionOpened { session })))
 }
 
-async fn close(State(service): State<Service>, Path(id): Path<String>) -> Result<StatusCode> {
-    service.0.sessions.close(&id)?;
+async fn close(
+    State(service): State<Service>,
+    Extension(guest): Extension<Guest>,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    service.0.sessions.close(&id, &guest)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /v1/sessions/{id}/run`.
 async fn run(
     State(service): State<Service>,
+    Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response> {
     let read = |body: &Bytes| Ok(Request::Run(Message::decode(body)?));
-    answer(&service, &id, body, read).await
+    answer(&service, (&id, &guest), body, read).await
 }
 
 /// `POST /v1/sessions/{id}/advance`.
 async fn advance(
     State(service): State<Service>,
+    Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response> {
     let read = |body: &Bytes| Ok(Request::Advance(Message::decode(body)?));
-    answer(&service, &id, body, read).await
+    answer(&service, (&id, &guest), body, read).await
 }
 
 /// `POST /v1/sessions/{id}/multiply`.
 async fn multiply(
     State(service): State<Service>,
+    Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
     body: Body,
 ) -> Result<Response> {
-    let session = service.0.sessions.get(&id)?.lock_owned().await;
-    let most = service.0.info.limits.max_body_bytes;
-    streamed::multiply(session, body, most).await
+    let session = service.0.sessions.get(&id, &guest)?.lock_owned().await;
+    let admitted = service.0.intake.admit(body).await?;
+    let answer = streamed::multiply(session, admitted).await;
+    service.0.sessions.trim();
+    answer
 }
 
 /// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should
-/// the connection break meanwhile, the work is still done and its reply kept, so that the retry finds it and
-/// nothing is computed twice.
+/// the connection break once all has come, the work is still done and its reply kept, so that the retry finds it and
+/// nothing is computed twice. Nothing of the body is read before there is such a session, and room for it.
 async fn answer(
     service: &Service,
-    id: &str,
-    body: Bytes,
+    (id, guest): (&str, &Guest),
+    body: Body,
     read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
-    let mut session = service.0.sessions.get(id)?.lock_owned().await;
+    let mut session = service.0.sessions.get(id, guest)?.lock_owned().await;
+    let (incoming, place) = service.0.intake.admit(body).await?;
     let work = async move {
-        let request = read(&body)?;
-        let digest = blake3::hash(&body);
-        drop(body);
+        let _place = place;
+        let (body, digest) = incoming.all().await?;
+        // Many bytes take a while, which others need not wait for.
+        let request = tokio::task::spawn_blocking(move || read(&body));
+        let request = request.await.map_err(|e| Error::Compute(e.to_string()))??;
         let sequence = request.sequence();
         if let Some(reply) = session.replay(sequence, &digest)? {
             return Ok(reply);
@@ -316,5 +389,6 @@ async fn answer(
     let reply = tokio::spawn(work)
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
+    service.0.sessions.trim();
     Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
 }

@@ -4,13 +4,20 @@
 //! place, as long as their batch entries together are no more than one picture may have.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+
+/// How many may wait for a place.
+const WAITING: usize = 64;
+/// How often one who waits looks whether somebody has been idle for too long.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A dialogue of which `P` is the program.
 #[derive(Debug)]
@@ -28,8 +35,8 @@ struct Answered {
     sequence: u64,
     /// Digest of its bytes.
     digest: blake3::Hash,
-    /// The reply to it, kept so that a retried request is answered and not computed again.
-    reply: Bytes,
+    /// The reply to it, kept so that a retried request is answered and not computed again, for as long as there is room.
+    reply: Option<Bytes>,
 }
 
 impl<P> Session<P> {
@@ -44,12 +51,16 @@ impl<P> Session<P> {
     /// The kept reply if the request `sequence` of `digest` is a retry, or none if it is the next request.
     ///
     /// # Errors
-    /// [`Error::Sequence`] when it is neither, [`Error::Repeated`] when another request had its number.
+    /// [`Error::Sequence`] when it is neither, [`Error::Repeated`] when another request had its number, [`Error::Dropped`]
+    /// when the reply is not there any more.
     pub fn replay(&self, sequence: u64, digest: &blake3::Hash) -> Result<Option<Bytes>> {
         let last = self.answered.as_ref().map_or(0, |last| last.sequence);
         match &self.answered {
             Some(last) if sequence == last.sequence => match last.digest == *digest {
-                true => Ok(Some(last.reply.clone())),
+                true => match &last.reply {
+                    Some(reply) => Ok(Some(reply.clone())),
+                    None => Err(Error::Dropped(sequence)),
+                },
                 false => Err(Error::Repeated(sequence)),
             },
             _ if sequence == last + 1 => Ok(None),
@@ -70,8 +81,21 @@ impl<P> Session<P> {
         self.answered = Some(Answered {
             sequence,
             digest,
-            reply,
+            reply: Some(reply),
         });
+    }
+
+    /// Bytes of the reply that is kept.
+    fn kept(&self) -> usize {
+        let reply = self.answered.as_ref().and_then(|last| last.reply.as_ref());
+        reply.map_or(0, Bytes::len)
+    }
+
+    /// Keeps the reply no longer.
+    fn drop_reply(&mut self) {
+        if let Some(last) = &mut self.answered {
+            last.reply = None;
+        }
     }
 }
 
@@ -86,7 +110,16 @@ pub struct Room {
     pub idle: Duration,
     /// One that was never used is closed after so long: whoever opened it is gone.
     pub unused: Duration,
+    /// And any, whatever is done in it.
+    pub total: Duration,
+    /// Pictures of one guest at a time.
+    pub each: usize,
+    /// Bytes of replies that are kept, all together.
+    pub kept: usize,
 }
+
+/// Who opens a session, and alone may use it: the digest of a token.
+pub type Guest = blake3::Hash;
 
 /// What a session is of.
 #[derive(Clone, Debug)]
@@ -95,6 +128,8 @@ pub struct Lane {
     pub picture: Option<String>,
     /// Its batch entries.
     pub batch: usize,
+    /// Whose it is.
+    pub guest: Guest,
 }
 
 /// The open sessions, each with a program `P`.
@@ -102,6 +137,12 @@ pub struct Lane {
 pub struct Sessions<P> {
     open: Mutex<HashMap<String, Entry<P>>>,
     room: Room,
+    /// The first of those who wait for a place holds it.
+    turn: tokio::sync::Mutex<()>,
+    /// How many wait.
+    waiting: AtomicUsize,
+    /// A place may be free.
+    left: Notify,
 }
 
 #[derive(Debug)]
@@ -110,6 +151,8 @@ struct Entry<P> {
     session: Arc<tokio::sync::Mutex<Session<P>>>,
     /// When it was last used, or opened.
     used: Instant,
+    opened: Instant,
+    guest: Guest,
     /// Whether it was ever used.
     begun: bool,
     /// The place that it takes: of its picture, or one of its own.
@@ -123,25 +166,79 @@ impl<P> Sessions<P> {
         Self {
             open: Mutex::new(HashMap::new()),
             room,
+            turn: tokio::sync::Mutex::new(()),
+            waiting: AtomicUsize::new(0),
+            left: Notify::new(),
         }
     }
 
-    /// Opens a session; its name cannot be guessed.
+    /// Opens a session of the program that `make` gives, if need be once a place is free, for which all wait in the order in
+    /// which they came. A lane of a picture that has a place does not wait. Its name cannot be guessed.
     ///
     /// # Errors
-    /// [`Error::Busy`] when there are too many.
-    pub fn open(&self, program: P, lane: Lane) -> Result<String> {
+    /// [`Error::Busy`] where none becomes free within `patience`, or too many wait; those of `make`.
+    pub async fn open(
+        &self,
+        make: impl FnOnce() -> Result<P>,
+        lane: Lane,
+        patience: Duration,
+    ) -> Result<String> {
+        let mut make = Some(make);
+        let busy = || Error::Busy("it has no room for another session");
+        if self.waiting.load(Ordering::Relaxed) == 0 || self.has_place(&lane) {
+            match self.open_now(&mut make, &lane) {
+                Err(Error::Busy(_)) => {}
+                done => return done,
+            }
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(busy());
+        }
+        let _waiting = Waiting(&self.waiting);
+        let opened = async {
+            let _turn = self.turn.lock().await;
+            loop {
+                let left = self.left.notified();
+                match self.open_now(&mut make, &lane) {
+                    // Who is idle for too long leaves without a word.
+                    Err(Error::Busy(_)) => drop(tokio::time::timeout(LOOK, left).await),
+                    done => return done,
+                }
+            }
+        };
+        let opened = tokio::time::timeout(patience, opened).await;
+        opened.unwrap_or_else(|_| Err(busy()))
+    }
+
+    /// The same at once or not at all; `make` is there until it is used.
+    fn open_now(
+        &self,
+        make: &mut Option<impl FnOnce() -> Result<P>>,
+        lane: &Lane,
+    ) -> Result<String> {
         let mut open = self.lock();
         self.expire_of(&mut open);
+        let busy = || Error::Busy("it has no room for another session");
         let name = Uuid::new_v4().simple().to_string();
-        let place = self.place(&open, &lane).unwrap_or_else(|| name.clone());
-        let mut places: HashSet<&str> = open.values().map(|entry| entry.place.as_str()).collect();
-        if places.insert(&place) && places.len() > self.room.pictures {
-            return Err(Error::Busy("it has no room for another session"));
+        let place = self.place(&open, lane).unwrap_or_else(|| name.clone());
+        let places = |of: &dyn Fn(&Entry<P>) -> bool| {
+            let taken = open.values().filter(|entry| of(entry));
+            let mut places: HashSet<&str> = taken.map(|entry| entry.place.as_str()).collect();
+            places.insert(&place);
+            places.len()
+        };
+        let is_new = !open.values().any(|entry| entry.place == place);
+        let own = places(&|entry| entry.guest == lane.guest);
+        if is_new && (places(&|_| true) > self.room.pictures || own > self.room.each) {
+            return Err(busy());
         }
+        let make = make.take().ok_or_else(busy)?;
         let entry = Entry {
-            session: Arc::new(tokio::sync::Mutex::new(Session::new(program))),
+            session: Arc::new(tokio::sync::Mutex::new(Session::new(make()?))),
             used: Instant::now(),
+            opened: Instant::now(),
+            guest: lane.guest,
             begun: false,
             place,
             batch: lane.batch,
@@ -152,34 +249,62 @@ impl<P> Sessions<P> {
 
     /// The place of the picture that `lane` is of; none where it has no room for the lane.
     fn place(&self, open: &HashMap<String, Entry<P>>, lane: &Lane) -> Option<String> {
-        let picture = lane.picture.as_ref()?;
-        let others = open.values().filter(|entry| entry.place == *picture);
+        // Another guest's picture is another, whatever it is called.
+        let picture = format!("{}/{}", lane.guest.to_hex(), lane.picture.as_ref()?);
+        let others = open.values().filter(|entry| entry.place == picture);
         let batch = others.map(|entry| entry.batch).sum::<usize>() + lane.batch;
-        (batch <= self.room.batch).then(|| picture.clone())
+        (batch <= self.room.batch).then_some(picture)
     }
 
-    /// A session by name; counts as use.
+    /// Whether the picture that `lane` is of has a place, and room for the lane.
+    fn has_place(&self, lane: &Lane) -> bool {
+        let open = self.lock();
+        let place = self.place(&open, lane);
+        place.is_some_and(|place| open.values().any(|entry| entry.place == place))
+    }
+
+    /// A session of `guest` by name; counts as use.
     ///
     /// # Errors
-    /// [`Error::UnknownSession`].
-    pub fn get(&self, name: &str) -> Result<Arc<tokio::sync::Mutex<Session<P>>>> {
+    /// [`Error::UnknownSession`], also where it is another's.
+    pub fn get(&self, name: &str, guest: &Guest) -> Result<Arc<tokio::sync::Mutex<Session<P>>>> {
         let mut open = self.lock();
-        let entry = open
-            .get_mut(name)
-            .ok_or_else(|| Error::UnknownSession(name.to_owned()))?;
+        let entry = open.get_mut(name).filter(|entry| entry.guest == *guest);
+        let entry = entry.ok_or_else(|| Error::UnknownSession(name.to_owned()))?;
         entry.used = Instant::now();
         entry.begun = true;
         Ok(entry.session.clone())
     }
 
-    /// Closes a session.
+    /// Closes a session of `guest`.
     ///
     /// # Errors
-    /// [`Error::UnknownSession`].
-    pub fn close(&self, name: &str) -> Result<()> {
-        match self.lock().remove(name) {
-            Some(_) => Ok(()),
-            None => Err(Error::UnknownSession(name.to_owned())),
+    /// As [`Self::get`].
+    pub fn close(&self, name: &str, guest: &Guest) -> Result<()> {
+        let mut open = self.lock();
+        if open.get(name).is_none_or(|entry| entry.guest != *guest) {
+            return Err(Error::UnknownSession(name.to_owned()));
+        }
+        open.remove(name);
+        self.left.notify_one();
+        Ok(())
+    }
+
+    /// Forgets replies that are kept for retries, those of sessions that were used longest ago first, until no more bytes are
+    /// kept than there is room for. Of a session at work nothing is forgotten.
+    pub fn trim(&self) {
+        let mut open = self.lock();
+        let mut entries: Vec<&mut Entry<P>> = open.values_mut().collect();
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        let mut kept = 0;
+        for entry in entries {
+            if let Ok(mut session) = entry.session.try_lock() {
+                kept += session.kept();
+                if kept > self.room.kept {
+                    kept -= session.kept();
+                    session.drop_reply();
+                }
+            }
         }
     }
 
@@ -197,8 +322,13 @@ impl<P> Sessions<P> {
                 entry.used = Instant::now();
             }
             entry.used.elapsed() < self.room.patience_with(entry)
+                && entry.opened.elapsed() < self.room.total
         });
-        before - open.len()
+        let gone = before - open.len();
+        if gone > 0 {
+            self.left.notify_one();
+        }
+        gone
     }
 
     /// Number of open sessions.
@@ -209,6 +339,15 @@ impl<P> Sessions<P> {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry<P>>> {
         // Every change is a single insert or remove, so a poisoned map is still whole.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who waits, for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -239,6 +378,9 @@ mod tests {
             batch: 2,
             idle: 10 * MINUTE,
             unused: MINUTE,
+            total: 60 * MINUTE,
+            each: pictures,
+            kept: 10,
         })
     }
 
@@ -247,7 +389,17 @@ mod tests {
         Lane {
             picture: (!picture.is_empty()).then(|| picture.to_owned()),
             batch: 1,
+            guest: guest(),
         }
+    }
+
+    fn guest() -> Guest {
+        blake3::hash(b"token")
+    }
+
+    /// Opens a session now or not at all.
+    fn open(sessions: &Sessions<()>, lane: Lane) -> Result<String> {
+        sessions.open_now(&mut Some(|| Ok(())), &lane)
     }
 
     /// Lets time pass.
@@ -285,14 +437,14 @@ mod tests {
     #[test]
     fn there_is_room_for_so_many_and_a_closed_one_makes_room() {
         let sessions = room(2);
-        let open = || sessions.open((), lane(""));
+        let open = || open(&sessions, lane(""));
         let first = open().unwrap();
         let second = open().unwrap();
         assert_ne!(first, second);
         assert!(matches!(open(), Err(Error::Busy(_))));
-        sessions.close(&first).unwrap();
+        sessions.close(&first, &guest()).unwrap();
         assert!(matches!(
-            sessions.close(&first),
+            sessions.close(&first, &guest()),
             Err(Error::UnknownSession(_))
         ));
         open().unwrap();
@@ -301,7 +453,7 @@ mod tests {
     #[test]
     fn the_lanes_of_a_picture_take_one_place() {
         let sessions = room(2);
-        let open = |picture| sessions.open((), lane(picture));
+        let open = |picture| open(&sessions, lane(picture));
         let lanes = [open("a").unwrap(), open("a").unwrap()];
         open("b").unwrap();
         open("b").unwrap();
@@ -311,24 +463,24 @@ mod tests {
             assert!(matches!(open(picture), Err(Error::Busy(_))), "{picture:?}");
         }
         // A place is free when the last of its lanes is closed.
-        sessions.close(&lanes[0]).unwrap();
+        sessions.close(&lanes[0], &guest()).unwrap();
         assert!(matches!(open("c"), Err(Error::Busy(_))));
-        sessions.close(&lanes[1]).unwrap();
+        sessions.close(&lanes[1], &guest()).unwrap();
         open("c").unwrap();
     }
 
     #[test]
     fn idle_sessions_expire_but_not_one_at_work() {
         let sessions = room(2);
-        let busy = sessions.open((), lane("")).unwrap();
-        let idle = sessions.open((), lane("")).unwrap();
-        let session = sessions.get(&busy).unwrap();
-        sessions.get(&idle).unwrap();
+        let busy = open(&sessions, lane("")).unwrap();
+        let idle = open(&sessions, lane("")).unwrap();
+        let session = sessions.get(&busy, &guest()).unwrap();
+        sessions.get(&idle, &guest()).unwrap();
         let guard = session.try_lock().unwrap();
         assert_eq!(sessions.expire(), 0);
         pass(&sessions, 10 * MINUTE);
         assert_eq!(sessions.expire(), 1);
-        assert!(sessions.get(&idle).is_err());
+        assert!(sessions.get(&idle, &guest()).is_err());
         // The time starts with the end of the work, not with its beginning.
         drop(guard);
         assert_eq!(sessions.expire(), 0);
@@ -339,13 +491,119 @@ mod tests {
     #[test]
     fn a_session_that_nobody_used_expires_soon_and_makes_room_at_once() {
         let sessions = room(2);
-        let used = sessions.open((), lane("")).unwrap();
-        sessions.get(&used).unwrap();
-        let unused = sessions.open((), lane("")).unwrap();
+        let used = open(&sessions, lane("")).unwrap();
+        sessions.get(&used, &guest()).unwrap();
+        let unused = open(&sessions, lane("")).unwrap();
         pass(&sessions, MINUTE);
         // Without waiting for the next round.
-        sessions.open((), lane("")).unwrap();
-        assert!(sessions.get(&unused).is_err());
-        assert!(sessions.get(&used).is_ok());
+        open(&sessions, lane("")).unwrap();
+        assert!(sessions.get(&unused, &guest()).is_err());
+        assert!(sessions.get(&used, &guest()).is_ok());
+    }
+
+    #[test]
+    fn a_session_is_its_guest_s_alone() {
+        let sessions = room(3);
+        let own = open(&sessions, lane("a")).unwrap();
+        let other = blake3::hash(b"another");
+        assert!(matches!(
+            sessions.get(&own, &other),
+            Err(Error::UnknownSession(_))
+        ));
+        assert!(matches!(
+            sessions.close(&own, &other),
+            Err(Error::UnknownSession(_))
+        ));
+        sessions.get(&own, &guest()).unwrap();
+        // A picture of the same name is another's, and takes a place of its own.
+        let theirs = |picture| Lane {
+            guest: other,
+            ..lane(picture)
+        };
+        open(&sessions, theirs("a")).unwrap();
+        open(&sessions, theirs("b")).unwrap();
+        assert!(matches!(open(&sessions, lane("c")), Err(Error::Busy(_))));
+    }
+
+    #[test]
+    fn a_guest_has_so_many_places_of_all() {
+        let mut sessions = room(3);
+        sessions.room.each = 2;
+        for _ in 0..2 {
+            open(&sessions, lane("")).unwrap();
+        }
+        assert!(matches!(open(&sessions, lane("")), Err(Error::Busy(_))));
+        let other = Lane {
+            guest: blake3::hash(b"another"),
+            ..lane("")
+        };
+        open(&sessions, other).unwrap();
+    }
+
+    #[test]
+    fn no_session_is_open_for_ever() {
+        let sessions = room(1);
+        let name = open(&sessions, lane("")).unwrap();
+        for _ in 0..11 {
+            sessions.get(&name, &guest()).unwrap();
+            for entry in sessions.lock().values_mut() {
+                entry.opened = entry.opened.checked_sub(6 * MINUTE).unwrap();
+            }
+        }
+        assert_eq!((sessions.expire(), sessions.count()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_the_next_place_in_turn() {
+        let sessions = Arc::new(room(1));
+        let first = open(&sessions, lane("a")).unwrap();
+        let wait = |picture: &'static str| {
+            let sessions = sessions.clone();
+            tokio::spawn(async move { sessions.open(|| Ok(()), lane(picture), MINUTE).await })
+        };
+        let second = wait("b");
+        while sessions.waiting.load(Ordering::Relaxed) < 1 {
+            tokio::task::yield_now().await;
+        }
+        let third = wait("c");
+        while sessions.waiting.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        // A lane of whoever has a place waits for nobody.
+        let lane_of_first = sessions.open(|| Ok(()), lane("a"), Duration::ZERO).await;
+        let patience = Duration::from_millis(20);
+        let late = sessions.open(|| Ok(()), lane("d"), patience).await;
+        assert!(matches!(late, Err(Error::Busy(_))));
+        assert!(!second.is_finished() && !third.is_finished());
+        sessions.close(&first, &guest()).unwrap();
+        sessions.close(&lane_of_first.unwrap(), &guest()).unwrap();
+        let second = second.await.unwrap().unwrap();
+        assert!(!third.is_finished());
+        sessions.close(&second, &guest()).unwrap();
+        third.await.unwrap().unwrap();
+        assert_eq!(sessions.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn replies_are_kept_for_as_long_as_there_is_room() {
+        let sessions = room(3);
+        let digest = blake3::hash(b"request");
+        let names: Vec<String> = (0..3).map(|_| open(&sessions, lane("")).unwrap()).collect();
+        for (i, name) in names.iter().enumerate() {
+            let session = sessions.get(name, &guest()).unwrap();
+            session
+                .try_lock()
+                .unwrap()
+                .answered(1, digest, Bytes::from_static(b"four"));
+            sessions.lock().get_mut(name).unwrap().used += Duration::from_millis(i as u64);
+            sessions.trim();
+        }
+        let replay = |name: &String| {
+            let session = sessions.get(name, &guest()).unwrap();
+            let replayed = session.try_lock().unwrap().replay(1, &digest);
+            replayed.map(|reply| reply.unwrap().len())
+        };
+        assert!(matches!(replay(&names[0]), Err(Error::Dropped(1))));
+        assert!(names[1..].iter().all(|name| replay(name).unwrap() == 4));
     }
 }

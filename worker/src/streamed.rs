@@ -1,11 +1,11 @@
 //! Requests that are worked on while they come, and answered while they are: `multiply`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use lacuna_protocol::session::TENSORS;
 use lacuna_protocol::shares::MultiplyHeader;
@@ -14,101 +14,22 @@ use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::error::{Error, Result};
+use crate::intake::{Incoming, Place, SILENCE};
 use crate::program::Program;
 use crate::sessions::Session;
-
-/// How long the next bytes of a request may take, and those of an answer until they are taken: who has gone silent must not
-/// keep its session from the retry, nor the device from others.
-const SILENCE: Duration = Duration::from_secs(20);
-
-/// Bytes a second of a request beside that: whoever means well is faster.
-const SLOWEST: f64 = 16e3;
 
 /// Bands of an answer that wait for the network at most.
 const AHEAD: usize = 4;
 
-/// A request's bytes as they come.
-struct Incoming {
-    silence: Duration,
-    body: BodyDataStream,
-    held: BytesMut,
-    digest: blake3::Hasher,
-    /// Bytes that may still come.
-    room: usize,
-    /// Bytes that came, since when.
-    came: usize,
-    since: Instant,
-}
-
-impl Incoming {
-    /// Of `body`, of at most `most` bytes.
-    fn new(body: Body, most: usize) -> Self {
-        Self {
-            silence: SILENCE,
-            body: body.into_data_stream(),
-            held: BytesMut::new(),
-            digest: blake3::Hasher::new(),
-            room: most,
-            came: 0,
-            since: Instant::now(),
+/// What the message in `incoming` says before its tensor.
+async fn head(incoming: &mut Incoming) -> Result<Head<MultiplyHeader>> {
+    loop {
+        if let Some(len) = head::len(incoming.held())? {
+            let bytes = incoming.take(len).await?;
+            return Ok(Head::decode(&bytes)?);
         }
-    }
-
-    /// Waits for more bytes; false at the end.
-    async fn more(&mut self) -> Result<bool> {
-        let all = self.silence + Duration::from_secs_f64(self.came as f64 / SLOWEST);
-        let most = all.saturating_sub(self.since.elapsed()).min(self.silence);
-        let next = tokio::time::timeout(most, self.body.next()).await;
-        let next = next.map_err(|_| Error::Invalid("the request stopped in the middle".into()))?;
-        let Some(chunk) = next else {
-            return Ok(false);
-        };
-        let chunk = chunk.map_err(|e| Error::Invalid(format!("the request broke off: {e}")))?;
-        self.room = match self.room.checked_sub(chunk.len()) {
-            Some(room) => room,
-            None => return Err(Error::Invalid("the request is longer than any".into())),
-        };
-        self.came += chunk.len();
-        self.digest.update(&chunk);
-        self.held.extend_from_slice(&chunk);
-        Ok(true)
-    }
-
-    /// The next `len` bytes.
-    async fn take(&mut self, len: usize) -> Result<Bytes> {
-        while self.held.len() < len {
-            if !self.more().await? {
-                let reason = format!("the request ends {} bytes early", len - self.held.len());
-                return Err(Error::Invalid(reason));
-            }
-        }
-        Ok(self.held.split_to(len).freeze())
-    }
-
-    /// What the message says before its tensor.
-    async fn head(&mut self) -> Result<Head<MultiplyHeader>> {
-        loop {
-            if let Some(len) = head::len(&self.held)? {
-                let bytes = self.take(len).await?;
-                return Ok(Head::decode(&bytes)?);
-            }
-            if !self.more().await? {
-                return Err(Error::Invalid("the request has no header".into()));
-            }
-        }
-    }
-
-    /// The digest of all of it, once nothing more may come.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where more comes all the same.
-    async fn end(mut self) -> Result<blake3::Hash> {
-        while self.held.is_empty() && self.more().await? {}
-        match self.held.is_empty() {
-            true => Ok(self.digest.finalize()),
-            false => Err(Error::Invalid(
-                "the request goes on after its tensor".into(),
-            )),
+        if !incoming.more().await? {
+            return Err(Error::Invalid("the request has no header".into()));
         }
     }
 }
@@ -125,7 +46,7 @@ impl Outgoing {
     /// Sends the next bytes on, but does not wait for ever until somebody takes those before.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
+    /// [`Error::Stopped`].
     async fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
         self.all.extend_from_slice(&bytes);
         self.pass(bytes.into()).await
@@ -136,32 +57,31 @@ impl Outgoing {
         // Whoever hung up may ask again: the work is done to the end and its reply kept.
         match self.chunks.send_timeout(Ok(bytes), self.silence).await {
             Err(SendTimeoutError::Timeout(_)) => {
-                Err(Error::Invalid("nobody takes the answer".into()))
+                Err(Error::Stopped("nobody takes the answer".into()))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The answer of `session` to the request in `body`, of at most `most` bytes. It is made in a task of its own: should
+/// The answer of `session` to the request that comes in at its `place`. It is made in a task of its own: should
 /// the connection break once all has come, the work is still done and the reply kept, so that the retry finds it.
 ///
 /// # Errors
 /// Those of the head and of the first band; what fails later breaks the answer off.
 pub async fn multiply(
     session: OwnedMutexGuard<Session<Program>>,
-    body: Body,
-    most: usize,
+    (incoming, place): (Incoming, Place),
 ) -> Result<Response> {
     let (chunks, mut waiting) = mpsc::channel(AHEAD);
     let (length, told) = tokio::sync::oneshot::channel();
-    let incoming = Incoming::new(body, most);
     let outgoing = Outgoing {
         silence: SILENCE,
         chunks: chunks.clone(),
         all: Vec::new(),
     };
     tokio::spawn(async move {
+        let _place = place;
         if let Err(error) = work(session, incoming, outgoing, length).await {
             tracing::debug!("a product: {error}");
             let _ = chunks.send_timeout(Err(error), SILENCE).await;
@@ -185,7 +105,7 @@ async fn work(
     mut outgoing: Outgoing,
     length: tokio::sync::oneshot::Sender<usize>,
 ) -> Result<()> {
-    let head = incoming.head().await?;
+    let head = head(&mut incoming).await?;
     let sequence = head.header.sequence;
     if session.is_due(sequence) {
         let mut task = session.program.shares()?.begin(head)?;
@@ -214,9 +134,7 @@ async fn work(
     }
     // A retry, or out of order: only all of it tells which.
     let (_, len) = head.tensor.unwrap_or_default();
-    incoming
-        .take(len.min(incoming.room + incoming.held.len()))
-        .await?;
+    incoming.take(len.min(incoming.left())).await?;
     let digest = incoming.end().await?;
     if let Some(reply) = session.replay(sequence, &digest)? {
         let _ = length.send(reply.len());
@@ -234,13 +152,6 @@ mod tests {
     /// Nothing that is tried takes nearly as long.
     const LONG: Duration = Duration::from_secs(20);
 
-    fn incoming(body: Body) -> Incoming {
-        Incoming {
-            silence: SHORT,
-            ..Incoming::new(body, 1 << 20)
-        }
-    }
-
     #[tokio::test]
     async fn an_answer_that_nobody_takes_is_not_waited_for() {
         let (chunks, waiting) = mpsc::channel(1);
@@ -257,27 +168,5 @@ mod tests {
         drop(waiting);
         outgoing.send(vec![3]).await.unwrap();
         assert_eq!(outgoing.all, [1, 2, 3]);
-    }
-
-    #[tokio::test]
-    async fn a_request_that_stops_or_drips_is_not_waited_for() {
-        let stopped = Body::from_stream(stream::pending::<Result<Bytes>>());
-        let drips = stream::unfold((), |()| async {
-            tokio::time::sleep(SHORT / 4).await;
-            Some((Ok::<_, Error>(Bytes::from_static(b"x")), ()))
-        });
-        for body in [stopped, Body::from_stream(drips)] {
-            let mut incoming = incoming(body);
-            let taken = tokio::time::timeout(LONG, incoming.take(1000)).await;
-            let error = taken.unwrap().unwrap_err().to_string();
-            assert!(error.contains("stopped in the middle"), "{error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_is_no_longer_than_any() {
-        let mut incoming = Incoming::new(Body::from(vec![0; 11]), 10);
-        let error = incoming.take(11).await.unwrap_err().to_string();
-        assert!(error.contains("longer than any"), "{error}");
     }
 }

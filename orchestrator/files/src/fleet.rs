@@ -1,9 +1,11 @@
 //! Which workers there are: a TOML file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use http::HeaderValue;
+use lacuna_channel::Pin;
+pub use lacuna_channel::client::Trust;
 use serde::Deserialize;
 use url::Url;
 
@@ -29,6 +31,8 @@ pub struct WorkerConfig {
     pub provider: String,
     /// What it wants to be shown.
     pub token: Option<String>,
+    /// How it is known to be who is meant, beside or in place of what the system trusts.
+    pub trust: Trust,
 }
 
 #[derive(Deserialize)]
@@ -46,13 +50,31 @@ struct Entry {
     token: Option<String>,
     /// An environment variable that holds the token, to keep it out of the file.
     token_env: Option<String>,
+    /// A file that holds it.
+    token_file: Option<PathBuf>,
+    /// What its public key hashes to.
+    pin: Option<String>,
+    /// Authorities that its certificate must be of.
+    ca: Option<PathBuf>,
+    /// A certificate to show it, and its key.
+    client_cert: Option<PathBuf>,
+    client_key: Option<PathBuf>,
     /// Whether it only steps in for another.
     #[serde(default)]
     spare: bool,
 }
 
-/// What an environment variable holds.
-pub type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+/// Where a token is kept outside of the file.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept<'a> {
+    /// In an environment variable.
+    Variable(&'a str),
+    /// In another file, which is looked for from the fleet file's folder.
+    File(&'a Path),
+}
+
+/// What is kept in a place; none where there is nothing.
+pub type Lookup<'a> = &'a dyn Fn(Kept<'_>) -> Option<String>;
 
 /// The most strips that a picture is cut into.
 pub const MAX_WORKERS: usize = 16;
@@ -63,10 +85,15 @@ impl FleetConfig {
     /// # Errors
     /// [`Error::FleetFile`], saying which worker and field.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Self::read(path, &|name| std::env::var(name).ok())
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let read = |file: &Path| small::read_small(&folder.join(file)).ok();
+        Self::read(path, &|kept| match kept {
+            Kept::Variable(name) => std::env::var(name).ok(),
+            Kept::File(file) => read(file).and_then(|text| first_token(&text)),
+        })
     }
 
-    /// Reads the file for a plan, which reaches nobody: tokens in environment variables need not be there.
+    /// Reads the file for a plan, which reaches nobody: tokens that are kept elsewhere need not be there.
     ///
     /// # Errors
     /// As [`Self::from_file`].
@@ -74,9 +101,18 @@ impl FleetConfig {
         Self::read(path, &|_| Some(String::new()))
     }
 
-    fn read(path: &Path, variable: Variable<'_>) -> Result<Self> {
+    fn read(path: &Path, lookup: Lookup<'_>) -> Result<Self> {
         let text = small::read_small(path).map_err(|e| fleet_error(path, e))?;
-        let config = Self::parse(&text, variable).map_err(|reason| fleet_error(path, reason))?;
+        let mut config = Self::parse(&text, lookup).map_err(|reason| fleet_error(path, reason))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let all = config.workers.iter_mut().chain(&mut config.spares);
+        let files = all.flat_map(|worker| {
+            let Trust {
+                authorities, own, ..
+            } = &mut worker.trust;
+            authorities.iter_mut().chain(own.iter_mut().flatten())
+        });
+        files.for_each(|file| *file = folder.join(&*file));
         for (host, providers) in config.shared_hosts() {
             let providers = providers.join(", ");
             tracing::warn!(
@@ -96,11 +132,11 @@ impl FleetConfig {
         Self::parse(&text, &|_| None).map_err(Error::Workers)
     }
 
-    /// Reads the file's text; `variable` tells what an environment variable holds.
+    /// Reads the file's text; `lookup` tells what is kept elsewhere.
     ///
     /// # Errors
     /// What is wrong, in words that hold no token.
-    pub fn parse(text: &str, variable: Variable<'_>) -> Result<Self, String> {
+    pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Self, String> {
         let file: File =
             toml::from_str(text).map_err(|e| small::without_source(text, &e, &KEYS))?;
         let mut config = Self {
@@ -112,7 +148,7 @@ impl FleetConfig {
                 true => &mut config.spares,
                 false => &mut config.workers,
             };
-            let worker = entry.resolve(variable);
+            let worker = entry.resolve(lookup);
             list.push(worker.map_err(|reason| format!("worker {}: {reason}", i + 1))?);
         }
         if !(1..=MAX_WORKERS).contains(&config.workers.len()) {
@@ -140,6 +176,18 @@ impl FleetConfig {
                 return Err(format!(
                     "{} and {} are one worker, under two providers ({} and {}); what it sees it sees as one: \
                      give both one provider",
+                    other.url, worker.url, other.provider, worker.provider
+                ));
+            }
+        }
+        let mut keys: BTreeMap<Pin, &WorkerConfig> = BTreeMap::new();
+        let pinned = self.everybody().filter_map(|w| Some((w.trust.pin?, w)));
+        for (pin, worker) in pinned {
+            let other = *keys.entry(pin).or_insert(worker);
+            if other.provider != worker.provider {
+                return Err(format!(
+                    "{} and {} have one public key ({pin}), under two providers ({} and {}): whoever has it is both; \
+                     give each worker a key of its own, or both one provider",
                     other.url, worker.url, other.provider, worker.provider
                 ));
             }
@@ -175,7 +223,7 @@ impl FleetConfig {
 }
 
 impl Entry {
-    fn resolve(self, variable: Variable<'_>) -> Result<WorkerConfig, String> {
+    fn resolve(self, lookup: Lookup<'_>) -> Result<WorkerConfig, String> {
         // It may hold a password where there is an @, however it is written, or a key where there is a ?: neither is
         // for others to read.
         let shown = match self.url.contains(['@', '%', '?']) {
@@ -197,13 +245,33 @@ impl Entry {
                 "{shown}: it must end with the path, without ? and #"
             ));
         }
-        let token = match (self.token, self.token_env) {
-            (Some(_), Some(_)) => return Err("both token and token_env are given".into()),
-            (token, None) => token,
-            (None, Some(name)) => Some(variable(&name).ok_or_else(|| {
+        let token = match (self.token, self.token_env, self.token_file) {
+            (token, None, None) => token,
+            (None, Some(name), None) => Some(lookup(Kept::Variable(&name)).ok_or_else(|| {
                 format!("the environment variable {name} (token_env) is not set")
             })?),
+            (None, None, Some(file)) => Some(lookup(Kept::File(&file)).ok_or_else(|| {
+                let file = file.display();
+                format!("there is no token in {file} (token_file), from the fleet file's folder")
+            })?),
+            _ => return Err("more than one of token, token_env and token_file".into()),
         };
+        let own = match (self.client_cert, self.client_key) {
+            (Some(certificate), Some(key)) => Some([certificate, key]),
+            (None, None) => None,
+            _ => return Err("client_cert and client_key belong together".into()),
+        };
+        let pin = self.pin.map(|pin| pin.parse()).transpose();
+        let trust = Trust {
+            pin: pin.map_err(|e: lacuna_channel::Error| format!("pin: {e}"))?,
+            authorities: self.ca,
+            own,
+        };
+        if url.scheme() != "https" && trust != Trust::default() {
+            return Err(format!(
+                "{shown}: pin, ca, client_cert and client_key are for https"
+            ));
+        }
         if let Some(token) = &token
             && HeaderValue::from_str(token).is_err()
         {
@@ -218,12 +286,31 @@ impl Entry {
             url,
             provider: self.provider,
             token,
+            trust,
         })
     }
 }
 
 /// What a worker's entry has.
-const KEYS: [&str; 5] = ["url", "provider", "token", "token_env", "spare"];
+const KEYS: [&str; 10] = [
+    "url",
+    "provider",
+    "token",
+    "token_env",
+    "token_file",
+    "pin",
+    "ca",
+    "client_cert",
+    "client_key",
+    "spare",
+];
+
+/// The first token of a file that has one a line.
+fn first_token(text: &str) -> Option<String> {
+    let mut lines = text.lines().map(str::trim);
+    let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    token.map(str::to_owned)
+}
 
 fn fleet_error(path: &Path, reason: impl ToString) -> Error {
     Error::FleetFile {
@@ -314,6 +401,43 @@ mod tests {
             assert!(parse(&spare).is_err(), "{a} {b}");
             parse(&entries(&[(a, "p"), (b, "p")])).unwrap();
         }
+    }
+
+    const PIN: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    #[test]
+    fn one_key_is_not_two_providers() {
+        let two = |providers: [&str; 2]| {
+            let each = ["https://a", "https://b"].iter().zip(providers);
+            let each = each
+                .map(|(url, provider)| entries(&[(url, provider)]) + &format!("pin = \"{PIN}\"\n"));
+            parse(&each.collect::<String>())
+        };
+        let error = two(["p", "q"]).unwrap_err();
+        assert!(
+            error.contains("one public key") && error.contains("(p and q)"),
+            "{error}"
+        );
+        let fleet = two(["p", "p"]).unwrap();
+        assert_eq!(fleet.workers[1].trust.pin.unwrap().to_string(), PIN);
+    }
+
+    #[test]
+    fn whom_to_trust_is_read_from_the_fleet_file_s_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("fleet.toml");
+        let entry = entries(&[("https://a", "p")]);
+        let more = "ca = \"ca.pem\"\nclient_cert = \"/me.pem\"\nclient_key = \"me.key\"\n";
+        std::fs::write(&file, entry + more + "token_file = \"tokens\"\n").unwrap();
+        let error = FleetConfig::from_file(&file).unwrap_err().to_string();
+        assert!(error.contains("no token in tokens (token_file)"), "{error}");
+        FleetConfig::to_plan_with(&file).unwrap();
+        std::fs::write(folder.path().join("tokens"), "# of a\n\n secret \nolder\n").unwrap();
+        let worker = &FleetConfig::from_file(&file).unwrap().workers[0];
+        assert_eq!(worker.token.as_deref(), Some("secret"));
+        assert_eq!(worker.trust.authorities, Some(folder.path().join("ca.pem")));
+        let own = [PathBuf::from("/me.pem"), folder.path().join("me.key")];
+        assert_eq!(worker.trust.own, Some(own));
     }
 
     #[test]
@@ -426,6 +550,22 @@ mod tests {
             (
                 "[[worker]]\nurl = \"ftp://a\"\nprovider = \"p\"",
                 "neither http nor https",
+            ),
+            (
+                "[[worker]]\nurl = \"https://a\"\nprovider = \"p\"\npin = \"md5:00\"",
+                "worker 1: pin: \"md5:00\" is no pin",
+            ),
+            (
+                "[[worker]]\nurl = \"http://a\"\nprovider = \"p\"\nca = \"ca.pem\"",
+                "are for https",
+            ),
+            (
+                "[[worker]]\nurl = \"https://a\"\nprovider = \"p\"\nclient_key = \"k\"",
+                "belong together",
+            ),
+            (
+                "[[worker]]\nurl = \"https://a\"\nprovider = \"p\"\ntoken = \"x\"\ntoken_file = \"y\"",
+                "more than one of token",
             ),
             (
                 "[[worker]]\nurl = \"http://a\"\nprovider = \"p\"\ntokn = \"x\"",

@@ -47,6 +47,7 @@ impl FleetConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Trust;
 
     fn fleet(url: &str, token: Option<&str>) -> FleetConfig {
         FleetConfig {
@@ -54,6 +55,7 @@ mod tests {
                 url: url.parse().unwrap(),
                 provider: "p".into(),
                 token: token.map(str::to_owned),
+                trust: Trust::default(),
             }],
             spares: Vec::new(),
         }

@@ -21,8 +21,13 @@ const CONNECT: Duration = Duration::from_secs(5);
 const MAX_NAME: usize = 64;
 /// Bytes of a reply beside its tensors: more than any header, refusal or description takes.
 pub const MARGIN: usize = 64 << 10;
-/// Pauses before a request that was not answered is sent again.
-const RETRIES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+/// Pauses before a request that was not answered is sent again, each more or less by half: what failed for many at once
+/// must not come again from all of them at once.
+const RETRIES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
 
 /// How long a worker is waited for.
 #[derive(Clone, Copy, Debug)]
@@ -88,9 +93,15 @@ impl Line {
     /// To `worker`, which is not reached yet.
     ///
     /// # Errors
-    /// [`Error::WorkerUnreachable`] when the system gives no HTTP client.
+    /// [`Error::WorkerTrust`] when a file that says whom to trust is none; [`Error::WorkerUnreachable`] when the system gives
+    /// no HTTP client.
     pub fn new(worker: &WorkerConfig) -> Result<Self> {
+        let tls = worker.trust.config().map_err(|error| Error::WorkerTrust {
+            worker: worker.url.to_string(),
+            reason: error.to_string(),
+        })?;
         let http = http_client()
+            .tls_backend_preconfigured(tls)
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)
@@ -232,7 +243,8 @@ impl Line {
         Error::reply(&self.worker.url, reason)
     }
 
-    /// Sends a numbered request, again if the connection fails: the worker knows a repeated number.
+    /// Sends a numbered request, again if the connection fails, or whoever stands before the worker does not reach it: the
+    /// worker knows a repeated number.
     ///
     /// # Errors
     /// Those of [`Self::send_for`].
@@ -249,15 +261,15 @@ impl Line {
                 .request(Method::POST, path)
                 .header(reqwest::header::CONTENT_TYPE, TENSORS)
                 .body(body.clone());
-            match self.send_for(request, answer).await {
-                Err(Error::WorkerUnreachable { reason, .. }) if pauses.len() > 0 => {
-                    tracing::warn!("{}: {reason}; trying again", self.worker.url);
-                    if let Some(pause) = pauses.next() {
-                        tokio::time::sleep(pause).await;
-                    }
-                }
+            let failed = match self.send_for(request, answer).await {
+                Err(error) if error.passes() => error,
                 other => return other,
-            }
+            };
+            let Some(pause) = pauses.next() else {
+                return Err(failed);
+            };
+            tracing::warn!("{failed}; trying again");
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
         }
     }
 
@@ -369,6 +381,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::fleet::config::Trust;
 
     /// To a worker that answers whoever connects with `begin`, and then with a byte every few milliseconds.
     async fn line_to(begin: &'static str) -> Line {
@@ -390,6 +403,7 @@ mod tests {
             url: url.parse().unwrap(),
             provider: "p".into(),
             token: None,
+            trust: Trust::default(),
         };
         let patience = Patience {
             silence: Duration::from_millis(300),

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lacuna_model::device::OpenDevice;
+use lacuna_worker::tokens::Secret;
 use lacuna_worker::{Model, Options, Service, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::config::{FleetConfig, WorkerConfig};
+use super::config::{FleetConfig, Trust, WorkerConfig};
 use crate::error::{Error, Result};
 
 /// Workers in this process; they end when this is dropped.
@@ -36,7 +37,7 @@ impl LocalWorkers {
             // Nobody else on this machine shall compute on the user's workers.
             let token = uuid::Uuid::new_v4().to_string();
             let options = Options {
-                token: Some(token.clone()),
+                token: Some(Secret(token.clone())),
                 max_latents: latents,
                 ..Options::default()
             };
@@ -56,6 +57,7 @@ impl LocalWorkers {
                 url: url.parse().map_err(|e| failed(&e))?,
                 provider: format!("loopback-{i}"),
                 token: Some(token),
+                trust: Trust::default(),
             });
             stop.push(sender);
         }

@@ -104,12 +104,14 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::config::Trust;
 
     fn roster(spares: &[&str]) -> Roster {
         let worker = |name: &str| WorkerConfig {
             url: format!("http://{name}.invalid/").parse().unwrap(),
             provider: name.to_owned(),
             token: None,
+            trust: Trust::default(),
         };
         Roster::new(FleetConfig {
             workers: ["a", "b", "c"].map(worker).to_vec(),

@@ -183,6 +183,9 @@ pub struct SessionOpened {
 pub struct Refusal {
     /// One line, for a person.
     pub error: String,
+    /// One word, for a program; none of a worker that is older.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code: String,
 }
 
 /// One piece of work on one strip. The layer's sizes and weights are the worker's own.

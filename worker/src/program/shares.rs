@@ -210,7 +210,6 @@ impl Task {
         let (holder, asked, band) = (self.holder.clone(), self.asked.clone(), self.done);
         let mut share = std::mem::take(&mut self.share);
         self.done += 1;
-        let first = band == 0;
         let work = move |model: &Model| {
             let layer = asked.layers.first().map_or("", |(layer, _)| layer);
             caught(layer, || {
@@ -219,11 +218,7 @@ impl Task {
                 Ok((words, share))
             })
         };
-        // Whoever was begun with is not sent away in the middle.
-        let (words, share) = match first {
-            true => self.compute.run(work).await?,
-            false => self.compute.go_on(work).await?,
-        };
+        let (words, share) = self.compute.run(work).await?;
         self.share = share;
         Ok(words)
     }

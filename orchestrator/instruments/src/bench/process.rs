@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use super::asked::{SubjectArguments, UNetArguments};
 use super::subject::Subject;
 use crate::error::{Error, Result};
-use lacuna_orchestrator::fleet::config::{FleetConfig, WorkerConfig};
+use lacuna_orchestrator::fleet::config::{FleetConfig, Trust, WorkerConfig};
 use lacuna_orchestrator::fleet::local::LocalWorkers;
 use lacuna_orchestrator::output::console::print;
 
@@ -204,6 +204,7 @@ impl Process {
             url: url.parse().map_err(|e| failed(&e))?,
             provider,
             token: Some(token.to_owned()),
+            trust: Trust::default(),
         })
     }
 }
