@@ -71,5 +71,5 @@ try "two prompts in 500 runs under blind" told_apart
 try "a million honest products, and changed ones" checked
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 
-printf "\n%s, %s\n\n$table\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"
+printf "\n%s, %s\n\n%b\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"
 exit $failed

@@ -187,7 +187,7 @@ pub enum Error {
     /// A worker was caught with wrong numbers.
     #[error(
         "worker {worker} answered wrong numbers: the product of {layer} is {apart:.1} times as far from what it must be as \
-         rounding leaves it; the picture ends here, and that worker computes no more in this run"
+         rounding leaves it; the picture ends here, and that worker computes no more in this run: take it out of the fleet"
     )]
     WorkerWrong {
         /// Its address.

@@ -15,6 +15,9 @@ pub struct Report {
     pub version: &'static str,
     /// Where the U-Net was computed.
     pub scheme: String,
+    /// What of it was chosen, as bits and groups.
+    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    pub placement: serde_json::Value,
     /// Digest of the U-Net's weights.
     pub model: String,
     /// Of the first picture; the next ones count on.
@@ -107,6 +110,7 @@ impl Report {
         self.seconds.connect = accounts.connect.as_secs_f64();
         self.seconds.denoise = accounts.denoise.as_secs_f64();
         self.user.gflop = accounts.user_flop as f64 / 1e9;
+        self.placement = generator.denoiser.setting.scheme.placement();
         self.ledger = Ledger::of_run(&generator.denoiser.setting, &accounts.pictures);
         let pictures = accounts.pictures.iter();
         pictures.for_each(|tallies| self.add_tallies(tallies));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use lacuna_model::unet::UNet;
 
@@ -84,8 +85,14 @@ impl FromArgMatches for SchemeArguments {
                 given.unwrap_or(false)
             });
             if let Some(flag) = given.and_then(|flag| flag.get_long()) {
+                // Whoever named no scheme means that of the flag.
+                let said = matches.value_source(FLAG) != Some(ValueSource::DefaultValue);
+                let fix = match said {
+                    true => "leave it out".to_owned(),
+                    false => format!("give --scheme {}", other.name),
+                };
                 return Err(refuse(format!(
-                    "--{flag}: it is of the scheme {}, this is {name}; leave it out\n",
+                    "--{flag}: it is of the scheme {}, this is {name}; {fix}\n",
                     other.name
                 )));
             }

@@ -372,7 +372,16 @@ impl Policy {
             return refuse("wires", format!("{} is not among them", name(wire)));
         }
         if !self.quality.allows(setting) {
-            let reason = format!("{} promises less", setting.scheme.label());
+            let label = setting.scheme.label();
+            let promised = setting.scheme.promised_psnr().unwrap_or(f64::INFINITY);
+            let reason = match self.quality {
+                Quality::Exact => format!(
+                    "{label} gives a picture at {promised} dB of the uncut one or more, where it must be that one"
+                ),
+                Quality::Psnr(least) => format!(
+                    "{label} promises {promised} dB to the uncut picture, where {least} is the least"
+                ),
+            };
             return refuse("quality", reason);
         }
         Ok(())

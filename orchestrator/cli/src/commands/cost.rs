@@ -74,6 +74,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         print_paper(&unet, arguments.json)?;
         return Ok(());
     }
+    anyhow::ensure!(
+        !arguments.scheme.scheme.stands_for_others(),
+        "--scheme auto stands for others; name the one whose cost is to be counted, or compare them by lacuna plan"
+    );
     let summary = summarise(&unet, &arguments)?;
     if arguments.json {
         print(serde_json::to_string_pretty(&summary)?)?;

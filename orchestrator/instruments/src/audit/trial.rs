@@ -181,10 +181,19 @@ impl Trial {
         let mut known: Vec<Range<usize>> = Vec::new();
         let painter = Painter::new(&self.pipeline, &self.weights, &self.sampling, &self.base);
         let mut outcomes = Vec::new();
+        // Where anybody computes rows at all.
+        let mut own = 0..0;
         for (name, setting) in cases {
             let Some(setting) = setting else {
                 continue;
             };
+            let hides = setting
+                .scheme
+                .hidden_from(&setting.sizes, workers)?
+                .is_some();
+            if !hides {
+                own = self.pixels(target.rows(&self.base)?);
+            }
             for (name, target) in target.attackers(&name, &setting)? {
                 let bar = Progress::new("picture", runs.len());
                 bar.about(name.clone());
@@ -201,19 +210,19 @@ impl Trial {
                 }
                 let mut outcome = attack(&name, workers, &material, &painter)?;
                 findings.append(&mut outcome.findings);
-                outcomes.push((name, outcome, self.pixels(rows)));
+                let outlined = if hides { 0..0 } else { self.pixels(rows) };
+                outcomes.push((name, outcome, outlined));
             }
         }
         let held = runs.iter().skip(self.size.train).take(self.shown);
         let held: Vec<&Run> = held.collect();
-        let own = self.pixels(target.rows(&self.base)?);
         let mean = mean_picture(&self.material(runs, &[], 0..0))?;
         Ok((findings, columns(&held, &outcomes, own, &mean, workers)))
     }
 }
 
 /// The columns of the sheet: what is true, what is held, what each case gives away, and the mean. The rows that the
-/// provider computes are outlined, `own` in the true picture.
+/// provider computes are outlined, `own` in the true picture; none of whoever computes words.
 fn columns(
     held: &[&Run],
     outcomes: &[(String, Outcome, Range<usize>)],
@@ -235,7 +244,7 @@ fn columns(
         let rows = outcome.recovered.iter().take(held.len());
         rows.map(|r| r.held.clone()).collect::<Option<Vec<_>>>()
     });
-    if let Some(known) = known {
+    if let Some(known) = known.filter(|_| !own.is_empty()) {
         let cells = known.into_iter().map(|picture| Cell {
             picture,
             caption: String::new(),

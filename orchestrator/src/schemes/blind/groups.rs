@@ -43,15 +43,19 @@ impl Groups {
         let [batch, ..] = sizes.latents;
         let size = workers.checked_div(number).unwrap_or_default();
         let refusal = |reason: String| Error::Workers(format!("--scheme blind: {reason}"));
-        if number == 0 || size * number != workers || !WORKERS.contains(&size) {
-            let [least, most] = [WORKERS.start(), WORKERS.end()].map(|n| n * number.max(1));
+        if number == 0 {
+            return Err(refusal("--share-groups 0: there is one at least".into()));
+        }
+        if size * number != workers || !WORKERS.contains(&size) {
+            let [least, most] = [WORKERS.start(), WORKERS.end()].map(|n| n * number);
             let each = match number {
-                0 | 1 => String::new(),
+                1 => String::new(),
                 _ => format!(", as many in each of {number} groups"),
             };
             return Err(refusal(format!(
-                "{workers} workers; features are shared among {least} to {most} of as many providers{each} \
-                 (--share-groups)"
+                "{workers} {}; features are shared among {least} to {most} of as many providers{each} \
+                 (--share-groups)",
+                if workers == 1 { "worker" } else { "workers" }
             )));
         }
         if !batch.is_multiple_of(number) {
@@ -187,7 +191,7 @@ mod tests {
         assert_eq!((pairs.size, pairs.entries, pairs.share_bits()), (2, 1, 12));
         assert!(pairs.holds_share(1) && pairs.holds_share(3) && !pairs.holds_share(2));
         for (number, batch, workers, named) in [
-            (1, 1, 1, "1 workers; features are shared among 2 to 4"),
+            (1, 1, 1, "1 worker; features are shared among 2 to 4"),
             (1, 1, 5, "5 workers"),
             (
                 2,
@@ -195,7 +199,7 @@ mod tests {
                 5,
                 "4 to 8 of as many providers, as many in each of 2 groups",
             ),
-            (0, 1, 2, "2 workers"),
+            (0, 1, 2, "--share-groups 0"),
             (2, 1, 4, "1 batch entries"),
         ] {
             let error = groups(number, batch, workers).unwrap_err().to_string();

@@ -155,6 +155,7 @@ impl Scheme for Blind {
             "groups": self.groups(),
             "layers": self.layers().to_string(),
             "weights": self.weights().to_string(),
+            "verified_share": self.verify,
         })
     }
 

@@ -14,8 +14,8 @@ use crate::error::Error;
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
 #[command(next_help_heading = "Scheme")]
 pub struct Blind {
-    /// blind: which shares: carry, for those who hold the weights that workers multiply with, or ring, for those who do
-    /// not, for more bytes [default: carry].
+    /// blind: which shares: carry, for those who have memory for the weights that workers multiply with, or ring, which reads
+    /// them once and keeps none, for more bytes [default: carry].
     #[arg(long, value_name = "KIND")]
     pub shares: Option<Kind>,
     /// blind: how many bits the numbers have that travel: paper (10/10.1; of a ring 22/11), speed (12/13.1; 26/14), quality
@@ -50,7 +50,7 @@ pub struct Blind {
 pub enum Kind {
     /// Multiplied in f32; the user multiplies a few features.
     Carry,
-    /// Multiplied as integers; the user needs no weights of what is sent.
+    /// Multiplied as integers; the user keeps no weights of what is sent.
     Ring,
 }
 
@@ -204,6 +204,18 @@ pub static PRESETS: [Preset; 3] = [
 static USUAL: &Preset = &PRESETS[1];
 
 impl Bits {
+    /// They themselves, whether they have a name or not.
+    fn numbers(&self) -> String {
+        match self {
+            Self::Named(preset) => preset.name.to_owned(),
+            Self::Of(Shares::Carry(precision)) => {
+                let [up, range] = [precision.up(), precision.range()];
+                format!("{up}/{range}.{}", precision.fraction())
+            }
+            Self::Of(Shares::Ring(ring)) => format!("{}/{}", ring.up(), ring.down()),
+        }
+    }
+
     /// What they are called; none where they have no name.
     pub fn preset(&self) -> Option<&'static Preset> {
         match self {
@@ -246,16 +258,9 @@ impl FromStr for Bits {
 
 impl fmt::Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(preset) = self.preset() {
-            return f.write_str(preset.name);
-        }
-        match self {
-            Self::Named(preset) => f.write_str(preset.name),
-            Self::Of(Shares::Carry(precision)) => {
-                let [up, range] = [precision.up(), precision.range()];
-                write!(f, "{up}/{range}.{}", precision.fraction())
-            }
-            Self::Of(Shares::Ring(ring)) => write!(f, "{}/{}", ring.up(), ring.down()),
+        match self.preset() {
+            Some(preset) => f.write_str(preset.name),
+            None => f.write_str(&self.numbers()),
         }
     }
 }
@@ -288,13 +293,16 @@ impl Blind {
             (Bits::Of(shares), kind) if Kind::of(shares) == kind => shares,
             (Bits::Of(_), Kind::Carry) => {
                 let reason = format!(
-                    "--share-bits {bits} is of a ring; --shares carry has UP/RANGE.FRACTION"
+                    "--share-bits {} is of a ring; --shares carry has UP/RANGE.FRACTION, as in 12/13.1",
+                    bits.numbers()
                 );
                 return Err(refusal(reason));
             }
             (Bits::Of(_), Kind::Ring) => {
-                let reason =
-                    format!("--share-bits {bits} is of carry shares; --shares ring has UP/DOWN");
+                let reason = format!(
+                    "--share-bits {} is of shares with carries; --shares ring has UP/DOWN, as in 26/14",
+                    bits.numbers()
+                );
                 return Err(refusal(reason));
             }
         };
