@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A picture through four workers on four networks of their own, as four providers have them: nothing is on loopback, so
-# the policy `private` is in force. Held against the picture that is made at home.
+# A picture through four workers on four networks of their own, as four providers have them, over TLS with pinned keys:
+# nothing is on loopback, so the policy `private` is in force. Held against the picture that is made at home.
 #
 #     scripts/four_networks.sh FOLDER [STEPS]      # FOLDER has lacuna and lacuna-worker
 #
@@ -36,29 +36,38 @@ for i in 1 2 3 4; do
     ip link set "lac$i" up
     ip netns exec "$name" ip addr add "$there/24" dev eth0
     ip netns exec "$name" ip link set eth0 up
-    LACUNA_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-    export LACUNA_TOKEN "TOKEN_$i=$LACUNA_TOKEN"
+    # It makes itself a key and a token, and says by which it is known.
     ip netns exec "$name" "$binaries/lacuna-worker" --model "$model" --device cpu --listen "$there:7700" \
-        >"$scratch/worker-$i.log" 2>&1 &
+        --identity "$scratch/identity-$i" --entry >"$scratch/entry-$i.toml" 2>"$scratch/worker-$i.log" &
     workers+=($!)
-    printf '[[worker]]\nurl = "http://%s:7700"\nprovider = "cloud-%s"\ntoken_env = "TOKEN_%s"\n' "$there" "$i" "$i" \
-        >>"$scratch/fleet.toml"
+    for _ in $(seq 100); do
+        grep -q "^pin" "$scratch/entry-$i.toml" && break
+        sleep 0.1
+    done
+    sed "s/WHOSE-MACHINE/cloud-$i/" "$scratch/entry-$i.toml" >>"$scratch/fleet.toml"
 done
-unset LACUNA_TOKEN
 
 ask() { "$binaries/lacuna" workers --fleet "$scratch/fleet.toml" "$@"; }
 for _ in $(seq 50); do
-    ask --insecure >"$scratch/workers.txt" 2>&1 && break
+    ask >"$scratch/workers.txt" 2>&1 && break
     sleep 0.2
 done
 cat "$scratch/workers.txt"
-if ask >/dev/null 2>&1; then
+# Who has another key is not who is meant.
+sed 's/^pin = "sha256:.\{8\}/pin = "sha256:00000000/' "$scratch/fleet.toml" >"$scratch/others.toml"
+if "$binaries/lacuna" workers --fleet "$scratch/others.toml" >/dev/null 2>&1; then
+    echo "a token went to a machine that is not the one that is meant"
+    exit 1
+fi
+# In plain nothing goes to another machine.
+sed -e 's/https/http/' -e '/^pin/d' "$scratch/fleet.toml" >"$scratch/plain.toml"
+if "$binaries/lacuna" workers --fleet "$scratch/plain.toml" >/dev/null 2>&1; then
     echo "a token went to another machine in plain, and nobody asked for that"
     exit 1
 fi
 
 generate() { "$binaries/lacuna" generate -m "$model" -p "$prompt" --seed 7 --steps "$steps" --device cpu "$@"; }
-generate --fleet "$scratch/fleet.toml" --insecure --report "$scratch/report.json" -o "$scratch/four.png"
+generate --fleet "$scratch/fleet.toml" --report "$scratch/report.json" -o "$scratch/four.png"
 generate --scheme local -o "$scratch/home.png"
 metrics=$("$binaries/lacuna" metrics "$scratch/four.png" "$scratch/home.png" --metrics psnr --json)
 python3 - "$scratch/report.json" "$metrics" <<'EOF'
