@@ -2,48 +2,69 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::model::Model;
 
 /// A handle to the compute thread, which ends with the last handle.
 #[derive(Clone)]
 pub struct Compute {
     jobs: Sender<Job>,
+    waiting: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
 }
 
 /// What is done on the thread.
 type Job = Box<dyn FnOnce(&Model) + Send>;
 
 impl Compute {
-    /// Starts a thread that computes on `model`.
+    /// Starts a thread that computes on `model`, and counts by `metrics` how long.
     ///
     /// # Errors
     /// Those of the operating system when it gives no thread.
-    pub fn start(model: Arc<Model>) -> std::io::Result<Self> {
+    pub fn start(model: Arc<Model>, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let (jobs, inbox): (_, Receiver<Job>) = channel();
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || inbox.into_iter().for_each(|job| job(&model)))?;
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs,
+            waiting: Arc::default(),
+            metrics,
+        })
     }
 
-    /// Does `work`, when its turn comes.
+    /// How much work waits for the thread.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Does `work` of a session of a `kind`, when its turn comes.
     ///
     /// # Errors
     /// [`Error::Compute`] when the thread has ended; those of `work`.
     pub async fn run<T: Send + 'static>(
         &self,
+        kind: &'static str,
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, result) = oneshot::channel();
+        let (waiting, metrics) = (self.waiting.clone(), self.metrics.clone());
+        waiting.fetch_add(1, Ordering::Relaxed);
         let job = move |model: &Model| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
             // Else the one who asked has hung up, before or meanwhile: the result has no use.
             if !reply.is_closed() {
-                let _ = reply.send(work(model));
+                let start = Instant::now();
+                let done = work(model);
+                metrics.computed(kind, start.elapsed());
+                let _ = reply.send(done);
             }
         };
         self.jobs

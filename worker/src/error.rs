@@ -6,6 +6,8 @@ use axum::response::{IntoResponse, Response};
 use lacuna_protocol::session::Refusal;
 use lacuna_protocol::version::Versions;
 
+use crate::metrics::Refused;
+
 /// The result of a request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -148,6 +150,7 @@ impl IntoResponse for Error {
             code: code.to_owned(),
         };
         let mut response = (status, Json(refusal)).into_response();
+        response.extensions_mut().insert(Refused(code));
         if let Some(seconds) = self.again_after() {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, seconds.into());

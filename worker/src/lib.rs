@@ -14,6 +14,7 @@
 //! - [`intake`]: requests' bodies as they come, bounded in bytes and time.
 //! - [`tokens`]: whom the worker lets in.
 //! - [`visitors`]: who is connected.
+//! - [`metrics`]: what is counted.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -23,6 +24,7 @@ pub mod bounds;
 pub mod compute;
 pub mod error;
 pub mod intake;
+pub mod metrics;
 pub mod model;
 pub mod program;
 pub mod serve;
@@ -34,5 +36,5 @@ pub mod tokens;
 pub mod visitors;
 
 pub use model::Model;
-pub use serve::{Door, serve, serve_while_loading};
+pub use serve::{Door, serve, serve_while_loading, watch};
 pub use service::{Options, Service};

@@ -5,12 +5,12 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
 use lacuna_channel::Pin;
 use lacuna_channel::identity::Identity;
 use lacuna_channel::server::{Files, Server};
@@ -21,7 +21,7 @@ use lacuna_model::weights::{AdapterFile, Checkpoint};
 use lacuna_model::{selftest, speed};
 use lacuna_worker::bounds::{MAX_BATCH, MAX_SIDE};
 use lacuna_worker::tokens::Secret;
-use lacuna_worker::{Door, Model, Options, Service, serve, serve_while_loading};
+use lacuna_worker::{Door, Model, Options, Service, serve, serve_while_loading, watch};
 use tokio::net::TcpListener;
 
 #[global_allocator]
@@ -64,6 +64,17 @@ struct Arguments {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     channel: Channel,
+    /// Where Prometheus finds /metrics, and others /health/live and /health/ready: an address of its own, in plain.
+    #[arg(long, env = "LACUNA_METRICS", value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    /// text or json.
+    #[arg(
+        long,
+        env = "LACUNA_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
     /// Rows of latents at most (height / 8 for Stable Diffusion).
     #[arg(long, env = "LACUNA_WORKER_MAX_ROWS", default_value_t = 128, value_parser = one_to(MAX_SIDE))]
     max_rows: usize,
@@ -134,6 +145,15 @@ struct Channel {
     insecure: bool,
 }
 
+/// How the log is written, to the standard error.
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For a person.
+    Text,
+    /// An object a line.
+    Json,
+}
+
 /// Most pictures at a time; each has threads and memory of its own.
 const MAX_SESSIONS: usize = 4096;
 
@@ -145,7 +165,8 @@ fn one_to(most: usize) -> RangedU64ValueParser<usize> {
 #[tokio::main]
 async fn main() -> ExitCode {
     keep_freed_pages();
-    tracing_subscriber::fmt()
+    let arguments = Arguments::parse();
+    let log = tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| "info,cubecl=warn,wgpu=warn".into()),
@@ -153,9 +174,12 @@ async fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
         // A standard error that is full is no reason to end.
-        .log_internal_errors(false)
-        .init();
-    match run(Arguments::parse()).await {
+        .log_internal_errors(false);
+    match arguments.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where nobody can be told, nobody is.
@@ -187,6 +211,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tracing::info!("TLS by the public key {}", channel.pin());
         arguments.introduce(address, channel.pin())?;
     }
+    let known = Arc::new(OnceLock::new());
+    if let Some(address) = arguments.metrics {
+        let counted = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address} for metrics; give another --metrics")
+        })?;
+        tracing::info!("metrics on http://{}/metrics", counted.local_addr()?);
+        tokio::spawn(watch(counted, known.clone()));
+    }
     let drain = Duration::from_secs(arguments.drain);
     // A second handle on the same socket, so that no connection is lost between the two servers.
     let socket = listener.into_std()?;
@@ -201,6 +233,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         // What reads and loads is of no use to anybody, and would be waited for.
         () = &mut stop => std::process::exit(0),
     };
+    let _ = known.set(service.clone());
     let scheme = if channel.is_some() { "https" } else { "http" };
     tracing::info!("ready on {scheme}://{address}");
     serve(door, service, stop, drain).await;

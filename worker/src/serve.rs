@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,13 +17,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use lacuna_channel::server::Server;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::error::Error;
+use crate::metrics;
 use crate::service::{Service, live};
 use crate::visitors::{Visitor, Visitors};
 
@@ -61,7 +63,7 @@ impl Door {
     }
 
     /// Answers by `router` until `closing` says so; those who are connected then may finish what they are at, for a moment.
-    async fn open(&self, router: Router, visitors: &Visitors, mut closing: watch::Receiver<bool>) {
+    async fn open(&self, router: Router, visitors: &Visitors, mut closing: signal::Receiver<bool>) {
         let mut talks = JoinSet::new();
         loop {
             let met = tokio::select! {
@@ -120,7 +122,7 @@ async fn meet(
     channel: Option<Arc<Server>>,
     router: Router,
     visitor: Arc<Visitor>,
-    closing: watch::Receiver<bool>,
+    closing: signal::Receiver<bool>,
 ) {
     // Requests and replies alternate: Nagle's algorithm would hold each back for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
@@ -146,7 +148,7 @@ async fn talk(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
     visitor: Arc<Visitor>,
-    mut closing: watch::Receiver<bool>,
+    mut closing: signal::Receiver<bool>,
 ) {
     let leaving = visitor.clone();
     let answer = service_fn(move |request: hyper::Request<Incoming>| {
@@ -183,7 +185,7 @@ pub async fn serve_while_loading<T>(door: impl Into<Door>, loaded: impl Future<O
         .route("/health/live", get(live))
         .fallback(async || Error::Loading);
     let (door, visitors) = (door.into(), Visitors::new(0));
-    let (close, closing) = watch::channel(false);
+    let (close, closing) = signal::channel(false);
     let loaded = async {
         let loaded = loaded.await;
         let _ = close.send(true);
@@ -202,7 +204,7 @@ pub async fn serve(
     drain: Duration,
 ) {
     let door = door.into();
-    let (close, closing) = watch::channel(false);
+    let (close, closing) = signal::channel(false);
     let stop = async {
         shutdown.await;
         service.stop();
@@ -220,4 +222,36 @@ pub async fn serve(
         () = door.refresh(&service) => {}
         () = stop => {}
     }
+}
+
+/// Tells at a `door` of its own what was counted, and how the worker does: of `service` once it is there. For as long as it is
+/// polled.
+pub async fn watch(door: impl Into<Door>, service: Arc<OnceLock<Service>>) {
+    let told = move |tell: fn(&Service) -> Response| {
+        let service = service.clone();
+        async move {
+            match service.get() {
+                Some(service) => tell(service),
+                None => Error::Loading.into_response(),
+            }
+        }
+    };
+    let (counted, ready) = (told.clone(), told);
+    let router = Router::new()
+        .route("/health/live", get(live))
+        .route(
+            "/health/ready",
+            get(move || {
+                ready(|service| match service.is_ready() {
+                    true => "ready".into_response(),
+                    false => Error::Stopping.into_response(),
+                })
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || counted(|service| metrics::answer(service.counted()))),
+        );
+    let (_close, closing) = signal::channel(false);
+    door.into().open(router, &Visitors::new(0), closing).await;
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{self, Path, State};
@@ -24,6 +24,7 @@ use crate::bounds::Bounds;
 use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::intake::{Incoming, Intake};
+use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
 use crate::program::{Ground, Program, Request};
 use crate::sessions::{Guest, Lane, Room, Sessions};
@@ -92,6 +93,7 @@ struct Inner {
     tokens: Tokens,
     visitors: Visitors,
     intake: Intake,
+    metrics: Arc<Metrics>,
     wait: Duration,
     ground: Ground,
     room: Room,
@@ -134,13 +136,15 @@ impl Service {
             each: options.max_sessions_each.unwrap_or(options.max_sessions),
             kept: AT_ONCE * bounds.body_bytes,
         };
-        let compute = Compute::start(model.clone())
+        let metrics = Arc::new(Metrics::default());
+        let compute = Compute::start(model.clone(), metrics.clone())
             .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
             info,
             tokens: Tokens::new(options.token.as_ref(), options.token_file.as_deref())?,
             visitors: Visitors::new(CONNECTIONS * (options.max_sessions + 1)),
             intake: Intake::new(bounds.body_bytes, AT_ONCE),
+            metrics,
             wait: options.session_wait,
             ground: Ground {
                 model,
@@ -206,7 +210,24 @@ impl Service {
             .route("/health/live", get(live))
             .route("/health/ready", get(ready))
             .merge(guarded)
+            .layer(from_fn_with_state(self.0.metrics.clone(), metrics::count))
             .with_state(self.clone())
+    }
+
+    /// What was counted so far, for Prometheus.
+    pub(crate) fn counted(&self) -> String {
+        let now = Now {
+            sessions: self.open_sessions(),
+            queue: self.0.sessions.waiting() + self.0.ground.compute.waiting(),
+            connections: self.visitors().guests(),
+            ready: self.is_ready(),
+        };
+        self.0.metrics.text(&now)
+    }
+
+    /// Whether it takes new sessions. It exists only once the model is loaded and the device has passed its self-test.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.0.stopping.load(Ordering::Relaxed)
     }
 }
 
@@ -239,11 +260,10 @@ pub(crate) async fn live() -> &'static str {
 }
 
 async fn ready(State(service): State<Service>) -> Result<&'static str> {
-    // The service exists only once the model is loaded and the device has passed its self-test.
-    if service.0.stopping.load(Ordering::Relaxed) {
-        return Err(Error::Stopping);
+    match service.is_ready() {
+        true => Ok("ready"),
+        false => Err(Error::Stopping),
     }
-    Ok("ready")
 }
 
 async fn info(State(service): State<Service>) -> Json<Info> {
@@ -372,6 +392,7 @@ async fn answer(
 ) -> Result<Response> {
     let mut session = service.0.sessions.get(id, guest)?.lock_owned().await;
     let (incoming, place) = service.0.intake.admit(body).await?;
+    let metrics = service.0.metrics.clone();
     let work = async move {
         let _place = place;
         let (body, digest) = incoming.all().await?;
@@ -382,7 +403,11 @@ async fn answer(
         if let Some(reply) = session.replay(sequence, &digest)? {
             return Ok(reply);
         }
+        let start = Instant::now();
         let reply = session.program.answer(request).await?;
+        if let Program::Strip(_) = session.program {
+            metrics.computed("strip", start.elapsed());
+        }
         session.answered(sequence, digest, reply.clone());
         Ok::<_, Error>(reply)
     };

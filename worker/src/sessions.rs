@@ -331,6 +331,11 @@ impl<P> Sessions<P> {
         gone
     }
 
+    /// How many wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Number of open sessions.
     pub fn count(&self) -> usize {
         self.lock().len()

@@ -61,6 +61,11 @@ impl Visitors {
         visitor
     }
 
+    /// Number of those who showed a token.
+    pub fn guests(&self) -> usize {
+        self.guests.load(Ordering::Relaxed)
+    }
+
     /// Whether the `visitor`, who showed a token, may stay: there is room, or it was there already.
     pub fn trust(&self, visitor: &Visitor) -> bool {
         if visitor.is_trusted() {

@@ -12,6 +12,14 @@ pub fn peak_of_process(id: u32) -> Option<u64> {
     peak_of(&std::fs::read_to_string(format!("/proc/{id}/status")).ok()?)
 }
 
+/// The memory that this process holds now, in bytes: its resident set (`VmRSS`).
+pub fn resident() -> Option<u64> {
+    kibibytes(
+        &std::fs::read_to_string("/proc/self/status").ok()?,
+        "VmRSS:",
+    )
+}
+
 /// Lets the peak of the process `id` count from now on, where the system can: a Linux whose proc(5) has
 /// `clear_refs`. Elsewhere it goes on counting from the start.
 pub fn forget_peak(id: u32) {
@@ -68,6 +76,8 @@ mod tests {
     fn this_process_has_a_peak() {
         // Written, or its pages would not count.
         let held = vec![1u8; 32 << 20];
-        assert!(peak().unwrap() >= std::hint::black_box(held).len() as u64);
+        let len = held.len() as u64;
+        assert!(peak().unwrap() >= len && resident().unwrap() >= len);
+        drop(std::hint::black_box(held));
     }
 }

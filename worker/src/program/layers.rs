@@ -55,8 +55,9 @@ impl Layers {
             caught(work.layer(), || Ok(model.run(&work, inputs)?))
         };
         let compute = &self.ground.compute;
-        let results =
-            compute.run(move |model| batch.into_iter().map(|one| each(model, one)).collect());
+        let results = compute.run("layers", move |model| {
+            batch.into_iter().map(|one| each(model, one)).collect()
+        });
         let results: Vec<Payload> = results.await?;
         let reply = Message {
             header: ReplyHeader { sequence },

@@ -218,7 +218,7 @@ impl Task {
                 Ok((words, share))
             })
         };
-        let (words, share) = self.compute.run(work).await?;
+        let (words, share) = self.compute.run("shares", work).await?;
         self.share = share;
         Ok(words)
     }
