@@ -36,27 +36,11 @@ def run(*command, **more):
     return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, **more).stdout
 
 
-class Worker:
-    """What lacuna-worker can do, by its help. Manifests are of the newest; an older one gets them as far as it knows them."""
-
-    def __init__(self, help_text):
-        self.known = set(re.findall(r"\[env: (\w+)", help_text))
-        self.tls = "LACUNA_TLS_CERT" in self.known
-        self.metrics = "LACUNA_METRICS" in self.known
-
-    def adapt(self, objects, token):
-        """What it cannot do taken out of the manifests. Gives what that was."""
-        without = []
-        variables = next(o for o in objects if o["kind"] == "ConfigMap")["data"]
-        container = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"][0]
-        if not self.metrics:
-            without.append("metrics: probes ask the port of work")
-            for probe in check_manifests.HEALTH:
-                container[probe]["httpGet"] |= {"port": "work"} | ({"scheme": "HTTPS"} if self.tls else {})
-        if not self.tls:
-            without.append("TLS: plain HTTP, the token by the environment")
-            variables["LACUNA_TOKEN"] = token
-        return without
+def without_metrics(objects):
+    """What a worker that has no --metrics yet gets of the manifests: probes ask the port of work."""
+    container = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    for probe in check_manifests.HEALTH:
+        container[probe]["httpGet"] |= {"port": "work", "scheme": "HTTPS"}
 
 
 class Authority:
@@ -91,12 +75,12 @@ class Authority:
         return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
-def render(cloud):
-    """An overlay with the component cpu, as applied to a cluster."""
+def render(cloud, *components):
+    """An overlay with components, as applied to a cluster."""
     with tempfile.TemporaryDirectory() as folder:
         there = os.path.relpath(KUBERNETES, os.path.realpath(folder))
         text = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-                "resources": [f"{there}/overlays/provider-{cloud}"], "components": [f"{there}/components/cpu"]}
+                "resources": [f"{there}/overlays/provider-{cloud}"], "components": [f"{there}/components/{c}" for c in components]}
         (pathlib.Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(text))
         return list(yaml.safe_load_all(run(os.environ["KUBECTL"], "kustomize", folder)))
 
@@ -106,36 +90,42 @@ class Journey:
         self.binaries, self.scratch = binaries, scratch
         self.podman = Podman(scratch)
         image = "lacuna-worker:0.1.0"
-        help_text = self.podman("run", "--rm", "--network", "none", image, "--help")
-        self.worker = Worker(help_text)
+        self.known = set(re.findall(r"\[env: (\w+)", self.podman("run", "--rm", "--network", "none", image, "--help")))
+        self.measured = "LACUNA_METRICS" in self.known
+        if not self.measured:
+            say("this worker has no --metrics: probes ask the port of work")
         self.authority = Authority(scratch / "authority")
         # The claim: the U-Net alone, as model-loader.yaml would have put it there.
         self.claim = scratch / "claim"
         shutil.copytree(MODEL / "unet", self.claim)
-        self.pods, self.tokens, self.keys, entries, said = {}, {}, {}, [], set()
+        self.pods, self.tokens, self.keys, entries = {}, {}, {}, []
+        mine = self.authority.make_key("mine")
+        certificate = scratch / "mine.pem"
+        certificate.write_text(self.authority.certify(mine, "192.0.2.1"))
         for i, cloud in enumerate(CLOUDS, 1):
             address = f"198.18.{100 + i}.2"
-            objects = render(cloud)
-            faults = check_manifests.faults(objects)
+            # One of them lets in only who has a certificate (mTLS).
+            mutual = cloud == "d"
+            objects = render(cloud, "cpu", *(["client-certificates"] if mutual else []))
+            faults = check_manifests.faults(objects, self.known | ({"LACUNA_METRICS"} - self.known))
             assert not faults, faults
+            if not self.measured:
+                without_metrics(objects)
             self.tokens[cloud] = token = secrets.token_hex(16)
             self.keys[cloud] = key = self.authority.make_key(cloud)
-            said.update(self.worker.adapt(objects, token))
             made = {"lacuna-tls": {"tls.crt": self.authority.certify(key, address), "tls.key": key.read_text()},
-                    "lacuna-tokens": {"tokens": f"{token}\n"}}
+                    "lacuna-tokens": {"tokens": f"{token}\n"},
+                    "lacuna-client-ca": {"ca.crt": self.authority.ca.read_text()}}
             self.pods[cloud] = Pod(self.podman, f"lacuna-{cloud}", objects, f"/run/netns/lacuna-pod-{i}", address, scratch, made,
-                                   {"lacuna-model": self.claim})
-            scheme = "https" if self.worker.tls else "http"
-            entry = f'[[worker]]\nurl = "{scheme}://{address}:7700"\nprovider = "{cloud}"\ntoken_env = "TOKEN_{cloud}"\n'
-            # One authority, or a pin: both ways to know a worker.
-            if self.worker.tls:
-                entry += f'pin = "{Authority.pin(key)}"\n' if i % 2 else f'ca = "{self.authority.ca}"\n'
+                                   {"lacuna-model": self.claim}, (certificate, mine) if mutual else None)
+            entry = f'[[worker]]\nurl = "https://{address}:7700"\nprovider = "{cloud}"\ntoken_env = "TOKEN_{cloud}"\n'
+            # A pin, or an authority: both ways to know a worker.
+            entry += f'pin = "{Authority.pin(key)}"\n' if i % 2 else f'ca = "{self.authority.ca}"\n'
+            if mutual:
+                entry += f'client_cert = "{certificate}"\nclient_key = "{mine}"\n'
             entries.append(entry)
-        for text in sorted(said):
-            say(f"this worker is without {text}")
         self.fleet = scratch / "fleet.toml"
         self.fleet.write_text("\n".join(entries))
-        self.insecure = [] if self.worker.tls else ["--insecure"]
 
     # Asking
 
@@ -148,7 +138,7 @@ class Journey:
         return done.returncode, done.stdout + done.stderr
 
     def workers(self, **tokens):
-        return self.lacuna("workers", "--fleet", self.fleet, *self.insecure, **tokens)
+        return self.lacuna("workers", "--fleet", self.fleet, **tokens)
 
     def generate(self, name, steps, *more):
         """The command that makes a picture through all four."""
@@ -156,7 +146,7 @@ class Journey:
                 "--device", "cpu", "-o", str(self.scratch / f"{name}.png"), *map(str, more)]
 
     def through(self, name, steps):
-        return self.generate(name, steps, "--fleet", self.fleet, *self.insecure, "--report", self.scratch / f"{name}.json")
+        return self.generate(name, steps, "--fleet", self.fleet, "--report", self.scratch / f"{name}.json")
 
     def picture(self, name, steps):
         run(*self.through(name, steps), env=self.environment())
@@ -186,10 +176,17 @@ class Journey:
         code, text = self.workers(a="wrong")
         assert code != 0 and self.tokens["a"] not in text, text
         say("`lacuna workers` sees four; with another token it does not")
-        if self.worker.tls:
-            for pod in self.pods.values():
-                assert pod.get(7700, "/health/live")[0] != 200, "plain HTTP is answered on the port of work"
-            say("plain HTTP is not answered on the port of work")
+        for pod in self.pods.values():
+            assert pod.ask("GET", 7700, "/health/live")[0] != 200, "plain HTTP is answered on the port of work"
+        say("plain HTTP is not answered on the port of work")
+        bare = self.scratch / "bare.toml"
+        bare.write_text("".join(line for line in self.fleet.read_text().splitlines(True) if not line.startswith("client_")))
+        assert self.lacuna("workers", "--fleet", bare)[0] != 0, "who shows no certificate is let in"
+        other = self.scratch / "other.toml"
+        pins = re.compile('pin = "sha256:.')
+        other.write_text(pins.sub(lambda m: m[0][:-1] + format(int(m[0][-1], 16) ^ 1, "x"), self.fleet.read_text()))
+        assert self.lacuna("workers", "--fleet", other)[0] != 0, "a worker with another key is believed"
+        say("who shows no certificate is not let in where one is asked for, and a worker with another key is not believed")
 
     def confined(self):
         """What the manifests say of a container is so within it."""
@@ -222,12 +219,12 @@ class Journey:
             " no way out")
 
     def metrics(self):
-        if not self.worker.metrics:
+        if not self.measured:
             say("skipped: this worker has no --metrics")
             return
         wanted = check_manifests.exported_metrics()
         for pod in self.pods.values():
-            status, text = pod.get(pod.ports["metrics"], "/metrics")
+            status, text = pod.ask("GET", pod.ports["metrics"], "/metrics")
             assert status == 200, text
             found = check_manifests.exported_metrics(text)
             missing = {k: v for k, v in wanted.items() if found.get(k) != v}
@@ -238,9 +235,6 @@ class Journey:
 
     def rotate(self):
         """New tokens beside old ones, a renewed certificate, and no restart."""
-        if not self.worker.tls:
-            say("skipped: this worker reads no token and no certificate anew")
-            return
         pod, old, new = self.pods["a"], self.tokens["a"], secrets.token_hex(16)
         pid = pod.pid()
         tokens = pod.volumes["lacuna-tokens"]
@@ -291,8 +285,9 @@ class Journey:
         self.until("it is not ready", lambda: not pod.probe("readinessProbe"), seconds=5)
         assert pod.probe("livenessProbe"), "kubelet would kill it while it drains"
         assert painting.poll() is None, "the picture was too fast for this test"
-        code, text = self.workers()
-        assert pod.running()
+        asked = {"Authorization": f"Bearer {self.tokens['b']}", "Content-Type": "application/json"}
+        status, text = pod.ask("POST", 7700, "/v1/sessions", tls=True, headers=asked, body="{}")
+        assert status == 503, (status, text)
         told, _ = painting.communicate(timeout=300)
         assert painting.returncode == 0, told
         ended = pod.ended()
@@ -301,7 +296,7 @@ class Journey:
         report = (self.scratch / "drained.json").read_text()
         for log in [told, report]:
             assert "lost" not in log.lower() or '"lost": []' in log, log
-        say(f"a pod that is told to end in the middle of a picture is not ready at once, serves it to its end, and exits with 0; {self.psnr}")
+        say(f"a pod that is told to end in the middle of a picture is not ready at once, takes no session, serves the picture to its end, and exits with 0; {self.psnr}")
 
     def quick_end(self):
         """Pods without a picture end at once, with 0."""
@@ -343,7 +338,7 @@ def main():
     journey.drain()
     journey.quick_end()
     journey.silent()
-    print(f"containers: the demo picture through four pods over {'TLS' if journey.worker.tls else 'plain HTTP'}, {journey.psnr};"
+    print(f"containers: the demo picture through four pods over TLS, {journey.psnr};"
           " probes, restart, drain and confinement hold")
 
 

@@ -57,10 +57,11 @@ class Volume:
 
 
 class Pod:
-    """One pod. `secrets` has the files of each Secret, `claims` the folder of each claim."""
+    """One pod. `secrets` has the files of each Secret, `claims` the folder of each claim, `shown` the files of a certificate and a key
+    that are shown to it."""
 
-    def __init__(self, podman, name, objects, namespace, address, scratch, secrets, claims):
-        self.podman, self.name, self.address, self.restarts = podman, name, address, 0
+    def __init__(self, podman, name, objects, namespace, address, scratch, secrets, claims, shown=None):
+        self.podman, self.name, self.address, self.shown = podman, name, address, shown
         deployment = next(o for o in objects if o["kind"] == "Deployment")
         self.spec = deployment["spec"]["template"]["spec"]
         (self.container,) = self.spec["containers"]
@@ -125,27 +126,29 @@ class Pod:
 
     # Probes
 
-    def get(self, port, path, tls=False, headers=None, timeout=3):
-        """The status of a GET from outside, and its text; None where nobody answers."""
+    def ask(self, method, port, path, tls=False, headers=None, body=None, timeout=3):
+        """The status of a request from outside, and its text; None where nobody answers."""
         try:
             if tls:
                 # As kubelet, which does not look at the certificate.
                 context = ssl._create_unverified_context()
+                if self.shown:
+                    context.load_cert_chain(*self.shown)
                 connection = http.client.HTTPSConnection(self.address, port, timeout=timeout, context=context)
             else:
                 connection = http.client.HTTPConnection(self.address, port, timeout=timeout)
-            connection.request("GET", path, headers=headers or {})
+            connection.request(method, path, body=body, headers=headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except (OSError, http.client.HTTPException):
             return None, ""
 
-    def probe(self, kind):
-        """Whether a probe succeeds now."""
+    def probe(self, kind, faster=1):
+        """Whether a probe succeeds now. It waits as long as kubelet, divided by `faster`."""
         probe = self.container[kind]
         get = probe["httpGet"]
         port = self.ports.get(get["port"], get["port"])
-        status, _ = self.get(port, get["path"], get.get("scheme") == "HTTPS", timeout=probe["timeoutSeconds"])
+        status, _ = self.ask("GET", port, get["path"], get.get("scheme") == "HTTPS", timeout=probe["timeoutSeconds"] / faster)
         return status is not None and 200 <= status < 400
 
     def start_up(self):
@@ -164,16 +167,11 @@ class Pod:
         """Asks livenessProbe, `faster` times as often as kubelet, until it failed as often as makes kubelet restart the container."""
         probe, failures = self.container["livenessProbe"], 0
         for _ in range(3 * probe["failureThreshold"]):
-            failures = 0 if self.quick_liveness(probe["timeoutSeconds"] / faster) else failures + 1
+            failures = 0 if self.probe("livenessProbe", faster) else failures + 1
             if failures == probe["failureThreshold"]:
                 return
             time.sleep(probe["periodSeconds"] / faster)
         raise AssertionError(f"{self.name} hangs, and its livenessProbe does not see it")
-
-    def quick_liveness(self, timeout):
-        get = self.container["livenessProbe"]["httpGet"]
-        port = self.ports.get(get["port"], get["port"])
-        return self.get(port, get["path"], get.get("scheme") == "HTTPS", timeout=timeout)[0] == 200
 
     # Life and death
 
@@ -192,7 +190,6 @@ class Pod:
             self.podman("kill", "--signal", "KILL", self.name)
             self.podman("wait", self.name)
         self.podman("start", self.name)
-        self.restarts += 1
 
     def terminate(self, shorter=1):
         """preStop, its sleep divided by `shorter`, then SIGTERM. Does not wait."""
