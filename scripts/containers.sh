@@ -4,7 +4,7 @@
 #
 #     scripts/containers.sh FOLDER [build]      # FOLDER has lacuna and lacuna-worker, built on this Debian
 #
-# With `build`, the whole Dockerfile, compiled with this machine's toolchain; FOLDER's lacuna paints. Needs root, Debian, and a
+# With `build`, the whole Dockerfile, compiled with this machine's toolchain, takes as long as that takes. FOLDER's lacuna paints. Needs root, Debian, and a
 # kernel that lets one run containers; without them it says that it was skipped, and why.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,7 +48,8 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 [engine]
 runtime = "runc"
 EOF
-export CONTAINERS_CONF=$scratch/containers.conf
+# Builds and their caches, too, leave nothing behind.
+export CONTAINERS_CONF=$scratch/containers.conf TMPDIR=$scratch
 
 # Stands in for the Dockerfile's base, which lies in a registry: the release that the binaries were built on.
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -63,13 +64,18 @@ podman run --rm --network none "localhost/debian:$release-slim" true 2>"$scratch
 
 arguments=(--quiet --network host --build-arg "RUNTIME_IMAGE=localhost/debian:$release-slim")
 if [ "$whole" = build ]; then
-    # And for the other base: the same with a linker, and this machine's toolchain and crates.
-    home=${CARGO_HOME:-$HOME/.cargo} toolchain=$(rustc --print sysroot)
-    mkdir -p "$scratch/rust"
-    printf 'FROM localhost/debian:%s-slim\nRUN apt-get update && apt-get install -qy --no-install-recommends ca-certificates gcc g++ libc6-dev pkg-config\nENV PATH=/usr/local/rust/bin:$PATH CARGO_HOME=/usr/local/cargo\n' "$release" >"$scratch/rust/Dockerfile"
-    podman build --quiet --network host -t localhost/rust "$scratch/rust"
-    mkdir -p target/tools/image-target "$home/registry"
-    arguments+=(--build-arg RUST_IMAGE=localhost/rust --volume "$toolchain:/usr/local/rust:ro" --volume "$home/registry:/usr/local/cargo/registry")
+    # And for the other base: the same with a linker, this machine's toolchain, and the crates that it has fetched. They lie beside
+    # the Dockerfile's cache, which would hide them.
+    cargo fetch --locked --quiet
+    mkdir "$scratch/rust"
+    {
+        echo "FROM localhost/debian:$release-slim"
+        echo "RUN apt-get update && apt-get install -qy --no-install-recommends g++ libc6-dev pkg-config"
+        echo "ENV PATH=/usr/local/rust/bin:\$PATH CARGO_HOME=/crates CARGO_NET_OFFLINE=true"
+    } >"$scratch/rust/Dockerfile"
+    podman build --quiet --network host -t localhost/rust "$scratch/rust" >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
+    arguments+=(--build-arg RUST_IMAGE=localhost/rust --volume "$(rustc --print sysroot):/usr/local/rust:ro"
+        --volume "${CARGO_HOME:-$HOME/.cargo}/registry:/crates/registry")
 else
     arguments+=(--build-context "binaries=$binaries")
 fi
