@@ -22,7 +22,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "tests/deploy/schemas"
-# What a worker exports: a sample, to which tests/deploy/containers.py holds a real one.
+# What a worker exports, as OpenMetrics: a sample, to which tests/deploy/containers.py holds a real one.
 EXPORTED = ROOT / "tests/deploy/metrics.txt"
 # What the Pod Security standard "restricted" lets a pod mount.
 RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
@@ -359,9 +359,20 @@ def faults(objects, known=None, schemas=None, checks=None):
 
 
 def exported_metrics(text=None):
-    """The metrics of a scrape, each with its type."""
-    text = EXPORTED.read_text() if text is None else text
+    """The metrics of a scrape, each with its type; counters by the name that queries use."""
+    text = classic(EXPORTED.read_text() if text is None else text)
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
+
+
+def classic(text):
+    """OpenMetrics in Prometheus's older format, which `promtool check metrics` reads: there a counter's name ends with _total."""
+    counters = set(re.findall(r"^# TYPE (\S+) counter$", text, re.M))
+    lines = [line for line in text.splitlines() if not line.startswith(("# UNIT", "# EOF"))]
+
+    def renamed(match):
+        return match[1] + (match[2] + "_total" if match[2] in counters and not match[2].endswith("_total") else match[2])
+
+    return "".join(re.sub(r"^(# (?:TYPE|HELP) )(\S+)", renamed, line) + "\n" for line in lines)
 
 
 def metrics_of(query):
@@ -399,10 +410,14 @@ def definitions(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("files", nargs="*", type=pathlib.Path)
+    parser.add_argument("--classic", type=pathlib.Path, help="only print this scrape in the format that promtool reads")
     parser.add_argument("--help-text", type=pathlib.Path, help="what `lacuna-worker --help` prints")
     parser.add_argument("--crds", type=pathlib.Path, help="a folder of CustomResourceDefinitions")
     asked = parser.parse_args()
+    if asked.classic:
+        print(classic(asked.classic.read_text()), end="")
+        return 0
     known = set(re.findall(r"\[env: (\w+)", asked.help_text.read_text())) if asked.help_text else None
     schemas = definitions(asked.crds) if asked.crds else None
     wrong = 0

@@ -19,6 +19,8 @@ from check_manifests import EXPORTED, ROOT, exported_metrics
 
 ALERTS = ROOT / "configs/monitoring/alerts.yaml"
 DASHBOARD = ROOT / "configs/monitoring/dashboard.json"
+# Where the words for refusals are.
+REFUSALS = ROOT / "worker/src/error.rs"
 # What Prometheus adds to each sample.
 OF_PROMETHEUS = {"instance", "job", "namespace", "pod", "le"}
 
@@ -46,6 +48,9 @@ def faults_of(query, text):
             yield f"{metric} goes up and down, and has no rate"
         for label in set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", labels)) - known[metric] - OF_PROMETHEUS:
             yield f"{metric} has no label {label}"
+        for code in re.findall(r'\bcode\s*!?=\s*"(\w+)"', labels):
+            if code not in re.findall(r'StatusCode::\w+, "(\w+)"', REFUSALS.read_text()):
+                yield f"no refusal is called {code}"
 
 
 def queries():

@@ -215,11 +215,12 @@ class Queries(unittest.TestCase):
             ("histogram_quantile(0.5, lacuna_request_seconds_bucket)", "without a rate"),
             ("rate(lacuna_queue[5m])", "has no rate"),
             ('rate(lacuna_refusals_total{reason="x"}[5m])', "no label reason"),
+            ('rate(lacuna_refusals_total{code="x"}[5m])', "no refusal is called x"),
         ]:
             with self.subTest(query=query):
                 found = list(check_monitoring.faults_of(query, text))
                 self.assertTrue(any(said in fault for fault in found), found)
-        self.assertEqual(list(check_monitoring.faults_of('rate(lacuna_refusals_total{code!="x"}[5m]) + lacuna_queue', text)), [])
+        self.assertEqual(list(check_monitoring.faults_of('rate(lacuna_refusals_total{code!="token"}[5m]) + lacuna_queue', text)), [])
 
 
 if __name__ == "__main__":
