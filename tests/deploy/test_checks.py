@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 import unittest
 
 import yaml
@@ -189,6 +190,37 @@ class Manifests(unittest.TestCase):
             with self.subTest(file=file.name):
                 objects = list(yaml.safe_load_all(file.read_text()))
                 self.assertEqual(check_manifests.faults(objects, checks=[check_manifests.pod_security]), [])
+
+
+class Compose(unittest.TestCase):
+    """No compose runs here, so its file is only read."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.services = yaml.safe_load((ROOT / "configs/compose.yaml").read_text())["services"]
+
+    def test_the_fleet_file_has_the_ports_that_are_published(self):
+        workers = tomllib.loads((ROOT / "configs/compose.fleet.toml").read_text())["worker"]
+        published = {s["ports"][0].rsplit(":", 1)[0] for s in self.services.values()}
+        self.assertEqual({w["url"] for w in workers}, {f"http://{p}" for p in published})
+        self.assertEqual(len(published), 4)
+
+    def test_four_are_confined_and_reached_by_loopback_alone(self):
+        networks = set()
+        for name, service in self.services.items():
+            with self.subTest(service=name):
+                self.assertTrue(all(p.startswith("127.0.0.1:") for p in service["ports"]))
+                self.assertEqual((service["user"], service["read_only"], service["cap_drop"]), ("65532:65532", True, ["ALL"]))
+                self.assertEqual(service["security_opt"], ["no-new-privileges:true"])
+                networks.update(service["networks"])
+        self.assertEqual(len(networks), 4)
+
+    def test_the_image_is_that_of_the_manifests(self):
+        images = {s["image"] for s in self.services.values()}
+        self.assertEqual(images, {container(render(KUBERNETES / "base"))["image"]})
+        self.assertEqual(images, {o["spec"]["containers"][0]["image"] for o in [yaml.safe_load((KUBERNETES / "model-loader.yaml").read_text())]})
+        version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+        self.assertEqual(images, {f"lacuna-worker:{version}"})
 
 
 class Definitions(unittest.TestCase):
