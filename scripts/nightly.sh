@@ -69,6 +69,7 @@ try "an audit of 60 + 12 pictures" audit
 try "an audit of blind, 60 + 12 pictures" blind_audit
 try "two prompts in 500 runs under blind" told_apart
 try "a million honest products, and changed ones" checked
+try "the whole Dockerfile, and its workers in containers" scripts/containers.sh "$binaries" build
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 
 printf "\n%s, %s\n\n%b\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"

@@ -216,6 +216,8 @@ pub enum Error {
         worker: String,
         /// HTTP status.
         status: u16,
+        /// Its word for that; empty of one that has none, or of who stands before it.
+        code: String,
         /// What it said.
         reason: String,
     },
@@ -269,7 +271,10 @@ impl Error {
     pub(crate) fn passes(&self) -> bool {
         match self {
             Self::WorkerUnreachable { .. } => true,
-            Self::WorkerRefused { status, .. } => matches!(status, 408 | 502..=504),
+            // Whoever says that it stops does.
+            Self::WorkerRefused { status, code, .. } => {
+                matches!(status, 408 | 502..=504) && code != "stopping"
+            }
             _ => false,
         }
     }

@@ -36,13 +36,6 @@ def run(*command, **more):
     return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, **more).stdout
 
 
-def without_metrics(objects):
-    """What a worker that has no --metrics yet gets of the manifests: probes ask the port of work."""
-    container = next(o for o in objects if o["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"][0]
-    for probe in check_manifests.HEALTH:
-        container[probe]["httpGet"] |= {"port": "work", "scheme": "HTTPS"}
-
-
 class Authority:
     """An authority of our own, and certificates by it."""
 
@@ -97,9 +90,6 @@ class Journey:
         self.podman = Podman(scratch)
         image = "lacuna-worker:0.1.0"
         self.known = set(re.findall(r"\[env: (\w+)", self.podman("run", "--rm", "--network", "none", image, "--help")))
-        self.measured = "LACUNA_METRICS" in self.known
-        if not self.measured:
-            say("this worker has no --metrics: probes ask the port of work")
         self.authority = Authority(scratch / "authority")
         # The claim: the U-Net alone, as model-loader.yaml would have put it there.
         self.claim = scratch / "claim"
@@ -113,10 +103,8 @@ class Journey:
             # One of them lets in only who has a certificate (mTLS).
             mutual = cloud == "d"
             objects = render(cloud, "cpu", *(["client-certificates"] if mutual else []))
-            faults = check_manifests.faults(objects, self.known | ({"LACUNA_METRICS"} - self.known))
+            faults = check_manifests.faults(objects, self.known)
             assert not faults, faults
-            if not self.measured:
-                without_metrics(objects)
             self.tokens[cloud] = token = secrets.token_hex(16)
             self.keys[cloud] = key = self.authority.make_key(cloud)
             # Known by a pin, or by an authority.
@@ -227,9 +215,6 @@ class Journey:
             " no way out")
 
     def metrics(self):
-        if not self.measured:
-            say("skipped: this worker has no --metrics")
-            return
         wanted, found = check_manifests.exported_metrics(), {}
         for pod in self.pods.values():
             status, text = pod.ask("GET", pod.ports["metrics"], "/metrics")

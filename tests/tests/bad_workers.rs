@@ -57,7 +57,7 @@ async fn a_worker_stops_in_the_middle() {
     let service = worker.service.clone();
     let url = tampering_worker(MODEL, MIDDLE, move |_: Bytes| {
         service.stop();
-        let refusal = r#"{"error": "this worker is shutting down"}"#;
+        let refusal = r#"{"error": "this worker is shutting down", "code": "stopping"}"#;
         (StatusCode::SERVICE_UNAVAILABLE, refusal)
     })
     .await;

@@ -204,6 +204,7 @@ impl Line {
                 worker,
                 status: 422,
                 reason,
+                ..
             } => Error::WorkerSession { worker, reason },
             other => other,
         })?;
@@ -331,14 +332,15 @@ impl Line {
         if status.is_success() {
             return Ok(body);
         }
-        let reason = match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => refusal.error,
-            Err(_) => String::from_utf8_lossy(&body).into_owned(),
-        };
+        let refusal = serde_json::from_slice(&body).unwrap_or_else(|_| Refusal {
+            error: String::from_utf8_lossy(&body).into_owned(),
+            code: String::new(),
+        });
         Err(Error::WorkerRefused {
             worker,
             status: status.as_u16(),
-            reason: one_line(&reason),
+            code: one_line(&refusal.code),
+            reason: one_line(&refusal.error),
         })
     }
 
