@@ -320,7 +320,7 @@ async fn a_worker_that_is_back_takes_its_place_in_the_next_picture() {
     let journey = two_pictures("resident");
     // It refuses one request as if it stopped, and is well again when the next picture begins.
     let tired = tampering_worker(MODEL, MIDDLE, |_: Bytes| {
-        let refusal = r#"{"error": "this worker is shutting down"}"#;
+        let refusal = r#"{"error": "this worker is shutting down", "code": "stopping"}"#;
         (StatusCode::SERVICE_UNAVAILABLE, refusal)
     });
     let tired = tired.await;
