@@ -338,12 +338,14 @@ impl Error {
         no_failover || worker.or(self.wrong_worker()).is_some()
     }
 
-    /// Whether a worker may only have lost its session: it was started again, or cannot be reached just now.
+    /// Whether a worker may only have lost its session, or a reply: it was started again, cannot be reached just now, or had no
+    /// room.
     pub fn lost_session(&self) -> bool {
-        matches!(
-            self,
-            Self::WorkerUnreachable { .. } | Self::WorkerRefused { status: 404, .. }
-        )
+        match self {
+            Self::WorkerUnreachable { .. } => true,
+            Self::WorkerRefused { status, .. } => matches!(status, 404 | 410),
+            _ => false,
+        }
     }
 
     /// A worker that answers nonsense, of which `reason` may quote some.

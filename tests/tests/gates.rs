@@ -1,8 +1,8 @@
 //! What a worker reads of whom: nothing of strangers, nothing of who has no session, and of nobody more than there is room
 //! for. Each test fails where its gate is taken out.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use lacuna_worker::Options;
 use reqwest::{Method, StatusCode};
@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+/// Strangers that are held on to, more than a worker has room for.
+const STRANGERS: usize = 200;
 /// What is answered at once comes within this, on the busiest machine.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
@@ -29,7 +31,7 @@ async fn answer_to(worker: &RunningWorker, head: &str) -> String {
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 4096];
     let mut len = 0;
-    while !answer[..len].windows(4).any(|end| end == b"\r\n\r\n") {
+    while !is_whole(&answer[..len]) {
         let read = timeout(AT_ONCE, stream.read(&mut answer[len..])).await;
         match read.expect("an answer at once").unwrap_or(0) {
             0 => break,
@@ -37,6 +39,17 @@ async fn answer_to(worker: &RunningWorker, head: &str) -> String {
         }
     }
     String::from_utf8_lossy(&answer[..len]).into_owned()
+}
+
+/// Whether it is all that it says to be.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let said = head.split_once("content-length: ").map(|(_, rest)| rest);
+    let said = said.and_then(|rest| rest.lines().next()?.parse().ok());
+    body.len() >= said.unwrap_or(0_usize)
 }
 
 fn guarded() -> Options {
@@ -52,7 +65,9 @@ async fn strangers_who_hold_connections_open_keep_nobody_out() {
     let caller = Caller::new(&worker).with_token("ours");
     let session = caller.open().await;
     // Some say nothing, some half of a request, and none of them a token.
-    let mut strangers = Vec::new();
+    let mut first = connect(&worker).await;
+    let begun = Instant::now();
+    let mut strangers = VecDeque::new();
     for i in 0..2000 {
         let mut stream = connect(&worker).await;
         if i % 2 == 0 {
@@ -60,7 +75,11 @@ async fn strangers_who_hold_connections_open_keep_nobody_out() {
                 .write_all(b"POST /v1/sessions HTTP/1.1\r\nHost: a\r\n")
                 .await;
         }
-        strangers.push(stream);
+        strangers.push_back(stream);
+        // What the worker has sent away is not held here: a process may have so many files alone.
+        if strangers.len() > STRANGERS {
+            strangers.pop_front();
+        }
     }
     let alive = timeout(AT_ONCE, caller.get("health/live")).await.unwrap();
     assert_eq!(alive.status, StatusCode::OK);
@@ -68,13 +87,16 @@ async fn strangers_who_hold_connections_open_keep_nobody_out() {
     let request = caller.request(Method::POST, &run).body(good(1, 1));
     let done = timeout(AT_ONCE, Caller::send(request)).await.unwrap();
     assert_eq!(done.status, StatusCode::OK);
-    // The first ones have been sent away, the last are still there.
+    // The first one was sent away to make room, and not for its age; the last is still there.
     let mut byte = [0];
-    let first = timeout(AT_ONCE, strangers[0].read(&mut byte))
-        .await
-        .unwrap();
-    assert!(matches!(first, Ok(0) | Err(_)));
-    let last = strangers.last_mut().unwrap();
+    let sent_away = timeout(Duration::from_secs(1), first.read(&mut byte)).await;
+    assert!(matches!(sent_away, Ok(Ok(0) | Err(_))));
+    if begun.elapsed() > Duration::from_secs(9) {
+        println!(
+            "skipped: whether strangers make room; this machine is too slow to tell that from their age"
+        );
+    }
+    let last = strangers.back_mut().unwrap();
     let waits = timeout(Duration::from_millis(50), last.read(&mut byte)).await;
     assert!(waits.is_err());
     // And not for long.
@@ -118,10 +140,7 @@ async fn a_body_is_read_of_nobody_who_has_no_session() {
             "{head}\n{answer}"
         );
         let coded = format!("\"code\":\"{code}\"");
-        assert!(
-            code.is_empty() || answer.contains(&coded) || answer.ends_with("\r\n\r\n"),
-            "{answer}"
-        );
+        assert!(code.is_empty() || answer.contains(&coded), "{answer}");
     }
 }
 

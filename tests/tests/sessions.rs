@@ -54,6 +54,7 @@ async fn a_session_for_another_model_or_protocol_is_refused_naming_both() {
 async fn sessions_that_are_not_open_are_refused() {
     let options = Options {
         max_sessions: 2,
+        session_wait: Duration::ZERO,
         ..small()
     };
     let worker = RunningWorker::start("sd1", &options).await;

@@ -62,8 +62,6 @@ struct Arguments {
     /// A file of such tokens, one a line; it is read again when it changes.
     #[arg(long, env = "LACUNA_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    #[command(flatten)]
-    channel: Channel,
     /// Where Prometheus finds /metrics, and others /health/live and /health/ready: an address of its own, in plain.
     #[arg(long, env = "LACUNA_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -105,6 +103,8 @@ struct Arguments {
     /// On SIGTERM, wait so many seconds for open sessions to end.
     #[arg(long, env = "LACUNA_DRAIN", default_value_t = 30)]
     drain: u64,
+    #[command(flatten)]
+    channel: Channel,
 }
 
 /// The private channel: TLS 1.3.
@@ -301,22 +301,9 @@ impl Arguments {
             );
             return Ok(());
         }
-        let text = std::fs::read_to_string(tokens)?;
-        let lines = text.lines().map(str::trim);
-        let token = lines
-            .clone()
-            .find(|line| !line.is_empty() && !line.starts_with('#'));
-        let host = match self.host() {
-            Some(host) if host.contains(':') => format!("[{host}]"),
-            Some(host) => host,
-            None => "THIS-MACHINE".into(),
-        };
-        writeln!(
-            stdout,
-            "[[worker]]\nurl = \"https://{host}:{}\"\nprovider = \"WHOSE-MACHINE\"\ntoken = \"{}\"\npin = \"{pin}\"",
-            address.port(),
-            token.unwrap_or_default(),
-        )?;
+        let host = self.host().unwrap_or_else(|| "THIS-MACHINE".into());
+        let entry = Identity::entry(tokens, pin, &host, address.port())?;
+        write!(stdout, "{entry}")?;
         stdout.flush()?;
         Ok(())
     }
@@ -370,6 +357,9 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         arguments.max_rows,
         arguments.max_columns,
     ];
+    if let Err(reason) = model.check_shares(arguments.precision) {
+        tracing::warn!("no shares are multiplied here: {reason}");
+    }
     let gflops = speed::gflops(model.unet(), max_latents, PROMPT_TOKENS, target)?;
     tracing::info!("{gflops:.0} GFLOP/s");
     if arguments.token.is_none() && arguments.token_file.is_none() {

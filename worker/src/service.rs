@@ -19,15 +19,16 @@ use lacuna_model::memory;
 use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
 use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::bounds::Bounds;
 use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::intake::{Incoming, Intake};
+use crate::intake::{Incoming, Intake, Place};
 use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
 use crate::program::{Ground, Program, Request};
-use crate::sessions::{Guest, Lane, Room, Sessions};
+use crate::sessions::{Guest, Lane, Room, Session, Sessions};
 use crate::streamed;
 use crate::tokens::{Secret, Tokens};
 use crate::visitors::{Visitor, Visitors};
@@ -374,24 +375,32 @@ async fn multiply(
     Path(id): Path<String>,
     body: Body,
 ) -> Result<Response> {
-    let session = service.0.sessions.get(&id, &guest)?.lock_owned().await;
-    let admitted = service.0.intake.admit(body).await?;
-    let answer = streamed::multiply(session, admitted).await;
+    let (session, admitted) = admit(&service, (&id, &guest), body).await?;
+    streamed::multiply(session, admitted).await
+}
+
+/// The session `id`, which nobody else speaks in until its reply is kept, and what comes in for it: of the body nothing is
+/// read before there is such a session, and room for it.
+async fn admit(
+    service: &Service,
+    (id, guest): (&str, &Guest),
+    body: Body,
+) -> Result<(OwnedMutexGuard<Session<Program>>, (Incoming, Place))> {
+    let session = service.0.sessions.get(id, guest)?.lock_owned().await;
     service.0.sessions.trim();
-    answer
+    Ok((session, service.0.intake.admit(body).await?))
 }
 
 /// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should
 /// the connection break once all has come, the work is still done and its reply kept, so that the retry finds it and
-/// nothing is computed twice. Nothing of the body is read before there is such a session, and room for it.
+/// nothing is computed twice.
 async fn answer(
     service: &Service,
     (id, guest): (&str, &Guest),
     body: Body,
     read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
-    let mut session = service.0.sessions.get(id, guest)?.lock_owned().await;
-    let (incoming, place) = service.0.intake.admit(body).await?;
+    let (mut session, (incoming, place)) = admit(service, (id, guest), body).await?;
     let metrics = service.0.metrics.clone();
     let work = async move {
         let _place = place;
@@ -414,6 +423,5 @@ async fn answer(
     let reply = tokio::spawn(work)
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
-    service.0.sessions.trim();
     Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
 }

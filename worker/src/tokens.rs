@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
+use lacuna_channel::tokens::listed;
+
 use crate::error::{Error, Result};
 
 /// Most bytes of a file of tokens.
@@ -91,9 +93,8 @@ fn read(path: &Path) -> Result<Vec<blake3::Hash>> {
         return Err(named(format!("{len} bytes of tokens; at most {MOST}")));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    let lines = text.lines().map(str::trim);
-    let tokens = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let tokens: Vec<blake3::Hash> = tokens.map(|token| blake3::hash(token.as_bytes())).collect();
+    let tokens = listed(&text).map(|token| blake3::hash(token.as_bytes()));
+    let tokens: Vec<blake3::Hash> = tokens.collect();
     match tokens.is_empty() {
         // Everybody would be let in.
         true => Err(named("there is no token in it".into())),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 /// Strangers at a time.
 const STRANGERS: usize = 128;
@@ -26,6 +27,7 @@ pub struct Visitors {
 pub struct Visitor {
     trusted: AtomicBool,
     asked_to_leave: Notify,
+    since: Instant,
     guests: Arc<AtomicUsize>,
 }
 
@@ -44,6 +46,7 @@ impl Visitors {
         let visitor = Arc::new(Visitor {
             trusted: AtomicBool::new(false),
             asked_to_leave: Notify::new(),
+            since: Instant::now(),
             guests: self.guests.clone(),
         });
         // It holds whole entries whatever happened to whom.
@@ -91,8 +94,8 @@ impl Visitor {
 
     /// Ends when this stranger has to go: it has shown no token for too long, or others wait. Never of one that has.
     pub async fn has_to_leave(&self) {
-        let all = tokio::time::timeout(PATIENCE, self.asked_to_leave.notified());
-        let _ = all.await;
+        let asked = self.asked_to_leave.notified();
+        let _ = timeout_at(self.since + PATIENCE, asked).await;
         if self.is_trusted() {
             std::future::pending::<()>().await;
         }

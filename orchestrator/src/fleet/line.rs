@@ -96,12 +96,18 @@ impl Line {
     /// [`Error::WorkerTrust`] when a file that says whom to trust is none; [`Error::WorkerUnreachable`] when the system gives
     /// no HTTP client.
     pub fn new(worker: &WorkerConfig) -> Result<Self> {
-        let tls = worker.trust.config().map_err(|error| Error::WorkerTrust {
+        let trusted = |error: lacuna_channel::Error| Error::WorkerTrust {
             worker: worker.url.to_string(),
             reason: error.to_string(),
-        })?;
-        let http = http_client()
-            .tls_backend_preconfigured(tls)
+        };
+        let http = match worker.url.scheme() {
+            "https" => {
+                http_client().tls_backend_preconfigured(worker.trust.config().map_err(trusted)?)
+            }
+            // Whom the system trusts is no matter there, and takes a while to read.
+            _ => http_client(),
+        };
+        let http = http
             .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)

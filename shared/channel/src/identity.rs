@@ -10,7 +10,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::error::{Error, Result};
 use crate::pem;
+use crate::pin::Pin;
 use crate::server::Files;
+use crate::tokens::listed;
 
 /// The files of an identity, in a folder of their own that nobody else may read.
 #[derive(Clone, Debug)]
@@ -55,6 +57,25 @@ impl Identity {
             tokens,
             made,
         })
+    }
+
+    /// What a fleet file needs of a worker of the public key `pin`, with the first of its `tokens`, that others reach at `host`
+    /// and `port`.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Content`], naming the file of the tokens.
+    pub fn entry(tokens: &Path, pin: Pin, host: &str, port: u16) -> Result<String> {
+        let text = String::from_utf8(pem::read(tokens)?);
+        let text = text.map_err(|_| pem::content(tokens, "it is no text"))?;
+        let token = listed(&text).next();
+        let token = token.ok_or_else(|| pem::content(tokens, "there is no token in it"))?;
+        let host = match host.contains(':') {
+            true => format!("[{host}]"),
+            false => host.to_owned(),
+        };
+        Ok(format!(
+            "[[worker]]\nurl = \"https://{host}:{port}\"\nprovider = \"WHOSE-MACHINE\"\ntoken = \"{token}\"\npin = \"{pin}\"\n"
+        ))
     }
 }
 
@@ -140,6 +161,10 @@ mod tests {
         ] {
             let is = std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!(is, mode, "{}", path.display());
+        }
+        let entry = Identity::entry(&first.tokens, pin, "::1", 7700).unwrap();
+        for part in ["https://[::1]:7700", token.trim(), &pin.to_string()] {
+            assert!(entry.contains(part), "{entry}");
         }
         // The key stays where the certificate is made anew, and so does the pin.
         std::fs::remove_file(&first.files.certificate).unwrap();

@@ -4,6 +4,7 @@
 //! - [`server`]: what a worker shows, and whom it lets in.
 //! - [`client`]: whom a user trusts, and what it shows.
 //! - [`identity`]: a key and a certificate, made.
+//! - [`tokens`]: tokens in a file.
 //! - `pem`: what PEM files hold.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod identity;
 mod pem;
 pub mod pin;
 pub mod server;
+pub mod tokens;
 
 use std::sync::Arc;
 

@@ -11,7 +11,6 @@ pub struct Weights(Kind);
 
 enum Kind {
     Cpu(ring::Weights),
-    #[cfg(feature = "wgpu")]
     Gpu(on_gpu::Weights),
 }
 
@@ -21,13 +20,12 @@ impl Weights {
     /// # Panics
     /// When the weights are not of such sizes.
     pub fn of_conv(weights: &[i16], sizes: Sizes, bits: u32, device: &Device) -> Self {
-        #[cfg(feature = "wgpu")]
-        if let Some(on_gpu) = on_gpu::Weights::new(weights, [sizes.c_out, sizes.kernel], device) {
-            return Self(Kind::Gpu(on_gpu));
-        }
-        #[cfg(not(feature = "wgpu"))]
-        let _ = device;
-        Self(Kind::Cpu(ring::Weights::of_bits(weights, sizes, bits)))
+        Self(
+            match on_gpu::Weights::new(weights, [sizes.c_out, sizes.kernel], device) {
+                Some(on_gpu) => Kind::Gpu(on_gpu),
+                None => Kind::Cpu(ring::Weights::of_bits(weights, sizes, bits)),
+            },
+        )
     }
 
     /// Of `weights` `[outputs, K]` of a linear map.
@@ -35,13 +33,10 @@ impl Weights {
     /// # Panics
     /// When the weights are not of as many outputs.
     pub fn of_linear(weights: &[i16], outputs: usize, device: &Device) -> Self {
-        #[cfg(feature = "wgpu")]
-        if let Some(on_gpu) = on_gpu::Weights::new(weights, [outputs, 1], device) {
-            return Self(Kind::Gpu(on_gpu));
-        }
-        #[cfg(not(feature = "wgpu"))]
-        let _ = device;
-        Self(Kind::Cpu(ring::Weights::new(weights, outputs, 1)))
+        Self(match on_gpu::Weights::new(weights, [outputs, 1], device) {
+            Some(on_gpu) => Kind::Gpu(on_gpu),
+            None => Kind::Cpu(ring::Weights::new(weights, outputs, 1)),
+        })
     }
 
     /// The convolution of `x` `[B, C_in, H, W]`: `[B, C_out, H_out, W_out]`, of whose lowest bits as many count as was said.
@@ -54,7 +49,6 @@ impl Weights {
     pub fn conv2d(&self, x: &[i32], sizes: Sizes) -> Result<Vec<i32>> {
         match &self.0 {
             Kind::Cpu(weights) => Ok(ring::conv2d(x, weights, sizes)),
-            #[cfg(feature = "wgpu")]
             Kind::Gpu(weights) => weights.conv2d(x, sizes),
         }
     }
@@ -69,8 +63,32 @@ impl Weights {
     pub fn linear(&self, x: &[i32], tokens: usize) -> Result<Vec<i32>> {
         match &self.0 {
             Kind::Cpu(weights) => Ok(ring::linear(x, weights, tokens)),
-            #[cfg(feature = "wgpu")]
             Kind::Gpu(weights) => weights.linear(x, tokens),
+        }
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+mod on_gpu {
+    use burn::tensor::Device;
+    use lacuna_kernels::conv::Sizes;
+
+    use crate::error::Result;
+
+    /// There are none: this build has no GPU backend.
+    pub(super) enum Weights {}
+
+    impl Weights {
+        pub(super) fn new(_: &[i16], _: [usize; 2], _: &Device) -> Option<Self> {
+            None
+        }
+
+        pub(super) fn conv2d(&self, _: &[i32], _: Sizes) -> Result<Vec<i32>> {
+            match *self {}
+        }
+
+        pub(super) fn linear(&self, _: &[i32], _: usize) -> Result<Vec<i32>> {
+            match *self {}
         }
     }
 }
