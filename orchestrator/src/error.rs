@@ -82,6 +82,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A checkpoint cannot be begun, or gone on with.
+    #[error("checkpoint {folder}: {reason}")]
+    Checkpoint {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The file of a policy is wrong.
     #[error("policy file {path}: {reason}")]
     PolicyFile {
