@@ -16,6 +16,8 @@ pub enum Failure {
     WithinReply(usize),
     /// The worker is gone, then and for good.
     ForGood,
+    /// The worker's machine is cut off, then and for good: connections stay, and nothing more is said.
+    Silent,
 }
 
 /// A proxy on a port that the system chooses.
@@ -34,6 +36,7 @@ struct State {
     /// The chosen request has come, so the next bytes from the worker are its reply.
     due: AtomicBool,
     gone: AtomicBool,
+    silent: AtomicBool,
     failures: AtomicUsize,
     /// Ends of open connections, to cut them when the worker is gone.
     open: Mutex<Vec<TcpStream>>,
@@ -50,6 +53,7 @@ impl Proxy {
             runs: AtomicUsize::new(0),
             due: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             failures: AtomicUsize::new(0),
             open: Mutex::default(),
         });
@@ -58,6 +62,11 @@ impl Proxy {
         let accepting = state.clone();
         std::thread::spawn(move || {
             for client in listener.incoming() {
+                if accepting.silent.load(Ordering::SeqCst) {
+                    // Taken, and forgotten.
+                    accepting.open.lock().unwrap().push(client.unwrap());
+                    continue;
+                }
                 if accepting.gone.load(Ordering::SeqCst) {
                     // Dropping the connection and the listener is what a dead machine does.
                     return;
@@ -128,6 +137,10 @@ impl State {
             if fails {
                 self.failures.fetch_add(1, Ordering::SeqCst);
                 match self.failure {
+                    Failure::Silent => {
+                        self.silent.store(true, Ordering::SeqCst);
+                        continue;
+                    }
                     Failure::BeforeReply => break,
                     Failure::WithinReply(part) => bytes = &bytes[..part.min(read)],
                     Failure::ForGood => {
@@ -137,6 +150,9 @@ impl State {
                         break;
                     }
                 }
+            }
+            if self.silent.load(Ordering::SeqCst) {
+                continue;
             }
             if client.write_all(bytes).is_err() || fails {
                 break;

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use lacuna_model::device::OpenDevice;
+use lacuna_protocol::session::DIGEST;
 use lacuna_worker::{Model, Options, Service};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -158,16 +160,73 @@ pub async fn worker_tampering_at<R: IntoResponse>(
         async move {
             let path = request.uri().path();
             let is_run = is_work(path);
+            let digested = request.headers().contains_key(DIGEST);
             let response: Response = next.run(request).await;
             if is_run && at(runs.fetch_add(1, Ordering::Relaxed) + 1) {
                 let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-                return tamper(body).into_response();
+                let digest = if digested { blake3::OUT_LEN } else { 0 };
+                let response = tamper(body.slice(..body.len() - digest)).into_response();
+                return if digested {
+                    right(response).await
+                } else {
+                    response
+                };
             }
             response
         }
     });
     let routes = service(name, &Options::default()).router();
     serve_routes(Router::new().fallback_service(routes).layer(layer)).await
+}
+
+/// A worker that holds the tiny model `name` behind a way on which a bit flips, now in a request and now in an answer, at
+/// every place by and by; and how many did.
+pub async fn worker_behind_flips(name: &str) -> (String, Arc<AtomicUsize>) {
+    let (runs, flips) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let runs = Arc::new(runs);
+    let flipped = flips.clone();
+    let layer = from_fn(move |request: Request, next: Next| {
+        let (runs, flips) = (runs.clone(), flips.clone());
+        async move {
+            if !is_work(request.uri().path()) {
+                return next.run(request).await;
+            }
+            let run = runs.fetch_add(1, Ordering::Relaxed);
+            let flip = async |body: Body| -> Body {
+                let mut bytes = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+                let bit = run.wrapping_mul(7919) % (8 * bytes.len());
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                flips.fetch_add(1, Ordering::Relaxed);
+                bytes.into()
+            };
+            match run % 11 {
+                3 => {
+                    let (head, body) = request.into_parts();
+                    next.run(Request::from_parts(head, flip(body).await)).await
+                }
+                7 => {
+                    let (head, body) = next.run(request).await.into_parts();
+                    (head, flip(body).await).into_response()
+                }
+                _ => next.run(request).await,
+            }
+        }
+    });
+    let routes = service(name, &Options::default()).router();
+    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
+    (url, flipped)
+}
+
+/// An answer with the digest that it has, as whoever means harm gives it.
+async fn right(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    if !head.status.is_success() || body.size_hint().exact().is_none() {
+        return (head, body).into_response();
+    }
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let digest = blake3::hash(&body);
+    head.headers.remove(CONTENT_LENGTH);
+    (head, [&body[..], digest.as_slice()].concat()).into_response()
 }
 
 /// Whether a request to `path` is a piece of work.

@@ -1,6 +1,7 @@
 //! An orchestrator whose workers are dead, full, or set up wrongly: one line that names the worker, and no
 //! file left. A connection that fails for a moment costs nothing.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,7 +16,10 @@ use tests::golden::Golden;
 use tests::journey::Journey;
 use tests::model_copy::ModelCopy;
 use tests::proxy::{Failure, Proxy};
-use tests::workers::{RunningWorker, dead_url, fleet_file, listen, serve_routes, tampering_worker};
+use tests::workers::{
+    RunningWorker, dead_url, fleet_file, listen, serve_routes, tampering_worker,
+    worker_behind_flips,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_listens() {
@@ -133,6 +137,29 @@ async fn the_address_is_that_of_something_else() {
     let url = serve_routes(Router::new().fallback(lost)).await;
     let error = failure_with(&url, None).await;
     assert_names(&error, &["404", "<html>"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_cost_nothing() {
+    for scheme in SCHEMES {
+        let [first, second] = [
+            RunningWorker::start(MODEL, &Options::default()).await,
+            RunningWorker::start(MODEL, &Options::default()).await,
+        ];
+        let steps = |journey: Journey| journey.with("--steps", "1");
+        let well = steps(journey(scheme, &[(&first.url, None), (&second.url, None)]));
+        let want = well.go().await.unwrap();
+        let (flipping, flips) = worker_behind_flips(MODEL).await;
+        let run = steps(journey(scheme, &[(&first.url, None), (&flipping, None)]));
+        let files = run.go().await.unwrap();
+        let flips = flips.load(Ordering::Relaxed);
+        assert!(flips >= 4, "{scheme}: {flips}");
+        match scheme {
+            // Shares round differently every time.
+            "blind" => assert!(files.latents_psnr(&want) > 40.0),
+            _ => assert!(files.latents() == want.latents(), "{scheme}"),
+        }
+    }
 }
 
 /// The same picture with a connection that fails once as with one that does not.

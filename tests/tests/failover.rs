@@ -374,6 +374,27 @@ async fn where_nobody_else_may_it_goes_on_at_home() {
     }
 }
 
+/// It is asked whether it is there, and not waited for as one that computes, for which two minutes may be right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_falls_silent_costs_seconds() {
+    for scheme in ["resident", "ppidm", "blind"] {
+        let [first, second, spare] = [worker().await, worker().await, worker().await];
+        let journey = journey(scheme);
+        let lost = Proxy::start(&second.url, MIDDLE, Failure::Silent);
+        let workers = [
+            (first.url.as_str(), "a", false),
+            (lost.url.as_str(), "b", false),
+            (spare.url.as_str(), "c", true),
+        ];
+        let run = journey.clone().with("--workers", journey.fleet(&workers));
+        let limit = std::time::Duration::from_secs(60);
+        let files = tokio::time::timeout(limit, run.go()).await;
+        let report = files.expect("it is not waited for").unwrap().report();
+        assert_eq!(lost.failures(), 1, "{scheme}");
+        assert!(report["ledger"]["c"].is_object(), "{scheme}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_never_there_is_a_mistake_and_no_loss() {
     let first = worker().await;

@@ -231,6 +231,9 @@ impl<'a> Failover<'a> {
         });
         (self.note)(&before.chain(next).collect::<Vec<_>>())?;
         let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
+        // The first call does the most.
+        let [first, _] = setting.first_calls(unet, config.workers.len())?;
+        fleet.expect(&first.workers_flop);
         for (worker, tap) in taps {
             fleet.tap(*worker, tap);
         }
