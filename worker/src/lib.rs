@@ -12,6 +12,7 @@
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`streamed`]: requests that are answered while they come.
 //! - [`intake`]: requests' bodies as they come, bounded in bytes and time.
+//! - [`turns`]: who computes next.
 //! - [`tokens`]: whom the worker lets in.
 //! - [`visitors`]: who is connected.
 //! - [`metrics`]: what is counted.
@@ -33,6 +34,7 @@ pub mod sessions;
 pub mod streamed;
 pub mod strip;
 pub mod tokens;
+pub mod turns;
 pub mod visitors;
 
 pub use model::Model;

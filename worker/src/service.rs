@@ -34,6 +34,7 @@ use crate::program::{Ground, Program, Request};
 use crate::sessions::{Guest, Lane, Room, Session, Sessions};
 use crate::streamed;
 use crate::tokens::{Secret, Tokens};
+use crate::turns::Turns;
 use crate::visitors::{Visitor, Visitors};
 
 /// Most bytes of a picture's name.
@@ -100,6 +101,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     wait: Duration,
     ground: Ground,
+    turns: Turns,
     room: Room,
     sessions: Sessions<Program>,
     stopping: AtomicBool,
@@ -155,6 +157,7 @@ impl Service {
                 compute,
                 bounds: Arc::new(bounds),
             },
+            turns: Turns::default(),
             room,
             sessions: Sessions::new(room),
             stopping: AtomicBool::new(false),
@@ -222,7 +225,7 @@ impl Service {
     pub(crate) fn counted(&self) -> String {
         let now = Now {
             sessions: self.open_sessions(),
-            queue: self.0.sessions.waiting() + self.0.ground.compute.waiting(),
+            queue: self.0.sessions.waiting() + self.0.turns.waiting(),
             connections: self.visitors().guests(),
             ready: self.is_ready(),
         };
@@ -382,7 +385,8 @@ async fn multiply(
     body: Body,
 ) -> Result<Response> {
     let (session, admitted) = admit(&service, (&id, &guest), (body, said)).await?;
-    streamed::multiply(session, admitted).await
+    let turns = (service.0.turns.clone(), guest);
+    streamed::multiply(session, admitted, turns).await
 }
 
 /// The session `id`, which nobody else speaks in until its reply is kept, and what comes in for it: of the body nothing is
@@ -407,7 +411,8 @@ async fn answer(
     read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
     let (mut session, (incoming, place)) = admit(service, (id, guest), (body, said)).await?;
-    let metrics = service.0.metrics.clone();
+    let (metrics, turns) = (service.0.metrics.clone(), service.0.turns.clone());
+    let guest = *guest;
     let work = async move {
         let _place = place;
         let (body, digest) = incoming.all().await?;
@@ -418,6 +423,7 @@ async fn answer(
         if let Some(reply) = session.replay(sequence, &digest)? {
             return Ok(reply);
         }
+        let _turn = turns.take(&guest).await;
         let start = Instant::now();
         let reply = session.program.answer(request).await?;
         if let Program::Strip(_) = session.program {
