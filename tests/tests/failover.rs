@@ -10,7 +10,8 @@ use serde_json::Value;
 use tests::bad_workers::{MIDDLE, MODEL, assert_names};
 use tests::golden::{Golden, repository};
 use tests::journey::{Files, Journey, only_latents};
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::Fault;
 use tests::workers::{RunningWorker, dead_url, tampering_worker, worker_tampering_at};
 
 fn journey(scheme: &str) -> Journey {
@@ -61,7 +62,7 @@ async fn a_spare_steps_in_and_the_picture_is_the_same() {
         let well = fleet(&journey, &two(&first.url, &second.url));
         let want = journey.clone().with("--workers", well).go().await.unwrap();
 
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let workers = [
             (first.url.as_str(), "a", false),
             (spare.url.as_str(), "c", true),
@@ -74,7 +75,7 @@ async fn a_spare_steps_in_and_the_picture_is_the_same() {
             .go()
             .await
             .unwrap();
-        assert_eq!(lost.failures(), 1);
+        assert_eq!(lost.faults(), 1);
         assert!(files.latents() == want.latents(), "{scheme}");
         let report = files.report();
         let number = |value: &Value| value.as_f64().unwrap();
@@ -103,7 +104,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
         (Some(0.7), Some("max_rows = 0.7")),
         (Some(1.0), None),
     ] {
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let config = fleet(&journey, &two(&first.url, &lost.url));
         let mut run = journey.clone().with("--workers", config);
         if let Some(max_rows) = max_rows {
@@ -126,7 +127,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_of_a_provider_that_has_seen_the_rest_is_refused() {
     let [first, second, spare] = [worker().await, worker().await, worker().await];
-    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
     let journey = journey("resident");
     let workers = [
         (first.url.as_str(), "a", false),
@@ -161,7 +162,7 @@ async fn the_next_picture_knows_who_was_lost() {
         let run = journey.clone().with("--workers", fleet(&journey, &well));
         let want = run.go().await.unwrap();
 
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let workers = [
             (first.url.as_str(), "a", false),
             (lost.url.as_str(), "b", false),
@@ -263,7 +264,7 @@ async fn a_spare_steps_in_for_a_worker_that_is_of_no_use() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_that_is_dead_leaves_no_session_behind() {
     let [first, second] = [worker().await, worker().await];
-    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
     let journey = journey("resident");
     let workers = [
         (first.url.as_str(), "a", false),
@@ -272,7 +273,7 @@ async fn a_spare_that_is_dead_leaves_no_session_behind() {
     ];
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
     run.go().await.err().expect("a failure");
-    assert_eq!(lost.failures(), 1);
+    assert_eq!(lost.faults(), 1);
     first.is_left().await;
 }
 
@@ -344,7 +345,7 @@ async fn a_failed_run_says_what_was_done() {
     let report = run.go().await.unwrap().report();
     let requests = report["workers"][1]["requests"].as_u64().unwrap() as usize;
 
-    let lost = Proxy::start(&second.url, requests / 2 + MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, requests / 2 + MIDDLE, Fault::Gone);
     let workers = two(&first.url, &lost.url);
     let run = journey.clone().with("--workers", fleet(&journey, &workers));
     let (result, files) = run.end().await;
