@@ -50,6 +50,12 @@ blind_audit() {
     grep -F "| blind" "$scratch/blind/audit.md" | grep -F "own rows and strips" | tail -1 | tr -d '|' | tr -s ' '
 }
 
+# Of pictures whose workers are killed, paused, cut off, slowed and answered by a faulty relay, how many finish.
+chaos() {
+    CHAOS_PICTURES=200 cargo test --release -q -p lacuna --test chaos -- --nocapture | tee "$scratch/chaos" || return
+    grep "^chaos, seed" "$scratch/chaos"
+}
+
 # The U-Net of SDXL at 1024x1024 takes more memory than a small machine has; 512x512 takes 10 GB of weights all the same.
 sdxl() {
     "$binaries/lacuna" bench --config sdxl --batch 1 --calls 1 --schemes local,resident --wires f16 --json >"$scratch/sdxl.json" || return
@@ -69,6 +75,7 @@ try "an audit of 60 + 12 pictures" audit
 try "an audit of blind, 60 + 12 pictures" blind_audit
 try "two prompts in 500 runs under blind" told_apart
 try "a million honest products, and changed ones" checked
+try "200 pictures, and their workers killed, paused, cut off, slowed, and answered by a faulty relay" chaos
 try "the whole Dockerfile, and its workers in containers" scripts/containers.sh "$binaries" build
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 

@@ -9,6 +9,7 @@
 //! - [`workers`]: workers in this process, good and bad.
 //! - [`bad_workers`]: journeys of which one worker is bad.
 //! - [`caller`]: bare requests to a worker.
+//! - [`processes`]: workers as processes of their own.
 //! - [`relay`]: a connection with latency, and with faults that are chosen or drawn.
 
 pub mod bad_workers;
@@ -17,6 +18,7 @@ pub mod golden;
 pub mod journey;
 pub mod metric_inputs;
 pub mod model_copy;
+pub mod processes;
 pub mod reference;
 pub mod relay;
 pub mod scheme;
