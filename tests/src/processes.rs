@@ -16,16 +16,19 @@ const ANYWHERE: &str = "127.0.0.1:0";
 
 /// The worker's binary beside the test or example that runs. Says so where there is none, since only other packages were built.
 pub fn worker_binary() -> Option<PathBuf> {
+    binary("lacuna-worker")
+}
+
+/// The binary of the package `name`, likewise.
+pub fn binary(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().unwrap();
     // Tests lie in `deps`, examples in `examples`.
-    let worker = own.ancestors().nth(2).unwrap().join("lacuna-worker");
-    if !worker.is_file() {
-        println!(
-            "skipped: there is no lacuna-worker; cargo build --release -p lacuna-worker makes it"
-        );
+    let binary = own.ancestors().nth(2).unwrap().join(name);
+    if !binary.is_file() {
+        println!("skipped: there is no {name}; cargo build --release -p {name} makes it");
         return None;
     }
-    Some(worker)
+    Some(binary)
 }
 
 /// How a worker is started.
@@ -150,6 +153,11 @@ impl WorkerProcess {
     /// The most that it has held at a time.
     pub fn peak(&self) -> u64 {
         memory::peak_of_process(self.child.id()).unwrap()
+    }
+
+    /// Lets [`Self::peak`] count from now on, where the system can.
+    pub fn forget_peak(&self) {
+        memory::forget_peak(self.child.id());
     }
 
     /// A number of its metrics, for which it must have been started with `--metrics`; a counter that has counted nothing is 0.

@@ -181,6 +181,11 @@ pub type Overheard = Arc<Mutex<Vec<(String, Bytes)>>>;
 
 /// A worker that holds the tiny model `name`, and everything that it is sent.
 pub async fn overheard_worker(name: &str) -> (String, Overheard) {
+    overheard(&service(name, &Options::default())).await
+}
+
+/// A worker of this `service`, and everything that it is sent.
+pub async fn overheard(service: &Service) -> (String, Overheard) {
     let heard = Overheard::default();
     let ear = heard.clone();
     let layer = from_fn(move |request: Request, next: Next| {
@@ -193,8 +198,8 @@ pub async fn overheard_worker(name: &str) -> (String, Overheard) {
             next.run(Request::from_parts(head, body.into())).await
         }
     });
-    let routes = service(name, &Options::default()).router();
-    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
+    let routes = Router::new().fallback_service(service.router());
+    let url = serve_routes(routes.layer(layer)).await;
     (url, heard)
 }
 
