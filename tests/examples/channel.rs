@@ -13,9 +13,9 @@ use tests::relay::Relay;
 use tokio::task::spawn_blocking;
 
 /// Pictures of each kind.
-const PICTURES: usize = 15;
+const PICTURES: usize = 30;
 /// Steps of a picture.
-const STEPS: usize = 50;
+const STEPS: usize = 20;
 /// Workers of a picture.
 const WORKERS: usize = 2;
 

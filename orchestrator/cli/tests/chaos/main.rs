@@ -31,7 +31,7 @@ const LEFT: Duration = Duration::from_secs(25);
 /// Of pictures with a spare and permission, how many finish.
 const FINISH: f64 = 0.95;
 /// How much more memory a worker may hold than after its first pictures.
-const GROWTH: u64 = 64 << 20;
+const GROWTH: u64 = 32 << 20;
 /// What is painted, and from which seeds.
 const SUBJECTS: [(&str, &str); 3] = [
     (
