@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes what reads bytes from the other side: messages, and the codec of features; and the file of the workers. They
-# begin from fuzz/corpus, and what they find stays where GROWN says.
+# Fuzzes what reads bytes from the other side: messages, and the codec of features; the file of the workers; and what is asked of a
+# worker's sessions, in any order. They begin from fuzz/corpus, and what they find stays where GROWN says.
 #
 #     [GROWN=FOLDER] scripts/fuzz.sh [SECONDS FOR EACH]      # needs cargo-fuzz (cargo install cargo-fuzz) and a C++ compiler
 set -euo pipefail
@@ -15,7 +15,7 @@ fi
 export RUSTC_BOOTSTRAP=1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-for target in message codec fleet; do
+for target in message codec fleet sessions; do
     grown=${GROWN:-$scratch}/$target
     mkdir -p "$grown"
     cargo fuzz run "$target" "$grown" "fuzz/corpus/$target" -- -max_total_time="$seconds" -print_final_stats=1 2>"$scratch/log" || {

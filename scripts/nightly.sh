@@ -50,6 +50,16 @@ blind_audit() {
     grep -F "| blind" "$scratch/blind/audit.md" | grep -F "own rows and strips" | tail -1 | tr -d '|' | tr -s ' '
 }
 
+# Of pictures whose workers are killed, paused, cut off, slowed and answered by a faulty relay, how many finish.
+chaos() {
+    CHAOS_PICTURES=200 cargo test --release -q -p lacuna --test chaos -- --nocapture | tee "$scratch/chaos" || return
+    grep "^chaos, seed" "$scratch/chaos"
+}
+
+# How many sessions one worker takes at once, and what memory; and what the private channel costs.
+load() { cargo run --release -q -p tests --example load; }
+channel() { cargo run --release -q -p tests --example channel; }
+
 # The U-Net of SDXL at 1024x1024 takes more memory than a small machine has; 512x512 takes 10 GB of weights all the same.
 sdxl() {
     "$binaries/lacuna" bench --config sdxl --batch 1 --calls 1 --schemes local,resident --wires f16 --json >"$scratch/sdxl.json" || return
@@ -69,6 +79,9 @@ try "an audit of 60 + 12 pictures" audit
 try "an audit of blind, 60 + 12 pictures" blind_audit
 try "two prompts in 500 runs under blind" told_apart
 try "a million honest products, and changed ones" checked
+try "200 pictures, and their workers killed, paused, cut off, slowed, and answered by a faulty relay" chaos
+try "1 to 96 sessions at once on one worker" load
+try "TLS with a pin and a token beside plain HTTP" channel
 try "the whole Dockerfile, and its workers in containers" scripts/containers.sh "$binaries" build
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 

@@ -9,7 +9,8 @@
 //! - [`workers`]: workers in this process, good and bad.
 //! - [`bad_workers`]: journeys of which one worker is bad.
 //! - [`caller`]: bare requests to a worker.
-//! - [`proxy`]: a connection that fails at a chosen request.
+//! - [`processes`]: workers as processes of their own.
+//! - [`relay`]: a connection with latency, and with faults that are chosen or drawn.
 
 pub mod bad_workers;
 pub mod caller;
@@ -17,7 +18,8 @@ pub mod golden;
 pub mod journey;
 pub mod metric_inputs;
 pub mod model_copy;
-pub mod proxy;
+pub mod processes;
 pub mod reference;
+pub mod relay;
 pub mod scheme;
 pub mod workers;

@@ -179,44 +179,6 @@ pub async fn worker_tampering_at<R: IntoResponse>(
     serve_routes(Router::new().fallback_service(routes).layer(layer)).await
 }
 
-/// A worker that holds the tiny model `name` behind a way on which a bit flips, now in a request and now in an answer, at
-/// every place by and by; and how many did.
-pub async fn worker_behind_flips(name: &str) -> (String, Arc<AtomicUsize>) {
-    let (runs, flips) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
-    let runs = Arc::new(runs);
-    let flipped = flips.clone();
-    let layer = from_fn(move |request: Request, next: Next| {
-        let (runs, flips) = (runs.clone(), flips.clone());
-        async move {
-            if !is_work(request.uri().path()) {
-                return next.run(request).await;
-            }
-            let run = runs.fetch_add(1, Ordering::Relaxed);
-            let flip = async |body: Body| -> Body {
-                let mut bytes = to_bytes(body, usize::MAX).await.unwrap().to_vec();
-                let bit = run.wrapping_mul(7919) % (8 * bytes.len());
-                bytes[bit / 8] ^= 1 << (bit % 8);
-                flips.fetch_add(1, Ordering::Relaxed);
-                bytes.into()
-            };
-            match run % 11 {
-                3 => {
-                    let (head, body) = request.into_parts();
-                    next.run(Request::from_parts(head, flip(body).await)).await
-                }
-                7 => {
-                    let (head, body) = next.run(request).await.into_parts();
-                    (head, flip(body).await).into_response()
-                }
-                _ => next.run(request).await,
-            }
-        }
-    });
-    let routes = service(name, &Options::default()).router();
-    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
-    (url, flipped)
-}
-
 /// An answer with the digest that it has, as whoever means harm gives it.
 async fn right(response: Response) -> Response {
     let (mut head, body) = response.into_parts();
@@ -240,6 +202,11 @@ pub type Overheard = Arc<Mutex<Vec<(String, Bytes)>>>;
 
 /// A worker that holds the tiny model `name`, and everything that it is sent.
 pub async fn overheard_worker(name: &str) -> (String, Overheard) {
+    overheard(&service(name, &Options::default())).await
+}
+
+/// A worker of this `service`, and everything that it is sent.
+pub async fn overheard(service: &Service) -> (String, Overheard) {
     let heard = Overheard::default();
     let ear = heard.clone();
     let layer = from_fn(move |request: Request, next: Next| {
@@ -252,8 +219,8 @@ pub async fn overheard_worker(name: &str) -> (String, Overheard) {
             next.run(Request::from_parts(head, body.into())).await
         }
     });
-    let routes = service(name, &Options::default()).router();
-    let url = serve_routes(Router::new().fallback_service(routes).layer(layer)).await;
+    let routes = Router::new().fallback_service(service.router());
+    let url = serve_routes(routes.layer(layer)).await;
     (url, heard)
 }
 

@@ -1,7 +1,6 @@
 //! An orchestrator whose workers are dead, full, or set up wrongly: one line that names the worker, and no
 //! file left. A connection that fails for a moment costs nothing.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,11 +14,9 @@ use tests::bad_workers::{
 use tests::golden::Golden;
 use tests::journey::Journey;
 use tests::model_copy::ModelCopy;
-use tests::proxy::{Failure, Proxy};
-use tests::workers::{
-    RunningWorker, dead_url, fleet_file, listen, serve_routes, tampering_worker,
-    worker_behind_flips,
-};
+use tests::relay::Relay;
+use tests::relay::fault::{Fault, Way};
+use tests::workers::{RunningWorker, dead_url, fleet_file, listen, serve_routes, tampering_worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_listens() {
@@ -45,12 +42,12 @@ async fn a_worker_dies_in_the_middle() {
     for scheme in SCHEMES {
         let worker = RunningWorker::start(MODEL, &Options::default()).await;
         let good = RunningWorker::start(MODEL, &Options::default()).await;
-        let proxy = Proxy::start(&worker.url, MIDDLE, Failure::ForGood);
-        let journey = journey(scheme, &[(&good.url, None), (&proxy.url, None)]);
+        let relay = Relay::failing(&worker.url, MIDDLE, Fault::Gone);
+        let journey = journey(scheme, &[(&good.url, None), (&relay.url, None)]);
         let error = journey.go().await.err().expect("a failure");
-        check_line(&error, &proxy.url, &good.url);
+        check_line(&error, &relay.url, &good.url);
         assert_names(&error, &["does not answer"]);
-        assert_eq!((proxy.failures(), proxy.runs()), (1, MIDDLE));
+        assert_eq!((relay.faults(), relay.works()), (1, MIDDLE));
     }
 }
 
@@ -149,10 +146,25 @@ async fn flipped_bits_cost_nothing() {
         let steps = |journey: Journey| journey.with("--steps", "1");
         let well = steps(journey(scheme, &[(&first.url, None), (&second.url, None)]));
         let want = well.go().await.unwrap();
-        let (flipping, flips) = worker_behind_flips(MODEL).await;
-        let run = steps(journey(scheme, &[(&first.url, None), (&flipping, None)]));
+        // Now in a request and now in an answer, at every place by and by.
+        let flipping = Relay::start(&second.url, [Duration::ZERO; 2], |request| {
+            let work = request.work?;
+            let bit = work as u64 * 7919;
+            match work % 11 {
+                3 => Some(Fault::Flip { way: Way::Up, bit }),
+                7 => Some(Fault::Flip {
+                    way: Way::Down,
+                    bit,
+                }),
+                _ => None,
+            }
+        });
+        let run = steps(journey(
+            scheme,
+            &[(&first.url, None), (&flipping.url, None)],
+        ));
         let files = run.go().await.unwrap();
-        let flips = flips.load(Ordering::Relaxed);
+        let flips = flipping.faults();
         assert!(flips >= 4, "{scheme}: {flips}");
         match scheme {
             // Shares round differently every time.
@@ -163,16 +175,16 @@ async fn flipped_bits_cost_nothing() {
 }
 
 /// The same picture with a connection that fails once as with one that does not.
-async fn survives(failure: Failure) {
+async fn survives(failure: Fault) {
     for scheme in SCHEMES {
         let one = RunningWorker::start(MODEL, &Options::default()).await;
         let two = RunningWorker::start(MODEL, &Options::default()).await;
         let whole = journey(scheme, &[(&one.url, None), (&two.url, None)]);
         let whole = whole.go().await.unwrap();
-        let proxy = Proxy::start(&two.url, MIDDLE, failure);
-        let shaken = journey(scheme, &[(&one.url, None), (&proxy.url, None)]);
+        let relay = Relay::failing(&two.url, MIDDLE, failure);
+        let shaken = journey(scheme, &[(&one.url, None), (&relay.url, None)]);
         let shaken = shaken.go().await.unwrap();
-        assert_eq!(proxy.failures(), 1, "{scheme}, {failure:?}");
+        assert_eq!(relay.faults(), 1, "{scheme}, {failure:?}");
         // Fresh masks round differently.
         if OF_FEATURES.contains(&scheme) {
             assert!(shaken.latents() == whole.latents(), "{scheme}, {failure:?}");
@@ -180,7 +192,7 @@ async fn survives(failure: Failure) {
         }
         // One piece of work went over the line twice, and was asked for once.
         let asked = whole.report()["workers"][1]["requests"].as_u64().unwrap();
-        assert_eq!(proxy.runs() as u64, asked + 1, "{scheme}, {failure:?}");
+        assert_eq!(relay.works() as u64, asked + 1, "{scheme}, {failure:?}");
         let retried = &shaken.report()["workers"][1];
         assert_eq!(retried["requests"], asked, "{scheme}, {failure:?}");
         assert_eq!(two.service.open_sessions(), 0);
@@ -189,11 +201,23 @@ async fn survives(failure: Failure) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_lost_before_the_reply_costs_nothing() {
-    survives(Failure::BeforeReply).await;
+    survives(Fault::Close {
+        way: Way::Down,
+        after: 0,
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_lost_within_the_reply_costs_nothing() {
-    survives(Failure::WithinReply(20)).await;
-    survives(Failure::WithinReply(300)).await;
+    survives(Fault::Close {
+        way: Way::Down,
+        after: 20,
+    })
+    .await;
+    survives(Fault::Close {
+        way: Way::Down,
+        after: 300,
+    })
+    .await;
 }

@@ -11,8 +11,9 @@ use lacuna_worker::Options;
 use serde_json::Value;
 use tests::golden::{Golden, MODELS};
 use tests::journey::Journey;
-use tests::proxy::{Failure, Proxy};
 use tests::reference::psnr;
+use tests::relay::Relay;
+use tests::relay::fault::Fault;
 use tests::workers::{RunningWorker, fleet_file, model};
 
 const MODEL: &str = "odd";
@@ -376,7 +377,7 @@ async fn fewer_workers_than_were_given_are_not_enough() {
     for _ in 0..3 {
         workers.push(RunningWorker::start(MODEL, &Options::default()).await);
     }
-    let lost = Proxy::start(&workers[0].url, 30, Failure::ForGood);
+    let lost = Relay::failing(&workers[0].url, 30, Fault::Gone);
     let mut urls: Vec<_> = workers.iter().map(|w| (w.url.as_str(), None)).collect();
     urls[0].0 = &lost.url;
     let journey = journey(MODEL, 3).with_all("--scheme blind --on-loss fewer");

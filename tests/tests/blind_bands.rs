@@ -23,7 +23,8 @@ use serde_json::Value;
 use tests::caller::{Answer, Caller, PATIENCE};
 use tests::golden::Golden;
 use tests::journey::Journey;
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::{Fault, Way};
 use tests::workers::{RunningWorker, fleet_file, model};
 
 const MODEL: &str = "odd";
@@ -325,13 +326,16 @@ async fn a_picture_in_bands_survives_a_broken_connection() {
         RunningWorker::start(MODEL, &Options::default()).await,
         RunningWorker::start(MODEL, &Options::default()).await,
     ];
-    let within = Failure::WithinReply(40_000);
-    let proxy = Proxy::start(&second.url, 2, within);
-    let urls = [(first.url.as_str(), None), (proxy.url.as_str(), None)];
+    let within = Fault::Close {
+        way: Way::Down,
+        after: 40_000,
+    };
+    let relay = Relay::failing(&second.url, 2, within);
+    let urls = [(first.url.as_str(), None), (relay.url.as_str(), None)];
     let fleet = fleet_file(&journey.file(""), &urls);
     let blind = journey.with("--scheme", "blind").with("--workers", fleet);
     let blind = blind.with("--share-bits", "quality").go().await.unwrap();
-    assert!(proxy.failures() >= 1);
+    assert!(relay.faults() >= 1);
     let psnr = blind.latents_psnr(&local);
     println!("{psnr:.1} dB");
     assert!(psnr >= 50.0, "{psnr}");

@@ -12,7 +12,8 @@ use lacuna_wire::{Message, Payload};
 use lacuna_worker::Options;
 use tests::golden::Golden;
 use tests::journey::Journey;
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::{Fault, Way};
 use tests::workers::{Overheard, RunningWorker, fleet_file, is_work, overheard_worker};
 
 const MODEL: &str = "odd";
@@ -62,7 +63,7 @@ fn sessions(heard: &Overheard) -> Vec<Session> {
     all.into_iter().map(|(_, session)| session).collect()
 }
 
-/// Two overheard workers and a fleet's file of them, perhaps with a proxy before one.
+/// Two overheard workers and a fleet's file of them, perhaps with a relay before one.
 struct Pair {
     seeds: Overheard,
     shares: Overheard,
@@ -110,13 +111,19 @@ async fn no_mask_is_ever_used_twice() {
         // The same picture twice, in one run and in another.
         (None, 2),
         // The answer was lost, and the request is repeated.
-        (Some(Failure::BeforeReply), 1),
+        (
+            Some(Fault::Close {
+                way: Way::Down,
+                after: 0,
+            }),
+            1,
+        ),
         // The worker is lost in the middle, and a spare begins the call again.
-        (Some(Failure::ForGood), 1),
+        (Some(Fault::Gone), 1),
     ] {
         let mut pair = Pair::start().await;
         let spare = RunningWorker::start(MODEL, &Options::default()).await;
-        let lost = failure.map(|failure| Proxy::start(&pair.urls[1], 30, failure));
+        let lost = failure.map(|failure| Relay::failing(&pair.urls[1], 30, failure));
         if let Some(lost) = &lost {
             pair.urls[1] = lost.url.clone();
         }
@@ -136,7 +143,7 @@ async fn no_mask_is_ever_used_twice() {
         let (seeds, shares) = pair.all();
         let opened = match failure {
             // The second run begins with the spare.
-            Some(Failure::ForGood) => 2 + 1,
+            Some(Fault::Gone) => 2 + 1,
             _ => 2 * pictures,
         };
         assert_eq!(seeds.len(), opened, "{failure:?}");
@@ -170,7 +177,7 @@ async fn are_uniform(options: &str, of_bits: u32) {
     let journey = journey.with_all(options);
     let run = journey.clone().with("--workers", pair.fleet(&journey));
     run.go().await.unwrap();
-    let lost = Proxy::start(&pair.urls[1], 30, Failure::ForGood);
+    let lost = Relay::failing(&pair.urls[1], 30, Fault::Gone);
     let [seeds, _] = &pair.urls;
     let fleet = fleet_file(
         journey.file("").as_path(),

@@ -6,7 +6,8 @@ use lacuna_worker::Options;
 use tests::bad_workers::{MIDDLE, MODEL, assert_names};
 use tests::golden::Golden;
 use tests::journey::{Files, Journey, only_latents, two};
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::Fault;
 use tests::workers::RunningWorker;
 
 /// A request behind the first step.
@@ -42,7 +43,7 @@ async fn broken_off(
     at: usize,
     folder: &Path,
 ) -> Files {
-    let lost = Proxy::start(second, at, Failure::ForGood);
+    let lost = Relay::failing(second, at, Fault::Gone);
     let run = journey
         .clone()
         .with("--workers", journey.fleet(&two(first, &lost.url)))
@@ -203,7 +204,7 @@ async fn pictures_that_are_written_are_not_made_again() {
     let requests = want.report()["workers"][1]["requests"].as_u64().unwrap() as usize;
 
     let folder = journey.file("run");
-    let lost = Proxy::start(&second.url, requests / 3 + MIDDLE / 2, Failure::ForGood);
+    let lost = Relay::failing(&second.url, requests / 3 + MIDDLE / 2, Fault::Gone);
     let workers = journey.fleet(&two(&first.url, &lost.url));
     let run = journey.clone().with("--workers", workers);
     let (result, files) = run.with("--checkpoint", &folder).end().await;

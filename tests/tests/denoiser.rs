@@ -16,7 +16,8 @@ use lacuna_orchestrator::unet_source::UNetSource;
 use lacuna_wire::HostTensor;
 use lacuna_worker::{Model, Options};
 use tests::golden::model_dir;
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::Fault;
 use tests::scheme::scheme;
 use tests::workers::{RunningWorker, fleet_file};
 use tokio::task::spawn_blocking;
@@ -117,7 +118,7 @@ async fn who_measures_goes_on_with_nobody_else() {
     for scheme in ["resident", "ppidm"] {
         let (here, _) = last(denoiser(&source, "local", None)).await;
         for on_loss in [OnLoss::End, OnLoss::Spare] {
-            let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+            let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
             let given = fleet(&[&first.url, &lost.url], &[&spare.url]);
             let denoiser = denoiser(&source, scheme, Some(given)).on_loss(on_loss);
             let (there, accounts) = last(denoiser).await;
@@ -134,7 +135,7 @@ async fn who_measures_goes_on_with_nobody_else() {
                     assert_eq!(of_spare.count(), 1, "{scheme}");
                 }
             }
-            assert_eq!(lost.failures(), 1, "{scheme}");
+            assert_eq!(lost.faults(), 1, "{scheme}");
         }
     }
 }

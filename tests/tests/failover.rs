@@ -8,7 +8,8 @@ use serde_json::Value;
 use tests::bad_workers::{MIDDLE, MODEL, assert_names};
 use tests::golden::Golden;
 use tests::journey::{Files, Journey, only_latents, two};
-use tests::proxy::{Failure, Proxy};
+use tests::relay::Relay;
+use tests::relay::fault::Fault;
 use tests::workers::{RunningWorker, dead_url, tampering_worker, worker_tampering_at};
 
 fn journey(scheme: &str) -> Journey {
@@ -36,7 +37,7 @@ async fn a_spare_steps_in_and_the_picture_is_the_same() {
         let well = journey.fleet(&two(&first.url, &second.url));
         let want = journey.clone().with("--workers", well).go().await.unwrap();
 
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let workers = [
             (first.url.as_str(), "a", false),
             (spare.url.as_str(), "c", true),
@@ -49,7 +50,7 @@ async fn a_spare_steps_in_and_the_picture_is_the_same() {
             .go()
             .await
             .unwrap();
-        assert_eq!(lost.failures(), 1);
+        assert_eq!(lost.faults(), 1);
         assert!(files.latents() == want.latents(), "{scheme}");
         let report = files.report();
         let number = |value: &Value| value.as_f64().unwrap();
@@ -78,7 +79,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
         (Some(0.7), Some("max_rows = 0.7")),
         (Some(1.0), None),
     ] {
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let config = journey.fleet(&two(&first.url, &lost.url));
         let mut run = journey.clone().with("--workers", config);
         if let Some(max_rows) = max_rows {
@@ -101,7 +102,7 @@ async fn nobody_sees_more_than_at_the_beginning_unless_a_policy_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_of_a_provider_that_has_seen_the_rest_is_refused() {
     let [first, second, spare] = [worker().await, worker().await, worker().await];
-    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
     let journey = journey("resident");
     let workers = [
         (first.url.as_str(), "a", false),
@@ -139,7 +140,7 @@ async fn the_next_picture_knows_who_was_lost() {
         let run = journey.clone().with("--workers", journey.fleet(&well));
         let want = run.go().await.unwrap();
 
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let workers = [
             (first.url.as_str(), "a", false),
             (lost.url.as_str(), "b", false),
@@ -241,7 +242,7 @@ async fn a_spare_steps_in_for_a_worker_that_is_of_no_use() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spare_that_is_dead_leaves_no_session_behind() {
     let [first, second] = [worker().await, worker().await];
-    let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
     let journey = journey("resident");
     let workers = [
         (first.url.as_str(), "a", false),
@@ -250,7 +251,7 @@ async fn a_spare_that_is_dead_leaves_no_session_behind() {
     ];
     let run = journey.clone().with("--workers", journey.fleet(&workers));
     run.go().await.err().expect("a failure");
-    assert_eq!(lost.failures(), 1);
+    assert_eq!(lost.faults(), 1);
     first.is_left().await;
 }
 
@@ -322,7 +323,7 @@ async fn a_failed_run_says_what_was_done() {
     let report = run.go().await.unwrap().report();
     let requests = report["workers"][1]["requests"].as_u64().unwrap() as usize;
 
-    let lost = Proxy::start(&second.url, requests / 2 + MIDDLE, Failure::ForGood);
+    let lost = Relay::failing(&second.url, requests / 2 + MIDDLE, Fault::Gone);
     let workers = two(&first.url, &lost.url);
     let run = journey.clone().with("--workers", journey.fleet(&workers));
     let (result, files) = run.end().await;
@@ -349,11 +350,11 @@ async fn where_nobody_else_may_it_goes_on_at_home() {
         let well = two(&first.url, &second.url);
         let run = journey.clone().with("--workers", journey.fleet(&well));
         let want = run.go().await.unwrap();
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::ForGood);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
         let workers = two(&first.url, &lost.url);
         let run = journey.clone().with("--workers", journey.fleet(&workers));
         let files = run.go().await.unwrap();
-        assert_eq!(lost.failures(), 1, "{scheme}");
+        assert_eq!(lost.faults(), 1, "{scheme}");
         match scheme {
             // Shares round differently every time, and weights at random carry that far.
             "blind" => {
@@ -380,7 +381,7 @@ async fn a_machine_that_falls_silent_costs_seconds() {
     for scheme in ["resident", "ppidm", "blind"] {
         let [first, second, spare] = [worker().await, worker().await, worker().await];
         let journey = journey(scheme);
-        let lost = Proxy::start(&second.url, MIDDLE, Failure::Silent);
+        let lost = Relay::failing(&second.url, MIDDLE, Fault::Silent);
         let workers = [
             (first.url.as_str(), "a", false),
             (lost.url.as_str(), "b", false),
@@ -390,7 +391,7 @@ async fn a_machine_that_falls_silent_costs_seconds() {
         let limit = std::time::Duration::from_secs(60);
         let files = tokio::time::timeout(limit, run.go()).await;
         let report = files.expect("it is not waited for").unwrap().report();
-        assert_eq!(lost.failures(), 1, "{scheme}");
+        assert_eq!(lost.faults(), 1, "{scheme}");
         assert!(report["ledger"]["c"].is_object(), "{scheme}");
     }
 }

@@ -1,6 +1,7 @@
 //! The worker's sessions, by bare requests: how they open, who has room, and how they end.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lacuna_model::device::OpenDevice;
@@ -14,6 +15,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tests::caller::{Caller, PATIENCE, good, good_output, small};
 use tests::workers::{RunningWorker, model};
+use tokio::sync::Barrier;
+use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_live_and_ready_until_it_stops() {
@@ -230,21 +233,40 @@ async fn a_stopping_worker_does_not_wait_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_sessions_at_once_do_not_mix() {
-    let worker = RunningWorker::start("sd1", &small()).await;
-    let sessions = (0..8u64).map(|i| {
+async fn sixty_four_sessions_at_once_do_not_mix_and_one_more_is_refused() {
+    const SESSIONS: usize = 64;
+    let options = Options {
+        max_sessions: SESSIONS,
+        session_wait: Duration::ZERO,
+        ..small()
+    };
+    let worker = RunningWorker::start("sd1", &options).await;
+    let held = model("sd1");
+    let digest = held.digest();
+    let all_open = Arc::new(Barrier::new(SESSIONS + 1));
+    let all_done = Arc::new(Barrier::new(SESSIONS + 1));
+    let sessions = (0..SESSIONS as u64).map(|i| {
         let caller = Caller::new(&worker);
+        let (all_open, all_done) = (all_open.clone(), all_done.clone());
         async move {
             let session = caller.open().await;
-            for sequence in 1..=20 {
+            all_open.wait().await;
+            for sequence in 1..=5 {
                 let seed = 1000 * i + sequence;
                 let answer = caller.run(&session, good(sequence, seed)).await;
                 assert_eq!(answer.output(sequence, "0.y"), good_output(seed));
             }
+            all_done.wait().await;
             assert_eq!(caller.close(&session).await.status, StatusCode::NO_CONTENT);
         }
     });
     let running: Vec<_> = sessions.map(tokio::spawn).collect();
+    all_open.wait().await;
+    assert_eq!(worker.service.open_sessions(), SESSIONS);
+    let refused = Caller::new(&worker).try_open(PROTOCOL, digest).await;
+    let refusal = refused.refusal(503);
+    assert!(refusal.contains("no room"), "{refusal}");
+    timeout(PATIENCE, all_done.wait()).await.unwrap();
     for session in running {
         session.await.unwrap();
     }

@@ -279,9 +279,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_is_not_what_was_sent_is_damaged() {
-        let said = Some(blake3::hash(b"hello"));
-        let incoming = |text: &'static str| Incoming::new(text.into(), 99).saying(said);
-        assert_eq!(incoming("hello").all().await.unwrap().1, said.unwrap());
+        let said = blake3::hash(b"hello");
+        let incoming = |text: &'static str| Incoming::new(text.into(), 99).saying(Some(said));
+        assert_eq!(incoming("hello").all().await.unwrap().1, said);
         assert!(matches!(incoming("hellp").all().await, Err(Error::Damaged)));
         // Found out before its end, it is no mistake of who sent it.
         for (text, damaged) in [("hello", false), ("jello", true)] {

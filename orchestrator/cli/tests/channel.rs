@@ -1,86 +1,27 @@
 //! A worker's binary on the open internet, as far as one machine has it: TLS of its own, pins, certificates of clients, and
 //! tokens that change.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tests::processes::{Setup, WorkerProcess, worker_binary};
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/sd2")
 }
 
-/// A worker's process, which ends when it is dropped.
-struct Worker {
-    child: Child,
-    /// Where it listens.
-    address: String,
-    log: PathBuf,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The binary beside this test's, or none where only this package was built.
-fn binary() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_BIN_EXE_lacuna")).parent().unwrap();
-    let worker = folder.join("lacuna-worker");
-    if !worker.is_file() {
-        println!(
-            "skipped: there is no lacuna-worker; cargo build --release -p lacuna-worker makes it"
-        );
-        return None;
-    }
-    Some(worker)
-}
-
-impl Worker {
-    /// Starts it with `arguments`, its log at the most verbose level in the folder `dir`.
-    fn start(dir: &Path, arguments: &[&str]) -> Option<Self> {
-        let log = dir.join("worker.log");
-        let mut command = Command::new(binary()?);
-        command.env_clear().env("RUST_LOG", "trace").args(arguments);
-        command
-            .args(["--listen", "127.0.0.1:0", "--device", "cpu", "--model"])
-            .arg(model());
-        command
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&log).unwrap());
-        let child = command.spawn().unwrap();
-        let mut worker = Self {
-            child,
-            address: String::new(),
-            log,
-        };
-        for _ in 0..600 {
-            let text = std::fs::read_to_string(&worker.log).unwrap();
-            let ready = text
-                .lines()
-                .find_map(|line| line.split_once("ready on ")?.1.split_once("://"));
-            if let Some((_, address)) = ready {
-                worker.address = address.trim().to_owned();
-                return Some(worker);
-            }
-            assert!(
-                worker.child.try_wait().unwrap().is_none(),
-                "it ended: {text}"
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        panic!("it is not ready after a minute");
-    }
-
-    /// What it printed for a fleet file.
-    fn entry(&mut self) -> String {
-        let lines = BufReader::new(self.child.stdout.take().unwrap()).lines();
-        lines.take(5).map(|line| line.unwrap() + "\n").collect()
-    }
+/// Starts a worker with `arguments`, its log at the most verbose level in the folder `dir`; none where only this package was
+/// built.
+fn start(dir: &Path, arguments: &[&str]) -> Option<WorkerProcess> {
+    Some(WorkerProcess::start(Setup {
+        binary: worker_binary()?,
+        model: model(),
+        log: dir.join("worker.log"),
+        level: "trace".into(),
+        arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
+    }))
 }
 
 /// A picture by the workers of a fleet file of this `text`.
@@ -117,12 +58,12 @@ fn a_worker_joins_by_one_command_and_one_paste() {
     let dir = folder.path();
     let identity = dir.join("identity");
     let arguments = ["--identity", identity.to_str().unwrap(), "--entry"];
-    let Some(mut worker) = Worker::start(dir, &arguments) else {
+    let Some(mut worker) = start(dir, &arguments) else {
         return;
     };
     let entry = worker.entry();
     assert!(
-        entry.contains(&format!("https://{}", worker.address)),
+        entry.contains(&format!("https://{}", worker.address())),
         "{entry}"
     );
     let made = generate(dir, &entry);
@@ -133,7 +74,7 @@ fn a_worker_joins_by_one_command_and_one_paste() {
     // Another key, no pin, no TLS, another token: each is told by its name.
     let pin = entry.lines().find(|line| line.starts_with("pin")).unwrap();
     let other = format!("pin = \"sha256:{}\"", "0".repeat(64));
-    let url = format!("https://{}", worker.address);
+    let url = format!("https://{}", worker.address());
     for (from, to, part) in [
         (pin, &*other, "certificate"),
         (pin, "", "certificate"),
@@ -150,7 +91,7 @@ fn a_worker_joins_by_one_command_and_one_paste() {
     assert!(!generate(dir, &plain).status.success());
 
     // At its most verbose it says nothing that is for nobody to know.
-    let log = std::fs::read_to_string(&worker.log).unwrap();
+    let log = std::fs::read_to_string(worker.log()).unwrap();
     assert!(log.contains("opened a session"), "{log}");
     let key = std::fs::read_to_string(identity.join("key.pem")).unwrap();
     let key = key.lines().nth(1).unwrap();
@@ -203,12 +144,12 @@ fn who_shows_no_certificate_stays_outside() {
         "--token",
         "t",
     ];
-    let Some(worker) = Worker::start(dir, &arguments) else {
+    let Some(worker) = start(dir, &arguments) else {
         return;
     };
     let entry = format!(
         "[[worker]]\nurl = \"https://{}\"\nprovider = \"p\"\ntoken = \"t\"\nca = \"ca.pem\"\n",
-        worker.address
+        worker.address()
     );
     let own = "client_cert = \"me.pem\"\nclient_key = \"me.key\"\n";
     let made = generate(dir, &format!("{entry}{own}"));
@@ -227,7 +168,7 @@ fn who_shows_no_certificate_stays_outside() {
 
 #[test]
 fn plain_http_is_for_this_machine_alone() {
-    let Some(binary) = binary() else {
+    let Some(binary) = worker_binary() else {
         return;
     };
     let start = |arguments: &[&str]| {

@@ -14,8 +14,13 @@ pub fn peak_of_process(id: u32) -> Option<u64> {
 
 /// The memory that this process holds now, in bytes: its resident set (`VmRSS`).
 pub fn resident() -> Option<u64> {
+    resident_of_process(std::process::id())
+}
+
+/// The same of the process `id`.
+pub fn resident_of_process(id: u32) -> Option<u64> {
     kibibytes(
-        &std::fs::read_to_string("/proc/self/status").ok()?,
+        &std::fs::read_to_string(format!("/proc/{id}/status")).ok()?,
         "VmRSS:",
     )
 }

@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use ::lacuna_protocol;
 use axum::body::Bytes;
+use lacuna_kernels::allocator::give_back_freed_pages;
 use lacuna_protocol::exchange::Assignment;
 use lacuna_protocol::session::AdvanceHeader;
 use lacuna_wire::{Message, Payload};
@@ -19,6 +21,10 @@ use crate::compute::reason;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::strip::{self, Incoming, Outside};
+
+/// How long a walk waits before it gives back the memory that it has freed: longer than between two requests of a picture under
+/// way.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What a walk hands out: the label of the exchange that it is at, and the tensors.
 type Outgoing = (String, HashMap<String, Payload>);
@@ -47,6 +53,7 @@ impl Dialogue {
             .spawn(move || {
                 let mut line = Line { inbox, reply: None };
                 let walked = catch_unwind(AssertUnwindSafe(|| model.walk(assignment, &mut line)));
+                give_back_freed_pages();
                 let error = match walked {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => Error::from(error),
@@ -100,10 +107,14 @@ impl Line {
 
 impl Outside for &mut Line {
     fn wait(&mut self) -> lacuna_protocol::Result<Incoming> {
-        let turn = self
-            .inbox
-            .recv()
-            .map_err(|_| lacuna_protocol::Error::Closed)?;
+        let turn = match self.inbox.recv_timeout(IDLE) {
+            Err(RecvTimeoutError::Timeout) => {
+                give_back_freed_pages();
+                self.inbox.recv().ok()
+            }
+            other => other.ok(),
+        };
+        let turn = turn.ok_or(lacuna_protocol::Error::Closed)?;
         self.reply = Some(turn.reply);
         Ok(turn.incoming)
     }
