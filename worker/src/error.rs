@@ -174,7 +174,7 @@ impl Error {
         match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "token"),
             Self::UnknownSession(_) => (StatusCode::NOT_FOUND, "session"),
-            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "model"),
+            Self::UnknownModel { .. } | Self::NotKept(_) => (StatusCode::NOT_FOUND, "model"),
             Self::Protocol { .. } => (StatusCode::CONFLICT, "protocol"),
             Self::Sequence { .. } => (StatusCode::CONFLICT, "sequence"),
             Self::Repeated(_) => (StatusCode::CONFLICT, "repeated"),
@@ -185,7 +185,6 @@ impl Error {
             Self::Stopped(_) => (StatusCode::REQUEST_TIMEOUT, "stopped"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "right"),
             Self::NoStore => (StatusCode::NOT_FOUND, "store"),
-            Self::NotKept(_) => (StatusCode::NOT_FOUND, "model"),
             Self::NoUpload(_) => (StatusCode::NOT_FOUND, "upload"),
             Self::Offset { .. } => (StatusCode::CONFLICT, "offset"),
             Self::Unfinished { .. } => (StatusCode::CONFLICT, "unfinished"),
