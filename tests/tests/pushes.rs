@@ -201,7 +201,7 @@ async fn a_pushed_model_makes_the_picture_of_one_that_was_given() {
         stored(&Caller::new(&worker).with_token("paints"))
             .await
             .unfinished,
-        [digest.clone()]
+        std::slice::from_ref(&digest)
     );
     let left = sizes.iter().map(|file| file.bytes).sum::<u64>() - half as u64;
     assert_eq!(push(&dir, &pushes).await, Pushed::Sent(left));

@@ -19,6 +19,7 @@
 //! - [`tokens`]: whom the worker lets in.
 //! - [`visitors`]: who is connected.
 //! - [`metrics`]: what is counted.
+//! - [`options`]: how a worker behaves.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -31,6 +32,7 @@ pub mod ground;
 pub mod intake;
 pub mod metrics;
 pub mod model;
+pub mod options;
 pub mod program;
 pub mod pushes;
 pub mod serve;
@@ -44,5 +46,6 @@ pub mod tokens;
 pub mod visitors;
 
 pub use model::Model;
+pub use options::Options;
 pub use serve::{Door, serve, serve_while_loading, watch};
-pub use service::{Options, Service};
+pub use service::Service;

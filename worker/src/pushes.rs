@@ -125,6 +125,7 @@ async fn append(
     let seat = store.seat(&digest, &file)?;
     let (incoming, _place) = pushes.intake.admit(body, None).await?;
     let bytes = seat.write(offset, incoming).await?;
+    store.touch(&digest);
     Ok(Json(Received { bytes }))
 }
 

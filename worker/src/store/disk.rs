@@ -83,9 +83,13 @@ impl Disk {
     /// Makes a model of an upload that is whole.
     pub(super) fn keep(&self, digest: &str) -> Result<()> {
         let (from, to) = (self.upload(digest), self.model(digest));
-        let announced = from.join(ANNOUNCED);
-        std::fs::remove_file(&announced).map_err(failed(&announced))?;
+        // What lies there is no model, or it would not have come again.
+        self.discard(&to)?;
         std::fs::rename(&from, &to).map_err(failed(&to))?;
+        let announced = to.join(ANNOUNCED);
+        if let Err(error) = std::fs::remove_file(&announced) {
+            tracing::warn!("{}: {error}", announced.display());
+        }
         sync(&self.dir.join("models"))
     }
 

@@ -192,10 +192,11 @@ impl Store {
             if upload.is_of(announced) {
                 return Ok(Some(upload.there()));
             }
-            state.uploads.remove(digest);
-            self.disk.drop_upload(digest)?;
+            self.drop_of(&mut state, &Victim::Upload(digest.to_owned()))?;
         }
         self.make_room(&mut state, bytes)?;
+        // What may be left where an earlier beginning failed.
+        self.disk.drop_upload(digest)?;
         let mut upload = Upload::begin(&self.disk.upload(digest), announced)?;
         let there = upload.there();
         state.uploads.insert(digest.to_owned(), upload);
@@ -211,6 +212,13 @@ impl Store {
         let upload = state.uploads.get_mut(digest);
         let seat = upload.and_then(|upload| upload.seat(name));
         seat.ok_or_else(|| Error::NoUpload(digest.to_owned()))
+    }
+
+    /// Notes that something of the upload of `digest` came.
+    pub fn touch(&self, digest: &str) {
+        if let Some(upload) = self.lock().uploads.get_mut(digest) {
+            upload.touch();
+        }
     }
 
     /// Whether the model of `digest` is there, by now: what is wrong with it is said once, and forgotten then. None while it is
@@ -318,7 +326,7 @@ impl Store {
             needed: bytes,
             most: self.most,
         };
-        // What an upload of nothing asks for is only what there is room for.
+        // Of none when the store is opened: then it is only to be no larger than it may be.
         let one = usize::from(bytes > 0);
         let mut going = Vec::new();
         let mut taken = state.taken();
@@ -354,6 +362,9 @@ impl Store {
                 tracing::info!(digest = &digest[..12], "a model is not kept any more");
             }
             Victim::Upload(digest) => {
+                if let Some(upload) = state.uploads.get_mut(digest) {
+                    upload.refuse("it made room for others, or was removed".into());
+                }
                 self.disk.drop_upload(digest)?;
                 state.uploads.remove(digest);
             }

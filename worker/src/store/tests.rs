@@ -1,6 +1,9 @@
 //! What is kept, over restarts and where there is no room.
 
+use axum::body::Body;
+
 use super::*;
+use crate::intake::Incoming;
 
 const LONG_AGO: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -124,6 +127,50 @@ fn uploads_outlast_a_restart_and_not_a_day() {
         store.seat(&digest('a'), "x.safetensors"),
         Err(Error::NoUpload(_))
     ));
+}
+
+#[tokio::test]
+async fn who_still_writes_to_what_was_given_up_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1000, None).unwrap();
+    store.begin(&digest('a'), &announced(100)).unwrap();
+    let seat = store.seat(&digest('a'), "x.safetensors").unwrap();
+    let body = |text: &'static str| Incoming::new(Body::from(text), 99);
+    assert_eq!(seat.write(0, body("abc")).await.unwrap(), 3);
+    store.remove(&digest('a')).unwrap();
+    store.begin(&digest('a'), &announced(90)).unwrap();
+    let late = seat.write(3, body("def")).await;
+    assert!(matches!(late, Err(Error::Stopped(_))));
+    let seat = store.seat(&digest('a'), "x.safetensors").unwrap();
+    assert_eq!(seat.write(0, body("ghi")).await.unwrap(), 3);
+    let file = dir.path().join("uploads").join(digest('a'));
+    let text = std::fs::read(file.join("x.safetensors")).unwrap();
+    assert_eq!(text, b"ghi");
+}
+
+#[tokio::test]
+async fn what_comes_slowly_makes_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 150, None).unwrap();
+    store.begin(&digest('a'), &announced(100)).unwrap();
+    let seat = store.seat(&digest('a'), "x.safetensors").unwrap();
+    let (sender, waits) = tokio::sync::oneshot::channel::<()>();
+    let body = futures::stream::once(async move {
+        let _ = waits.await;
+        Ok::<_, Error>(bytes::Bytes::from_static(b"abc"))
+    });
+    let incoming = Incoming::new(Body::from_stream(body), 99);
+    let writing = tokio::spawn(async move { seat.write(0, incoming).await });
+    while store.lock().uploads[&digest('a')].rests(Duration::ZERO) {
+        tokio::task::yield_now().await;
+    }
+    store.rest(&digest('a'), LONG_AGO);
+    let refused = store.begin(&digest('b'), &announced(100));
+    assert!(matches!(refused, Err(Error::Full { .. })));
+    sender.send(()).unwrap();
+    assert_eq!(writing.await.unwrap().unwrap(), 3);
+    store.begin(&digest('b'), &announced(100)).unwrap();
+    assert_eq!(kept(&store), "b");
 }
 
 #[test]

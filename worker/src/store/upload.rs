@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -38,18 +38,25 @@ enum Stage {
 #[derive(Clone)]
 pub struct Seat {
     part: Arc<Mutex<Part>>,
-    /// Bytes that are there, whoever writes.
-    there: Arc<AtomicU64>,
+    state: Arc<FileState>,
 }
 
 /// A file of which a part is there.
 struct Part {
     path: PathBuf,
-    there: Arc<AtomicU64>,
     bytes: u64,
+    state: Arc<FileState>,
 }
 
-impl Part {
+/// What is known of a file, whoever writes.
+#[derive(Default)]
+struct FileState {
+    there: AtomicU64,
+    /// Whether the upload was given up: another one's file may lie in the same place.
+    gone: AtomicBool,
+}
+
+impl FileState {
     fn there(&self) -> u64 {
         self.there.load(Ordering::Relaxed)
     }
@@ -87,14 +94,17 @@ impl Upload {
                 let reason = format!("{}: more than was announced", path.display());
                 return Err(Error::Disk(reason));
             }
-            let there = Arc::new(AtomicU64::new(there));
+            let state = Arc::new(FileState {
+                there: AtomicU64::new(there),
+                ..FileState::default()
+            });
             let part = Part {
-                there: there.clone(),
-                bytes: file.bytes,
                 path,
+                bytes: file.bytes,
+                state: state.clone(),
             };
             let part = Arc::new(Mutex::new(part));
-            Ok((file.clone(), Seat { part, there }))
+            Ok((file.clone(), Seat { part, state }))
         };
         let files = announced.files.iter().map(part).collect::<Result<_>>()?;
         Ok(Self {
@@ -118,10 +128,16 @@ impl Upload {
         self.touched
     }
 
-    /// Whether nobody asked for it for so long, and it is not being looked at.
+    /// Whether nobody asked for it for so long, nor writes to it, and it is not being looked at.
     pub(super) fn rests(&self, long: Duration) -> bool {
         let idle = self.touched.elapsed().unwrap_or_default();
-        !self.is_checked_now() && idle >= long
+        let written = |(_, seat): &(FileSize, Seat)| seat.part.try_lock().is_err();
+        idle >= long && !self.is_checked_now() && !self.files.iter().any(written)
+    }
+
+    /// Notes that somebody asked for it.
+    pub(super) fn touch(&mut self) {
+        self.touched = SystemTime::now();
     }
 
     /// Whether all of it came and is being looked at.
@@ -145,17 +161,17 @@ impl Upload {
 
     /// How much of each file is there.
     pub(super) fn there(&mut self) -> Vec<FileSize> {
-        self.touched = SystemTime::now();
+        self.touch();
         let there = |(file, seat): &(FileSize, Seat)| FileSize {
             name: file.name.clone(),
-            bytes: seat.there.load(Ordering::Relaxed),
+            bytes: seat.state.there(),
         };
         self.files.iter().map(there).collect()
     }
 
     /// The file `name`.
     pub(super) fn seat(&mut self, name: &str) -> Option<Seat> {
-        self.touched = SystemTime::now();
+        self.touch();
         let comes = matches!(self.stage, Stage::Comes);
         let found = self.files.iter().find(|(file, _)| file.name == name);
         found.filter(|_| comes).map(|(_, seat)| seat.clone())
@@ -172,10 +188,11 @@ impl Upload {
         for (file, seat) in &self.files {
             let part = seat.part.try_lock();
             let part = part.map_err(|_| Error::Busy("somebody still sends a part of the model"))?;
-            if part.there() < file.bytes {
+            let there = part.state.there();
+            if there < file.bytes {
                 return Err(Error::Unfinished {
                     name: file.name.clone(),
-                    there: part.there(),
+                    there,
                     bytes: file.bytes,
                 });
             }
@@ -190,10 +207,12 @@ impl Upload {
         self.touched = SystemTime::now() - long;
     }
 
-    /// Keeps of it why it is not the model that it was announced as.
+    /// Keeps of it why nothing of it is there; who still writes to it writes no more.
     pub(super) fn refuse(&mut self, reason: String) {
-        self.touched = SystemTime::now();
-        self.files.clear();
+        self.touch();
+        for (_, seat) in self.files.drain(..) {
+            seat.state.gone.store(true, Ordering::SeqCst);
+        }
         self.stage = Stage::Refused(reason);
     }
 }
@@ -209,7 +228,7 @@ impl Seat {
         let busy = || Error::Busy("somebody else sends this file");
         let part = timeout(SILENCE, self.part.clone().lock_owned()).await;
         let mut part = part.map_err(|_| busy())?;
-        let there = part.there();
+        let there = part.state.there();
         if offset > there {
             return Err(Error::Offset { there });
         }
@@ -220,12 +239,12 @@ impl Seat {
             let Ok(Some(mut chunk)) = chunk else {
                 part = part_with(part, held.freeze()).await?;
                 chunk?;
-                return Ok(part.there());
+                return Ok(part.state.there());
             };
             let passed = known.min(chunk.len() as u64);
             known -= passed;
             held.extend_from_slice(&chunk.split_off(passed as usize));
-            if held.len() as u64 > part.bytes - part.there() {
+            if held.len() as u64 > part.bytes - part.state.there() {
                 let reason = format!("more than the {} bytes announced", part.bytes);
                 return Err(Error::Invalid(reason));
             }
@@ -246,13 +265,21 @@ async fn part_with(part: Owned, bytes: Bytes) -> Result<Owned> {
     let write = move || {
         let path = &part.path;
         let mut file = disk::create(path)?;
+        // Looked at behind the opening: what is opened before it is given up is its own.
+        if part.state.gone.load(Ordering::SeqCst) {
+            return Err(Error::Stopped(
+                "the model made room for others, or was removed".into(),
+            ));
+        }
         let written = file.write_all(&bytes);
         // Of what was written in part nobody knows how much: it is as if it had not come.
         if let Err(error) = written {
-            let _ = file.set_len(part.there());
+            let _ = file.set_len(part.state.there());
             return Err(disk::failed(path)(error));
         }
-        part.there.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        part.state
+            .there
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(part)
     };
     let written = tokio::task::spawn_blocking(write).await;
