@@ -205,15 +205,15 @@ pub enum Error {
     },
     /// A worker was caught with wrong numbers.
     #[error(
-        "worker {worker} answered wrong numbers: the product of {layer} is {apart:.1} times as far from what it must be as \
+        "worker {worker} answered wrong numbers: {layer} is {apart:.1} times as far from what it must be as \
          rounding leaves it; the picture ends here, and that worker computes no more in this run: take it out of the fleet"
     )]
     WorkerWrong {
         /// Its address.
         worker: String,
-        /// The layer.
+        /// The layer or the exchange.
         layer: String,
-        /// Mean square of what is wrong, in variances of rounding.
+        /// How far it is from what is right, in what rounding explains.
         apart: f64,
     },
     /// A worker holds another model.

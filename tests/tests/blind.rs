@@ -265,14 +265,9 @@ async fn who_multiplies_right_is_never_blamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_can_check_says_that_it_does() {
-    let run = journey(MODEL, 1)
-        .on_resident_strips(2)
-        .with("--verify", "0.5");
+    let run = journey(MODEL, 1).with_all("--scheme local --verify 0.5");
     let error = run.go().await.err().expect("a refusal");
-    assert!(
-        error.contains("the scheme resident cannot check"),
-        "{error}"
-    );
+    assert!(error.contains("the scheme local cannot check"), "{error}");
     let run = journey(MODEL, 1).by_shares(2).with("--verify", "1.5");
     let error = run.go().await.err().expect("a refusal");
     assert!(error.contains("a share from 0 to 1"), "{error}");

@@ -15,6 +15,7 @@ use reqwest::Method;
 use serde::Serialize;
 
 use super::Part;
+use super::check::{self, Again, Checker};
 use super::config::WorkerConfig;
 use super::line::{Answer, Line, MARGIN};
 use super::session::Session;
@@ -62,6 +63,10 @@ pub struct Client {
     sequence: u64,
     /// Its speed in 10^9 multiplications and additions a second, by what it says.
     gflops: Option<f64>,
+    /// What its session is.
+    kind: Option<SessionKind>,
+    /// Who looks at what it answers.
+    checker: Option<Checker>,
     /// What was sent to it and what it did.
     pub tally: Tally,
     /// The stream of its shares, where it draws them from a seed.
@@ -84,6 +89,8 @@ impl Client {
             session: None,
             sequence: 0,
             gflops: None,
+            kind: None,
+            checker: None,
         })
     }
 
@@ -123,6 +130,7 @@ impl Client {
         self.line.check_model(&info, digest)?;
         self.line.agreed(protocol);
         self.gflops = info.gflops;
+        self.kind = Some(kind.clone());
         let body = OpenSession {
             protocol,
             model: digest.to_owned(),
@@ -138,6 +146,40 @@ impl Client {
         });
         self.session = Some(opened.await?);
         Ok(())
+    }
+
+    /// Has its work done here again as far as `again` says, and compared.
+    pub fn check_by(&mut self, again: &Again) {
+        let kind = self.kind.clone();
+        self.checker = kind.map(|kind| Checker::new(again.clone(), kind));
+    }
+
+    /// A U-Net call begins.
+    ///
+    /// # Errors
+    /// As [`Checker::begin_call`].
+    pub fn begin_call(&mut self) -> Result<()> {
+        self.checker.as_mut().map_or(Ok(()), Checker::begin_call)
+    }
+
+    /// That the tensors that it answered, `of` a layer or an exchange, are the `right` ones.
+    ///
+    /// # Errors
+    /// [`Error::WorkerWrong`].
+    fn check(
+        &self,
+        of: &str,
+        right: Option<&HashMap<String, Payload>>,
+        got: &HashMap<String, Payload>,
+    ) -> Result<()> {
+        match right.and_then(|right| check::worst(right, got)) {
+            None => Ok(()),
+            Some((name, apart)) => Err(Error::WorkerWrong {
+                worker: self.line.url().to_string(),
+                layer: format!("{name} of {of}"),
+                apart,
+            }),
+        }
     }
 
     /// What a U-Net call of so many multiplications and additions should take it.
@@ -202,11 +244,23 @@ impl Client {
             message.header.work.push(piece.work);
         }
         let (body, size) = packed(&message)?;
-        drop(message);
+        let again = async {
+            match &self.checker {
+                Some(checker) => checker.run(&message).await,
+                None => Ok(None),
+            }
+        };
         let path = self.path("run")?;
-        let reply = self.line.send_again(&path, &body, reply_bytes).await?;
+        let sent = self.line.send_again(&path, &body, reply_bytes);
+        let (reply, right) = futures::join!(sent, again);
+        let (reply, right) = (reply?, right?);
         self.tally.count_request(kind, size);
+        let names: Vec<String> = wanted.iter().map(|(name, ..)| name.clone()).collect();
         let (outputs, size) = self.read(&reply, wanted)?;
+        if right.is_some() {
+            let got = names.into_iter().zip(outputs.iter().cloned()).collect();
+            self.check("its pieces of work", right.as_ref(), &got)?;
+        }
         self.tally.count_reply(kind, size);
         Ok(outputs)
     }
@@ -230,13 +284,26 @@ impl Client {
         self.sequence += 1;
         let sequence = self.sequence;
         let header = AdvanceHeader { sequence, at };
-        let (body, size) = packed(&Message { header, tensors })?;
+        let message = Message { header, tensors };
+        let (body, size) = packed(&message)?;
+        let again = async {
+            match &self.checker {
+                Some(checker) => checker.advance(&message.header.at, &message.tensors).await,
+                None => Ok(None),
+            }
+        };
         let path = self.path("advance")?;
-        let reply = self.line.send_again(&path, &body, limit + MARGIN).await?;
+        let sent = self.line.send_again(&path, &body, limit + MARGIN);
+        let (reply, right) = futures::join!(sent, again);
+        let (reply, right) = (reply?, right?);
         self.tally.count_request(kind, size);
         let nonsense = |e: lacuna_wire::Error| self.nonsense(&e.to_string());
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
         self.check_sequence(message.header.sequence)?;
+        if let Some(right) = &right {
+            let tensors = Some(&right.tensors);
+            self.check(&right.header.at, tensors, &message.tensors)?;
+        }
         let size = Size {
             bytes: reply.len() + self.line.digest_bytes(),
             payload: message.payload_bytes(),

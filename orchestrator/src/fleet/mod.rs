@@ -4,6 +4,7 @@
 //!
 //! - [`config`]: which workers there are: the TOML file, of [`lacuna_files`].
 //! - [`roster`]: who of them computes, stands by, or was lost.
+//! - [`check`]: whether a worker computes what it says.
 //! - [`client`]: the dialogue with one worker.
 //! - [`mod@line`]: the requests to it, and what comes back.
 //! - [`patience`]: how long it is waited for.
@@ -17,6 +18,7 @@
 //! - [`tap`]: what was sent to one of them, for an audit.
 //! - here: all workers at once.
 
+pub mod check;
 pub mod client;
 pub mod emulated;
 pub mod line;
@@ -41,6 +43,7 @@ use lacuna_wire::Payload;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
+use check::Again;
 use client::{Client, Handed};
 use config::FleetConfig;
 pub use lacuna_files::fleet as config;
@@ -194,6 +197,21 @@ impl Fleet {
     /// Accounts of all sessions, in the order of the workers' file, lane by lane.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
+    }
+
+    /// Has what the workers do from now on done here again as far as `again` says, and compared.
+    pub fn check_by(&mut self, again: &Again) {
+        let clients = self.clients.iter_mut();
+        clients.for_each(|client| client.check_by(again));
+    }
+
+    /// A U-Net call begins.
+    ///
+    /// # Errors
+    /// As [`check::Checker::begin_call`].
+    pub fn begin_call(&mut self) -> Result<()> {
+        let mut clients = self.clients.iter_mut();
+        clients.try_for_each(Client::begin_call)
     }
 
     /// What a U-Net call should take each worker, by its work in multiplications and additions and by what the worker says of its

@@ -47,6 +47,17 @@ impl Count {
         }
     }
 
+    /// The same where so large a share of the workers' work is done again by the user, if any is.
+    pub fn checked(mut self, share: Option<f64>) -> Self {
+        let share = share.unwrap_or(0.0);
+        let again = |flop: u64| (flop as f64 * share) as u64;
+        self.user_flop += again(self.workers_flop.iter().sum());
+        for exchange in &mut self.exchanges {
+            exchange.user_flop += again(exchange.workers_flop);
+        }
+        self
+    }
+
     /// What so many lanes like this one take together. They wait side by side, so the number of exchanges
     /// stays.
     pub fn of_lanes(mut self, lanes: usize) -> Self {

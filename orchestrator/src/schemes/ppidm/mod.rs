@@ -32,6 +32,7 @@ use super::scheme::Options;
 use super::{Exposure, Placed, Predictor, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
+use crate::fleet::check::Again;
 use crate::fleet::tally::Seen;
 use layerwise::Layerwise;
 pub use options::{GroupNormMode, Offload, Ppidm};
@@ -59,6 +60,11 @@ impl Scheme for Ppidm {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
+        let verify = Some(share);
+        Some(Self { verify, ..*self }.scheme())
     }
 
     fn uses(&self, _levels: usize) -> Uses {
@@ -90,20 +96,29 @@ impl Scheme for Ppidm {
     }
 
     fn first_calls(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<[Count; 2]> {
-        count::first_calls(unet, sizes, self.offloaded(), workers)
+        let calls = count::first_calls(unet, sizes, self.offloaded(), workers)?;
+        Ok(calls.map(|call| call.checked(self.verify)))
     }
 
+    /// Whoever checks workers has all.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>> {
-        user_layers(unet, sizes, self.offloaded()).map(Some)
+        match self.verify {
+            Some(_) => Ok(None),
+            None => user_layers(unet, sizes, self.offloaded()).map(Some),
+        }
     }
 
     fn predictor<'a>(
         &self,
         unet: &'a UNet,
-        _sizes: &Sizes,
+        sizes: &Sizes,
         whole: Whole,
-        fleet: Fleet,
+        mut fleet: Fleet,
     ) -> Result<Box<dyn Predictor + 'a>> {
+        if let Some(share) = self.verify {
+            let weights = whole.weights();
+            fleet.check_by(&Again::new(unet, weights, sizes.latents, share, true)?);
+        }
         let mode = self.groupnorm.unwrap_or_default();
         Ok(Box::new(Placed {
             unet,

@@ -6,7 +6,7 @@ use clap::Args;
 use lacuna_model::unet::CONV_IN;
 
 /// What can be chosen of the paper's scheme.
-#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq)]
 #[command(next_help_heading = "Scheme")]
 pub struct Ppidm {
     /// ppidm: how strips' statistics become a group normalisation; all but exact lose quality
@@ -16,6 +16,9 @@ pub struct Ppidm {
     /// ppidm: which kinds of layers workers compute: conv, attention, norm, or some of them [default: all].
     #[arg(long)]
     pub offload: Option<Offload>,
+    /// The share of what workers compute that is checked.
+    #[arg(skip)]
+    pub verify: Option<f64>,
 }
 
 /// How the strips' statistics become a group normalisation.

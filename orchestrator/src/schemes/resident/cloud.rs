@@ -82,9 +82,13 @@ impl Cloud {
         }
     }
 
-    /// The next step's latents, `[B, C, H, W]`, and timestep's embedding, `[1, D]`.
-    pub fn set_step(&mut self, latents: HostTensor, embedding: HostTensor) {
+    /// Begins a step with its latents, `[B, C, H, W]`, and timestep's embedding, `[1, D]`.
+    ///
+    /// # Errors
+    /// As [`Fleet::begin_call`].
+    pub fn begin_step(&mut self, latents: HostTensor, embedding: HostTensor) -> Result<()> {
         self.begin = Some((latents, embedding));
+        self.fleet.begin_call()
     }
 
     /// The last step's prediction, once.

@@ -40,11 +40,13 @@ use super::scheme::Options;
 use super::{Exposure, Predictor, Rules, Scheme, Sizes, Uses};
 use crate::error::Result;
 use crate::fleet::Fleet;
+use crate::fleet::check::Again;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::tally::Seen;
 use crate::named::name;
 use layout::Layout;
 pub use options::Resident;
+use options::can_be_compared;
 use strips::Strips;
 
 impl Options for Resident {
@@ -116,6 +118,13 @@ impl Scheme for Resident {
 
     fn most_workers(&self, unet: &UNet, rows: usize) -> usize {
         Levels::new(rows, unet.levels()).coarsest()
+    }
+
+    /// Codes of numbers, as the wires of changes have them, cannot be compared.
+    fn verified(&self, share: f64) -> Option<Arc<dyn Scheme>> {
+        let verify = Some(share);
+        let comparable = self.wire.is_none_or(can_be_compared);
+        comparable.then(|| Self { verify, ..*self }.scheme())
     }
 
     /// On loopback nothing is waited for.
@@ -197,15 +206,20 @@ impl Scheme for Resident {
     }
 
     fn first_calls(&self, unet: &UNet, sizes: &Sizes, workers: usize) -> Result<[Count; 2]> {
-        count::first_calls(unet, &self.layout(sizes), workers)
+        let calls = count::first_calls(unet, &self.layout(sizes), workers)?;
+        Ok(calls.map(|call| call.checked(self.verify)))
     }
 
+    /// Whoever checks workers has all.
     fn user_layers(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>> {
-        own::user_layers(unet, &self.layout(sizes)).map(Some)
+        match self.verify {
+            Some(_) => Ok(None),
+            None => self.user_features(unet, sizes),
+        }
     }
 
     fn user_features(&self, unet: &UNet, sizes: &Sizes) -> Result<Option<HashSet<String>>> {
-        self.user_layers(unet, sizes)
+        own::user_layers(unet, &self.layout(sizes)).map(Some)
     }
 
     fn open<'a>(
@@ -223,9 +237,15 @@ impl Scheme for Resident {
         unet: &'a UNet,
         sizes: &Sizes,
         whole: Whole,
-        fleet: Fleet,
+        mut fleet: Fleet,
     ) -> Result<Box<dyn Predictor + 'a>> {
         let layout = self.layout(sizes);
+        if let Some(share) = self.verify {
+            // Keys and values of a prompt that workers know stay from the first call on.
+            let each_call = layout.placement.prompt == Prompt::Hidden;
+            let weights = whole.weights();
+            fleet.check_by(&Again::new(unet, weights, sizes.latents, share, each_call)?);
+        }
         Ok(Box::new(Strips::new(unet, &layout, fleet, whole)?))
     }
 }

@@ -1,7 +1,9 @@
 //! What can be chosen of resident strips, and what a plan may choose.
 
 use clap::Args;
-use lacuna_protocol::placement::{Attentions, Latents, Placement, Prompt, SelfAttention, Wires};
+use lacuna_protocol::placement::{
+    Attentions, Latents, Placement, Prompt, SelfAttention, Wire, Wires,
+};
 
 use crate::named::by_name;
 use crate::schemes::Rules;
@@ -34,6 +36,9 @@ pub struct Resident {
     /// policy, what is fastest].
     #[arg(long, value_parser = parse_wires)]
     pub wire: Option<Wires>,
+    /// The share of what workers compute that is checked.
+    #[arg(skip)]
+    pub verify: Option<f64>,
 }
 
 impl Resident {
@@ -93,6 +98,11 @@ impl Resident {
                 each.copied().map(Attentions::all).collect()
             }
         };
+        let checked = self.verify.is_some();
+        let wires: Vec<Wires> = wires
+            .into_iter()
+            .filter(|wires| !checked || can_be_compared(*wires))
+            .collect();
         let mut all = Vec::new();
         for &self_attention in &attentions {
             for &prompt in &prompts {
@@ -108,6 +118,12 @@ impl Resident {
         }
         all
     }
+}
+
+/// Whether what travels are numbers, which can be compared but for rounding, and not codes of numbers.
+pub fn can_be_compared(wires: Wires) -> bool {
+    let numbers = |wire: &Wire| matches!(wire, Wire::F32 | Wire::F16 | Wire::Bf16);
+    wires.each().iter().all(numbers)
 }
 
 fn parse_attentions(text: &str) -> Result<Attentions, String> {

@@ -72,7 +72,7 @@ fn predict(
 ) -> Result<HostTensor> {
     let embedding = lane.party.hub.whole().embed_time(&unet.time, timestep)?;
     let embedding = HostTensor::from_device(embedding)?;
-    lane.party.hub.set_step(sample, embedding);
+    lane.party.hub.begin_step(sample, embedding)?;
     lane.step(unet, timestep)?;
     let prediction = lane.party.hub.take_prediction();
     prediction
