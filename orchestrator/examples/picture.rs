@@ -53,14 +53,10 @@ async fn main() -> lacuna_orchestrator::Result<()> {
 
     let mut rng = TorchRng::new(42);
     let noise = draw_noise(&mut rng, shape)?;
-    let request = Request {
-        context,
-        noise,
-        rng,
-    };
+    let request = Request::new(context, noise, rng);
     let made = block_in_place(|| {
         generator.picture(request, &mut |event| {
-            if let Event::Step(step) = event {
+            if let Event::Step(step, _) = event {
                 eprintln!("step {} of {}", step.done, step.of);
             }
             ControlFlow::Continue(())

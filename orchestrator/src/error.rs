@@ -82,6 +82,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A checkpoint cannot be begun, or gone on with.
+    #[error("checkpoint {folder}: {reason}")]
+    Checkpoint {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The file of a policy is wrong.
     #[error("policy file {path}: {reason}")]
     PolicyFile {
@@ -137,12 +145,23 @@ pub enum Error {
         reason: String,
     },
     /// A worker took a request and does not answer it.
-    #[error("worker {worker} has been silent for {seconds} s")]
+    #[error(
+        "worker {worker} has been silent for {seconds} s{}",
+        if *.there { ", though it is there" } else { "" }
+    )]
     WorkerSilent {
         /// Its address.
         worker: String,
         /// For how long.
         seconds: u64,
+        /// Whether it is there all the same, and says so.
+        there: bool,
+    },
+    /// What goes to a worker or comes from it is not what was sent.
+    #[error("what goes to worker {worker} or comes from it is damaged on the way")]
+    WorkerDamaged {
+        /// Its address.
+        worker: String,
     },
     /// A worker sends its answer so slowly that it might go on for ever.
     #[error("worker {worker} answers too slowly: {bytes} bytes in {seconds} s")]
@@ -270,11 +289,13 @@ impl Error {
     /// somebody before the worker did not reach it.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            Self::WorkerUnreachable { .. } => true,
-            // Whoever says that it stops does.
-            Self::WorkerRefused { status, code, .. } => {
-                matches!(status, 408 | 502..=504) && code != "stopping"
-            }
+            Self::WorkerUnreachable { .. } | Self::WorkerDamaged { .. } => true,
+            // Whoever says that it stops does. Who has no word for a bad request is no worker, and got another one.
+            Self::WorkerRefused { status, code, .. } => match status {
+                408 | 502..=504 => code != "stopping",
+                400 => code.is_empty(),
+                _ => false,
+            },
             _ => false,
         }
     }
@@ -285,6 +306,7 @@ impl Error {
         match self {
             Self::WorkerUnreachable { worker, .. }
             | Self::WorkerSilent { worker, .. }
+            | Self::WorkerDamaged { worker }
             | Self::WorkerSlow { worker, .. } => Some(worker),
             Self::WorkerRefused { worker, status, .. }
                 if matches!(status, 404 | 408 | 410) || *status >= 500 =>

@@ -13,6 +13,7 @@
 //! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
 //! - [`generator`]: that for one picture after the other, wherever the U-Net is computed.
+//! - [`checkpoint`]: what is needed to go on with a run that did not get to its end.
 //!
 //! The U-Net on others' machines:
 //! - [`schemes`]: how one U-Net call is placed.
@@ -27,6 +28,7 @@
 //! - [`memory`]: whether there is room for what is computed here.
 //! - [`output`]: files that are written whole or not at all, and lines for the user.
 //! - [`progress`]: how far a long work is.
+//! - [`mod@side_by_side`]: several pictures at once.
 //! - [`named`]: values by the names that files and flags have for them.
 //! - [`limits`]: how large what is asked for may be.
 //! - [`error`]: everything that can go wrong.
@@ -34,6 +36,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod arguments;
+pub mod checkpoint;
 pub mod corrections;
 pub mod cost;
 pub mod error;
@@ -53,6 +56,7 @@ pub mod progress;
 pub mod report;
 pub mod schedulers;
 pub mod schemes;
+pub mod side_by_side;
 pub mod text;
 pub mod unet_source;
 pub mod vae;

@@ -16,6 +16,9 @@ pub const COUNT: usize = 100_000;
 /// Most pictures of one run of `generate`.
 pub const PICTURES: usize = 10_000;
 
+/// Most pictures that are made side by side: as many as a worker has places for, if its `--max-sessions` does not say.
+pub const AT_A_TIME: usize = 16;
+
 /// Checks a number that a flag gives: from 1 to `most`.
 ///
 /// # Errors

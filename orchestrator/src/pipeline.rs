@@ -72,6 +72,27 @@ impl Sampling {
     }
 }
 
+/// What the sampler begins with.
+pub struct Start<'a> {
+    /// `[1, C, H, W]`, of standard deviation 1.
+    pub noise: HostTensor,
+    /// Fresh noise, where the scheduler adds any, goes on from here.
+    pub rng: &'a mut TorchRng,
+    /// Guided predictions `[1, C, H, W]` of the first steps, where these were made before.
+    pub made: Vec<Vec<f32>>,
+}
+
+impl<'a> Start<'a> {
+    /// A beginning of which nothing was made before.
+    pub fn new(noise: HostTensor, rng: &'a mut TorchRng) -> Self {
+        Self {
+            noise,
+            rng,
+            made: Vec::new(),
+        }
+    }
+}
+
 /// Where the sampler is.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
@@ -83,6 +104,15 @@ pub struct Step {
     pub took: Duration,
     /// What the workers were sent and sent so far; none without workers.
     pub traffic: Option<Traffic>,
+}
+
+/// What a step led to.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached<'a> {
+    /// The guided prediction, `[1, C, H, W]`. From all of them, and the noise, the latents follow.
+    pub prediction: &'a [f32],
+    /// The latents after it, `[1, C, H, W]`.
+    pub latents: &'a [f32],
 }
 
 impl Pipeline {
@@ -278,9 +308,8 @@ impl Pipeline {
         self.scheduler(sampling).map(drop)
     }
 
-    /// From `noise` `[1, C, H, W]` (of standard deviation 1) to latents, calling `predictor` on
-    /// every step and `watch` after it, which may end it. Fresh noise, where the scheduler adds any, goes on from
-    /// `rng`.
+    /// From noise to latents `[1, C, H, W]`, calling `predictor` on every step that was not made before and `watch` after
+    /// each, which may end it.
     ///
     /// # Errors
     /// Those of the scheduler's settings and of the scheme; [`Error::Interrupted`].
@@ -288,11 +317,10 @@ impl Pipeline {
         &self,
         predictor: &mut dyn Predictor,
         sampling: &Sampling,
-        noise: HostTensor,
-        rng: &mut TorchRng,
-        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
+        start: Start<'_>,
+        watch: &mut dyn FnMut(Step, Reached<'_>) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
-        self.sample_held(predictor, sampling, noise, rng, &mut |_, _| {}, watch)
+        self.sample_held(predictor, sampling, start, &mut |_, _| {}, watch)
     }
 
     /// The same, where `hold` may change the latents `[1, C, H, W]` before every step, and those at the end: it is given
@@ -304,11 +332,11 @@ impl Pipeline {
         &self,
         predictor: &mut dyn Predictor,
         sampling: &Sampling,
-        noise: HostTensor,
-        rng: &mut TorchRng,
+        start: Start<'_>,
         hold: &mut dyn FnMut([f32; 2], &mut [f32]),
-        watch: &mut dyn FnMut(Step) -> ControlFlow<()>,
+        watch: &mut dyn FnMut(Step, Reached<'_>) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
+        let Start { noise, rng, made } = start;
         let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
@@ -316,27 +344,38 @@ impl Pipeline {
         check_range(&latents, "the initial noise is off (--latents)")?;
         let sigma = scheduler.init_noise_sigma();
         latents.iter_mut().for_each(|x| *x *= sigma);
+        let mut made = made.into_iter();
         for (i, &timestep) in timesteps.iter().enumerate() {
             interrupt::check()?;
             let start = Instant::now();
             hold(scheduler.level(i), &mut latents);
-            let mut input = latents.clone();
-            scheduler.scale_model_input(i, &mut input);
-            let batch = sampling.batch();
-            let input = HostTensor::new([batch, c, h, w], input.repeat(batch))?;
-            let output = predictor.predict(input, timestep)?;
-            let output = match sampling.guided() {
-                true => guide(&output.data, sampling.guidance),
-                false => output.data,
+            let output = match made.next() {
+                Some(output) => output,
+                None => {
+                    let mut input = latents.clone();
+                    scheduler.scale_model_input(i, &mut input);
+                    let batch = sampling.batch();
+                    let input = HostTensor::new([batch, c, h, w], input.repeat(batch))?;
+                    let output = predictor.predict(input, timestep)?;
+                    match sampling.guided() {
+                        true => guide(&output.data, sampling.guidance),
+                        false => output.data,
+                    }
+                }
             };
             latents = scheduler.step(i, &output, &latents, rng);
             check_range(&latents, "--guidance or the model's config is off")?;
-            go_on(watch(Step {
+            let step = Step {
                 done: i + 1,
                 of: timesteps.len(),
                 took: start.elapsed(),
                 traffic: predictor.traffic(),
-            }))?;
+            };
+            let reached = Reached {
+                prediction: &output,
+                latents: &latents,
+            };
+            go_on(watch(step, reached))?;
         }
         hold([1.0, 0.0], &mut latents);
         let latents = HostTensor::new([1, c, h, w], latents)?;

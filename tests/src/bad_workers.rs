@@ -21,6 +21,8 @@ pub fn journey(scheme: &str, workers: &[(&str, Option<&str>)]) -> Journey {
     let fleet = fleet_file(journey.file("").as_path(), workers);
     // One lane, so that the number of the request that goes wrong says which it is.
     let journey = journey.with("--scheme", scheme).with("--lanes", "false");
+    // What a lost worker ends is what is tried.
+    let journey = journey.with("--on-loss", "fewer");
     journey.with("--workers", fleet)
 }
 

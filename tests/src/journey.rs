@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Parser;
 use lacuna::cli::Cli;
 use lacuna_orchestrator::pipeline::{read_latents, write_latents};
 use lacuna_wire::HostTensor;
@@ -22,7 +21,8 @@ pub async fn lacuna<A: Into<OsString>>(
     arguments: impl IntoIterator<Item = A>,
 ) -> Result<(), String> {
     let arguments = arguments.into_iter().map(Into::into);
-    let cli = Cli::try_parse_from([OsString::from("lacuna")].into_iter().chain(arguments));
+    let words = [OsString::from("lacuna")].into_iter().chain(arguments);
+    let cli = Cli::read(words.collect());
     let cli = cli.map_err(|e| e.to_string())?;
     cli.run().await.map_err(|e| format!("{e:#}"))
 }
@@ -131,6 +131,27 @@ impl Journey {
         self.with("--latents", path)
     }
 
+    /// A workers file of addresses, providers, and whether each is a spare.
+    pub fn fleet(&self, workers: &[(&str, &str, bool)]) -> PathBuf {
+        let entry = |(url, provider, spare): &(&str, &str, bool)| {
+            format!("[[worker]]\nurl = \"{url}\"\nprovider = \"{provider}\"\nspare = {spare}\n")
+        };
+        let path = self.file("workers.toml");
+        std::fs::write(&path, workers.iter().map(entry).collect::<String>()).unwrap();
+        path
+    }
+
+    /// The private policy with another bound.
+    pub fn policy(&self, max_rows: f64) -> PathBuf {
+        let text = repository().join("configs/policies/private.toml");
+        let text = std::fs::read_to_string(text).unwrap();
+        let path = self.file("policy.toml");
+        let changed = text.replace("max_rows = 0.25", &format!("max_rows = {max_rows}"));
+        assert_ne!(text, changed);
+        std::fs::write(&path, changed).unwrap();
+        path
+    }
+
     /// A file of this journey.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -187,6 +208,11 @@ impl Journey {
             .with("--report", files.path("report.json"));
         (lacuna(journey.arguments).await, files)
     }
+}
+
+/// Workers at two providers, none of them a spare.
+pub fn two<'a>(a: &'a str, b: &'a str) -> [(&'a str, &'static str, bool); 2] {
+    [(a, "a", false), (b, "b", false)]
 }
 
 /// What a journey leaves.

@@ -136,6 +136,41 @@ async fn the_address_is_that_of_something_else() {
     assert_names(&error, &["404", "<html>"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_cost_nothing() {
+    for scheme in SCHEMES {
+        let [first, second] = [
+            RunningWorker::start(MODEL, &Options::default()).await,
+            RunningWorker::start(MODEL, &Options::default()).await,
+        ];
+        let steps = |journey: Journey| journey.with("--steps", "1");
+        let well = steps(journey(scheme, &[(&first.url, None), (&second.url, None)]));
+        let want = well.go().await.unwrap();
+        // Now in a request and now in an answer, at every place by and by.
+        let flipping = Relay::start(&second.url, [Duration::ZERO; 2], |request| {
+            let work = request.work?;
+            let bit = work as u64 * 7919;
+            let flip = |way| Some(Fault::Flip { way, bit });
+            match work % 11 {
+                3 => flip(Way::Up),
+                7 => flip(Way::Down),
+                _ => None,
+            }
+        });
+        let run = steps(journey(
+            scheme,
+            &[(&first.url, None), (&flipping.url, None)],
+        ));
+        let files = run.go().await.unwrap();
+        assert!(flipping.faults() >= 4, "{scheme}: {}", flipping.faults());
+        match scheme {
+            // Shares round differently every time.
+            "blind" => assert!(files.latents_psnr(&want) > 40.0),
+            _ => assert!(files.latents() == want.latents(), "{scheme}"),
+        }
+    }
+}
+
 /// The same picture with a connection that fails once as with one that does not.
 async fn survives(failure: Fault) {
     for scheme in SCHEMES {

@@ -380,7 +380,7 @@ async fn fewer_workers_than_were_given_are_not_enough() {
     let lost = Relay::failing(&workers[0].url, 30, Fault::Gone);
     let mut urls: Vec<_> = workers.iter().map(|w| (w.url.as_str(), None)).collect();
     urls[0].0 = &lost.url;
-    let journey = journey(MODEL, 3).with("--scheme", "blind");
+    let journey = journey(MODEL, 3).with_all("--scheme blind --on-loss fewer");
     let fleet = fleet_file(&journey.file(""), &urls);
     let error = journey.with("--workers", fleet).go().await.err();
     let error = error.expect("a refusal");

@@ -117,7 +117,7 @@ async fn who_measures_goes_on_with_nobody_else() {
     ];
     for scheme in ["resident", "ppidm"] {
         let (here, _) = last(denoiser(&source, "local", None)).await;
-        for on_loss in [OnLoss::End, OnLoss::Replace] {
+        for on_loss in [OnLoss::End, OnLoss::Spare] {
             let lost = Relay::failing(&second.url, MIDDLE, Fault::Gone);
             let given = fleet(&[&first.url, &lost.url], &[&spare.url]);
             let denoiser = denoiser(&source, scheme, Some(given)).on_loss(on_loss);

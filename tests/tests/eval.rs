@@ -147,7 +147,9 @@ async fn a_run_that_was_killed_goes_on_to_the_same_results() {
     }
     let untouched = runs.path(&format!("{arm}/00000-42.png"));
     let made = std::fs::metadata(&untouched).unwrap().modified().unwrap();
-    runs.go("killed", schemes, &[]).await.unwrap();
+    // Side by side they are the same pictures.
+    let parallel = ["--parallel", "3"];
+    runs.go("killed", schemes, &parallel).await.unwrap();
     assert_same_results(&runs, "whole", "killed");
     let now = std::fs::metadata(&untouched).unwrap().modified().unwrap();
     assert_eq!(made, now, "what is there is not made again");

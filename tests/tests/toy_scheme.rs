@@ -307,11 +307,7 @@ async fn the_house_takes_it_as_it_takes_its_own() {
         let generator = Generator::new(pipeline.clone(), sampling.clone(), setting, whole, fleet);
         spawn_blocking(move || {
             let weights = generator.denoiser.weights().unwrap();
-            let request = Request {
-                context,
-                noise,
-                rng: TorchRng::new(1),
-            };
+            let request = Request::new(context, noise, TorchRng::new(1));
             let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
             let latents = generator.denoise(request, weights, &mut go_on);
             (latents.unwrap(), generator.denoiser.accounts().clone())

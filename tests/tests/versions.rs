@@ -132,10 +132,10 @@ async fn a_fleet_of_mixed_versions_makes_the_same_picture() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_sides_without_a_common_version_say_which_one_to_upgrade() {
-    for (versions, parts) in [
-        ([1, 2], ["speaks protocol 1 to 2", "upgrade the worker"]),
-        ([8, 9], ["speaks protocol 8 to 9", "upgrade this side"]),
-    ] {
+    let newer = [PROTOCOL + 1, PROTOCOL + 2];
+    for (versions, advice) in [([1, 2], "upgrade the worker"), (newer, "upgrade this side")] {
+        let speaks = format!("speaks protocol {} to {}", versions[0], versions[1]);
+        let parts = [&*speaks, advice];
         let worker = Claiming::of(versions).await;
         let error = picture(&[&worker.url], "resident").await.err().unwrap();
         for part in parts.into_iter().chain([&*worker.url]) {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use lacuna_protocol::session::Refusal;
+use lacuna_protocol::session::{DAMAGED, Refusal};
 use lacuna_protocol::version::Versions;
 
 use crate::metrics::Refused;
@@ -53,6 +53,9 @@ pub enum Error {
     /// The message is malformed, or asks for what the model does not have.
     #[error("{0}")]
     Invalid(String),
+    /// The message is not what was sent.
+    #[error("the request is damaged: it does not have the digest that it says")]
+    Damaged,
     /// The request has more bytes than any may have.
     #[error("the request is longer than any, which have {most} bytes at most")]
     TooLong {
@@ -123,6 +126,7 @@ impl Error {
             Self::Repeated(_) => (StatusCode::CONFLICT, "repeated"),
             Self::Dropped(_) => (StatusCode::GONE, "dropped"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            Self::Damaged => (StatusCode::BAD_REQUEST, DAMAGED),
             Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_long"),
             Self::Stopped(_) => (StatusCode::REQUEST_TIMEOUT, "stopped"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),

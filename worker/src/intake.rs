@@ -51,13 +51,14 @@ impl Intake {
         self.most
     }
 
-    /// The request in `body`, once there is room for as many bytes as it says that it has, or may have.
+    /// The request in `body`, which says to have a digest, if it does, once there is room for as many bytes as it says that it has, or
+    /// may have.
     ///
     /// # Errors
     /// [`Error::TooLong`], [`Error::Busy`].
-    pub async fn admit(&self, body: Body) -> Result<(Incoming, Place)> {
-        let said = body.size_hint().exact();
-        let len = said.map_or(self.most, |len| usize::try_from(len).unwrap_or(usize::MAX));
+    pub async fn admit(&self, body: Body, said: Option<blake3::Hash>) -> Result<(Incoming, Place)> {
+        let exact = body.size_hint().exact();
+        let len = exact.map_or(self.most, |len| usize::try_from(len).unwrap_or(usize::MAX));
         if len > self.most {
             return Err(Error::TooLong { most: self.most });
         }
@@ -67,7 +68,7 @@ impl Intake {
         let busy = || Error::Busy("it has no room for another request's bytes");
         let place = tokio::time::timeout(SILENCE, place).await;
         let place = place.map_err(|_| busy())?.map_err(|_| busy())?;
-        Ok((Incoming::new(body, self.most), Place(place)))
+        Ok((Incoming::new(body, self.most).saying(said), Place(place)))
     }
 }
 
@@ -77,6 +78,8 @@ pub struct Incoming {
     body: BodyDataStream,
     held: BytesMut,
     digest: blake3::Hasher,
+    /// The digest that it says it has.
+    said: Option<blake3::Hash>,
     /// Bytes that may still come, and that might have.
     room: usize,
     most: usize,
@@ -93,11 +96,22 @@ impl Incoming {
             body: body.into_data_stream(),
             held: BytesMut::new(),
             digest: blake3::Hasher::new(),
+            said: None,
             room: most,
             most,
             came: 0,
             since: Instant::now(),
         }
+    }
+
+    /// The same, which says to have a digest, if it does.
+    pub fn saying(self, said: Option<blake3::Hash>) -> Self {
+        Self { said, ..self }
+    }
+
+    /// Whether it says which digest it has.
+    pub fn says_digest(&self) -> bool {
+        self.said.is_some()
     }
 
     /// Waits for more bytes; false at the end.
@@ -157,11 +171,11 @@ impl Incoming {
     /// The digest of all of it, once nothing more may come.
     ///
     /// # Errors
-    /// As [`Self::more`]; [`Error::Invalid`] where more comes all the same.
-    pub async fn end(mut self) -> Result<blake3::Hash> {
+    /// As [`Self::more`]; [`Error::Damaged`]; [`Error::Invalid`] where more comes all the same.
+    pub async fn end(&mut self) -> Result<blake3::Hash> {
         while self.held.is_empty() && self.more().await? {}
         match self.held.is_empty() {
-            true => Ok(self.digest.finalize()),
+            true => self.checked(),
             false => Err(Error::Invalid(
                 "the request goes on after its tensor".into(),
             )),
@@ -171,10 +185,34 @@ impl Incoming {
     /// All of it, with its digest.
     ///
     /// # Errors
-    /// As [`Self::more`].
+    /// As [`Self::more`]; [`Error::Damaged`].
     pub async fn all(mut self) -> Result<(Bytes, blake3::Hash)> {
         while self.more().await? {}
-        Ok((self.held.freeze(), self.digest.finalize()))
+        let digest = self.checked()?;
+        Ok((self.held.freeze(), digest))
+    }
+
+    /// The digest of what came, if it is the one that was said.
+    fn checked(&self) -> Result<blake3::Hash> {
+        let digest = self.digest.finalize();
+        match self.said.is_none_or(|said| said == digest) {
+            true => Ok(digest),
+            false => Err(Error::Damaged),
+        }
+    }
+
+    /// What is wrong with a request of which `error` is found before all of it came: that it is damaged, if it is.
+    pub async fn blame(&mut self, error: Error) -> Error {
+        if self.said.is_none() || matches!(error, Error::Stopped(_) | Error::TooLong { .. }) {
+            return error;
+        }
+        loop {
+            match self.more().await {
+                Ok(true) => self.held.clear(),
+                Ok(false) => return self.checked().err().unwrap_or(error),
+                Err(broken_off) => return broken_off,
+            }
+        }
     }
 
     /// Lets all of it pass.
@@ -235,22 +273,43 @@ mod tests {
         let error = short.take(11).await.unwrap_err();
         assert!(matches!(error, Error::TooLong { most: 10 }), "{error}");
         // Who says so is not even listened to.
-        let refused = Intake::new(10, 2).admit(body()).await.err().unwrap();
+        let refused = Intake::new(10, 2).admit(body(), None).await.err().unwrap();
         assert!(matches!(refused, Error::TooLong { most: 10 }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_not_what_was_sent_is_damaged() {
+        let said = blake3::hash(b"hello");
+        let incoming = |text: &'static str| Incoming::new(text.into(), 99).saying(Some(said));
+        assert_eq!(incoming("hello").all().await.unwrap().1, said);
+        assert!(matches!(incoming("hellp").all().await, Err(Error::Damaged)));
+        // Found out before its end, it is no mistake of who sent it.
+        for (text, damaged) in [("hello", false), ("jello", true)] {
+            let mut incoming = incoming(text);
+            incoming.take(2).await.unwrap();
+            let error = incoming.blame(Error::Invalid("?".into())).await;
+            assert_eq!(matches!(error, Error::Damaged), damaged, "{error}");
+        }
+        let mut unsaid = Incoming::new("jello".into(), 99);
+        let error = unsaid.blame(Error::Invalid("?".into())).await;
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn there_is_room_for_so_many_bytes() {
         let intake = Intake::new(10 * GRAIN, 2);
         let body = |grains: usize| Body::from(vec![0; grains * GRAIN]);
-        let first = intake.admit(body(10)).await.unwrap();
-        let second = intake.admit(body(7)).await.unwrap();
-        let third = intake.admit(body(3)).await.unwrap();
-        assert!(matches!(intake.admit(body(1)).await, Err(Error::Busy(_))));
+        let first = intake.admit(body(10), None).await.unwrap();
+        let second = intake.admit(body(7), None).await.unwrap();
+        let third = intake.admit(body(3), None).await.unwrap();
+        assert!(matches!(
+            intake.admit(body(1), None).await,
+            Err(Error::Busy(_))
+        ));
         drop(third);
         // Who does not say how long it is may be as long as any.
         let chunks = stream::iter([Ok::<_, Error>(Bytes::from_static(b"x"))]);
-        let unsaid = intake.admit(Body::from_stream(chunks));
+        let unsaid = intake.admit(Body::from_stream(chunks), None);
         let (unsaid, ()) = tokio::join!(unsaid, async {
             tokio::time::sleep(SILENCE / 2).await;
             drop(first);

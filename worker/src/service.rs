@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{self, Path, State};
+use axum::extract::{self, FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +17,9 @@ use axum::{Extension, Json, Router};
 use futures::stream;
 use lacuna_model::device::OpenDevice;
 use lacuna_model::memory;
-use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
+use lacuna_protocol::session::{
+    DIGEST, Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS,
+};
 use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
 use tokio::sync::OwnedMutexGuard;
@@ -351,10 +354,11 @@ async fn run(
     State(service): State<Service>,
     Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
+    Digested(said): Digested,
     body: Body,
 ) -> Result<Response> {
     let read = |body: &Bytes| Ok(Request::Run(Message::decode(body)?));
-    answer(&service, (&id, &guest), body, read).await
+    answer(&service, (&id, &guest), (body, said), read).await
 }
 
 /// `POST /v1/sessions/{id}/advance`.
@@ -362,10 +366,11 @@ async fn advance(
     State(service): State<Service>,
     Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
+    Digested(said): Digested,
     body: Body,
 ) -> Result<Response> {
     let read = |body: &Bytes| Ok(Request::Advance(Message::decode(body)?));
-    answer(&service, (&id, &guest), body, read).await
+    answer(&service, (&id, &guest), (body, said), read).await
 }
 
 /// `POST /v1/sessions/{id}/multiply`.
@@ -373,9 +378,10 @@ async fn multiply(
     State(service): State<Service>,
     Extension(guest): Extension<Guest>,
     Path(id): Path<String>,
+    Digested(said): Digested,
     body: Body,
 ) -> Result<Response> {
-    let (session, admitted) = admit(&service, (&id, &guest), body).await?;
+    let (session, admitted) = admit(&service, (&id, &guest), (body, said)).await?;
     streamed::multiply(session, admitted).await
 }
 
@@ -384,11 +390,11 @@ async fn multiply(
 async fn admit(
     service: &Service,
     (id, guest): (&str, &Guest),
-    body: Body,
+    (body, said): (Body, Option<blake3::Hash>),
 ) -> Result<(OwnedMutexGuard<Session<Program>>, (Incoming, Place))> {
     let session = service.0.sessions.get(id, guest)?.lock_owned().await;
     service.0.sessions.trim();
-    Ok((session, service.0.intake.admit(body).await?))
+    Ok((session, service.0.intake.admit(body, said).await?))
 }
 
 /// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should
@@ -397,10 +403,10 @@ async fn admit(
 async fn answer(
     service: &Service,
     (id, guest): (&str, &Guest),
-    body: Body,
+    (body, said): (Body, Option<blake3::Hash>),
     read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
-    let (mut session, (incoming, place)) = admit(service, (id, guest), body).await?;
+    let (mut session, (incoming, place)) = admit(service, (id, guest), (body, said)).await?;
     let metrics = service.0.metrics.clone();
     let work = async move {
         let _place = place;
@@ -423,5 +429,32 @@ async fn answer(
     let reply = tokio::spawn(work)
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
-    Ok(([(header::CONTENT_TYPE, TENSORS)], reply).into_response())
+    let kind = (header::CONTENT_TYPE, TENSORS.to_owned());
+    if said.is_none() {
+        return Ok(([kind], reply).into_response());
+    }
+    let digest = streamed::digest_of(&reply);
+    let length = (
+        header::CONTENT_LENGTH,
+        (reply.len() + digest.len()).to_string(),
+    );
+    let body = Body::from_stream(stream::iter([reply, digest].map(Ok::<_, Infallible>)));
+    Ok(([kind, length], body).into_response())
+}
+
+/// The digest that a request says it has, if it does.
+struct Digested(Option<blake3::Hash>);
+
+impl<S: Sync> FromRequestParts<S> for Digested {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let Some(said) = parts.headers.get(DIGEST) else {
+            return Ok(Self(None));
+        };
+        let digest = blake3::Hash::from_hex(said.as_bytes());
+        digest
+            .map(|said| Self(Some(said)))
+            .map_err(|_| Error::Damaged)
+    }
 }

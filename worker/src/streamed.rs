@@ -38,6 +38,8 @@ async fn head(incoming: &mut Incoming) -> Result<Head<MultiplyHeader>> {
 struct Outgoing {
     silence: Duration,
     chunks: mpsc::Sender<Result<Bytes>>,
+    /// Whether its digest follows.
+    with_digest: bool,
     /// All of it, to be kept for a retry.
     all: Vec<u8>,
 }
@@ -52,6 +54,20 @@ impl Outgoing {
         self.pass(bytes.into()).await
     }
 
+    /// The same with the last bytes of `all`, and what follows.
+    async fn end(&self, all: &[u8], last: Bytes) -> Result<()> {
+        self.pass(last).await?;
+        match self.with_digest {
+            true => self.pass(digest_of(all)).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes that follow an answer.
+    fn following(&self) -> usize {
+        if self.with_digest { blake3::OUT_LEN } else { 0 }
+    }
+
     /// The same with what need not be kept.
     async fn pass(&self, bytes: Bytes) -> Result<()> {
         // Whoever hung up may ask again: the work is done to the end and its reply kept.
@@ -64,6 +80,11 @@ impl Outgoing {
     }
 }
 
+/// What follows an answer whose request said its digest.
+pub fn digest_of(reply: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(blake3::hash(reply).as_slice())
+}
+
 /// The answer of `session` to the request that comes in at its `place`. It is made in a task of its own: should
 /// the connection break once all has come, the work is still done and the reply kept, so that the retry finds it.
 ///
@@ -71,18 +92,20 @@ impl Outgoing {
 /// Those of the head and of the first band; what fails later breaks the answer off.
 pub async fn multiply(
     session: OwnedMutexGuard<Session<Program>>,
-    (incoming, place): (Incoming, Place),
+    (mut incoming, place): (Incoming, Place),
 ) -> Result<Response> {
     let (chunks, mut waiting) = mpsc::channel(AHEAD);
     let (length, told) = tokio::sync::oneshot::channel();
     let outgoing = Outgoing {
         silence: SILENCE,
         chunks: chunks.clone(),
+        with_digest: incoming.says_digest(),
         all: Vec::new(),
     };
     tokio::spawn(async move {
         let _place = place;
-        if let Err(error) = work(session, incoming, outgoing, length).await {
+        if let Err(error) = work(session, &mut incoming, outgoing, length).await {
+            let error = incoming.blame(error).await;
             tracing::debug!("a product: {error}");
             let _ = chunks.send_timeout(Err(error), SILENCE).await;
         }
@@ -101,16 +124,16 @@ pub async fn multiply(
 
 async fn work(
     mut session: OwnedMutexGuard<Session<Program>>,
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     mut outgoing: Outgoing,
     length: tokio::sync::oneshot::Sender<usize>,
 ) -> Result<()> {
-    let head = head(&mut incoming).await?;
+    let head = head(incoming).await?;
     let sequence = head.header.sequence;
     if session.is_due(sequence) {
         let mut task = session.program.shares()?.begin(head)?;
         let beginning = task.head()?;
-        let _ = length.send(beginning.len() + task.going());
+        let _ = length.send(beginning.len() + task.going() + outgoing.following());
         let (coming, mut beginning) = (task.coming().to_vec(), Some(beginning));
         // One that is drawn is done at once.
         let mut bands = if coming.is_empty() { vec![0] } else { coming };
@@ -127,19 +150,19 @@ async fn work(
         let mut bytes = beginning.unwrap_or_default();
         bytes.extend(task.next(packed).await?);
         outgoing.all.extend_from_slice(&bytes);
-        let all = std::mem::take(&mut outgoing.all);
-        session.answered(sequence, digest, all.into());
+        let all = Bytes::from(std::mem::take(&mut outgoing.all));
+        session.answered(sequence, digest, all.clone());
         drop(session);
-        return outgoing.pass(bytes.into()).await;
+        return outgoing.end(&all, bytes.into()).await;
     }
     // A retry, or out of order: only all of it tells which.
     let (_, len) = head.tensor.unwrap_or_default();
     incoming.take(len.min(incoming.left())).await?;
     let digest = incoming.end().await?;
     if let Some(reply) = session.replay(sequence, &digest)? {
-        let _ = length.send(reply.len());
+        let _ = length.send(reply.len() + outgoing.following());
         drop(session);
-        outgoing.pass(reply).await?;
+        outgoing.end(&reply.clone(), reply).await?;
     }
     Ok(())
 }
@@ -158,6 +181,7 @@ mod tests {
         let mut outgoing = Outgoing {
             silence: SHORT,
             chunks,
+            with_digest: false,
             all: Vec::new(),
         };
         outgoing.send(vec![1]).await.unwrap();

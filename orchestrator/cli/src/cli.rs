@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{audit, bench, cost, eval, generate, metrics, plan, workers};
+use crate::given;
 use lacuna_instruments::bench::process;
 
 /// Makes pictures from text on clouds that you do not trust.
@@ -57,7 +58,20 @@ impl Cli {
     /// What is wrong with it; also where help or the version is asked for, to be printed.
     pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
         let command = with_environment(Self::command(), &words);
-        Self::from_arg_matches(&command.try_get_matches_from(words)?)
+        let mut matches = command.clone().try_get_matches_from(&words)?;
+        let mut command = command;
+        if let Some(words) = given::resumed(&command, &matches, &words)? {
+            command = with_environment(Self::command(), &words);
+            matches = command.clone().try_get_matches_from(&words)?;
+        }
+        let mut cli = Self::from_arg_matches(&matches)?;
+        if let Command::Generate(arguments) = &mut cli.command
+            && let Some((name, matches)) = matches.subcommand()
+            && let Some(command) = command.find_subcommand(name)
+        {
+            arguments.given = given::words(command, matches)?;
+        }
+        Ok(cli)
     }
 
     /// Runs the command that was given.

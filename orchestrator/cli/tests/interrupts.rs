@@ -20,7 +20,7 @@ fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/sd2")
 }
 
-/// Workers on loopback, with room for one picture each.
+/// Workers on loopback, with room for so many pictures each.
 struct Workers {
     folder: tempfile::TempDir,
     services: Vec<Service>,
@@ -28,6 +28,10 @@ struct Workers {
 
 impl Workers {
     async fn start() -> Self {
+        Self::with_room(1).await
+    }
+
+    async fn with_room(max_sessions: usize) -> Self {
         let device = OpenDevice::cpu();
         let unet = Model::load(&model().join("unet"), None, &[], &device.device).unwrap();
         let unet = Arc::new(unet);
@@ -35,7 +39,7 @@ impl Workers {
         let (mut services, mut fleet) = (Vec::new(), String::new());
         for i in 0..2 {
             let options = Options {
-                max_sessions: 1,
+                max_sessions,
                 ..Options::default()
             };
             let service = Service::new(unet.clone(), &device, &options).unwrap();
@@ -91,6 +95,16 @@ impl Workers {
         // Into the middle of a step.
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Goes on with a checkpoint, with nothing else said.
+fn resume(folder: &str) -> Child {
+    let mut lacuna = Command::new("env");
+    lacuna.arg("--default-signal=INT,TERM,HUP");
+    lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
+    lacuna.args(["generate", "--resume", folder]);
+    lacuna.stdout(Stdio::piped()).stderr(Stdio::piped());
+    lacuna.spawn().unwrap()
 }
 
 /// Sends a signal, and waits for the end.
@@ -217,4 +231,52 @@ async fn an_evaluation_ends_and_goes_on() {
     assert_eq!(output.status.code(), Some(143), "{said}");
     assert!(said.contains("the same command goes on"), "{said}");
     assert_eq!(workers.sessions(), 0);
+}
+
+/// Killed as by a lack of memory, or told to end: the picture that is gone on with is the one of a run that nothing happened to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_with_a_checkpoint_goes_on_behind_any_end() {
+    // The sessions of a process that was killed take their places until they expire.
+    let workers = Workers::with_room(2).await;
+    let child = workers.generate("60", &["--seed", "7", "--lanes", "false"]);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let want = std::fs::read(workers.path("pic.png")).unwrap();
+    std::fs::remove_file(workers.path("pic.png")).unwrap();
+
+    let folder = workers.path("run");
+    let kept = folder.to_str().unwrap();
+    // The seed that is drawn is kept, too; here it is given, for the picture to be the same.
+    let mut child = workers.generate(
+        "60",
+        &["--seed", "7", "--lanes", "false", "--checkpoint", kept],
+    );
+    for (signal, code) in [("-INT", Some(130)), ("-KILL", None), ("-TERM", Some(143))] {
+        let steps = || std::fs::read_dir(folder.join("picture-0")).map_or(0, Iterator::count);
+        let before = steps();
+        let further = async {
+            while steps() < before + 8 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, further).await.expect("steps are kept");
+        let output = end_by(signal, child).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), code, "{signal}: {said}");
+        if code.is_some() {
+            assert!(
+                said.contains(&format!("lacuna generate --resume {kept}")),
+                "{said}"
+            );
+        }
+        assert!(!workers.path("pic.png").exists());
+        child = resume(kept);
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("of them before, seed 7"), "{said}");
+    assert!(std::fs::read(workers.path("pic.png")).unwrap() == want);
+    assert!(!folder.exists());
+    assert_eq!(workers.sessions(), workers.services.len());
 }

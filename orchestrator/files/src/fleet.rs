@@ -211,17 +211,33 @@ impl FleetConfig {
         hosts
     }
 
-    /// The fleet without the worker at `url`: a spare in its place, or one fewer; none when nobody is
-    /// left.
-    pub fn without(&self, url: &str) -> Option<Self> {
-        let mut left = self.clone();
-        let place = left.workers.iter().position(|w| w.url.as_str() == url)?;
-        if left.spares.is_empty() {
-            left.workers.remove(place);
-        } else {
-            left.workers[place] = left.spares.remove(0);
+    /// What the fleet can be without the worker at `url`, the best first: a spare of the same provider in its place, which
+    /// shows nobody anything new; one of a provider that holds no other strip; any other spare; without a spare in its
+    /// place, one fewer, where anybody is left. None where it does not compute.
+    pub fn without(&self, url: &str) -> Vec<Self> {
+        let Some(place) = self.workers.iter().position(|w| w.url.as_str() == url) else {
+            return Vec::new();
+        };
+        let lost = &self.workers[place];
+        let holds = |provider: &str| self.workers.iter().any(|w| w.provider == provider);
+        let mut spares: Vec<usize> = (0..self.spares.len()).collect();
+        spares.sort_by_key(|&spare| match self.spares[spare].provider.as_str() {
+            same if same == lost.provider => 0,
+            other if !holds(other) => 1,
+            _ => 2,
+        });
+        let replaced = |spare| {
+            let mut left = self.clone();
+            left.workers[place] = left.spares.remove(spare);
+            left
+        };
+        let mut all: Vec<Self> = spares.into_iter().map(replaced).collect();
+        let mut fewer = self.clone();
+        fewer.workers.remove(place);
+        if !fewer.workers.is_empty() {
+            all.push(fewer);
         }
-        (!left.workers.is_empty()).then_some(left)
+        all
     }
 }
 

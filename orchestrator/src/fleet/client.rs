@@ -56,6 +56,8 @@ pub struct Client {
     line: Line,
     session: Option<Session>,
     sequence: u64,
+    /// Its speed in 10^9 multiplications and additions a second, by what it says.
+    gflops: Option<f64>,
     /// What was sent to it and what it did.
     pub tally: Tally,
     /// The stream of its shares, where it draws them from a seed.
@@ -77,6 +79,7 @@ impl Client {
             tap: None,
             session: None,
             sequence: 0,
+            gflops: None,
         })
     }
 
@@ -114,6 +117,8 @@ impl Client {
         let (info, _) = self.info().await?;
         let protocol = self.line.agree(&info, kind.since())?;
         self.line.check_model(&info, digest)?;
+        self.line.agreed(protocol);
+        self.gflops = info.gflops;
         let body = OpenSession {
             protocol,
             model: digest.to_owned(),
@@ -129,6 +134,16 @@ impl Client {
         });
         self.session = Some(opened.await?);
         Ok(())
+    }
+
+    /// What a U-Net call of so many multiplications and additions should take it.
+    pub fn expect(&self, flop: u64) {
+        if let Some(gflops) = self.gflops {
+            let seconds = flop as f64 / (gflops * 1e9);
+            // So slow that nothing is expected of it.
+            let call = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+            self.line.pace().expect(call);
+        }
     }
 
     /// The version of the protocol to speak with the worker.
@@ -219,7 +234,7 @@ impl Client {
         let message = Message::<AdvanceHeader>::decode(&reply).map_err(nonsense)?;
         self.check_sequence(message.header.sequence)?;
         let size = Size {
-            bytes: reply.len(),
+            bytes: reply.len() + self.line.digest_bytes(),
             payload: message.payload_bytes(),
         };
         Ok(Handed {
@@ -305,7 +320,7 @@ impl Client {
         let mut reply = Message::<ReplyHeader>::decode(bytes).map_err(nonsense)?;
         self.check_sequence(reply.header.sequence)?;
         let size = Size {
-            bytes: bytes.len(),
+            bytes: bytes.len() + self.line.digest_bytes(),
             payload: reply.payload_bytes(),
         };
         let outputs = wanted

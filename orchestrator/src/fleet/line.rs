@@ -1,16 +1,20 @@
 //! Requests to one worker, and what comes back: bounded, and fit to be shown.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lacuna_protocol::session::{Info, OpenSession, Refusal, SessionOpened, TENSORS};
-use lacuna_protocol::version::{SPOKEN, Versions};
+use lacuna_protocol::session::{
+    DAMAGED, DIGEST, Info, OpenSession, Refusal, SessionOpened, TENSORS,
+};
+use lacuna_protocol::version::{SPOKEN, Versions, WITH_DIGESTS};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use tokio::time::timeout;
 
 use super::config::WorkerConfig;
+use super::patience::{PATIENCE, Pace, Patience};
 use super::session::{Counted, Session};
 use crate::error::{Error, Result, one_line};
 use crate::interrupt;
@@ -29,32 +33,10 @@ const RETRIES: [Duration; 3] = [
     Duration::from_secs(3),
 ];
 
-/// How long a worker is waited for.
-#[derive(Clone, Copy, Debug)]
-struct Patience {
-    /// Until it begins to answer what it was sent. A large layer on a CPU takes seconds, never minutes.
-    silence: Duration,
-    /// Until it says a word of itself, which takes no computing.
-    word: Duration,
-    /// Until it begins to send the answer's body.
-    pause: Duration,
-    /// Bytes a second, both ways: whoever means well is faster.
-    slowest: f64,
-}
-
-const PATIENCE: Patience = Patience {
-    silence: Duration::from_secs(120),
-    word: Duration::from_secs(10),
-    pause: Duration::from_secs(30),
-    slowest: 16e3,
-};
-
-impl Patience {
-    /// What so many bytes may take.
-    fn transfer(self, bytes: usize) -> Duration {
-        Duration::from_secs_f64(bytes as f64 / self.slowest)
-    }
-}
+/// How often in a row a worker that is asked may say nothing.
+const MISSED: usize = 2;
+/// How long it is tried again for, from the first failure on.
+const PERSIST: Duration = Duration::from_secs(8);
 
 /// An answer's body, as it may be.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +69,9 @@ pub struct Line {
     http: reqwest::Client,
     worker: WorkerConfig,
     patience: Patience,
+    pace: Pace,
+    /// Whether both sides say the digest of what they send.
+    digests: bool,
 }
 
 impl Line {
@@ -120,7 +105,24 @@ impl Line {
             http,
             worker: worker.clone(),
             patience: PATIENCE,
+            pace: Pace::default(),
+            digests: false,
         })
+    }
+
+    /// What the worker was seen to take.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// From now on numbered requests and their answers go with a digest, where the agreed `protocol` has them.
+    pub fn agreed(&mut self, protocol: u32) {
+        self.digests = protocol >= WITH_DIGESTS;
+    }
+
+    /// Bytes of an answer's digest.
+    pub fn digest_bytes(&self) -> usize {
+        if self.digests { blake3::OUT_LEN } else { 0 }
     }
 
     /// Where the worker is.
@@ -232,17 +234,52 @@ impl Line {
     /// An error about a request that was not answered.
     fn lost(&self, error: &reqwest::Error) -> Error {
         if error.is_timeout() && !error.is_connect() {
-            return self.silent(CONNECT);
+            return self.silent(CONNECT, false);
         }
         Error::unreachable(&self.worker.url, error)
     }
 
-    /// An error about a worker that was waited for. It is not worth a second try: it has been long enough.
-    fn silent(&self, waited: Duration) -> Error {
+    /// An error about a worker that was waited for, and is `there` or not.
+    fn silent(&self, waited: Duration, there: bool) -> Error {
         Error::WorkerSilent {
             worker: self.worker.url.to_string(),
             seconds: waited.as_secs(),
+            there,
         }
+    }
+
+    /// What `wanted` gives within `most`. Meanwhile the worker is asked whether it is there.
+    ///
+    /// # Errors
+    /// [`Error::WorkerSilent`] at the end of that, or as soon as it is not there.
+    async fn watched<T>(&self, most: Duration, wanted: impl Future<Output = T>) -> Result<T> {
+        let start = Instant::now();
+        let mut wanted = pin!(wanted);
+        let mut missed = 0;
+        loop {
+            let left = most.saturating_sub(start.elapsed());
+            if let Ok(got) = timeout(left.min(self.patience.look), &mut wanted).await {
+                return Ok(got);
+            }
+            let end = start.elapsed() >= most;
+            if !end {
+                tokio::select! {
+                    biased;
+                    got = &mut wanted => return Ok(got),
+                    there = self.is_there() => missed = if there { 0 } else { missed + 1 },
+                }
+            }
+            if end || missed == MISSED {
+                return Err(self.silent(start.elapsed(), missed == 0));
+            }
+        }
+    }
+
+    /// Whether the worker says a word.
+    async fn is_there(&self) -> bool {
+        let request = self.request(Method::GET, &["health", "live"]);
+        let answer = timeout(self.patience.sign, request.send()).await;
+        answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
     }
 
     /// An error about what the worker answered.
@@ -250,11 +287,12 @@ impl Line {
         Error::reply(&self.worker.url, reason)
     }
 
-    /// Sends a numbered request, again if the connection fails, or whoever stands before the worker does not reach it: the
-    /// worker knows a repeated number.
+    /// Sends a numbered request, again if the connection fails, or whoever stands before the worker does not reach it, or bits
+    /// flipped on the way: the worker knows a repeated number. A worker that is there and silent is asked once more: the
+    /// connection may be lost, and nobody have said so.
     ///
     /// # Errors
-    /// Those of [`Self::send_for`].
+    /// Those of [`Self::send_for`]; [`Error::WorkerDamaged`].
     pub async fn send_again(
         &self,
         path: &[&str],
@@ -262,21 +300,53 @@ impl Line {
         answer: impl Into<Answer>,
     ) -> Result<Vec<u8>> {
         let answer = answer.into();
+        let digest = self.digests.then(|| blake3::hash(body).to_hex());
         let mut pauses = RETRIES.into_iter();
+        let (mut failing, mut asked_again) = (None, false);
         loop {
             let request = self
                 .request(Method::POST, path)
                 .header(reqwest::header::CONTENT_TYPE, TENSORS)
                 .body(body.clone());
-            let failed = match self.send_for(request, answer).await {
+            let request = match &digest {
+                Some(digest) => request.header(DIGEST, digest.as_str()),
+                None => request,
+            };
+            let answered = self.send_for(request, answer).await;
+            let failed = match answered.and_then(|reply| self.undamaged(reply)) {
+                Err(error @ Error::WorkerSilent { there: true, .. }) if !asked_again => {
+                    asked_again = true;
+                    error
+                }
                 Err(error) if error.passes() => error,
                 other => return other,
             };
-            let Some(pause) = pauses.next() else {
+            let since = *failing.get_or_insert_with(Instant::now);
+            let Some(pause) = pauses.next().filter(|_| since.elapsed() < PERSIST) else {
                 return Err(failed);
             };
             tracing::warn!("{failed}; trying again");
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+        }
+    }
+
+    /// A reply without the digest at its end, which it must have where digests are sent.
+    fn undamaged(&self, mut reply: Vec<u8>) -> Result<Vec<u8>> {
+        if !self.digests {
+            return Ok(reply);
+        }
+        let damaged = || Error::WorkerDamaged {
+            worker: self.worker.url.to_string(),
+        };
+        let at = reply
+            .len()
+            .checked_sub(blake3::OUT_LEN)
+            .ok_or_else(damaged)?;
+        let digest = reply.split_off(at);
+        // What is compared is no secret.
+        match blake3::hash(&reply).as_slice() == digest {
+            true => Ok(reply),
+            false => Err(damaged()),
         }
     }
 
@@ -316,14 +386,18 @@ impl Line {
     async fn deliver(&self, request: RequestBuilder, answer: Answer) -> Result<Vec<u8>> {
         let request = request.build().map_err(|e| self.lost(&e))?;
         let sent = request.body().and_then(reqwest::Body::as_bytes);
-        let patience = self.patience;
+        let patience = &self.patience;
         let most = match sent {
-            Some(body) => patience.silence + patience.transfer(body.len()),
+            Some(body) => self.pace.silence(patience) + self.pace.transfer(patience, body.len()),
             None => patience.word,
         };
-        let response = timeout(most, self.http.execute(request));
-        let response = response.await.map_err(|_| self.silent(most))?;
+        let works = sent.is_some();
+        let start = Instant::now();
+        let response = self.watched(most, self.http.execute(request)).await?;
         let response = response.map_err(|e| self.lost(&e))?;
+        if works {
+            self.pace.answered(start.elapsed());
+        }
         let status = response.status();
         let worker = self.worker.url.to_string();
         if status == StatusCode::UNAUTHORIZED {
@@ -334,7 +408,8 @@ impl Line {
             true => most,
             false => patience.pause,
         };
-        let body = self.body(response, answer.limit, pause).await?;
+        let limit = answer.limit + self.digest_bytes();
+        let body = self.body(response, limit, pause).await?;
         if status.is_success() {
             return Ok(body);
         }
@@ -342,6 +417,9 @@ impl Line {
             error: String::from_utf8_lossy(&body).into_owned(),
             code: String::new(),
         });
+        if refusal.code == DAMAGED {
+            return Err(Error::WorkerDamaged { worker });
+        }
         Err(Error::WorkerRefused {
             worker,
             status: status.as_u16(),
@@ -353,16 +431,22 @@ impl Line {
     /// A body of at most `limit` bytes, which must not fill the user's memory, nor come for ever.
     async fn body(&self, mut response: Response, limit: usize, pause: Duration) -> Result<Vec<u8>> {
         let mut body = Vec::new();
-        let (start, patience) = (Instant::now(), self.patience);
+        let start = Instant::now();
         loop {
-            let most = pause + patience.transfer(body.len());
-            let chunk = timeout(most.saturating_sub(start.elapsed()), response.chunk()).await;
-            let chunk = chunk.map_err(|_| Error::WorkerSlow {
-                worker: self.worker.url.to_string(),
-                bytes: body.len(),
-                seconds: start.elapsed().as_secs(),
+            let most = pause + self.pace.transfer(&self.patience, body.len());
+            let left = most.saturating_sub(start.elapsed());
+            let chunk = self.watched(left, response.chunk()).await;
+            let chunk = chunk.map_err(|silent| match silent {
+                // It sends, and too little.
+                Error::WorkerSilent { there: true, .. } => Error::WorkerSlow {
+                    worker: self.worker.url.to_string(),
+                    bytes: body.len(),
+                    seconds: start.elapsed().as_secs(),
+                },
+                other => other,
             })?;
             let Some(chunk) = chunk.map_err(|e| self.lost(&e))? else {
+                self.pace.came(body.len(), start.elapsed());
                 return Ok(body);
             };
             if body.len() + chunk.len() > limit {
@@ -391,6 +475,8 @@ mod tests {
     use super::*;
     use crate::fleet::config::Trust;
 
+    const SHORT: Duration = Duration::from_millis(300);
+
     /// To a worker that answers whoever connects with `begin`, and then with a byte every few milliseconds.
     async fn line_to(begin: &'static str) -> Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -414,10 +500,13 @@ mod tests {
             trust: Trust::default(),
         };
         let patience = Patience {
-            silence: Duration::from_millis(300),
-            word: Duration::from_millis(300),
-            pause: Duration::from_millis(300),
+            silence: SHORT,
+            word: SHORT,
+            pause: SHORT,
+            look: SHORT / 10,
+            sign: SHORT,
             slowest: 1e4,
+            ..PATIENCE
         };
         Line {
             patience,

@@ -6,6 +6,7 @@
 //! - [`roster`]: who of them computes, stands by, or was lost.
 //! - [`client`]: the dialogue with one worker.
 //! - [`mod@line`]: the requests to it, and what comes back.
+//! - [`patience`]: how long it is waited for.
 //! - [`session`]: a session there, which is closed whatever happens.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a connection to them, by its numbers.
@@ -21,6 +22,7 @@ pub mod line;
 pub mod link;
 pub mod local;
 pub mod measure;
+pub mod patience;
 pub mod roster;
 pub mod session;
 pub mod tally;
@@ -190,6 +192,13 @@ impl Fleet {
     /// Accounts of all sessions, in the order of the workers' file, lane by lane.
     pub fn tallies(&mut self) -> impl Iterator<Item = &mut Tally> {
         self.clients.iter_mut().map(|client| &mut client.tally)
+    }
+
+    /// What a U-Net call should take each worker, by its work in multiplications and additions and by what the worker says of its
+    /// speed: who takes far longer is not waited for.
+    pub fn expect(&self, flop: &[u64]) {
+        let workers = self.clients.iter().zip(flop.iter().cycle());
+        workers.for_each(|(client, flop)| client.expect(*flop));
     }
 
     /// Keeps a copy in `tap` of everything that the `index`-th worker is sent from now on, and of the seed that it was given.

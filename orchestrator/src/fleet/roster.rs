@@ -53,16 +53,43 @@ impl Roster {
         self.config.workers.len() < self.given.workers.len()
     }
 
-    /// Counts the worker at `url` as lost; a spare takes its place, or its place is gone. It may come back where
+    /// Counts the worker at `url` as lost, and goes on in the best way that is `allowed`
+    /// ([`FleetConfig::without`]), or in the best one where none is, for the reason to be told. It may come back where
     /// `for_now` says so. False when nobody would be left, or it does not compute.
-    pub fn lose(&mut self, url: &str, for_now: bool) -> bool {
-        let Some(left) = self.config.without(url) else {
+    pub fn lose(
+        &mut self,
+        url: &str,
+        for_now: bool,
+        mut allowed: impl FnMut(&FleetConfig) -> bool,
+    ) -> bool {
+        let mut ways = self.config.without(url);
+        if ways.is_empty() {
             return false;
-        };
+        }
+        let best = ways.iter().position(&mut allowed).unwrap_or(0);
+        let left = ways.swap_remove(best);
         let workers = std::mem::replace(&mut self.config, left).workers;
         let lost = workers.into_iter().find(|w| w.url.as_str() == url);
         self.lost.extend(lost.filter(|_| for_now));
         true
+    }
+
+    /// Counts as lost whom a picture that began with these workers lost, by its roster at its end.
+    pub fn learn(&mut self, picture: &Self) {
+        let gone = |worker: &&WorkerConfig| {
+            let FleetConfig { workers, spares } = &picture.config;
+            !workers.iter().chain(spares).any(|w| w.url == worker.url)
+        };
+        let FleetConfig { workers, spares } = self.config.clone();
+        let for_now = |worker: &WorkerConfig| picture.lost.iter().any(|w| w.url == worker.url);
+        for worker in spares.iter().filter(gone) {
+            self.config.spares.retain(|w| w.url != worker.url);
+            self.lost.extend(for_now(worker).then(|| worker.clone()));
+        }
+        for worker in workers.iter().filter(gone) {
+            // Of the last one it is false: it stays, to be tried again.
+            self.lose(worker.url.as_str(), for_now(worker), |_| true);
+        }
     }
 
     /// Has those that were lost stand by that are well again, the one at `but` apart.
@@ -119,6 +146,10 @@ mod tests {
         })
     }
 
+    fn any(_: &FleetConfig) -> bool {
+        true
+    }
+
     fn names(roster: &Roster) -> String {
         let workers = roster.config().workers.iter();
         workers.map(|w| w.provider.as_str()).collect()
@@ -127,14 +158,17 @@ mod tests {
     #[test]
     fn who_was_lost_gets_its_place_back() {
         let mut roster = roster(&[]);
-        assert!(roster.lose("http://b.invalid/", true));
-        assert!(roster.lose("http://a.invalid/", true));
+        assert!(roster.lose("http://b.invalid/", true, any));
+        assert!(roster.lose("http://a.invalid/", true, any));
         assert_eq!(names(&roster), "c");
         assert!(
-            !roster.lose("http://b.invalid/", true),
+            !roster.lose("http://b.invalid/", true, any),
             "it is lost already"
         );
-        assert!(!roster.lose("http://c.invalid/", true), "nobody is left");
+        assert!(
+            !roster.lose("http://c.invalid/", true, any),
+            "nobody is left"
+        );
         assert!(roster.is_short());
         // As if both had answered.
         roster.config.spares = std::mem::take(&mut roster.lost);
@@ -146,16 +180,45 @@ mod tests {
     #[test]
     fn who_is_of_no_use_does_not_come_back() {
         let mut roster = roster(&[]);
-        assert!(roster.lose("http://b.invalid/", false));
-        assert!(roster.lose("http://a.invalid/", true));
+        assert!(roster.lose("http://b.invalid/", false, any));
+        assert!(roster.lose("http://a.invalid/", true, any));
         let lost = roster.lost.iter().map(|w| w.provider.as_str());
         assert_eq!(lost.collect::<String>(), "a");
     }
 
     #[test]
+    fn who_is_not_allowed_does_not_step_in() {
+        let mut roster = roster(&["s", "t"]);
+        let allowed = |fleet: &FleetConfig| fleet.workers.iter().all(|w| w.provider != "s");
+        assert!(roster.lose("http://b.invalid/", true, allowed));
+        assert_eq!(names(&roster), "atc");
+        // Where nobody is, the best one is taken, and refused with its reason.
+        assert!(roster.lose("http://a.invalid/", true, |_| false));
+        assert_eq!(names(&roster), "stc");
+    }
+
+    #[test]
+    fn pictures_side_by_side_teach_what_they_lost() {
+        let mut all = roster(&["s", "t"]);
+        let [mut first, mut second] = [all.clone(), all.clone()];
+        assert!(first.lose("http://b.invalid/", true, any));
+        // The spare of the second was of no use.
+        assert!(second.lose("http://b.invalid/", true, any));
+        assert!(second.lose("http://s.invalid/", false, any));
+        all.learn(&first);
+        assert_eq!(names(&all), "asc");
+        all.learn(&second);
+        assert_eq!(names(&all), "atc");
+        let lost = all.lost.iter().map(|w| w.provider.as_str());
+        assert_eq!(lost.collect::<String>(), "b");
+        all.learn(&first);
+        assert_eq!(names(&all), "atc", "what is known already changes nothing");
+    }
+
+    #[test]
     fn a_spare_stays_where_it_stepped_in() {
         let mut roster = roster(&["s"]);
-        assert!(roster.lose("http://b.invalid/", true));
+        assert!(roster.lose("http://b.invalid/", true, any));
         assert_eq!(names(&roster), "asc");
         assert!(!roster.is_short());
         roster.fill();

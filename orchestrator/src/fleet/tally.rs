@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lacuna_protocol::placement::Tile;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::config::WorkerConfig;
 
@@ -87,8 +87,42 @@ pub struct Tally {
     pub seen: Seen,
 }
 
+/// What a session showed to whom.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The worker's address.
+    pub url: String,
+    /// Whose it is.
+    pub provider: String,
+    /// What it was shown.
+    pub seen: Seen,
+}
+
+impl From<&Tally> for Shown {
+    fn from(tally: &Tally) -> Self {
+        Self {
+            url: tally.url.clone(),
+            provider: tally.provider.clone(),
+            seen: tally.seen.clone(),
+        }
+    }
+}
+
+impl From<Shown> for Tally {
+    /// An account of which nothing else is known.
+    fn from(shown: Shown) -> Self {
+        Self {
+            url: shown.url,
+            provider: shown.provider,
+            kinds: BTreeMap::new(),
+            flop: 0,
+            seen: shown.seen,
+        }
+    }
+}
+
 /// What a worker is shown of a picture.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
     /// Rows that it computes, over all layers.
     pub rows: Coverage,
@@ -101,7 +135,7 @@ pub struct Seen {
 }
 
 /// Words of shares, by their number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Words {
     /// That a worker is sent.
     pub sent: u64,
@@ -194,7 +228,7 @@ impl Tally {
 }
 
 /// A part of the picture's height, as a union of intervals in 0..1.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Coverage {
     /// Disjoint, sorted.
     intervals: Vec<(f64, f64)>,

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 
-use super::failover::{Failover, OnLoss, Terms};
+use super::failover::{Failover, Note, OnLoss, Terms};
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
-use crate::fleet::tally::Tally;
+use crate::fleet::tally::{Shown, Tally};
 use crate::fleet::tap::Tap;
 use crate::policy::Policy;
 use crate::schemes::{Predictor, Setting};
@@ -29,7 +29,7 @@ pub struct Denoiser {
     on_loss: OnLoss,
     /// Who listens to what workers are sent, and to which.
     taps: Vec<(usize, Tap)>,
-    /// The workers, if there are any; held for as long as a picture takes.
+    /// The workers, if there are any, as the pictures so far left them.
     roster: Option<Mutex<Roster>>,
     accounts: Mutex<Accounts>,
 }
@@ -113,9 +113,36 @@ impl Denoiser {
         conditioning: Conditioning,
         calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
     ) -> Result<T> {
+        let note = Box::new(|_: &[Shown]| Ok(()));
+        self.predict_on(weights, conditioning, Vec::new(), note, calls)
+    }
+
+    /// As [`Self::predict`] of a picture of which sessions in the `past` have shown something; `note` hears of it before more
+    /// is shown.
+    ///
+    /// # Errors
+    /// As [`Self::predict`]; those of `note`.
+    pub fn predict_on<T>(
+        &self,
+        weights: Weights,
+        conditioning: Conditioning,
+        past: Vec<Shown>,
+        note: Note<'_>,
+        calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
+    ) -> Result<T> {
         // Of the weights that are here: where adapters are apart, that of those without.
         let digest = weights.digest().to_owned();
-        let whole = Whole::new(weights, conditioning);
+        let home = || {
+            let weights = match &self.whole {
+                Some(weights) => weights.clone(),
+                None => {
+                    self.unet.check_room()?;
+                    self.unet.load_all()?
+                }
+            };
+            Ok(Whole::new(weights, conditioning.clone()))
+        };
+        let whole = Whole::new(weights, conditioning.clone());
         let unet = self.unet.layers();
         let calls = |predictor: &mut dyn Predictor| {
             let start = Instant::now();
@@ -129,21 +156,24 @@ impl Denoiser {
             self.accounts().user_flop += predictor.finish().user_flop;
             return output;
         };
-        let mut roster = lock(roster);
+        // A picture's own: several may be made side by side.
+        let mut own = lock(roster).clone();
         let terms = Terms {
             unet,
             digest: &digest,
             setting: &self.setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,
+            home: &home,
             taps: &self.taps,
         };
         let start = Instant::now();
-        let mut predictor = Failover::new(terms, &mut roster, whole)?;
+        let mut predictor = Failover::new(terms, &mut own, whole, past, note)?;
         let opened = predictor.open();
         self.accounts().connect += start.elapsed();
         let output = opened.and_then(|()| calls(&mut predictor));
         let (user_flop, tallies) = predictor.close();
+        lock(roster).learn(&own);
         let mut accounts = self.accounts();
         accounts.user_flop += user_flop;
         accounts.pictures.push(tallies);
@@ -157,6 +187,6 @@ impl Denoiser {
 }
 
 /// What a mutex holds: no change of it is left half done, so a panic elsewhere spoils nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

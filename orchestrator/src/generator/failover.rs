@@ -2,11 +2,12 @@
 //!
 //! The U-Net call that failed is made again: with the same worker, if it only lost the session and is back;
 //! else with a spare in its place, or with one that was lost before and is well again; or, without any, with
-//! the picture cut anew among those that are left. A worker that is there and of no use (another model, another
-//! token, nonsense) is only ever replaced by a spare. What a provider was shown before counts with what it will
-//! be shown. If that breaks the policy or, without one, if any provider would see more rows than with all
-//! workers that were given, it ends before anything is sent. Who was lost is known to the next picture.
+//! the picture cut anew among those that are left; or, where none of these can be or may be, at home. A worker that is
+//! there and of no use (another model, another token, nonsense) is only ever replaced by a spare. What a provider was shown before counts with what it will
+//! be shown. What breaks the policy or, without one, shows any provider more rows than all workers that were given
+//! would, is not done. Who was lost is known to the next picture.
 
+use clap::ValueEnum;
 use lacuna_model::unet::UNet;
 use lacuna_model::whole::Whole;
 use lacuna_wire::HostTensor;
@@ -15,27 +16,37 @@ use tokio::runtime::Handle;
 use crate::error::{Error, Result};
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
-use crate::fleet::tally::{Tally, Traffic};
+use crate::fleet::tally::{Shown, Tally, Traffic};
 use crate::fleet::tap::Tap;
 use crate::policy::Policy;
 use crate::policy::foretold::advice_after_loss;
 use crate::policy::ledger::{Ledger, SLACK};
+use crate::schemes::predictor::at_home;
 use crate::schemes::{Finished, Predictor, Setting};
 
-/// What becomes of a picture whose worker is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What becomes of a picture whose worker is lost, from its current step on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnLoss {
-    /// It goes on: with a spare, else without that worker.
+    /// A spare steps in, else the picture is cut anew, else this machine goes on alone.
     #[default]
-    GoOn,
-    /// A spare may step in, but nobody may just be left out: fewer workers are another setting.
-    Replace,
+    Home,
+    /// A spare steps in, else the picture is cut anew, else it ends.
+    Fewer,
+    /// A spare steps in, else it ends: fewer workers are another setting.
+    Spare,
     /// It ends: what is timed or overheard is one session on each of the workers that were given.
     End,
 }
 
+/// Makes the whole U-Net ready here.
+pub type Home<'a> = &'a dyn Fn() -> Result<Whole>;
+
+/// Hears what the sessions that are opened next will have shown, with those before of the same picture; before anything is
+/// sent.
+pub type Note<'a> = Box<dyn FnMut(&[Shown]) -> Result<()> + 'a>;
+
 /// What is computed, and under which conditions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Terms<'a> {
     /// The U-Net's layers.
     pub unet: &'a UNet,
@@ -47,6 +58,8 @@ pub struct Terms<'a> {
     pub policy: Option<&'a Policy>,
     /// What becomes of the picture when a worker is lost.
     pub on_loss: OnLoss,
+    /// The whole U-Net, for when nobody else can go on.
+    pub home: Home<'a>,
     /// Who listens to what the workers of which places are sent.
     pub taps: &'a [(usize, Tap)],
 }
@@ -63,6 +76,9 @@ pub struct Failover<'a> {
     whole: Whole,
     /// None only while the workers change.
     current: Option<Box<dyn Predictor + 'a>>,
+    note: Note<'a>,
+    /// Whether every worker was there before, in this picture or one before.
+    was_open: bool,
     /// Accounts of the sessions that were given up.
     past: Vec<Tally>,
     past_flop: u64,
@@ -76,12 +92,19 @@ pub struct Failover<'a> {
 const MOST_RETURNS: usize = 2;
 
 impl<'a> Failover<'a> {
-    /// A predictor on the workers of `roster` with the user's part in `whole`; [`Self::open`] opens the
-    /// sessions. To be made on a thread of the async runtime, and to be used on one that may block.
+    /// A predictor on the workers of `roster` with the user's part in `whole`, of a picture of which the sessions in the
+    /// `past` were opened; [`Self::open`] opens the next ones. To be made on a thread of the async runtime, and to be used on
+    /// one that may block.
     ///
     /// # Errors
     /// [`lacuna_model::Error::TooManyStrips`].
-    pub fn new(terms: Terms<'a>, roster: &'a mut Roster, whole: Whole) -> Result<Self> {
+    pub fn new(
+        terms: Terms<'a>,
+        roster: &'a mut Roster,
+        whole: Whole,
+        past: Vec<Shown>,
+        note: Note<'a>,
+    ) -> Result<Self> {
         let given = Ledger::foresee(terms.unet, terms.setting, roster.given(), &[])?;
         Ok(Self {
             terms,
@@ -90,7 +113,9 @@ impl<'a> Failover<'a> {
             roster,
             whole,
             current: None,
-            past: Vec::new(),
+            note,
+            was_open: !past.is_empty(),
+            past: past.into_iter().map(Tally::from).collect(),
             past_flop: 0,
             came_back: Vec::new(),
             runtime: Handle::current(),
@@ -109,7 +134,16 @@ impl<'a> Failover<'a> {
         match self.begin() {
             Ok(()) => Ok(()),
             Err(error) if self.terms.on_loss == OnLoss::End => Err(error),
-            Err(error) => self.go_on_without(error, &mut self.most_changes()),
+            Err(error) => {
+                let was_open = self.was_open;
+                self.go_on_without(error, &mut self.most_changes()).or_else(
+                    |error| match was_open {
+                        true => self.go_home(error),
+                        // What was never there is more likely a mistake in the fleet's file than a loss.
+                        false => Err(error),
+                    },
+                )
+            }
         }
     }
 
@@ -133,20 +167,15 @@ impl<'a> Failover<'a> {
         }
     }
 
-    /// Opens sessions on the workers that are there, in place of those before.
-    fn begin(&mut self) -> Result<()> {
-        self.give_up();
+    /// Whether the picture may go on with the workers of `config`, by what they would then have seen of it.
+    fn check(&self, config: &FleetConfig) -> Result<()> {
         let Terms {
             unet,
-            digest,
             setting,
             policy,
-            taps,
             ..
         } = self.terms;
-        let config = self.roster.config();
         let ledger = Ledger::foresee(unet, setting, config, &self.past)?;
-        let lost = self.roster.has_lost();
         if let (Some(before), Some(now)) = (self.hidden_from, ledger.hidden_from)
             && now < before
         {
@@ -157,10 +186,14 @@ impl<'a> Failover<'a> {
             return Err(Error::Workers(reason));
         }
         match policy {
-            Some(policy) => policy.check(setting, &ledger).map_err(|error| match lost {
-                true => error.advising(|| advice_after_loss(&ledger)),
-                false => error,
-            })?,
+            Some(policy) => {
+                policy
+                    .check(setting, &ledger)
+                    .map_err(|error| match self.roster.has_lost() {
+                        true => error.advising(|| advice_after_loss(&ledger)),
+                        false => error,
+                    })
+            }
             None if ledger.most_rows() > self.most_rows + SLACK => {
                 let reason = format!(
                     "a provider would see {:.1} % of the rows where {:.1} % was the most; give --policy \
@@ -168,17 +201,65 @@ impl<'a> Failover<'a> {
                     100.0 * ledger.most_rows(),
                     100.0 * self.most_rows
                 );
-                return Err(Error::Request(reason));
+                Err(Error::Request(reason))
             }
-            None => {}
+            None => Ok(()),
         }
+    }
+
+    /// Opens sessions on the workers that are there, in place of those before.
+    fn begin(&mut self) -> Result<()> {
+        self.give_up();
+        let Terms {
+            unet,
+            digest,
+            setting,
+            taps,
+            ..
+        } = self.terms;
+        self.check(self.roster.config())?;
+        let config = self.roster.config();
+        let seen = setting
+            .scheme
+            .seen(unet, &setting.sizes, config.workers.len())?;
+        let before = self.past.iter().map(Shown::from);
+        let next = config.workers.iter().zip(seen);
+        let next = next.map(|(worker, seen)| Shown {
+            url: worker.url.to_string(),
+            provider: worker.provider.clone(),
+            seen,
+        });
+        (self.note)(&before.chain(next).collect::<Vec<_>>())?;
         let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
+        // The first call does the most.
+        let [first, _] = setting.first_calls(unet, config.workers.len())?;
+        fleet.expect(&first.workers_flop);
         for (worker, tap) in taps {
             fleet.tap(*worker, tap);
         }
         let [batch, ..] = setting.sizes.latents;
         let whole = self.whole.of_entries(0, batch);
         self.current = Some(setting.predictor(unet, whole, Some(fleet))?);
+        self.was_open = true;
+        Ok(())
+    }
+
+    /// Goes on alone after `error`, if that is of a worker that is lost.
+    fn go_home(&mut self, error: Error) -> Result<()> {
+        let lost = error.lost_worker().is_some() || matches!(error, Error::NoFailover { .. });
+        if self.terms.on_loss != OnLoss::Home || !lost {
+            return Err(error);
+        }
+        self.give_up();
+        let whole = (self.terms.home)().map_err(|at_home| Error::NoFailover {
+            lost: error.to_string(),
+            reason: format!("at home: {at_home}"),
+        })?;
+        let [batch, ..] = self.terms.setting.sizes.latents;
+        self.current = Some(at_home(self.terms.unet, whole.of_entries(0, batch)));
+        tracing::warn!(
+            "{error}; went on at home, where nobody else computes (--on-loss fewer would have ended it)"
+        );
         Ok(())
     }
 
@@ -187,7 +268,7 @@ impl<'a> Failover<'a> {
     fn go_on_after(&mut self, mut error: Error, changes: &mut usize) -> Result<()> {
         if let Some(url) = error.wrong_worker() {
             // Nothing begins anew by itself: that a picture ends must tell nothing but that somebody lied.
-            self.roster.lose(url, false);
+            self.roster.lose(url, false, |_| true);
             return Err(error);
         }
         let lost = error.lost_worker().unwrap_or_default().to_owned();
@@ -230,10 +311,17 @@ impl<'a> Failover<'a> {
                 self.runtime.block_on(self.roster.call_back(Some(url)));
             }
             let useless = error.lost_worker().is_none();
-            if !self.roster.lose(url, !useless) {
+            let all = self.roster.given().workers.len();
+            let fewer = self.terms.on_loss != OnLoss::Spare;
+            let allowed = |config: &FleetConfig| {
+                (fewer || config.workers.len() == all) && self.check(config).is_ok()
+            };
+            let mut roster = self.roster.clone();
+            if !roster.lose(url, !useless, allowed) {
                 return Err(error);
             }
-            if self.terms.on_loss == OnLoss::Replace && self.roster.is_short() {
+            *self.roster = roster;
+            if !fewer && self.roster.is_short() {
                 return Err(Error::NoFailover {
                     lost: format!("{before}{error}"),
                     reason: "there is no spare worker".into(),
@@ -280,7 +368,9 @@ impl Predictor for Failover<'_> {
             }
             match current.predict(sample.clone(), timestep) {
                 Ok(output) => return Ok(output),
-                Err(error) => self.go_on_after(error, &mut changes)?,
+                Err(error) => self
+                    .go_on_after(error, &mut changes)
+                    .or_else(|error| self.go_home(error))?,
             }
         }
     }
@@ -294,10 +384,8 @@ impl Predictor for Failover<'_> {
     }
 
     fn finish(self: Box<Self>) -> Finished {
-        let mut finished = self.current.map_or_else(
-            Finished::default,
-            super::super::schemes::predictor::Predictor::finish,
-        );
+        let finished = self.current.map(Predictor::finish);
+        let mut finished = finished.unwrap_or_default();
         finished.user_flop += self.past_flop;
         finished.past.extend(self.past);
         finished

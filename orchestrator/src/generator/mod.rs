@@ -1,4 +1,4 @@
-//! Makes one picture after the other, wherever the U-Net is computed.
+//! Makes pictures, one after the other or side by side, wherever the U-Net is computed.
 //!
 //! [`order`] says what is wanted, and gets ready. Whoever asks for a picture hears of its progress as
 //! [`Event`]s, and can end it at each.
@@ -11,8 +11,9 @@ pub mod denoiser;
 pub mod failover;
 pub mod order;
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
@@ -23,11 +24,12 @@ use lacuna_wire::HostTensor;
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::local::LocalWorkers;
+use crate::fleet::tally::Shown;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::pipeline::{Pipeline, Sampling, Step, go_on};
-use crate::schemes::Setting;
-use denoiser::Denoiser;
+use crate::pipeline::{Pipeline, Reached, Sampling, Start, Step, go_on};
+use crate::schemes::{Predictor, Setting};
+use denoiser::{Denoiser, lock};
 use failover::OnLoss;
 
 /// What all pictures share.
@@ -38,6 +40,10 @@ pub struct Generator {
     pub sampling: Sampling,
     /// Where the U-Net is computed, and what became of the workers so far.
     pub denoiser: Denoiser,
+    /// Of the user's part, where a picture has them: pictures side by side have the same.
+    loaded: Mutex<Weak<Weights>>,
+    /// The decoder takes more memory than anything else of the user's: one picture at a time.
+    decoding: Mutex<()>,
     /// Workers of one's own, which live as long as this.
     _local: Option<LocalWorkers>,
 }
@@ -51,6 +57,30 @@ pub struct Request {
     pub noise: HostTensor,
     /// Fresh noise, where the scheduler adds any, goes on from here.
     pub rng: TorchRng,
+    /// What was made of it before.
+    pub begun: Begun,
+}
+
+impl Request {
+    /// A picture of which nothing was made before: by `context` of [`Pipeline::encode`], from `noise` `[1, C, H, W]` of standard
+    /// deviation 1, and `rng`'s where the scheduler adds any.
+    pub fn new(context: Tensor<3>, noise: HostTensor, rng: TorchRng) -> Self {
+        Self {
+            context,
+            noise,
+            rng,
+            begun: Begun::default(),
+        }
+    }
+}
+
+/// What was made of a picture that did not get to its end.
+#[derive(Clone, Debug, Default)]
+pub struct Begun {
+    /// Guided predictions `[1, C, H, W]` of the first steps.
+    pub predictions: Vec<Vec<f32>>,
+    /// What was shown to whom.
+    pub shown: Vec<Shown>,
 }
 
 /// What happened to a picture. `Break` in answer ends it with [`crate::Error::Interrupted`].
@@ -58,8 +88,10 @@ pub struct Request {
 pub enum Event<'a> {
     /// The weights of the user's part of the U-Net are there.
     Loaded(Duration),
+    /// Sessions are about to be opened: what they will have shown, with all before them of this picture.
+    Opening(&'a [Shown]),
     /// A sampler step is done.
-    Step(Step),
+    Step(Step, Reached<'a>),
     /// The final latents, `[1, C, H, W]`, are there; they are decoded next.
     Denoised(&'a HostTensor),
 }
@@ -88,6 +120,8 @@ impl Generator {
             denoiser: Denoiser::new(pipeline.source().clone(), setting, whole, fleet),
             pipeline,
             sampling,
+            loaded: Mutex::default(),
+            decoding: Mutex::default(),
             _local: None,
         }
     }
@@ -111,19 +145,32 @@ impl Generator {
         hear: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Made> {
         let start = Instant::now();
-        let weights = self.denoiser.weights()?;
+        let weights = self.weights()?;
         // Before a session is opened: values that are not finite end it here.
         go_on(hear(Event::Loaded(start.elapsed())))?;
         let start = Instant::now();
-        let latents = self.denoise(request, weights, hear)?;
+        let latents = self.denoise(request, Weights::clone(&weights), hear)?;
+        drop(weights);
         let denoise = start.elapsed();
         go_on(hear(Event::Denoised(&latents)))?;
+        let _alone = lock(&self.decoding);
         let start = Instant::now();
         Ok(Made {
             picture: self.pipeline.decode(latents)?,
             denoise,
             decode: start.elapsed(),
         })
+    }
+
+    /// The weights of the user's part, those of a picture that is being made if there is one.
+    fn weights(&self) -> Result<Arc<Weights>> {
+        let mut loaded = lock(&self.loaded);
+        if let Some(weights) = loaded.upgrade() {
+            return Ok(weights);
+        }
+        let weights = Arc::new(self.denoiser.weights()?);
+        *loaded = Arc::downgrade(&weights);
+        Ok(weights)
     }
 
     /// The latents `[1, C, H, W]` of one picture, with `weights` of [`Denoiser::weights`].
@@ -141,15 +188,26 @@ impl Generator {
             context,
             noise,
             mut rng,
+            begun: Begun { predictions, shown },
         } = request;
         let conditioning = Conditioning {
             context,
             added: None,
         };
-        self.denoiser.predict(weights, conditioning, |predictor| {
-            let mut watch = |step| hear(Event::Step(step));
+        let hear = RefCell::new(hear);
+        let note = Box::new(|shown: &[Shown]| go_on(hear.borrow_mut()(Event::Opening(shown))));
+        let calls = |predictor: &mut dyn Predictor| {
+            let mut watch =
+                |step: Step, reached: Reached<'_>| hear.borrow_mut()(Event::Step(step, reached));
             let (pipeline, sampling) = (&self.pipeline, &self.sampling);
-            pipeline.sample(predictor, sampling, noise, &mut rng, &mut watch)
-        })
+            let start = Start {
+                noise,
+                rng: &mut rng,
+                made: predictions,
+            };
+            pipeline.sample(predictor, sampling, start, &mut watch)
+        };
+        let denoiser = &self.denoiser;
+        denoiser.predict_on(weights, conditioning, shown, note, calls)
     }
 }

@@ -10,6 +10,11 @@ use crate::version::{SPOKEN, Versions, WITH_HALVES, WITH_KINDS, WITH_SHARES};
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";
+/// The header of a numbered request that says its body's digest (BLAKE3, in hexadecimal digits). The answer's body then ends with
+/// the 32 bytes of the digest of what comes before. It tells accidents; whoever means harm gives the right one.
+pub const DIGEST: &str = "lacuna-digest";
+/// What the refusal of a request that has another digest is called.
+pub const DAMAGED: &str = "damaged";
 
 /// `GET /v1/info`: what a worker is and holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

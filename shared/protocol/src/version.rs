@@ -6,14 +6,15 @@
 use std::fmt;
 
 /// The versions that this program speaks: from the one that gave a session's strip as `resident`, past the one
-/// that names a session's kind and the one whose shares come in bands, to the one whose weights may be halves.
+/// that names a session's kind, the one whose shares come in bands and the one whose weights may be halves, to the one with
+/// digests.
 pub const SPOKEN: Versions = Versions {
     lowest: 3,
     highest: PROTOCOL,
 };
 
 /// The newest version that this program speaks.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// The first version in which a session names its kind.
 pub(crate) const WITH_KINDS: u32 = 4;
@@ -23,6 +24,9 @@ pub(crate) const WITH_SHARES: u32 = 6;
 
 /// The first version in which shares are multiplied with weights in half precision.
 pub(crate) const WITH_HALVES: u32 = 7;
+
+/// The first version in which requests and answers say their digest.
+pub const WITH_DIGESTS: u32 = 8;
 
 /// All versions from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

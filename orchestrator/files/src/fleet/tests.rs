@@ -33,12 +33,39 @@ fn a_spare_takes_the_place_of_a_lost_worker() {
     };
     let fleet = parse(&text).unwrap();
     assert_eq!(providers(&fleet), "ab");
-    assert!(fleet.without("http://c/").is_none());
-    let fleet = fleet.without("http://a/").unwrap();
+    let without = |fleet: &FleetConfig, url: &str| fleet.without(url).into_iter().next();
+    assert!(without(&fleet, "http://c/").is_none());
+    let fleet = without(&fleet, "http://a/").unwrap();
     assert_eq!(providers(&fleet), "sb");
-    let fleet = fleet.without("http://b/").unwrap();
+    let fleet = without(&fleet, "http://b/").unwrap();
     assert_eq!(providers(&fleet), "s");
-    assert!(fleet.without("http://s/").is_none());
+    assert!(without(&fleet, "http://s/").is_none());
+}
+
+#[test]
+fn whoever_learns_least_steps_in_first() {
+    let entry = |url: &str, provider: &str, spare: bool| {
+        format!("[[worker]]\nurl = \"http://{url}\"\nprovider = \"{provider}\"\nspare = {spare}\n")
+    };
+    let text = entry("a", "a", false)
+        + &entry("b", "b", false)
+        + &entry("b2", "b", true)
+        + &entry("c", "c", true)
+        + &entry("a2", "a", true);
+    let fleet = parse(&text).unwrap();
+    let orders = |url: &str| -> Vec<String> {
+        let urls = |fleet: FleetConfig| -> Vec<String> {
+            let hosts = fleet
+                .workers
+                .iter()
+                .map(|w| w.url.host_str().unwrap_or_default().to_owned());
+            hosts.collect()
+        };
+        let all = fleet.without(url).into_iter();
+        all.map(|fleet| urls(fleet).join(" ")).collect()
+    };
+    assert_eq!(orders("http://a/"), ["a2 b", "c b", "b2 b", "b"]);
+    assert_eq!(orders("http://b/"), ["a b2", "a c", "a a2", "a"]);
 }
 
 fn entries(workers: &[(&str, &str)]) -> String {

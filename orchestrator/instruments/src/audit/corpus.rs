@@ -11,7 +11,7 @@ use crate::error::Result;
 use lacuna_orchestrator::generator::denoiser::Denoiser;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::picture::Picture;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::pipeline::{Pipeline, Reached, Sampling, Start, Step};
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::local::Local;
 use lacuna_orchestrator::schemes::{Finished, Predictor, Setting};
@@ -71,12 +71,13 @@ pub fn make(
         };
         let mut rng = TorchRng::new(i as u64);
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
-        let mut on = |_| ControlFlow::Continue(());
+        let mut on = |_: Step, _: Reached<'_>| ControlFlow::Continue(());
         let mut calls = Vec::new();
         let latents = denoiser.predict(denoiser.weights()?, context.clone(), |predictor| {
             let calls = &mut calls;
             let mut recorder = Recorder { predictor, calls };
-            pipeline.sample(&mut recorder, sampling, noise, &mut rng, &mut on)
+            let start = Start::new(noise, &mut rng);
+            pipeline.sample(&mut recorder, sampling, start, &mut on)
         })?;
         Ok(Run {
             prompt,

@@ -6,7 +6,7 @@ use lacuna_model::weights::Weights;
 use lacuna_model::whole::Conditioning;
 use lacuna_orchestrator::generator::denoiser::Denoiser;
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::pipeline::{Pipeline, Reached, Sampling, Start, Step};
 use lacuna_orchestrator::schemes::local::Local;
 use lacuna_orchestrator::schemes::{Options, Setting};
 use lacuna_wire::HostTensor;
@@ -137,9 +137,9 @@ impl<'a> Painter<'a> {
         let start = HostTensor::new(self.shape, noise.clone())?;
         let weights = self.denoiser.weights()?;
         let latents = self.denoiser.predict(weights, context, |predictor| {
-            let mut on = |_| ControlFlow::Continue(());
-            let pipeline = self.pipeline;
-            pipeline.sample_held(predictor, sampling, start, &mut rng, &mut hold, &mut on)
+            let mut on = |_: Step, _: Reached<'_>| ControlFlow::Continue(());
+            let (pipeline, start) = (self.pipeline, Start::new(start, &mut rng));
+            pipeline.sample_held(predictor, sampling, start, &mut hold, &mut on)
         })?;
         Ok(Painting {
             latents,

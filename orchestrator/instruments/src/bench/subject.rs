@@ -167,11 +167,7 @@ impl Subject {
             source: Source::Picture {
                 pipeline,
                 sampling,
-                request: Box::new(Request {
-                    context,
-                    noise,
-                    rng,
-                }),
+                request: Box::new(Request::new(context, noise, rng)),
             },
         })
     }
@@ -307,7 +303,7 @@ impl Description {
 fn picture(generator: &Generator, request: Request) -> Result<Session> {
     let mut steps = Vec::new();
     let made = generator.picture(request, &mut |event| {
-        if let Event::Step(step) = event {
+        if let Event::Step(step, _) = event {
             steps.push(step);
         }
         ControlFlow::Continue(())

@@ -26,6 +26,7 @@ use lacuna_orchestrator::arguments::sampling::SamplingArguments;
 use lacuna_orchestrator::arguments::size::PictureSize;
 use lacuna_orchestrator::arguments::terms::TermsArguments;
 use lacuna_orchestrator::generator::order::load_whole;
+use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::console::note;
 use lacuna_orchestrator::pipeline::Pipeline;
 
@@ -68,6 +69,9 @@ pub struct RunArguments {
     fid_reference: Option<PathBuf>,
     #[command(flatten)]
     metrics: MetricArguments,
+    /// So many pictures at a time: where the way to the workers is long, one computes while another waits.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    parallel: usize,
     /// i/n: make only the i-th of n parts of the prompts, from 0; `lacuna eval merge` joins them.
     #[arg(long, default_value_t)]
     shard: Shard,
@@ -98,6 +102,7 @@ impl RunArguments {
         check_model(&self.model)?;
         self.sampling.check()?;
         self.workers.check()?;
+        limits::check("--parallel", self.parallel, limits::AT_A_TIME)?;
         let prompts = self.prompts()?;
         for (flag, dir) in [
             ("--reference", &self.reference),
@@ -158,6 +163,7 @@ impl RunArguments {
             prompts,
             wanted,
             store,
+            parallel: self.parallel,
         };
         Ok((run, out))
     }

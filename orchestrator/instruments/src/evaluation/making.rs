@@ -150,7 +150,7 @@ impl Maker {
         let setting = ready.setting.clone();
         // Fewer workers would be another arm.
         let generator = ready.generator(setting, self.policy.clone());
-        let generator = generator.on_loss(OnLoss::Replace);
+        let generator = generator.on_loss(OnLoss::Spare);
         Ok(Place {
             maker: self,
             weights: generator.denoiser.weights()?,
@@ -185,11 +185,7 @@ impl Place<'_> {
         let context = pipeline.encode(prompt, negative, sampling.guided())?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
-        let request = Request {
-            context,
-            noise,
-            rng,
-        };
+        let request = Request::new(context, noise, rng);
         let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
         let weights = self.weights.clone();
         let latents = self.generator.denoise(request, weights, &mut go_on)?;

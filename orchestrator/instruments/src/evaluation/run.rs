@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 
@@ -18,6 +19,7 @@ use crate::metrics::networks::Wanted;
 use crate::metrics::sets::{Network, SetFeatures};
 use lacuna_orchestrator::output::make_directory;
 use lacuna_orchestrator::progress::Progress;
+use lacuna_orchestrator::side_by_side::side_by_side;
 
 /// A run.
 pub struct Run {
@@ -31,6 +33,8 @@ pub struct Run {
     pub wanted: Wanted,
     /// What is there already.
     pub store: Store,
+    /// How many pictures are made at a time.
+    pub parallel: usize,
 }
 
 /// Why there is no picture of a prompt, by the folder that it should be in and the prompt.
@@ -78,38 +82,39 @@ impl Run {
     fn make(&self, arm: &ArmSetting, bar: &Progress, missing: &mut Missing) -> Result<()> {
         let folder = arm.folder();
         bar.about(arm.name.clone());
+        let shard = self.store.record.shard.of_prompts(self.prompts.len());
+        let path = |index| self.store.picture(&folder, index);
+        let (there, wanted): (Vec<usize>, Vec<usize>) =
+            shard.partition(|index| path(*index).is_file());
+        there.iter().for_each(|_| bar.skip());
         let mut place: Option<Place> = None;
-        for index in self.store.record.shard.of_prompts(self.prompts.len()) {
-            let path = self.store.picture(&folder, index);
-            let failed = match &self.prompts[index] {
-                _ if path.is_file() => {
-                    bar.skip();
-                    continue;
-                }
-                Err(reason) => Some(reason.clone()),
-                Ok(prompt) => {
-                    let place = match &mut place {
-                        Some(place) => place,
-                        none => {
-                            make_folder(&path)?;
-                            none.insert(self.maker.place(arm)?)
-                        }
-                    };
+        if let Some(first) = wanted.iter().find(|index| self.prompts[**index].is_ok()) {
+            make_folder(&path(*first))?;
+            place = Some(self.maker.place(arm)?);
+        }
+        let missing = Mutex::new(missing);
+        side_by_side(self.parallel, wanted, |index| {
+            let failed = match (&self.prompts[index], &place) {
+                (Err(reason), _) => Some(reason.clone()),
+                (Ok(prompt), Some(place)) => {
                     let seed = self.store.record.seed_of(index);
-                    match place.picture(prompt, seed, &path) {
+                    match place.picture(prompt, seed, &path(index)) {
                         Ok(()) => None,
                         Err(Failure::OfPicture(error)) => Some(error.to_string()),
                         Err(Failure::OfRun(error)) => return Err(error),
                     }
                 }
+                // There is a place where there is a prompt.
+                (Ok(_), None) => None,
             };
             if let Some(reason) = failed {
                 bar.note(format_args!("{}, prompt {index}: {reason}", arm.name));
+                let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
                 missing.insert((folder.clone(), index), reason);
             }
             bar.step();
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Appends the rows of an arm that are not there.

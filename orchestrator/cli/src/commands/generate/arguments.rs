@@ -1,5 +1,6 @@
 //! What `lacuna generate` is asked for, and what of it can be refused before anything is loaded.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -12,6 +13,7 @@ use lacuna_orchestrator::arguments::size::PictureSize;
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
 use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::Outputs;
 
@@ -21,10 +23,12 @@ use lacuna_orchestrator::output::Outputs;
   lacuna generate \"a large red circle above a small blue square on a yellow background\"
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" -n blurry --seed 7 --steps 30 -o lighthouse.png
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --policy private --report report.json
-  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display")]
+  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display
+  lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --checkpoint run
+  lacuna generate --resume run                      goes on with it, from its last step")]
 pub struct Arguments {
     /// What to see; or --prompt.
-    #[arg(value_name = "PROMPT", required_unless_present = "prompt")]
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt", "resume"])]
     pub(super) words: Option<String>,
     /// What to see.
     #[arg(short, long, allow_hyphen_values = true, conflicts_with = "words")]
@@ -35,6 +39,9 @@ pub struct Arguments {
     /// Number of pictures.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) count: usize,
+    /// So many pictures at a time: where the way to the workers is long, one computes while another waits.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) parallel: usize,
     /// Leave prompt, negative prompt, seed and settings out of the picture's file, which has them as text.
     #[arg(long)]
     pub(super) no_metadata: bool,
@@ -68,6 +75,24 @@ pub struct Arguments {
     /// Where to keep the final latents.
     #[arg(long, value_name = "FILE")]
     pub(super) save_latents: Option<PathBuf>,
+    /// A new folder to keep every step in until all pictures are written: prompt and latents in the clear, for you alone.
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub(super) checkpoint: Option<PathBuf>,
+    /// Go on with the run of a --checkpoint from its last step. Its flags need not be given again; those that are, count.
+    #[arg(long, value_name = "DIR")]
+    pub(super) resume: Option<PathBuf>,
+    /// What becomes of a picture from its current step on when a worker is lost.
+    #[arg(
+        long,
+        value_enum,
+        default_value = "home",
+        value_name = "WHAT",
+        help_heading = "Workers"
+    )]
+    pub(super) on_loss: OnLoss,
+    /// The flags that were given, and their values, each as one word.
+    #[arg(skip)]
+    pub(crate) given: Vec<OsString>,
     /// Where to write what it took and who saw what, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(super) report: Option<PathBuf>,
@@ -102,6 +127,7 @@ impl Arguments {
 /// What can be refused before anything is loaded. Gives the files that will be written.
 pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
+    limits::check("--parallel", arguments.parallel, limits::AT_A_TIME)?;
     arguments.workers.check()?;
     arguments.check_workers()?;
     arguments.sampling.check()?;

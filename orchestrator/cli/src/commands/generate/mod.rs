@@ -2,6 +2,7 @@
 
 mod arguments;
 mod before;
+mod kept;
 mod noises;
 mod picture;
 
@@ -16,10 +17,8 @@ pub use arguments::Arguments;
 use arguments::check;
 use before::Before;
 use lacuna_orchestrator::arguments::model::load;
-use lacuna_orchestrator::error::Error;
 use lacuna_orchestrator::generator::order::Order;
-use lacuna_orchestrator::interrupt;
-use lacuna_orchestrator::output::console::{Console, note};
+use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::output::write_whole;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::report::Report;
@@ -33,8 +32,16 @@ use picture::Run;
 /// report says what was done.
 pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
-    let seed = arguments.sampling.seed.get_or_insert_with(random_seed);
-    let first_seed = *seed;
+    let first_seed = match arguments.sampling.seed {
+        Some(seed) => seed,
+        None => {
+            let drawn = random_seed();
+            arguments.sampling.seed = Some(drawn);
+            // A run that is gone on with draws no other.
+            arguments.given.push(format!("--seed={drawn}").into());
+            drawn
+        }
+    };
     let console = Console::new(check(&arguments)?.take_stdout());
     let fleet = match arguments.workers.file() {
         Some(path) => Some(arguments.terms.way.fleet(path)?),
@@ -98,12 +105,16 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         }
         _ => ready.setting.clone(),
     };
-    let run = Arc::new(Run {
-        context,
-        generator: ready.generator(setting, policy),
-        arguments,
-    });
-    let made = pictures(&run, &noises, &mut report, &console).await;
+    let generator = ready.generator(setting, policy).on_loss(arguments.on_loss);
+    let checkpoint = kept::open(&arguments, &generator, noises.shape)?;
+    let run = Arc::new(Run::new(arguments, generator, context, noises, checkpoint));
+    let (making, to) = (run.clone(), console.clone());
+    let made = spawn_blocking(move || making.pictures(&to)).await?;
+    for done in run.done().values() {
+        report.seconds.load += done.load.as_secs_f64();
+        report.seconds.decode += done.decode.as_secs_f64();
+        report.pictures.push(done.path.display().to_string());
+    }
     report.error = made.as_ref().err().map(|error| format!("{error:#}"));
     report.add_accounts(&run.generator);
     report.seconds.total = start.elapsed().as_secs_f64();
@@ -119,44 +130,6 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     made?;
     reported?;
     Ok(console.finish()?)
-}
-
-/// Makes the pictures, one after the other.
-async fn pictures(
-    run: &Arc<Run>,
-    noises: &Noises,
-    report: &mut Report,
-    console: &Console,
-) -> anyhow::Result<()> {
-    for index in 0..run.arguments.count {
-        let (making, noise) = (run.clone(), noises.get(index));
-        let picture = spawn_blocking(move || making.picture(index, noise)).await?;
-        let picture = picture.map_err(anyhow::Error::from);
-        let picture = interrupt::advise(picture, interrupt::is_interrupted, || run.rest(index));
-        if let Err(error) = &picture
-            && error.downcast_ref().is_some_and(Error::is_of_a_worker)
-        {
-            // A seed that was drawn is told nowhere else.
-            note(run.rest(index));
-        }
-        let picture = picture?;
-        report.seconds.load += picture.load.as_secs_f64();
-        report.seconds.decode += picture.decode.as_secs_f64();
-        report.pictures.push(picture.path.display().to_string());
-        console.line(format_args!(
-            "{} ({:.1} s for {} steps, seed {})",
-            picture.path.display(),
-            picture.denoise.as_secs_f64(),
-            run.arguments.sampling.steps,
-            run.seed(index),
-        ));
-    }
-    if !run.arguments.no_metadata {
-        console.line(
-            "The file holds the prompt, the negative prompt and the seed as text; --no-metadata leaves them out.",
-        );
-    }
-    Ok(())
 }
 
 /// A seed that is short enough to be typed: of more bits torch takes the lower 32.

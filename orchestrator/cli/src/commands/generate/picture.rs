@@ -1,21 +1,27 @@
-//! Making one picture of a run.
+//! Making the pictures of a run.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use burn::tensor::Tensor;
 use lacuna_model::weights::AdapterFile;
-use lacuna_wire::HostTensor;
 
 use super::arguments::Arguments;
+use super::noises::Noises;
 use lacuna_orchestrator::arguments::sampling::draw_noise;
-use lacuna_orchestrator::error::Result;
-use lacuna_orchestrator::generator::{Event, Generator, Made, Request};
+use lacuna_orchestrator::checkpoint::{Checkpoint, Kept};
+use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::generator::{Begun, Event, Generator, Made, Request};
+use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::noise::TorchRng;
+use lacuna_orchestrator::output::console::{Console, note};
 use lacuna_orchestrator::output::numbered;
 use lacuna_orchestrator::pipeline::{Step, write_latents};
 use lacuna_orchestrator::progress::Progress;
+use lacuna_orchestrator::side_by_side::side_by_side;
 
 /// What all pictures of a run share.
 pub(super) struct Run {
@@ -24,7 +30,10 @@ pub(super) struct Run {
     /// The model, and where it is computed.
     pub generator: Generator,
     /// What the prompt became.
-    pub context: Tensor<3>,
+    context: Tensor<3>,
+    noises: Noises,
+    checkpoint: Option<Checkpoint>,
+    done: Mutex<BTreeMap<usize, Done>>,
 }
 
 /// A picture that was written.
@@ -33,40 +42,100 @@ pub(super) struct Done {
     pub path: PathBuf,
     /// The weights of the user's part of the U-Net.
     pub load: Duration,
-    /// All sampler steps.
-    pub denoise: Duration,
     /// Latents to picture.
     pub decode: Duration,
 }
 
 impl Run {
+    /// Nothing is made yet.
+    pub(super) fn new(
+        arguments: Arguments,
+        generator: Generator,
+        context: Tensor<3>,
+        noises: Noises,
+        checkpoint: Option<Checkpoint>,
+    ) -> Self {
+        Self {
+            arguments,
+            generator,
+            context,
+            noises,
+            checkpoint,
+            done: Mutex::default(),
+        }
+    }
+
+    /// The pictures that are written, by their number.
+    pub(super) fn done(&self) -> MutexGuard<'_, BTreeMap<usize, Done>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes all pictures; blocks for as long as it takes.
+    ///
+    /// # Errors
+    /// The first picture's that cannot be made, with how to go on.
+    pub(super) fn pictures(&self, console: &Console) -> anyhow::Result<()> {
+        let Arguments {
+            count, parallel, ..
+        } = self.arguments;
+        let bar = Progress::new("step", count * self.generator.sampling.steps);
+        let made = side_by_side(parallel, 0..count, |index| {
+            self.picture(index, &bar, console)
+        });
+        drop(bar);
+        let made = made.map_err(anyhow::Error::from);
+        let made = interrupt::advise(made, interrupt::is_interrupted, || self.rest());
+        if let Err(error) = &made
+            && error.downcast_ref().is_some_and(Error::is_of_a_worker)
+        {
+            // A seed that was drawn is told nowhere else.
+            note(self.rest());
+        }
+        made?;
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint.end(count)?;
+        }
+        if !self.arguments.no_metadata {
+            console.line(
+                "The file holds the prompt, the negative prompt and the seed as text; --no-metadata leaves them out.",
+            );
+        }
+        Ok(())
+    }
+
     /// Of the `index`-th picture.
-    pub(super) fn seed(&self, index: usize) -> u64 {
+    fn seed(&self, index: usize) -> u64 {
         let first = self.arguments.sampling.seed.unwrap_or_default();
         first.wrapping_add(index as u64)
     }
 
-    /// How to go on behind an interrupt in the `index`-th picture.
-    pub(super) fn rest(&self, index: usize) -> String {
+    /// How to go on behind an interrupt.
+    fn rest(&self) -> String {
         let count = self.arguments.count;
+        let done = self.done();
+        let written = format!("{} of {count} pictures are written", done.len());
+        if let Some(checkpoint) = &self.checkpoint {
+            let folder = checkpoint.folder().display();
+            return format!("{written}; go on: lacuna generate --resume {folder}");
+        }
+        let index = (0..count).find(|index| !done.contains_key(index));
+        let index = index.unwrap_or(count);
         if count == 1 || self.arguments.latents.is_some() {
             let seed = self.seed(0);
-            return format!(
-                "{index} of {count} pictures are written; the same command with --seed {seed} begins again"
-            );
+            return format!("{written}; the same command with --seed {seed} begins again");
         }
         format!(
-            "{index} of {count} pictures are written; for the others give --seed {} --count {} and another --out",
+            "{written}; for the others give --seed {} --count {} and another --out",
             self.seed(index),
             count - index
         )
     }
 
-    /// Makes and writes one picture from `noise`, or from its seed's; blocks for as long as it takes.
+    /// Makes and writes one picture; blocks for as long as it takes.
     ///
     /// # Errors
     /// Those of the scheme, the sampler and the files; no picture is written then.
-    pub(super) fn picture(&self, index: usize, noise: Option<HostTensor>) -> Result<Done> {
+    fn picture(&self, index: usize, bar: &Progress, console: &Console) -> Result<()> {
         let Arguments {
             count,
             save_latents,
@@ -74,53 +143,79 @@ impl Run {
             ..
         } = &self.arguments;
         let mut rng = TorchRng::new(self.seed(index));
-        let noise = match noise {
+        let noise = match self.noises.get(index) {
             Some(noise) => noise,
-            None => {
-                let [width, height] = self.arguments.size.sides();
-                let shape = self.generator.pipeline.latent_shape(width, height)?;
-                draw_noise(&mut rng, shape)?
+            None => draw_noise(&mut rng, self.noises.shape)?,
+        };
+        let path = numbered(out, index, *count);
+        let checkpoint = self.checkpoint.as_ref();
+        let begun = match checkpoint
+            .map(|kept| kept.begin(index, &noise))
+            .transpose()?
+        {
+            None => Begun::default(),
+            Some(Kept::Begun(begun)) => begun,
+            Some(Kept::Written) => {
+                console.line(format_args!("{} (written before)", path.display()));
+                let (load, decode) = Default::default();
+                self.done().insert(index, Done { path, load, decode });
+                return Ok(());
             }
         };
+        let before = begun.predictions.len();
         let request = Request {
-            context: self.context.clone(),
-            noise,
-            rng,
+            begun,
+            ..Request::new(self.context.clone(), noise, rng)
         };
-        let bar = Progress::new("step", self.generator.sampling.steps);
         let mut load = Duration::ZERO;
         let mut kept = Ok(());
         let made = self.generator.picture(request, &mut |event| {
-            match event {
-                Event::Loaded(took) => load = took,
-                Event::Step(step) => show(&bar, step),
-                // What was computed is not lost, should the decoder fail.
-                Event::Denoised(latents) => {
-                    kept = save_latents.as_ref().map_or(Ok(()), |path| {
-                        write_latents(&numbered(path, index, *count), latents)
-                    });
+            kept = match event {
+                Event::Loaded(took) => {
+                    load = took;
+                    Ok(())
                 }
-            }
+                Event::Opening(shown) => {
+                    checkpoint.map_or(Ok(()), |kept| kept.keep_shown(index, shown))
+                }
+                Event::Step(step, reached) => {
+                    show(bar, *count, step);
+                    let shape = self.noises.shape;
+                    checkpoint.map_or(Ok(()), |kept| {
+                        kept.keep_step(index, step.done, shape, reached)
+                    })
+                }
+                // What was computed is not lost, should the decoder fail.
+                Event::Denoised(latents) => save_latents.as_ref().map_or(Ok(()), |path| {
+                    write_latents(&numbered(path, index, *count), latents)
+                }),
+            };
             match kept {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }
         });
-        drop(bar);
         kept?;
         let Made {
             picture,
             denoise,
             decode,
         } = made?;
-        let path = numbered(out, index, *count);
         picture.write_png(&path, &self.text(index, picture.width, picture.height))?;
-        Ok(Done {
-            path,
-            load,
-            denoise,
-            decode,
-        })
+        checkpoint.map_or(Ok(()), |kept| kept.written(index))?;
+        let before = match before {
+            0 => String::new(),
+            done => format!(", {done} of them before"),
+        };
+        console.line(format_args!(
+            "{} ({:.1} s for {} steps{before}, seed {})",
+            path.display(),
+            denoise.as_secs_f64(),
+            self.arguments.sampling.steps,
+            self.seed(index),
+        ));
+        self.done().insert(index, Done { path, load, decode });
+        Ok(())
     }
 
     /// The picture's parameters, for the PNG; none where they are not wanted.
@@ -160,12 +255,16 @@ impl Run {
     }
 }
 
-fn show(bar: &Progress, step: Step) {
+/// A picture's step; of several pictures, one step more of all.
+fn show(bar: &Progress, pictures: usize, step: Step) {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let bytes = step.traffic.map_or(String::new(), |t| {
         let (up, down) = (megabytes(t.bytes_up), megabytes(t.bytes_down));
         format!(", {up:.1} MB up, {down:.1} MB down")
     });
     bar.about(format!("{:.2} s a step{bytes}", step.took.as_secs_f64()));
-    bar.reach(step.done, step.of);
+    match pictures {
+        1 => bar.reach(step.done, step.of),
+        _ => bar.step(),
+    }
 }

@@ -1,0 +1,56 @@
+//! The checkpoint of a run: begun, or gone on with.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::arguments::Arguments;
+use lacuna_orchestrator::checkpoint::{Asked, Checkpoint, Run};
+use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::generator::Generator;
+
+/// The checkpoint that is asked for, if any is, of pictures with latents of `[1, C, H, W]`.
+///
+/// # Errors
+/// As [`Checkpoint::create`] and [`Checkpoint::go_on`].
+pub(super) fn open(
+    arguments: &Arguments,
+    generator: &Generator,
+    latents: [usize; 4],
+) -> Result<Option<Checkpoint>> {
+    let sampling = &generator.sampling;
+    let asked = Asked {
+        model: generator.pipeline.digest().to_owned(),
+        prompt: arguments.prompt().to_owned(),
+        negative_prompt: arguments.sampling.negative_prompt.clone(),
+        seed: arguments.sampling.seed.unwrap_or_default(),
+        count: arguments.count,
+        steps: sampling.steps,
+        guidance: sampling.guidance,
+        eta: sampling.eta,
+        scheduler: sampling.scheduler.map(|kind| kind.to_string()),
+        latents,
+    };
+    match (&arguments.checkpoint, &arguments.resume) {
+        (None, None) => Ok(None),
+        (_, Some(folder)) => Checkpoint::go_on(folder, &asked).map(Some),
+        (Some(folder), None) => {
+            let run = Run::new(flags(folder, &arguments.given)?, asked);
+            Checkpoint::create(folder, &run).map(Some)
+        }
+    }
+}
+
+/// The flags as text.
+fn flags(folder: &Path, given: &[OsString]) -> Result<Vec<String>> {
+    let text = |word: &OsString| {
+        word.to_str().map(str::to_owned).ok_or_else(|| {
+            let word = word.to_string_lossy();
+            let reason = format!("{word} is no UTF-8, and could not be given again");
+            Error::Checkpoint {
+                folder: folder.to_owned(),
+                reason,
+            }
+        })
+    };
+    given.iter().map(text).collect()
+}
