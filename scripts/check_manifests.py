@@ -316,6 +316,45 @@ def scaling(rendered):
             yield f"{target} is scaled twice"
 
 
+def store(rendered):
+    """A worker that keeps what is pushed has the store to itself, may write to it, and finds the room that it was promised."""
+    claims = {name(o): o["spec"]["resources"]["requests"]["storage"] for o in rendered.kind("PersistentVolumeClaim")}
+    most = [o["spec"].get("maxReplicas") or o["spec"].get("maxReplicaCount") or 100
+            for o in rendered.kind("HorizontalPodAutoscaler", "ScaledObject")]
+    for o in rendered.kind("Deployment"):
+        spec = o["spec"]["template"]["spec"]
+        there = {v["name"]: v for v in spec.get("volumes", [])}
+        for c in spec["containers"]:
+            values = rendered.environment(c)
+            path = values.get("LACUNA_STORE")
+            if not path:
+                continue
+            who = f"Deployment {name(o)}"
+            strategy = o["spec"].get("strategy", {})
+            if strategy.get("type") != "Recreate" and strategy.get("rollingUpdate", {}).get("maxSurge") != 0:
+                yield f"{who}: a new pod would find the store in use by the old one"
+            if max([o["spec"].get("replicas", 1), *most]) > 1:
+                yield f"{who}: several pods would have one store"
+            for mount in c.get("volumeMounts", []):
+                if path != mount["mountPath"] and not path.startswith(mount["mountPath"] + "/"):
+                    continue
+                claim = there.get(mount["name"], {}).get("persistentVolumeClaim")
+                if claim is None:
+                    yield f"{who}: the store {path} does not outlast its pod"
+                    continue
+                if mount.get("readOnly") or claim.get("readOnly"):
+                    yield f"{who}: the store {path} cannot be written to"
+                size, room = values.get("LACUNA_STORE_SIZE", "20GB"), claims.get(claim["claimName"], "0")
+                if bytes_of(size) > bytes_of(room):
+                    yield f"{who}: the store may take {size}, and the claim has {room}"
+
+
+def bytes_of(text):
+    """A number of bytes, as Kubernetes or a flag of the worker writes it."""
+    number, unit = re.fullmatch(r"(\d+)\s*([kKMGT]?i?)B?", text).groups()
+    return int(number) * (1024 if unit.endswith("i") else 1000) ** " kMGT".index((unit[:1] or " ").replace("K", "k"))
+
+
 def custom_resources(rendered, schemas=None):
     """What kubernetes-validate has no schema for."""
     schemas = schemas or {p.stem: json.loads(p.read_text()) for p in SCHEMAS.glob("*.json")}
@@ -348,7 +387,7 @@ def whole(rendered):
         yield "nothing is rendered"
 
 
-CHECKS = [pod_security, probes, selectors, volumes, settings, network, scaling, custom_resources, whole]
+CHECKS = [pod_security, probes, selectors, volumes, settings, network, scaling, store, custom_resources, whole]
 
 
 def faults(objects, known=None, schemas=None, checks=None):

@@ -218,7 +218,8 @@ pub enum Error {
     },
     /// A worker holds another model.
     #[error(
-        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora (none under --scheme blind)"
+        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora (none under --scheme blind), or \
+         push the model to it (`lacuna models push`)"
     )]
     WorkerModel {
         /// Its address.
@@ -247,6 +248,22 @@ pub enum Error {
         worker: String,
         /// What it said.
         reason: String,
+    },
+    /// A worker does not know of a store.
+    #[error(
+        "worker {worker} takes no models: it is older than this program; upgrade it, and start it with --store"
+    )]
+    WorkerStore {
+        /// Its address.
+        worker: String,
+    },
+    /// No model, or more than one, is meant by the beginning of a digest.
+    #[error("{beginning:?} is the beginning of {} of the models that the workers keep; give more of it", if .found.is_empty() { "none" } else { "several" })]
+    WhichModel {
+        /// What was given.
+        beginning: String,
+        /// The digests that begin so.
+        found: Vec<String>,
     },
     /// A worker's answer is not what the protocol says.
     #[error("worker {worker} answers nonsense: {reason}; leave it out, or upgrade the older side")]
@@ -298,6 +315,11 @@ impl Error {
             },
             _ => false,
         }
+    }
+
+    /// Whether it is a worker's refusal of the `code`.
+    pub(crate) fn is_of_code(&self, wanted: &str) -> bool {
+        matches!(self, Self::WorkerRefused { code, .. } if code == wanted)
     }
 
     /// The address of the worker that is lost to the picture: it is gone, it fails, or it has lost the

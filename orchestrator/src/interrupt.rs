@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -44,6 +45,18 @@ pub async fn unless_asked<T>(work: impl Future<Output = Result<T>>) -> Result<T>
         biased;
         () = asked() => Err(Error::Interrupted),
         result = work => result,
+    }
+}
+
+/// Waits for so long, unless this process is asked to end before.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub async fn pause(long: Duration) -> Result<()> {
+    tokio::select! {
+        biased;
+        () = asked() => Err(Error::Interrupted),
+        () = tokio::time::sleep(long) => Ok(()),
     }
 }
 

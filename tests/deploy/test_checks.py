@@ -70,6 +70,12 @@ def renamed(secret):
     return change
 
 
+def pushed(objects):
+    """The same with a worker to which models are pushed."""
+    objects[:] = render_with("pushed-models")
+    return objects
+
+
 # A check, what is broken, and what it must say.
 BROKEN = [
     ("pod_security", lambda o: pod(o)["securityContext"].pop("runAsNonRoot"), "may run as root"),
@@ -134,6 +140,13 @@ BROKEN = [
     ("scaling", lambda o: put(one(o, "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["metric"], "name", "lacuna_refusals_total"), "no gauge"),
     ("scaling", lambda o: put(one(o, "HorizontalPodAutoscaler")["spec"], "metrics", []), "by no metric"),
     ("scaling", lambda o: o.append(one(render_with("keda"), "ScaledObject")), "is scaled twice"),
+    ("store", lambda o: put(one(pushed(o), "Deployment")["spec"]["strategy"]["rollingUpdate"], "maxSurge", 1), "in use by the old one"),
+    ("store", lambda o: put(one(pushed(o), "HorizontalPodAutoscaler")["spec"], "maxReplicas", 2), "several pods"),
+    ("store", lambda o: pushed(o).append(one(render_with("keda"), "ScaledObject")), "several pods"),
+    ("store", lambda o: put(container(pushed(o))["volumeMounts"][0], "readOnly", True), "cannot be written to"),
+    ("store", lambda o: put(pod(pushed(o))["volumes"][0]["persistentVolumeClaim"], "readOnly", True), "cannot be written to"),
+    ("store", lambda o: put(variables(pushed(o)), "LACUNA_STORE", "/cache"), "does not outlast"),
+    ("store", lambda o: put(variables(pushed(o)), "LACUNA_STORE_SIZE", "11GB"), "the claim has 10Gi"),
     ("custom_resources", lambda o: put(one(o, "Certificate")["spec"], "dnsName", "x"), "dnsName"),
     ("custom_resources", lambda o: one(o, "Certificate")["spec"].pop("issuerRef"), "issuerRef"),
     ("custom_resources", lambda o: put(one(o, "ServiceMonitor")["spec"]["endpoints"][0], "interval", 15), "interval"),
@@ -168,7 +181,7 @@ class Manifests(unittest.TestCase):
 
     def test_every_component_can_be_left_out_or_taken(self):
         kinds = {"cert-manager": "Certificate", "service-monitor": "ServiceMonitor", "keda": "ScaledObject",
-                 "cpu": None, "client-certificates": None}
+                 "cpu": None, "client-certificates": None, "pushed-models": None}
         self.assertEqual(set(kinds), {p.name for p in (KUBERNETES / "components").iterdir()})
         for chosen in [(), *[(c,) for c in kinds], tuple(kinds)]:
             with self.subTest(components=chosen):
@@ -179,6 +192,25 @@ class Manifests(unittest.TestCase):
 
     def test_keda_takes_the_autoscalers_place(self):
         self.assertNotIn("HorizontalPodAutoscaler", {o["kind"] for o in render_with("keda")})
+
+    def test_a_worker_that_models_are_pushed_to_needs_none(self):
+        values = variables(render_with("pushed-models"))
+        self.assertNotIn("LACUNA_MODEL", values)
+        self.assertEqual(values["LACUNA_STORE"], "/model")
+        for text, number in [("9GB", 9e9), ("10Gi", 10 << 30), ("3", 3), ("5KiB", 5 << 10), ("2kB", 2000)]:
+            self.assertEqual(check_manifests.bytes_of(text), number)
+
+    def test_the_store_s_component_goes_with_every_overlay(self):
+        for overlay in (KUBERNETES / "overlays").iterdir():
+            with self.subTest(overlay=overlay.name), tempfile.TemporaryDirectory() as folder:
+                there = os.path.relpath(KUBERNETES, os.path.realpath(folder))
+                text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+                text["resources"] = [f"{there}/base" if r == "../../base" else r for r in text["resources"]]
+                taken = [c.replace("../..", there) for c in text.get("components", [])]
+                text["components"] = [*taken, f"{there}/components/pushed-models"]
+                (pathlib.Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(text))
+                found = check_manifests.faults(render(folder))
+                self.assertEqual(found, [])
 
     def test_without_a_gpu_none_is_asked_for(self):
         objects = render_with("cpu")

@@ -8,11 +8,17 @@ use lacuna_wire::{HostTensor, Message};
 use lacuna_worker::Options;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::workers::{RunningWorker, model};
 
 /// What a test waits for at most; nothing takes nearly as long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is answered at once comes within this, on the busiest machine.
+pub const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// A client that says what it likes.
 pub struct Caller {
@@ -182,4 +188,39 @@ pub fn small() -> Options {
         max_latents: [1, 8, 8],
         ..Options::default()
     }
+}
+
+/// A connection to `worker`, of which nothing is said yet.
+pub async fn connect(worker: &RunningWorker) -> TcpStream {
+    let address = worker.url.trim_start_matches("http://");
+    TcpStream::connect(address.trim_end_matches('/'))
+        .await
+        .unwrap()
+}
+
+/// What comes back for the `head` of a request, of whose body nothing is sent.
+pub async fn answer_to(worker: &RunningWorker, head: &str) -> String {
+    let mut stream = connect(worker).await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let mut len = 0;
+    while !is_whole(&answer[..len]) {
+        let read = timeout(AT_ONCE, stream.read(&mut answer[len..])).await;
+        match read.expect("an answer at once").unwrap_or(0) {
+            0 => break,
+            more => len += more,
+        }
+    }
+    String::from_utf8_lossy(&answer[..len]).into_owned()
+}
+
+/// Whether it is all that it says to be.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let said = head.split_once("content-length: ").map(|(_, rest)| rest);
+    let said = said.and_then(|rest| rest.lines().next()?.parse().ok());
+    body.len() >= said.unwrap_or(0_usize)
 }

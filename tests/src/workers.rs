@@ -59,6 +59,12 @@ impl RunningWorker {
         Self::serving(service, Duration::ZERO).await
     }
 
+    /// Starts a worker that holds no model but those of its store.
+    pub async fn of_store(options: &Options) -> Self {
+        let service = Service::new(None, &OpenDevice::cpu(), options).unwrap();
+        Self::serving(service, Duration::ZERO).await
+    }
+
     /// Starts one that waits for open sessions for `drain` when it is told to stop.
     pub async fn start_draining(name: &str, options: &Options, drain: Duration) -> Self {
         Self::serving(service(name, options), drain).await
@@ -100,6 +106,17 @@ impl RunningWorker {
         };
         let left = tokio::time::timeout(Duration::from_secs(10), left).await;
         left.expect("its sessions are closed");
+    }
+
+    /// Ends it, whoever has a session open, and waits until nothing of it is left.
+    pub async fn ended_now(mut self) {
+        self.tell_to_stop();
+        let Self {
+            served, service, ..
+        } = self;
+        drop(service);
+        let ended = tokio::time::timeout(Duration::from_secs(10), served).await;
+        ended.expect("the worker ends").unwrap();
     }
 
     /// Waits for its end, which must come within `limit`.

@@ -150,10 +150,12 @@ async fn flipped_bits_cost_nothing() {
         let flipping = Relay::start(&second.url, [Duration::ZERO; 2], |request| {
             let work = request.work?;
             let bit = work as u64 * 7919;
-            let flip = |way| Some(Fault::Flip { way, bit });
             match work % 11 {
-                3 => flip(Way::Up),
-                7 => flip(Way::Down),
+                3 => Some(Fault::Flip { way: Way::Up, bit }),
+                7 => Some(Fault::Flip {
+                    way: Way::Down,
+                    bit,
+                }),
                 _ => None,
             }
         });
@@ -162,7 +164,8 @@ async fn flipped_bits_cost_nothing() {
             &[(&first.url, None), (&flipping.url, None)],
         ));
         let files = run.go().await.unwrap();
-        assert!(flipping.faults() >= 4, "{scheme}: {}", flipping.faults());
+        let flips = flipping.faults();
+        assert!(flips >= 4, "{scheme}: {flips}");
         match scheme {
             // Shares round differently every time.
             "blind" => assert!(files.latents_psnr(&want) > 40.0),

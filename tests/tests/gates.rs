@@ -7,50 +7,13 @@ use std::time::{Duration, Instant};
 use lacuna_worker::Options;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use tests::caller::{Caller, good, small};
+use tests::caller::{AT_ONCE, Caller, answer_to, connect, good, small};
 use tests::workers::RunningWorker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Strangers that are held on to, more than a worker has room for.
 const STRANGERS: usize = 200;
-/// What is answered at once comes within this, on the busiest machine.
-const AT_ONCE: Duration = Duration::from_secs(15);
-
-async fn connect(worker: &RunningWorker) -> TcpStream {
-    let address = worker.url.trim_start_matches("http://");
-    TcpStream::connect(address.trim_end_matches('/'))
-        .await
-        .unwrap()
-}
-
-/// What comes back for the `head` of a request, of whose body nothing is sent.
-async fn answer_to(worker: &RunningWorker, head: &str) -> String {
-    let mut stream = connect(worker).await;
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = vec![0; 4096];
-    let mut len = 0;
-    while !is_whole(&answer[..len]) {
-        let read = timeout(AT_ONCE, stream.read(&mut answer[len..])).await;
-        match read.expect("an answer at once").unwrap_or(0) {
-            0 => break,
-            more => len += more,
-        }
-    }
-    String::from_utf8_lossy(&answer[..len]).into_owned()
-}
-
-/// Whether it is all that it says to be.
-fn is_whole(answer: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(answer).to_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        return false;
-    };
-    let said = head.split_once("content-length: ").map(|(_, rest)| rest);
-    let said = said.and_then(|rest| rest.lines().next()?.parse().ok());
-    body.len() >= said.unwrap_or(0_usize)
-}
 
 fn guarded() -> Options {
     Options {
@@ -131,6 +94,7 @@ async fn a_body_is_read_of_nobody_who_has_no_session() {
         ),
         (head(&own("run"), "ours", most + 1), 413, "too_long"),
         (head(&own("multiply"), "ours", 1000 * most), 413, "too_long"),
+        (head("models/unknown", "ours", 1000 * most), 404, "store"),
         (head("sessions/../sessions", "ours", 10), 404, ""),
         (head("sessions/%2e%2e/run", "ours", 10), 404, "session"),
     ] {

@@ -21,7 +21,7 @@ use tower::ServiceExt;
 async fn a_worker_says_what_it_is() {
     let worker = RunningWorker::start("sd1", &small()).await;
     let info = Caller::new(&worker).info().await;
-    assert_eq!(&info, worker.service.info());
+    assert_eq!(info, worker.service.info());
     assert_eq!(info.versions(), SPOKEN);
     assert_eq!(info.device, "cpu");
     assert_eq!(info.models.len(), 1);

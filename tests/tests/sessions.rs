@@ -241,7 +241,8 @@ async fn sixty_four_sessions_at_once_do_not_mix_and_one_more_is_refused() {
         ..small()
     };
     let worker = RunningWorker::start("sd1", &options).await;
-    let digest = model("sd1").digest().to_owned();
+    let held = model("sd1");
+    let digest = held.digest();
     let all_open = Arc::new(Barrier::new(SESSIONS + 1));
     let all_done = Arc::new(Barrier::new(SESSIONS + 1));
     let sessions = (0..SESSIONS as u64).map(|i| {
@@ -262,7 +263,7 @@ async fn sixty_four_sessions_at_once_do_not_mix_and_one_more_is_refused() {
     let running: Vec<_> = sessions.map(tokio::spawn).collect();
     all_open.wait().await;
     assert_eq!(worker.service.open_sessions(), SESSIONS);
-    let refused = Caller::new(&worker).try_open(PROTOCOL, &digest).await;
+    let refused = Caller::new(&worker).try_open(PROTOCOL, digest).await;
     let refusal = refused.refusal(503);
     assert!(refusal.contains("no room"), "{refusal}");
     timeout(PATIENCE, all_done.wait()).await.unwrap();

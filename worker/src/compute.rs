@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -16,7 +15,6 @@ use crate::model::Model;
 #[derive(Clone)]
 pub struct Compute {
     jobs: Sender<Job>,
-    waiting: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
@@ -33,16 +31,7 @@ impl Compute {
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || inbox.into_iter().for_each(|job| job(&model)))?;
-        Ok(Self {
-            jobs,
-            waiting: Arc::default(),
-            metrics,
-        })
-    }
-
-    /// How much work waits for the thread.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        Ok(Self { jobs, metrics })
     }
 
     /// Does `work` of a session of a `kind`, when its turn comes.
@@ -55,10 +44,8 @@ impl Compute {
         work: impl FnOnce(&Model) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, result) = oneshot::channel();
-        let (waiting, metrics) = (self.waiting.clone(), self.metrics.clone());
-        waiting.fetch_add(1, Ordering::Relaxed);
+        let metrics = self.metrics.clone();
         let job = move |model: &Model| {
-            waiting.fetch_sub(1, Ordering::Relaxed);
             // Else the one who asked has hung up, before or meanwhile: the result has no use.
             if !reply.is_closed() {
                 let start = Instant::now();

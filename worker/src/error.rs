@@ -68,6 +68,60 @@ pub enum Error {
     /// The reply to a request that is repeated is not kept any more.
     #[error("the reply to request {0} is not kept any more: there was no room for it")]
     Dropped(u64),
+    /// The token does not carry the right.
+    #[error(
+        "this token may not push or remove models: that takes `push` behind it in --token-file, or --token-pushes"
+    )]
+    Forbidden,
+    /// The worker keeps no models.
+    #[error("this worker keeps no models; start it with --store")]
+    NoStore,
+    /// There is no such model in the store.
+    #[error("this worker keeps no model {0}")]
+    NotKept(String),
+    /// Nobody announced such a file, or it made room for others.
+    #[error(
+        "nobody announced such a file of the model {0} here, or it made room for others; announce it again"
+    )]
+    NoUpload(String),
+    /// What comes leaves a gap.
+    #[error("of this file {there} bytes are there; go on with those that follow")]
+    Offset {
+        /// Bytes that are there.
+        there: u64,
+    },
+    /// Not all of the model came.
+    #[error("of {name} {there} bytes of {bytes} are there")]
+    Unfinished {
+        /// The file.
+        name: String,
+        /// Bytes that are there.
+        there: u64,
+        /// Bytes that were announced.
+        bytes: u64,
+    },
+    /// What came is not the model that was announced.
+    #[error("nothing of it is kept: {0}")]
+    Refused(String),
+    /// There is no room in the store, and none can be made.
+    #[error(
+        "there is no room for {needed} bytes: --store-size is {most}, and what is kept is in use or still comes"
+    )]
+    Full {
+        /// Bytes of the model.
+        needed: u64,
+        /// Bytes of the store.
+        most: u64,
+    },
+    /// Sessions use the model.
+    #[error("sessions use this model; it can be removed when they end")]
+    InUse,
+    /// What came is being looked at.
+    #[error("this worker looks whether what came is the model that was announced")]
+    Checking,
+    /// The store's folder cannot be read or written.
+    #[error("the store: {0}")]
+    Disk(String),
     /// No more sessions, or no more work.
     #[error("this worker is busy: {0}")]
     Busy(&'static str),
@@ -120,7 +174,7 @@ impl Error {
         match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "token"),
             Self::UnknownSession(_) => (StatusCode::NOT_FOUND, "session"),
-            Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, "model"),
+            Self::UnknownModel { .. } | Self::NotKept(_) => (StatusCode::NOT_FOUND, "model"),
             Self::Protocol { .. } => (StatusCode::CONFLICT, "protocol"),
             Self::Sequence { .. } => (StatusCode::CONFLICT, "sequence"),
             Self::Repeated(_) => (StatusCode::CONFLICT, "repeated"),
@@ -129,6 +183,16 @@ impl Error {
             Self::Damaged => (StatusCode::BAD_REQUEST, DAMAGED),
             Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_long"),
             Self::Stopped(_) => (StatusCode::REQUEST_TIMEOUT, "stopped"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "right"),
+            Self::NoStore => (StatusCode::NOT_FOUND, "store"),
+            Self::NoUpload(_) => (StatusCode::NOT_FOUND, "upload"),
+            Self::Offset { .. } => (StatusCode::CONFLICT, "offset"),
+            Self::Unfinished { .. } => (StatusCode::CONFLICT, "unfinished"),
+            Self::Refused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
+            Self::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "full"),
+            Self::InUse => (StatusCode::CONFLICT, "in_use"),
+            Self::Checking => (StatusCode::SERVICE_UNAVAILABLE, "checking"),
+            Self::Disk(_) => (StatusCode::INTERNAL_SERVER_ERROR, "disk"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
@@ -139,7 +203,7 @@ impl Error {
     /// Seconds after which the same may be asked for again, where that helps.
     fn again_after(&self) -> Option<u32> {
         match self {
-            Self::Busy(_) => Some(2),
+            Self::Busy(_) | Self::Checking => Some(2),
             Self::Loading => Some(5),
             _ => None,
         }

@@ -127,7 +127,11 @@ impl Incoming {
         Ok(true)
     }
 
-    async fn chunk(&mut self) -> Result<Option<Bytes>> {
+    /// The next bytes, which are not held; none at the end.
+    ///
+    /// # Errors
+    /// As [`Self::more`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let all = self.silence + Duration::from_secs_f64(self.came as f64 / SLOWEST);
         let most = all.saturating_sub(self.since.elapsed()).min(self.silence);
         let next = tokio::time::timeout(most, self.body.next()).await;

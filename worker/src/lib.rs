@@ -7,14 +7,20 @@
 //! - [`model`]: the U-Net that the worker holds, and one piece of work on one strip.
 //! - [`compute`]: the thread that computes single layers, apart from those that serve.
 //! - [`strip`]: the U-Net over the worker's own rows.
+//! - [`ground`]: a model on the device, with what follows from its sizes.
 //! - [`program`]: what is done in a session, by its kind.
 //! - [`bounds`]: what the largest picture bounds.
 //! - [`sessions`]: who is talking, and what they were last told.
 //! - [`streamed`]: requests that are answered while they come.
 //! - [`intake`]: requests' bodies as they come, bounded in bytes and time.
+//! - [`turns`]: who computes next.
+//! - [`store`]: models that were sent here, in a folder.
+//! - [`shelf`]: the models that sessions may have, loaded when one asks.
+//! - [`pushes`]: the HTTP routes of the store.
 //! - [`tokens`]: whom the worker lets in.
 //! - [`visitors`]: who is connected.
 //! - [`metrics`]: what is counted.
+//! - [`options`]: how a worker behaves.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
 //! - [`error`]: what is refused, and with which status.
@@ -23,18 +29,25 @@
 pub mod bounds;
 pub mod compute;
 pub mod error;
+pub mod ground;
 pub mod intake;
 pub mod metrics;
 pub mod model;
+pub mod options;
 pub mod program;
+pub mod pushes;
 pub mod serve;
 pub mod service;
 pub mod sessions;
+pub mod shelf;
+pub mod store;
 pub mod streamed;
 pub mod strip;
 pub mod tokens;
+pub mod turns;
 pub mod visitors;
 
 pub use model::Model;
+pub use options::Options;
 pub use serve::{Door, serve, serve_while_loading, watch};
-pub use service::{Options, Service};
+pub use service::Service;

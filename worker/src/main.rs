@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::{Args, Parser, ValueEnum};
 use lacuna_channel::Pin;
@@ -20,6 +21,7 @@ use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::weights::{AdapterFile, Checkpoint};
 use lacuna_model::{selftest, speed};
 use lacuna_worker::bounds::{MAX_BATCH, MAX_SIDE};
+use lacuna_worker::store::size::Size;
 use lacuna_worker::tokens::Secret;
 use lacuna_worker::{Door, Model, Options, Service, serve, serve_while_loading, watch};
 use tokio::net::TcpListener;
@@ -31,8 +33,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(name = "lacuna-worker", version)]
 struct Arguments {
-    /// A diffusers model directory, or its unet/ alone.
-    #[arg(long, env = "LACUNA_MODEL", required_unless_present = "self_test")]
+    /// A diffusers model directory, or its unet/ alone. With --store it may be left out.
+    #[arg(long, env = "LACUNA_MODEL", required_unless_present_any = ["self_test", "store"])]
     model: Option<PathBuf>,
     /// Only open the device, hold it against the CPU, and say how it did.
     #[arg(long)]
@@ -41,9 +43,25 @@ struct Arguments {
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
     /// A low-rank adapter of the U-Net (LoRA), with its strength behind a colon if that is not 1; repeat it for several.
-    /// Whoever computes here must give the same.
-    #[arg(long, env = "LACUNA_LORA", value_name = "FILE[:STRENGTH]")]
+    /// Whoever computes here must give the same. Of --model alone: models of --store have none.
+    #[arg(
+        long,
+        env = "LACUNA_LORA",
+        value_name = "FILE[:STRENGTH]",
+        requires = "model"
+    )]
     lora: Vec<AdapterFile>,
+    /// Take models that are pushed here, and keep them in this folder. One at a time is loaded, when a picture asks for it.
+    #[arg(long, env = "LACUNA_STORE", value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Bytes of --store at most, with a unit or without; whichever model was not used for longest makes room.
+    #[arg(
+        long,
+        env = "LACUNA_STORE_SIZE",
+        value_name = "SIZE",
+        default_value = "20GB"
+    )]
+    store_size: Size,
     /// Where to listen.
     #[arg(long, env = "LACUNA_LISTEN", default_value = "127.0.0.1:7700")]
     listen: SocketAddr,
@@ -59,7 +77,11 @@ struct Arguments {
     /// What orchestrators must present. Without this and --token-file, anybody who reaches the port may compute.
     #[arg(long, env = "LACUNA_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// A file of such tokens, one a line; it is read again when it changes.
+    /// Let whoever presents --token push models to --store and remove them.
+    #[arg(long, env = "LACUNA_TOKEN_PUSHES", requires_all = ["token", "store"], value_parser = BoolishValueParser::new())]
+    token_pushes: bool,
+    /// A file of such tokens, one a line, with `push` behind those that may push and remove models; it is read again when it
+    /// changes.
     #[arg(long, env = "LACUNA_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Where Prometheus finds /metrics, and others /health/live and /health/ready: an address of its own, in plain.
@@ -322,21 +344,68 @@ fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, selftest::R
     Ok((device, report))
 }
 
-/// Opens and tests the device and loads the model.
+/// Opens and tests the device, and loads the model if there is one.
 fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     let (device, report) = open_device(&arguments)?;
     tracing::info!("self-test: {report}");
     let target = (&device.device, arguments.precision);
-    // clap has seen to it that there is a model unless only the self-test is wanted.
-    let model = arguments.model.context("no --model")?;
+    let max_latents = [
+        arguments.max_batch,
+        arguments.max_rows,
+        arguments.max_columns,
+    ];
+    let model = arguments.model.as_ref();
+    let model = model.map(|model| load(model, &arguments, target));
+    let model = model.transpose()?;
+    let gflops = match &model {
+        Some(model) => {
+            if let Err(reason) = model.check_shares(arguments.precision) {
+                tracing::warn!("no shares are multiplied here: {reason}");
+            }
+            let gflops = speed::gflops(model.unet(), max_latents, PROMPT_TOKENS, target)?;
+            tracing::info!("{gflops:.0} GFLOP/s");
+            Some(gflops)
+        }
+        None => None,
+    };
+    if arguments.token.is_none() && arguments.token_file.is_none() {
+        tracing::warn!("no --token: anybody who reaches this port may compute");
+    }
+    let options = Options {
+        token: arguments.token.map(Secret),
+        token_pushes: arguments.token_pushes,
+        token_file: arguments.token_file,
+        max_latents,
+        max_sessions: arguments.max_sessions,
+        session_idle: Duration::from_secs(arguments.session_idle),
+        session_unused: Duration::from_secs(arguments.session_unused),
+        session_total: Duration::from_secs(arguments.session_total),
+        session_wait: Duration::from_secs(arguments.session_wait),
+        max_sessions_each: arguments.max_sessions_each,
+        gflops,
+        precision: arguments.precision,
+        store: arguments.store.map(|dir| (dir, arguments.store_size.0)),
+    };
+    Ok(Service::new(model.map(Arc::new), &device, &options)?)
+}
+
+/// Loads the U-Net of the folder `model`, or of its `unet/`.
+fn load(
+    model: &Path,
+    arguments: &Arguments,
+    target: (&Device, Precision),
+) -> anyhow::Result<Model> {
     let nested = model.join("unet");
     let within = |dir: &Path| dir.join("config.json").is_file();
     anyhow::ensure!(
-        within(&nested) || within(&model),
+        within(&nested) || within(model),
         "there is no U-Net in {0}: neither {0}/unet/config.json nor {0}/config.json; give --model",
         model.display()
     );
-    let dir = if within(&nested) { nested } else { model };
+    let dir = match within(&nested) {
+        true => nested,
+        false => model.to_owned(),
+    };
     if let Some(variant) = &arguments.variant {
         anyhow::ensure!(
             Checkpoint::has_variant(&dir, variant),
@@ -352,32 +421,7 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
         "loaded {}",
         dir.display()
     );
-    let max_latents = [
-        arguments.max_batch,
-        arguments.max_rows,
-        arguments.max_columns,
-    ];
-    if let Err(reason) = model.check_shares(arguments.precision) {
-        tracing::warn!("no shares are multiplied here: {reason}");
-    }
-    let gflops = speed::gflops(model.unet(), max_latents, PROMPT_TOKENS, target)?;
-    tracing::info!("{gflops:.0} GFLOP/s");
-    if arguments.token.is_none() && arguments.token_file.is_none() {
-        tracing::warn!("no --token: anybody who reaches this port may compute");
-    }
-    let options = Options {
-        token: arguments.token.map(Secret),
-        token_file: arguments.token_file,
-        max_latents,
-        max_sessions: arguments.max_sessions,
-        session_idle: Duration::from_secs(arguments.session_idle),
-        session_unused: Duration::from_secs(arguments.session_unused),
-        session_total: Duration::from_secs(arguments.session_total),
-        session_wait: Duration::from_secs(arguments.session_wait),
-        max_sessions_each: arguments.max_sessions_each,
-        gflops: Some(gflops),
-    };
-    Ok(Service::new(Arc::new(model), &device, &options)?)
+    Ok(model)
 }
 
 /// Completes on SIGTERM or interrupt.

@@ -61,7 +61,9 @@ pub struct Metrics {
     queue: Gauge,
     connections: Gauge,
     ready: Gauge,
+    models: Gauge,
     memory: Gauge,
+    store: Gauge,
 }
 
 /// How a worker is when somebody asks.
@@ -74,6 +76,10 @@ pub(crate) struct Now {
     pub connections: usize,
     /// Whether it takes sessions.
     pub ready: bool,
+    /// Models in the store.
+    pub models: usize,
+    /// Bytes that are taken there.
+    pub stored: u64,
 }
 
 impl Default for Metrics {
@@ -82,7 +88,8 @@ impl Default for Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
         let requests = Family::new_with_constructor(histogram);
         let (bytes, refusals, compute) = (Family::default(), Family::default(), Family::default());
-        let [sessions, queue, connections, ready, memory] = [(); 5].map(|()| Gauge::default());
+        let [sessions, queue, connections, ready, models, memory, store] =
+            [(); 7].map(|()| Gauge::default());
         registry.register_with_unit(
             "request",
             "Time of a request, from its header to the beginning of its answer",
@@ -115,15 +122,20 @@ impl Default for Metrics {
                 &connections,
             ),
             ("ready", "Whether new sessions are taken", &ready),
+            ("models", "Models in the store", &models),
         ] {
             registry.register(name, help, gauge.clone());
         }
-        registry.register_with_unit(
-            "memory",
-            "Memory of the process",
-            Unit::Bytes,
-            memory.clone(),
-        );
+        for (name, help, gauge) in [
+            ("memory", "Memory of the process", &memory),
+            (
+                "store",
+                "Bytes of the store that models take, and what was announced of others",
+                &store,
+            ),
+        ] {
+            registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
+        }
         Self {
             registry,
             requests,
@@ -134,7 +146,9 @@ impl Default for Metrics {
             queue,
             connections,
             ready,
+            models,
             memory,
+            store,
         }
     }
 }
@@ -156,6 +170,11 @@ impl Metrics {
         set(&self.queue, now.queue);
         set(&self.connections, now.connections);
         set(&self.ready, now.ready.into());
+        set(&self.models, now.models);
+        set(
+            &self.store,
+            usize::try_from(now.stored).unwrap_or(usize::MAX),
+        );
         set(&self.memory, memory::resident().unwrap_or(0) as usize);
         let mut out = String::new();
         if text::encode(&mut out, &self.registry).is_err() {

@@ -218,7 +218,7 @@ pub async fn serve(
     };
     tokio::select! {
         () = door.open(service.router(), service.visitors(), closing) => {}
-        () = service.expire_sessions() => {}
+        () = service.expire() => {}
         () = door.refresh(&service) => {}
         () = stop => {}
     }

@@ -1,7 +1,6 @@
 //! The HTTP routes.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use futures::stream;
-use lacuna_model::device::OpenDevice;
+use lacuna_model::device::{OpenDevice, is_cpu};
 use lacuna_model::memory;
 use lacuna_protocol::session::{
     DIGEST, Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS,
@@ -24,113 +23,81 @@ use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::bounds::Bounds;
-use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::intake::{Incoming, Intake, Place};
+use crate::intake::{Incoming, Place};
 use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
-use crate::program::{Ground, Program, Request};
+use crate::options::Options;
+use crate::program::{Program, Request};
+use crate::pushes::{self, Pushes};
 use crate::sessions::{Guest, Lane, Room, Session, Sessions};
+use crate::shelf::{Bench, Shelf};
+use crate::store::Store;
 use crate::streamed;
-use crate::tokens::{Secret, Tokens};
+use crate::tokens::{Rights, Tokens};
+use crate::turns::Turns;
 use crate::visitors::{Visitor, Visitors};
 
 /// Most bytes of a picture's name.
 const MAX_NAME: usize = 64;
 /// Most bytes of a request that opens a session.
 const OPENING: usize = 64 << 10;
-/// Largest requests that are in memory at a time, and replies that are kept.
-const AT_ONCE: usize = 4;
 /// Connections of a picture, and some beside.
 const CONNECTIONS: usize = 8;
-
-/// How a worker behaves.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// What a request must bring as `Authorization: Bearer`, this or a line of the file; none of both lets anybody in.
-    pub token: Option<Secret>,
-    /// A file of tokens, one a line, which may change.
-    pub token_file: Option<PathBuf>,
-    /// Latents that it accepts at most: batch, rows, columns. Sets the limit of a request's bytes.
-    pub max_latents: [usize; 3],
-    /// Pictures at a time; the lanes of one picture are sessions that share its place.
-    pub max_sessions: usize,
-    /// A session idle for so long is closed.
-    pub session_idle: Duration,
-    /// One that was never used is closed after so long.
-    pub session_unused: Duration,
-    /// And any, whatever is done in it.
-    pub session_total: Duration,
-    /// A picture waits so long for a place.
-    pub session_wait: Duration,
-    /// Pictures at a time of those who show one token; all there are where it is not said.
-    pub max_sessions_each: Option<usize>,
-    /// What was measured of the device, 10^9 operations a second.
-    pub gflops: Option<f64>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            token: None,
-            token_file: None,
-            // 1024 x 1024 pixels with guidance.
-            max_latents: [2, 128, 128],
-            max_sessions: 16,
-            session_idle: Duration::from_secs(600),
-            session_unused: Duration::from_secs(30),
-            session_total: Duration::from_secs(24 * 3600),
-            session_wait: Duration::from_secs(20),
-            max_sessions_each: None,
-            gflops: None,
-        }
-    }
-}
 
 /// A worker's state, shared by its requests.
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
 struct Inner {
-    info: Info,
+    about: About,
     tokens: Tokens,
     visitors: Visitors,
-    intake: Intake,
     metrics: Arc<Metrics>,
     wait: Duration,
-    ground: Ground,
+    turns: Turns,
+    store: Option<Arc<Store>>,
+    shelf: Arc<Shelf>,
     room: Room,
     sessions: Sessions<Program>,
     stopping: AtomicBool,
 }
 
+/// What of what the worker says of itself stays as it is.
+struct About {
+    device: String,
+    adapter: String,
+}
+
 impl Service {
-    /// A service that computes on `model`, which lives on `device`.
+    /// A service that computes on `model`, which lives on `device`, and on those of its store; without either it computes nothing.
     ///
     /// # Errors
     /// [`Error::Invalid`] when latents may be larger than this machine's memory can hold, or the file of tokens is none;
-    /// [`Error::Compute`] when the compute thread does not start.
-    pub fn new(model: Arc<Model>, device: &OpenDevice, options: &Options) -> Result<Self> {
-        let bounds = Bounds::new(&model, options.max_latents, memory::in_all())?;
-        let limits = Limits {
-            max_body_bytes: bounds.body_bytes,
-            max_sessions: options.max_sessions,
-            session_idle_seconds: options.session_idle.as_secs(),
+    /// [`Error::Compute`] when the compute thread does not start; those of [`Store::open`].
+    pub fn new(
+        model: impl Into<Option<Arc<Model>>>,
+        device: &OpenDevice,
+        options: &Options,
+    ) -> Result<Self> {
+        let metrics = Arc::new(Metrics::default());
+        let rights = Rights {
+            push: options.token_pushes,
         };
-        let info = Info {
-            protocol: SPOKEN.lowest,
-            protocol_highest: Some(SPOKEN.highest),
-            version: env!("CARGO_PKG_VERSION").into(),
-            device: device.kind.into(),
-            adapter: device.adapter.clone(),
-            gflops: options.gflops,
-            models: vec![ModelInfo {
-                kind: "unet".into(),
-                digest: model.digest().into(),
-            }],
-            limits,
+        let token = options.token.as_ref().map(|token| (token, rights));
+        let tokens = Tokens::new(token, options.token_file.as_deref())?;
+        // A GPU holds the weights itself, and says nothing of how many.
+        let memory = is_cpu(&device.device).then(memory::in_all).flatten();
+        let store = options.store.as_ref();
+        let store = store.map(|(dir, most)| Store::open(dir, *most, memory).map(Arc::new));
+        let store = store.transpose()?;
+        let bench = Bench {
+            device: device.clone(),
+            precision: options.precision,
+            latents: options.max_latents,
+            metrics: metrics.clone(),
         };
+        let shelf = Shelf::new(model.into(), store.clone(), bench, options.gflops)?;
         let room = Room {
             pictures: options.max_sessions,
             batch: options.max_latents[0],
@@ -138,23 +105,19 @@ impl Service {
             unused: options.session_unused,
             total: options.session_total,
             each: options.max_sessions_each.unwrap_or(options.max_sessions),
-            kept: AT_ONCE * bounds.body_bytes,
         };
-        let metrics = Arc::new(Metrics::default());
-        let compute = Compute::start(model.clone(), metrics.clone())
-            .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
         Ok(Self(Arc::new(Inner {
-            info,
-            tokens: Tokens::new(options.token.as_ref(), options.token_file.as_deref())?,
+            about: About {
+                device: device.kind.into(),
+                adapter: device.adapter.clone(),
+            },
+            tokens,
             visitors: Visitors::new(CONNECTIONS * (options.max_sessions + 1)),
-            intake: Intake::new(bounds.body_bytes, AT_ONCE),
             metrics,
             wait: options.session_wait,
-            ground: Ground {
-                model,
-                compute,
-                bounds: Arc::new(bounds),
-            },
+            turns: Turns::default(),
+            store,
+            shelf: Arc::new(shelf),
             room,
             sessions: Sessions::new(room),
             stopping: AtomicBool::new(false),
@@ -162,8 +125,35 @@ impl Service {
     }
 
     /// What the worker says of itself.
-    pub fn info(&self) -> &Info {
-        &self.0.info
+    pub fn info(&self) -> Info {
+        let Inner {
+            about, shelf, room, ..
+        } = &*self.0;
+        let models = shelf.digests().into_iter().map(|digest| ModelInfo {
+            kind: "unet".into(),
+            digest,
+        });
+        Info {
+            protocol: SPOKEN.lowest,
+            protocol_highest: Some(SPOKEN.highest),
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: about.device.clone(),
+            adapter: about.adapter.clone(),
+            gflops: shelf.gflops(),
+            models: models.collect(),
+            limits: Limits {
+                max_body_bytes: self.longest(),
+                max_sessions: room.pictures,
+                session_idle_seconds: room.idle.as_secs(),
+            },
+        }
+    }
+
+    /// Bytes of one request at most, by the first model that is loaded.
+    fn longest(&self) -> usize {
+        let grounds = self.0.shelf.grounds();
+        let first = grounds.first();
+        first.map_or(pushes::PIECE, |ground| ground.bounds.body_bytes)
     }
 
     /// Whom the worker lets in.
@@ -186,8 +176,8 @@ impl Service {
         self.0.sessions.count()
     }
 
-    /// Closes idle sessions, now and then, for as long as it is polled.
-    pub async fn expire_sessions(&self) {
+    /// Closes idle sessions, and gives up idle uploads, now and then, for as long as it is polled.
+    pub async fn expire(&self) {
         let pause = (self.0.room.least_patience() / 4)
             .clamp(Duration::from_millis(100), Duration::from_secs(30));
         loop {
@@ -196,11 +186,22 @@ impl Service {
             if expired > 0 {
                 tracing::info!(expired, "closed idle sessions");
             }
+            if let Some(store) = self.0.store.clone() {
+                match tokio::task::spawn_blocking(move || store.give_up_stale()).await {
+                    Ok(Ok(stale @ 1..)) => tracing::info!(stale, "gave up uploads"),
+                    Ok(Err(error)) => tracing::warn!("{error}"),
+                    _ => {}
+                }
+            }
         }
     }
 
     /// The routes.
     pub fn router(&self) -> Router {
+        let Inner {
+            store, shelf, wait, ..
+        } = &*self.0;
+        let pushes = Pushes::new(store.clone(), shelf.clone(), *wait);
         let guarded = Router::new()
             .route("/v1/info", get(info))
             .route("/v1/probe/{bytes}", post(probe))
@@ -209,6 +210,7 @@ impl Service {
             .route("/v1/sessions/{id}/run", post(run))
             .route("/v1/sessions/{id}/advance", post(advance))
             .route("/v1/sessions/{id}/multiply", post(multiply))
+            .merge(pushes.router())
             .layer(from_fn_with_state(self.clone(), authorize));
         Router::new()
             .route("/health/live", get(live))
@@ -220,16 +222,20 @@ impl Service {
 
     /// What was counted so far, for Prometheus.
     pub(crate) fn counted(&self) -> String {
+        let stored = self.0.store.as_ref().map(|store| store.list());
         let now = Now {
             sessions: self.open_sessions(),
-            queue: self.0.sessions.waiting() + self.0.ground.compute.waiting(),
+            queue: self.0.sessions.waiting() + self.0.turns.waiting(),
+            models: stored.as_ref().map_or(0, |stored| stored.models.len()),
+            stored: stored.map_or(0, |stored| stored.bytes),
             connections: self.visitors().guests(),
             ready: self.is_ready(),
         };
         self.0.metrics.text(&now)
     }
 
-    /// Whether it takes new sessions. It exists only once the model is loaded and the device has passed its self-test.
+    /// Whether it takes new sessions. It exists only once the model that it was started with is loaded, if there is one, and the
+    /// device has passed its self-test.
     pub(crate) fn is_ready(&self) -> bool {
         !self.0.stopping.load(Ordering::Relaxed)
     }
@@ -246,7 +252,7 @@ async fn authorize(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "));
-    let Some(guest) = service.tokens().admit(shown) else {
+    let Some(admitted) = service.tokens().admit(shown) else {
         return Error::Unauthorized.into_response();
     };
     // Where somebody else serves, nobody is counted.
@@ -254,7 +260,8 @@ async fn authorize(
     if visitor.is_some_and(|visitor| !service.visitors().trust(visitor)) {
         return Error::Busy("it has no room for another connection").into_response();
     }
-    request.extensions_mut().insert(guest);
+    request.extensions_mut().insert::<Guest>(admitted.digest);
+    request.extensions_mut().insert(admitted.rights);
     next.run(request).await
 }
 
@@ -271,7 +278,7 @@ async fn ready(State(service): State<Service>) -> Result<&'static str> {
 }
 
 async fn info(State(service): State<Service>) -> Json<Info> {
-    Json(service.0.info.clone())
+    Json(service.info())
 }
 
 /// Takes any body and gives as many bytes as are asked for, to measure the connection by.
@@ -280,7 +287,7 @@ async fn probe(
     Path(bytes): Path<usize>,
     body: Body,
 ) -> Result<Response> {
-    let most = service.0.intake.most();
+    let most = service.longest();
     if bytes > most {
         return Err(Error::Invalid(format!("{bytes} bytes; at most {most}")));
     }
@@ -313,27 +320,25 @@ async fn open(
         return Err(Error::Protocol { wanted, held });
     }
     let request: OpenSession = serde_json::from_value(request).map_err(invalid)?;
-    let held = &service.0.info.models[0].digest;
-    if request.model != *held {
-        return Err(Error::UnknownModel {
-            wanted: request.model,
-            held: held.clone(),
-        });
-    }
     let picture = request.picture;
     if picture.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
         let reason = format!("the picture's name has more than {MAX_NAME} bytes");
         return Err(Error::Invalid(reason));
     }
     let kind = request.kind.name();
+    let ground = service
+        .0
+        .shelf
+        .acquire(&request.model, service.0.wait)
+        .await?;
     let lane = Lane {
         picture,
-        batch: Program::batch(&request.kind, &service.0.ground),
+        batch: Program::batch(&request.kind, &ground),
         guest,
     };
     let start = || match service.0.stopping.load(Ordering::Relaxed) {
         true => Err(Error::Stopping),
-        false => Program::start(request.kind, &service.0.ground),
+        false => Program::start(request.kind, &ground),
     };
     let session = service.0.sessions.open(start, lane, service.0.wait).await?;
     tracing::info!(session = &session[..8], kind, "opened a session");
@@ -382,7 +387,8 @@ async fn multiply(
     body: Body,
 ) -> Result<Response> {
     let (session, admitted) = admit(&service, (&id, &guest), (body, said)).await?;
-    streamed::multiply(session, admitted).await
+    let turns = (service.0.turns.clone(), guest);
+    streamed::multiply(session, admitted, turns).await
 }
 
 /// The session `id`, which nobody else speaks in until its reply is kept, and what comes in for it: of the body nothing is
@@ -393,8 +399,11 @@ async fn admit(
     (body, said): (Body, Option<blake3::Hash>),
 ) -> Result<(OwnedMutexGuard<Session<Program>>, (Incoming, Place))> {
     let session = service.0.sessions.get(id, guest)?.lock_owned().await;
-    service.0.sessions.trim();
-    Ok((session, service.0.intake.admit(body, said).await?))
+    let grounds = service.0.shelf.grounds();
+    let kept = grounds.iter().map(|ground| ground.kept()).sum();
+    service.0.sessions.trim(kept);
+    let admitted = session.program.ground().intake.admit(body, said).await?;
+    Ok((session, admitted))
 }
 
 /// The reply of the session `id` to the request that `read` finds in `body`, made in a task of its own: should
@@ -407,7 +416,8 @@ async fn answer(
     read: impl FnOnce(&Bytes) -> Result<Request> + Send + 'static,
 ) -> Result<Response> {
     let (mut session, (incoming, place)) = admit(service, (id, guest), (body, said)).await?;
-    let metrics = service.0.metrics.clone();
+    let (metrics, turns) = (service.0.metrics.clone(), service.0.turns.clone());
+    let guest = *guest;
     let work = async move {
         let _place = place;
         let (body, digest) = incoming.all().await?;
@@ -418,6 +428,7 @@ async fn answer(
         if let Some(reply) = session.replay(sequence, &digest)? {
             return Ok(reply);
         }
+        let _turn = turns.take(&guest).await;
         let start = Instant::now();
         let reply = session.program.answer(request).await?;
         if let Program::Strip(_) = session.program {

@@ -114,8 +114,6 @@ pub struct Room {
     pub total: Duration,
     /// Pictures of one guest at a time.
     pub each: usize,
-    /// Bytes of replies that are kept, all together.
-    pub kept: usize,
 }
 
 /// Who opens a session, and alone may use it: the digest of a token.
@@ -291,8 +289,8 @@ impl<P> Sessions<P> {
     }
 
     /// Forgets replies that are kept for retries, those of sessions that were used longest ago first, until no more bytes are
-    /// kept than there is room for. Of a session at work nothing is forgotten.
-    pub fn trim(&self) {
+    /// kept than `most`. Of a session at work nothing is forgotten.
+    pub fn trim(&self, most: usize) {
         let mut open = self.lock();
         let mut entries: Vec<&mut Entry<P>> = open.values_mut().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
@@ -300,7 +298,7 @@ impl<P> Sessions<P> {
         for entry in entries {
             if let Ok(mut session) = entry.session.try_lock() {
                 kept += session.kept();
-                if kept > self.room.kept {
+                if kept > most {
                     kept -= session.kept();
                     session.drop_reply();
                 }

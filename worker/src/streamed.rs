@@ -16,7 +16,8 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 use crate::error::{Error, Result};
 use crate::intake::{Incoming, Place, SILENCE};
 use crate::program::Program;
-use crate::sessions::Session;
+use crate::sessions::{Guest, Session};
+use crate::turns::Turns;
 
 /// Bands of an answer that wait for the network at most.
 const AHEAD: usize = 4;
@@ -93,6 +94,7 @@ pub fn digest_of(reply: &[u8]) -> Bytes {
 pub async fn multiply(
     session: OwnedMutexGuard<Session<Program>>,
     (mut incoming, place): (Incoming, Place),
+    turns: (Turns, Guest),
 ) -> Result<Response> {
     let (chunks, mut waiting) = mpsc::channel(AHEAD);
     let (length, told) = tokio::sync::oneshot::channel();
@@ -104,7 +106,7 @@ pub async fn multiply(
     };
     tokio::spawn(async move {
         let _place = place;
-        if let Err(error) = work(session, &mut incoming, outgoing, length).await {
+        if let Err(error) = work(session, &mut incoming, outgoing, length, turns).await {
             let error = incoming.blame(error).await;
             tracing::debug!("a product: {error}");
             let _ = chunks.send_timeout(Err(error), SILENCE).await;
@@ -127,6 +129,7 @@ async fn work(
     incoming: &mut Incoming,
     mut outgoing: Outgoing,
     length: tokio::sync::oneshot::Sender<usize>,
+    (turns, guest): (Turns, Guest),
 ) -> Result<()> {
     let head = head(incoming).await?;
     let sequence = head.header.sequence;
@@ -141,14 +144,18 @@ async fn work(
         for len in bands {
             let packed = incoming.take(len).await?;
             let mut bytes = beginning.take().unwrap_or_default();
+            let turn = turns.take(&guest).await;
             bytes.extend(task.next(packed).await?);
+            drop(turn);
             outgoing.send(bytes).await?;
         }
         let packed = incoming.take(last).await?;
         // Nobody has all of an answer to a request that goes on.
         let digest = incoming.end().await?;
         let mut bytes = beginning.unwrap_or_default();
+        let turn = turns.take(&guest).await;
         bytes.extend(task.next(packed).await?);
+        drop(turn);
         outgoing.all.extend_from_slice(&bytes);
         let all = Bytes::from(std::mem::take(&mut outgoing.all));
         session.answered(sequence, digest, all.clone());

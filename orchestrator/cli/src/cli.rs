@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{audit, bench, cost, eval, generate, metrics, plan, workers};
+use crate::commands::{audit, bench, cost, eval, generate, metrics, models, plan, workers};
 use crate::given;
 use lacuna_instruments::bench::process;
 
@@ -38,6 +38,8 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Shows how the workers are.
     Workers(workers::Arguments),
+    /// Sends models to the workers, and shows and removes those that they keep.
+    Models(models::Arguments),
     /// Says what a scheme sends and computes, from a model's config alone.
     Cost(cost::Arguments),
     /// Chooses the fastest placement that a policy allows.
@@ -84,6 +86,7 @@ impl Cli {
             Command::Metrics(arguments) => metrics::run(arguments).await,
             Command::Eval(arguments) => eval::run(*arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
+            Command::Models(arguments) => models::run(arguments).await,
             Command::Cost(arguments) => cost::run(arguments).await,
             Command::Plan(arguments) => plan::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,

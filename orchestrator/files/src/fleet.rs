@@ -91,7 +91,8 @@ impl FleetConfig {
         Self::read(path, &|kept| match kept {
             Kept::Variable(name) => std::env::var(name).ok(),
             Kept::File(file) => {
-                read(file).and_then(|text| tokens::listed(&text).next().map(str::to_owned))
+                let first = |text: String| Some(tokens::listed(&text).next()?.token.to_owned());
+                read(file).and_then(first)
             }
         })
     }

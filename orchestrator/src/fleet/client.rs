@@ -1,7 +1,7 @@
 //! The dialogue with one worker.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lacuna_protocol::session::{
@@ -22,6 +22,10 @@ use super::tally::{Kind, Size, Tally};
 use super::tap::Tap;
 use crate::error::{Error, Result};
 use crate::interrupt;
+
+/// How long a worker may take to load a model, and how often it is asked meanwhile.
+const LOADING: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a worker's walk hands out at an exchange.
 #[derive(Debug)]
@@ -127,7 +131,7 @@ impl Client {
         };
         let line = self.line.clone();
         // A task of its own: were this left while the worker opens a session, nobody would know which.
-        let opening = tokio::spawn(async move { line.open(&body).await });
+        let opening = tokio::spawn(async move { opened(&line, &body).await });
         let opened = interrupt::unless_asked(async {
             let failed = |e: tokio::task::JoinError| Error::Request(format!("opening: {e}"));
             opening.await.map_err(failed)?
@@ -342,6 +346,19 @@ impl Client {
             })
             .collect::<Result<_>>()?;
         Ok((outputs, size))
+    }
+}
+
+/// A session, once the worker has loaded the model from its store.
+async fn opened(line: &Line, body: &OpenSession) -> Result<Session> {
+    let start = Instant::now();
+    loop {
+        match line.clone().open(body).await {
+            Err(error) if error.is_of_code("loading") && start.elapsed() < LOADING => {
+                interrupt::pause(PAUSE).await?;
+            }
+            other => return other,
+        }
     }
 }
 

@@ -299,20 +299,33 @@ impl Line {
         body: &Bytes,
         answer: impl Into<Answer>,
     ) -> Result<Vec<u8>> {
-        let answer = answer.into();
         let digest = self.digests.then(|| blake3::hash(body).to_hex());
+        let request = || {
+            let request = self.request(Method::POST, path);
+            let request = request.header(reqwest::header::CONTENT_TYPE, TENSORS);
+            let request = request.body(body.clone());
+            match &digest {
+                Some(digest) => request.header(DIGEST, digest.as_str()),
+                None => request,
+            }
+        };
+        self.again(request, answer).await
+    }
+
+    /// Sends what `request` makes in the same way: a request that does no more when it comes twice.
+    ///
+    /// # Errors
+    /// As [`Self::send_again`].
+    pub async fn again(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+        answer: impl Into<Answer>,
+    ) -> Result<Vec<u8>> {
+        let answer = answer.into();
         let mut pauses = RETRIES.into_iter();
         let (mut failing, mut asked_again) = (None, false);
         loop {
-            let request = self
-                .request(Method::POST, path)
-                .header(reqwest::header::CONTENT_TYPE, TENSORS)
-                .body(body.clone());
-            let request = match &digest {
-                Some(digest) => request.header(DIGEST, digest.as_str()),
-                None => request,
-            };
-            let answered = self.send_for(request, answer).await;
+            let answered = self.send_for(request(), answer).await;
             let failed = match answered.and_then(|reply| self.undamaged(reply)) {
                 Err(error @ Error::WorkerSilent { there: true, .. }) if !asked_again => {
                     asked_again = true;
@@ -457,7 +470,11 @@ impl Line {
         }
     }
 
-    fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
+    /// What a reply in JSON says.
+    ///
+    /// # Errors
+    /// [`Error::WorkerReply`].
+    pub fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
         serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
     }
 }

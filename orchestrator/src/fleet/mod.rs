@@ -8,6 +8,7 @@
 //! - [`mod@line`]: the requests to it, and what comes back.
 //! - [`patience`]: how long it is waited for.
 //! - [`session`]: a session there, which is closed whatever happens.
+//! - [`store`]: models that workers are sent and keep.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a connection to them, by its numbers.
 //! - [`emulated`]: a slow one, tried on one machine.
@@ -25,6 +26,7 @@ pub mod measure;
 pub mod patience;
 pub mod roster;
 pub mod session;
+pub mod store;
 pub mod tally;
 pub mod tap;
 

@@ -67,7 +67,7 @@ impl Identity {
     pub fn entry(tokens: &Path, pin: Pin, host: &str, port: u16) -> Result<String> {
         let text = String::from_utf8(pem::read(tokens)?);
         let text = text.map_err(|_| pem::content(tokens, "it is no text"))?;
-        let token = listed(&text).next();
+        let token = listed(&text).next().map(|entry| entry.token);
         let token = token.ok_or_else(|| pem::content(tokens, "there is no token in it"))?;
         let host = match host.contains(':') {
             true => format!("[{host}]"),

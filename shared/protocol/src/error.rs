@@ -37,6 +37,9 @@ pub enum Error {
     /// A party has nothing to give at an exchange, or is asked before its turn.
     #[error("out of turn: {0}")]
     OutOfTurn(String),
+    /// What is announced cannot be a model.
+    #[error("announced: {0}")]
+    Announced(String),
     /// The other side has gone.
     #[error("the session was closed")]
     Closed,

@@ -6,12 +6,14 @@
 //! - [`version`]: versions of all this, and the one that two sides have in common.
 //! - [`script`]: which exchange comes when, for both sides.
 //! - [`shares`]: sessions in which shares of features are multiplied.
+//! - [`models`]: models that a worker is sent and keeps.
 //! - [`statistics`]: group statistics in messages.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod exchange;
+pub mod models;
 pub mod placement;
 pub mod script;
 pub mod session;

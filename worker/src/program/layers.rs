@@ -6,20 +6,25 @@ use axum::body::Bytes;
 use lacuna_protocol::session::{ReplyHeader, RunHeader, Work};
 use lacuna_wire::{Message, Payload};
 
-use super::Ground;
 use crate::compute::caught;
 use crate::error::{Error, Result};
+use crate::ground::Loan;
 use crate::model::Model;
 
 /// A session's program that keeps nothing between requests.
 pub struct Layers {
-    ground: Ground,
+    ground: Loan,
 }
 
 impl Layers {
     /// A program on `ground`.
-    pub fn new(ground: Ground) -> Self {
+    pub fn new(ground: Loan) -> Self {
         Self { ground }
+    }
+
+    /// What it runs on.
+    pub fn ground(&self) -> &Loan {
+        &self.ground
     }
 
     /// The reply to a message: the output of each piece of its work.

@@ -8,30 +8,15 @@ pub mod layers;
 pub mod shares;
 pub mod strip;
 
-use std::sync::Arc;
-
 use axum::body::Bytes;
 use lacuna_protocol::session::{AdvanceHeader, RunHeader, SessionKind};
 use lacuna_wire::Message;
 
-use crate::bounds::Bounds;
-use crate::compute::Compute;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::ground::Loan;
 use layers::Layers;
 use shares::Shares;
 use strip::Dialogue;
-
-/// What programs run on.
-#[derive(Clone)]
-pub struct Ground {
-    /// The U-Net.
-    pub model: Arc<Model>,
-    /// The thread that computes single layers.
-    pub compute: Compute,
-    /// What the largest picture bounds.
-    pub bounds: Arc<Bounds>,
-}
 
 /// The program of a session.
 pub enum Program {
@@ -67,12 +52,12 @@ impl Program {
     /// # Errors
     /// [`Error::Invalid`] when `kind` asks for more than the largest picture, [`Error::Compute`] when the
     /// operating system gives no thread.
-    pub fn start(kind: SessionKind, ground: &Ground) -> Result<Self> {
+    pub fn start(kind: SessionKind, ground: &Loan) -> Result<Self> {
         match kind {
             SessionKind::Layers => Ok(Self::Layers(Layers::new(ground.clone()))),
             SessionKind::Strip(assignment) => {
                 ground.bounds.check_assignment(&assignment)?;
-                let strip = Dialogue::start(ground.model.clone(), assignment)
+                let strip = Dialogue::start(ground.clone(), assignment)
                     .map_err(|e| Error::Compute(format!("cannot start a thread: {e}")))?;
                 Ok(Self::Strip(strip))
             }
@@ -80,8 +65,17 @@ impl Program {
         }
     }
 
+    /// The model that it runs on.
+    pub fn ground(&self) -> &Loan {
+        match self {
+            Self::Layers(program) => program.ground(),
+            Self::Strip(program) => program.ground(),
+            Self::Shares(program) => program.ground(),
+        }
+    }
+
     /// Batch entries that a session of `kind` takes of its picture's.
-    pub fn batch(kind: &SessionKind, ground: &Ground) -> usize {
+    pub fn batch(kind: &SessionKind, ground: &Loan) -> usize {
         match kind {
             // It may be sent a whole batch.
             SessionKind::Layers | SessionKind::Shares(_) => ground.bounds.latents[0],

@@ -17,15 +17,15 @@ use lacuna_shares::stream::Key;
 use lacuna_wire::HostTensor;
 use lacuna_wire::head::Head;
 
-use super::Ground;
 use crate::bounds::Share;
 use crate::compute::{Compute, caught};
 use crate::error::{Error, Result};
+use crate::ground::Loan;
 use crate::model::Model;
 
 /// A session's program that multiplies shares.
 pub struct Shares {
-    ground: Ground,
+    ground: Loan,
     holder: Arc<Holder>,
 }
 
@@ -70,7 +70,7 @@ impl Shares {
     /// # Errors
     /// [`Error::Invalid`] for a number of bits that words cannot have, and where the weights are not those that everybody
     /// multiplies with, to the last bit.
-    pub fn new(ground: Ground, holding: Holding) -> Result<Self> {
+    pub fn new(ground: Loan, holding: Holding) -> Result<Self> {
         match holding.form {
             Form::Carry {
                 bits,
@@ -93,6 +93,11 @@ impl Shares {
             ground,
             holder: Arc::new(holder),
         })
+    }
+
+    /// What it runs on.
+    pub fn ground(&self) -> &Loan {
+        &self.ground
     }
 
     /// The task that the request beginning with `head` asks for.

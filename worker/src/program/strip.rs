@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::compute::reason;
 use crate::error::{Error, Result};
+use crate::ground::Loan;
 use crate::model::Model;
 use crate::strip::{self, Incoming, Outside};
 
@@ -30,9 +30,9 @@ const IDLE: Duration = Duration::from_secs(1);
 type Outgoing = (String, HashMap<String, Payload>);
 
 /// A session's program that walks over a strip, step after step; the walk ends when this is dropped.
-#[derive(Debug)]
 pub struct Dialogue {
     turns: Sender<Turn>,
+    ground: Loan,
 }
 
 /// One request: what came, and where to say what the walk hands out next.
@@ -42,17 +42,20 @@ struct Turn {
 }
 
 impl Dialogue {
-    /// Starts a walk over the strip that `assignment` describes.
+    /// Starts a walk on `ground` over the strip that `assignment` describes.
     ///
     /// # Errors
     /// Those of the operating system when it gives no thread.
-    pub fn start(model: Arc<Model>, assignment: Assignment) -> std::io::Result<Self> {
+    pub fn start(ground: Loan, assignment: Assignment) -> std::io::Result<Self> {
         let (turns, inbox) = channel();
+        let walked_on = ground.clone();
         std::thread::Builder::new()
             .name("walk".into())
             .spawn(move || {
                 let mut line = Line { inbox, reply: None };
-                let walked = catch_unwind(AssertUnwindSafe(|| model.walk(assignment, &mut line)));
+                let walked = catch_unwind(AssertUnwindSafe(|| {
+                    walked_on.model.walk(assignment, &mut line)
+                }));
                 give_back_freed_pages();
                 let error = match walked {
                     Ok(Ok(())) => return,
@@ -62,7 +65,12 @@ impl Dialogue {
                 };
                 line.answer(Err(error));
             })?;
-        Ok(Self { turns })
+        Ok(Self { turns, ground })
+    }
+
+    /// What it runs on.
+    pub fn ground(&self) -> &Loan {
+        &self.ground
     }
 
     /// The reply to a message, which brings the walk what it waits for: what it hands out next.

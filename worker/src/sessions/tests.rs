@@ -12,7 +12,6 @@ fn room(pictures: usize) -> Sessions<()> {
         unused: MINUTE,
         total: 60 * MINUTE,
         each: pictures,
-        kept: 10,
     })
 }
 
@@ -228,7 +227,7 @@ fn replies_are_kept_for_as_long_as_there_is_room() {
             .unwrap()
             .answered(1, digest, Bytes::from_static(b"four"));
         sessions.lock().get_mut(name).unwrap().used += Duration::from_millis(i as u64);
-        sessions.trim();
+        sessions.trim(10);
     }
     let replay = |name: &String| {
         let session = sessions.get(name, &guest()).unwrap();

@@ -7,5 +7,6 @@ pub mod cost;
 pub mod eval;
 pub mod generate;
 pub mod metrics;
+pub mod models;
 pub mod plan;
 pub mod workers;

@@ -31,8 +31,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 const LEFT: Duration = Duration::from_secs(25);
 /// Of pictures with a spare and permission, how many finish.
 const FINISH: f64 = 0.95;
-/// How much more memory a worker may hold than after its first pictures.
-const GROWTH: u64 = 32 << 20;
+/// How much more memory a worker may hold than after its first pictures: 23 MB more was measured, and 47 MB less.
+const GROWTH: u64 = 64 << 20;
 /// What is painted, and from which seeds.
 const SUBJECTS: [(&str, &str); 3] = [
     (

@@ -1,6 +1,7 @@
 //! Weights on a device, by name; checked against the layers that need them.
 //!
-//! - [`Checkpoint`]: the weight files of one network.
+//! - [`WeightFiles`]: where the weight files of one network lie.
+//! - [`Checkpoint`]: the same, open.
 //! - [`Adapter`]: a small change of them.
 //! - [`Apart`]: layers that others compute.
 //! - [`Stored`]: a network with its files, of which nothing is loaded.
@@ -10,11 +11,13 @@ mod adapter;
 mod apart;
 mod checkpoint;
 mod file;
+mod files;
 mod stored;
 
 pub use adapter::{Adapter, AdapterFile, LowRank};
 pub use apart::Apart;
-pub use checkpoint::{Checkpoint, Library};
+pub use checkpoint::Checkpoint;
+pub use files::{Library, WeightFiles};
 pub use stored::Stored;
 
 use std::collections::HashMap;

@@ -1,0 +1,301 @@
+//! Models that workers are sent and keep: pushing, listing and removing them.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use lacuna_model::unet::UNetConfig;
+use lacuna_model::weights::{Checkpoint, Library, Stored as Network, WeightFiles};
+use lacuna_protocol::models::{
+    Announcement, CONFIG, FileSize, Received, Stored, Upload, is_digest, is_file_name,
+};
+use reqwest::{Method, RequestBuilder};
+use tokio::task::spawn_blocking;
+
+use super::config::{FleetConfig, WorkerConfig};
+use super::line::{Line, MARGIN};
+use crate::error::{Error, Result};
+use crate::interrupt;
+
+/// Bytes that are sent at a time, where the worker takes so many: what a break of the connection may cost.
+const PIECE: usize = 8 << 20;
+/// How long a worker may take to look at a model that came, and how often it is asked meanwhile.
+const LOOKING: Duration = Duration::from_secs(1800);
+const PAUSE: Duration = Duration::from_secs(1);
+/// Most bytes of what a worker says of its store.
+const LIST: usize = 256 << 10;
+
+/// A model's U-Net, ready to be sent.
+#[derive(Clone, Debug)]
+pub struct Package {
+    /// What tells it from others.
+    pub digest: String,
+    /// Its files: by what name they go, and where they lie.
+    files: Vec<(FileSize, PathBuf)>,
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// The worker had it.
+    Held,
+    /// So many bytes were sent.
+    Sent(u64),
+}
+
+impl Package {
+    /// The U-Net of the diffusers model in `model`, of the files of a `variant`, which lose that name on the way. All of it is read
+    /// for the digest. Adapters stay here.
+    ///
+    /// # Errors
+    /// A [`lacuna_model::Error`] naming the file; [`Error::Request`] for a name that workers do not take.
+    pub fn open(model: &Path, variant: Option<&str>) -> Result<Self> {
+        let folder = model.join("unet");
+        if let Some(variant) = variant.filter(|v| !Checkpoint::has_variant(&folder, v)) {
+            return Err(Error::Request(format!(
+                "--variant {variant}: there are no such files in {}; leave it out",
+                folder.display()
+            )));
+        }
+        let config = folder.join(CONFIG);
+        let unet = UNetConfig::from_file(&config)?.build();
+        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
+        let digest = Network::new(unet, checkpoint)?.digest()?.to_owned();
+        let located = WeightFiles::locate(&folder, Library::Diffusers, variant)?;
+        let stem = Library::Diffusers.stem();
+        let mut files = vec![(CONFIG.to_owned(), config)];
+        match (located.index, located.weights) {
+            (None, weights) => {
+                let whole = weights.into_iter();
+                files.extend(whole.map(|path| (format!("{stem}.safetensors"), path)));
+            }
+            // Shards are looked for by the names that the index has for them.
+            (Some(index), weights) => {
+                files.push((format!("{stem}.safetensors.index.json"), index));
+                files.extend(weights.into_iter().filter_map(|path| {
+                    let name = path.file_name()?.to_str()?.to_owned();
+                    Some((name, path))
+                }));
+            }
+        }
+        let files = files.into_iter().map(|(name, path)| {
+            if !is_file_name(&name) {
+                let reason = format!("{}: workers take no file of this name", path.display());
+                return Err(Error::Request(reason));
+            }
+            let bytes = std::fs::metadata(&path)
+                .map_err(|e| unread(&path, &e))?
+                .len();
+            Ok((FileSize { name, bytes }, path))
+        });
+        Ok(Self {
+            digest,
+            files: files.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(file, _)| file.bytes).sum()
+    }
+
+    /// Sends it to `worker`, from where an earlier push ended; `progress` hears how many bytes more are there.
+    ///
+    /// # Errors
+    /// Those of [`Line::send_for`], [`Error::WorkerStore`]; [`Error::Input`] where a file cannot be read.
+    pub async fn push(&self, worker: &WorkerConfig, progress: impl Fn(u64)) -> Result<Pushed> {
+        let line = Line::new(worker)?;
+        let files = self.files.iter().map(|(file, _)| file.clone());
+        let announced = Announcement {
+            files: files.collect(),
+        };
+        let path = ["v1", "models", &self.digest];
+        let begin = || line.request(Method::POST, &path).json(&announced);
+        let upload: Upload = line.json(&asked(&line, begin, MARGIN).await?)?;
+        if upload.held {
+            progress(self.bytes());
+            return Ok(Pushed::Held);
+        }
+        if upload.piece == 0 {
+            return Err(line.nonsense("it takes pieces of no bytes"));
+        }
+        let piece = upload.piece.min(PIECE);
+        let mut sent = 0;
+        for (file, path) in &self.files {
+            let there = upload.files.iter().find(|there| there.name == file.name);
+            let mut there = there.map_or(0, |there| there.bytes).min(file.bytes);
+            progress(there);
+            while there < file.bytes {
+                interrupt::check()?;
+                let bytes = read(path.clone(), there, piece).await?;
+                let len = bytes.len() as u64;
+                let at = ["v1", "models", &self.digest, &file.name, &there.to_string()];
+                let append = || line.request(Method::POST, &at).body(bytes.clone());
+                let received: Received = line.json(&asked(&line, append, MARGIN).await?)?;
+                // It says what it has: not less than before, and nothing that was not sent.
+                if received.bytes <= there || received.bytes > there + len {
+                    let reason = format!("{} bytes of {} are there", received.bytes, file.name);
+                    return Err(line.nonsense(&reason));
+                }
+                progress(received.bytes - there);
+                sent += received.bytes - there;
+                there = received.bytes;
+            }
+        }
+        self.finish(&line).await?;
+        Ok(Pushed::Sent(sent))
+    }
+
+    /// Has the worker look at what came, and waits for what it finds.
+    async fn finish(&self, line: &Line) -> Result<()> {
+        let path = ["v1", "models", &self.digest, "finish"];
+        let finish = || line.request(Method::POST, &path).body(Vec::new());
+        let start = Instant::now();
+        loop {
+            match asked(line, finish, MARGIN).await {
+                Err(error) if error.is_of_code("checking") && start.elapsed() < LOOKING => {
+                    interrupt::pause(PAUSE).await?;
+                }
+                other => return other.map(drop),
+            }
+        }
+    }
+}
+
+/// What `worker` keeps, fit to be shown.
+///
+/// # Errors
+/// Those of [`Line::send_for`], [`Error::WorkerStore`].
+pub async fn list(worker: &WorkerConfig) -> Result<Stored> {
+    let line = Line::new(worker)?;
+    let request = || line.request(Method::GET, &["v1", "models"]);
+    let stored: Stored = line.json(&asked(&line, request, LIST).await?)?;
+    let kept = stored.models.iter().map(|kept| &kept.digest);
+    if !kept
+        .chain(&stored.unfinished)
+        .all(|digest| is_digest(digest))
+    {
+        return Err(line.nonsense("what it keeps has no digest"));
+    }
+    Ok(stored)
+}
+
+/// Removes the model of `digest` from `worker`.
+///
+/// # Errors
+/// Those of [`Line::send_for`], [`Error::WorkerStore`].
+pub async fn remove(worker: &WorkerConfig, digest: &str) -> Result<()> {
+    let line = Line::new(worker)?;
+    let request = || line.request(Method::DELETE, &["v1", "models", digest]);
+    match asked(&line, request, MARGIN).await {
+        // Whoever asks twice hears the second time that it is gone.
+        Err(error) if error.is_of_code("model") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// What each worker of the fleet, spares included, keeps, in the order of the file.
+pub async fn list_all(fleet: &FleetConfig) -> Vec<Result<Stored>> {
+    join_all(fleet.everybody().map(list)).await
+}
+
+/// The one digest that begins with `beginning` among those that workers keep, or have a part of.
+///
+/// # Errors
+/// [`Error::WhichModel`] where there is none, or more than one.
+pub fn meant<'a>(beginning: &str, stored: impl IntoIterator<Item = &'a Stored>) -> Result<&'a str> {
+    let all = stored.into_iter().flat_map(|stored| {
+        let kept = stored.models.iter().map(|kept| kept.digest.as_str());
+        kept.chain(stored.unfinished.iter().map(String::as_str))
+    });
+    let found = all.filter(|digest| !beginning.is_empty() && digest.starts_with(beginning));
+    let found: BTreeSet<&str> = found.collect();
+    match found.first() {
+        Some(only) if found.len() == 1 => Ok(only),
+        _ => Err(Error::WhichModel {
+            beginning: beginning.to_owned(),
+            found: found.into_iter().map(str::to_owned).collect(),
+        }),
+    }
+}
+
+/// Sends a request of the store; one that comes twice does no more than once.
+async fn asked(line: &Line, request: impl Fn() -> RequestBuilder, limit: usize) -> Result<Vec<u8>> {
+    line.again(request, limit)
+        .await
+        .map_err(|error| match error {
+            // Who knows no such path has no word for it.
+            Error::WorkerRefused {
+                worker,
+                status: 404 | 405,
+                code,
+                ..
+            } if code.is_empty() => Error::WorkerStore { worker },
+            other => other,
+        })
+}
+
+/// At most `most` bytes of a file, from `offset` on; not none.
+async fn read(path: PathBuf, offset: u64, most: usize) -> Result<Bytes> {
+    let read = move || {
+        let mut bytes = Vec::with_capacity(most);
+        let mut part = || {
+            let mut file = File::open(&path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            file.take(most as u64).read_to_end(&mut bytes)
+        };
+        match part() {
+            Ok(1..) => Ok(Bytes::from(bytes)),
+            Ok(0) => Err(unread(&path, &"it has become shorter")),
+            Err(error) => Err(unread(&path, &error)),
+        }
+    };
+    let bytes = spawn_blocking(read).await;
+    bytes.map_err(|error| Error::Request(format!("reading a file: {error}")))?
+}
+
+fn unread(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    Error::Input {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lacuna_protocol::models::Kept;
+
+    use super::*;
+
+    fn stored(digests: &[&str], unfinished: &[&str]) -> Stored {
+        let kept = digests.iter().map(|digest| Kept {
+            digest: (*digest).to_owned(),
+            bytes: 1,
+            idle_seconds: 0,
+            used: false,
+        });
+        Stored {
+            models: kept.collect(),
+            unfinished: unfinished.iter().map(|d| (*d).to_owned()).collect(),
+            bytes: 1,
+            most: 2,
+        }
+    }
+
+    #[test]
+    fn a_beginning_means_one_model_of_all_workers() {
+        let workers = [stored(&["abc1", "ffff"], &[]), stored(&["abc1"], &["abd2"])];
+        let of = |beginning| meant(beginning, &workers);
+        assert_eq!(of("abc").unwrap(), "abc1");
+        assert_eq!(of("f").unwrap(), "ffff");
+        assert_eq!(of("abd2").unwrap(), "abd2");
+        for (beginning, word) in [("ab", "several"), ("", "none"), ("c", "none")] {
+            let error = of(beginning).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Models that a worker is sent and keeps: `/v1/models`. They belong to no session, and so to no version of the protocol.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The file that says what network it is.
+pub const CONFIG: &str = "config.json";
+/// How the names of files of weights end.
+const WEIGHTS: &str = ".safetensors";
+/// And the one that says which of them holds what.
+const INDEX: &str = ".safetensors.index.json";
+/// Most characters of a file's name.
+const MOST_NAME: usize = 128;
+/// Most files of a model.
+pub const MOST_FILES: usize = 256;
+/// Most bytes of a file of JSON: far more than any has.
+const MOST_JSON: u64 = 4 << 20;
+
+/// A file and how much of it there is, or shall be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSize {
+    /// Its name, without a folder.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// `POST /v1/models/{digest}`: the files that make up a model, before they are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Announcement {
+    /// All of them.
+    pub files: Vec<FileSize>,
+}
+
+/// The answer to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    /// Whether the model is there: nothing is to be sent.
+    pub held: bool,
+    /// How much of each file is there.
+    pub files: Vec<FileSize>,
+    /// Bytes of one request at most.
+    pub piece: usize,
+}
+
+/// The answer to `POST /v1/models/{digest}/{file}/{offset}`, whose body is of the file from that byte on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// Bytes of the file that are there now.
+    pub bytes: u64,
+}
+
+/// A model that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Digest of its U-Net, without adapters.
+    pub digest: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Seconds since it was last used, or came.
+    pub idle_seconds: u64,
+    /// Whether somebody uses it.
+    pub used: bool,
+}
+
+/// `GET /v1/models`: what a worker keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// The models, the last used first.
+    pub models: Vec<Kept>,
+    /// Digests of those that are not all there.
+    pub unfinished: Vec<String>,
+    /// Bytes that are taken: of models, and of what was announced.
+    pub bytes: u64,
+    /// And at most.
+    pub most: u64,
+}
+
+impl Stored {
+    /// Whether the model of `digest`, or a part of it, is there.
+    pub fn has(&self, digest: &str) -> bool {
+        let kept = self.models.iter().map(|kept| &kept.digest);
+        kept.chain(&self.unfinished).any(|held| held == digest)
+    }
+}
+
+/// Whether it may be the digest of a model: 64 digits, as BLAKE3 has them.
+pub fn is_digest(text: &str) -> bool {
+    let digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.len() == 64 && text.bytes().all(digit)
+}
+
+/// Whether a file of a model may have the name: it leads to no other folder, and is of a kind that models have.
+pub fn is_file_name(name: &str) -> bool {
+    let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let kind = name == CONFIG || name.ends_with(WEIGHTS) || name.ends_with(INDEX);
+    kind && name.len() <= MOST_NAME && !name.starts_with('.') && name.bytes().all(letter)
+}
+
+impl Announcement {
+    /// Bytes of all files together, once every name and size is one that a model may have.
+    ///
+    /// # Errors
+    /// [`Error::Announced`], naming what is wrong.
+    pub fn check(&self) -> Result<u64> {
+        let wrong = |reason: String| Err(Error::Announced(reason));
+        if !(2..=MOST_FILES).contains(&self.files.len()) {
+            return wrong(format!(
+                "{} files; a model has 2 to {MOST_FILES}",
+                self.files.len()
+            ));
+        }
+        let mut names = HashSet::new();
+        let mut all = 0_u64;
+        for FileSize { name, bytes } in &self.files {
+            if !is_file_name(name) {
+                let name: String = name.escape_debug().take(100).collect();
+                return wrong(format!(
+                    "the file {name:?}; there are {CONFIG}, *{WEIGHTS} and *{INDEX}, of letters, digits and . _ -"
+                ));
+            }
+            if !names.insert(name) {
+                return wrong(format!("the file {name} twice"));
+            }
+            let json = name.ends_with(".json");
+            if *bytes == 0 || json && *bytes > MOST_JSON {
+                return wrong(format!("the file {name} of {bytes} bytes"));
+            }
+            all = match all.checked_add(*bytes) {
+                Some(all) => all,
+                None => return wrong("more bytes than can be counted".into()),
+            };
+        }
+        match names.iter().any(|name| *name == CONFIG) {
+            true => Ok(all),
+            false => wrong(format!("no {CONFIG}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announced(files: &[(&str, u64)]) -> Announcement {
+        let file = |(name, bytes): &(&str, u64)| FileSize {
+            name: (*name).into(),
+            bytes: *bytes,
+        };
+        Announcement {
+            files: files.iter().map(file).collect(),
+        }
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for good in [
+            "config.json",
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+            "diffusion_pytorch_model.safetensors.index.json",
+        ] {
+            assert!(is_file_name(good), "{good}");
+        }
+        let long = format!("{}.safetensors", "x".repeat(MOST_NAME));
+        for bad in [
+            "",
+            ".safetensors",
+            "..",
+            "../config.json",
+            "a/config.json",
+            "a\\b.safetensors",
+            "/etc/x.safetensors",
+            "x.safetensors\0",
+            "x.safetensors/",
+            "x .safetensors",
+            "é.safetensors",
+            "other.json",
+            "model.bin",
+            "x.safetensors.index.fp16.json",
+            &long,
+        ] {
+            assert!(!is_file_name(bad), "{bad}");
+        }
+        assert!(is_digest(&"0f".repeat(32)));
+        for bad in [
+            "",
+            "0f",
+            &"0F".repeat(32),
+            &"0f".repeat(33),
+            &"..".repeat(32),
+        ] {
+            assert!(!is_digest(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_announced_may_be_a_model() {
+        let both = [(CONFIG, 10), ("x.safetensors", 20)];
+        assert_eq!(announced(&both).check().unwrap(), 30);
+        let many: Vec<(String, u64)> = (0..MOST_FILES)
+            .map(|i| (format!("{i}.safetensors"), 1))
+            .collect();
+        let mut many: Vec<(&str, u64)> = many.iter().map(|(n, b)| (n.as_str(), *b)).collect();
+        many.push((CONFIG, 1));
+        for (files, told) in [
+            (&many[..], "257 files"),
+            (&[(CONFIG, 10)], "1 files"),
+            (&[(CONFIG, 10), ("../x.safetensors", 1)], "../x.safetensors"),
+            (&[(CONFIG, 10), (CONFIG, 10)], "twice"),
+            (&[(CONFIG, 10), ("x.safetensors", 0)], "0 bytes"),
+            (&[(CONFIG, MOST_JSON + 1), ("x.safetensors", 1)], CONFIG),
+            (&[("x.safetensors", 1), ("y.safetensors", 1)], "no config"),
+            (&[(CONFIG, 10), ("x.safetensors", u64::MAX)], "counted"),
+        ] {
+            let error = announced(files).check().unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+}
