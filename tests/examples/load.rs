@@ -108,7 +108,8 @@ async fn talk(lacuna: &Path, folder: &Path) -> Talk {
 }
 
 /// Opens one session after the other until `end`, and says in each what there is to say.
-async fn ask(line: Line, talk: Arc<Talk>, most: usize, end: Instant) -> Seen {
+async fn ask(mut line: Line, talk: Arc<Talk>, most: usize, end: Instant) -> Seen {
+    line.agreed(talk.open.protocol);
     let mut seen = Seen::default();
     while Instant::now() < end {
         let session = match line.clone().open(&talk.open).await {

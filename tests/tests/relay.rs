@@ -188,6 +188,30 @@ async fn a_worker_that_is_gone_stays_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_cut_off_says_nothing_and_connections_stay() {
+    let (url, heard) = server().await;
+    let relay = Relay::failing(&url, 2, Fault::Silent);
+    let hears = |relay, count| {
+        let asked = ask(relay, count);
+        async {
+            tokio::time::timeout(Duration::from_millis(300), asked)
+                .await
+                .is_ok()
+        }
+    };
+    assert!(!hears(&relay, 3).await);
+    // It has done the work that nobody hears of.
+    assert_eq!((relay.faults(), heard.lock().unwrap().len()), (1, 2));
+    assert!(!hears(&relay, 1).await);
+    assert_eq!(heard.lock().unwrap().len(), 2);
+    let (asked, ()) = tokio::join!(ask(&relay, 1), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        relay.cut();
+    });
+    assert!(asked.0.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_bit_of_a_body_is_another() {
     let (url, heard) = server().await;
     let differ = |a: &[u8], b: &[u8]| -> u32 {

@@ -65,8 +65,8 @@ pub enum Fault {
     },
     /// The worker has done the work and is gone before anybody hears of it, then and for good.
     Gone,
-    /// The worker has done the work and is cut off before anybody hears of it, then and for good: connections stay, and nothing
-    /// passes.
+    /// The worker has done the work, and is cut off before anybody hears of it, then and for good: connections stay, and
+    /// nothing more is said.
     Silent,
 }
 

@@ -7,7 +7,7 @@
 pub mod fault;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,10 +63,18 @@ struct State {
     struck: Mutex<Vec<(Request, Fault)>>,
     /// Bytes that went up and down.
     passed: [AtomicU64; 2],
-    /// Nothing passes any more.
-    silent: AtomicBool,
-    /// Nobody is there any more.
-    gone: watch::Sender<bool>,
+    presence: watch::Sender<Presence>,
+}
+
+/// Who is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    /// The worker.
+    There,
+    /// Nobody, but connections are taken, and stay.
+    Silent,
+    /// Nobody.
+    Gone,
 }
 
 impl Relay {
@@ -117,8 +125,7 @@ impl Relay {
             refusing: AtomicUsize::new(0),
             struck: Mutex::default(),
             passed: [AtomicU64::new(0), AtomicU64::new(0)],
-            silent: AtomicBool::new(false),
-            gone: watch::Sender::new(false),
+            presence: watch::Sender::new(Presence::There),
         });
         tokio::spawn(state.clone().accept(listener));
         Self {
@@ -129,7 +136,12 @@ impl Relay {
 
     /// From now on nobody is there, and all connections are closed.
     pub fn cut(&self) {
-        self.state.gone.send_replace(true);
+        self.state.presence.send_replace(Presence::Gone);
+    }
+
+    /// From now on nothing is said any more, though all connections stay.
+    pub fn silence(&self) {
+        self.state.presence.send_replace(Presence::Silent);
     }
 
     /// How many pieces of work came, repeated ones too.
@@ -176,12 +188,11 @@ struct Exchange {
 
 impl State {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let mut gone = self.gone.subscribe();
         loop {
             let client = tokio::select! {
                 client = listener.accept() => client,
                 // The listener is dropped, which is what a dead machine does.
-                _ = gone.wait_for(|gone| *gone) => return,
+                () = self.has(Presence::Gone) => return,
             };
             let (client, _) = client.unwrap();
             let number = self.connections.fetch_add(1, Ordering::SeqCst);
@@ -191,6 +202,9 @@ impl State {
 
     /// Passes on everything between a client and the worker, until one of them leaves or a fault ends it.
     async fn join(self: Arc<Self>, mut client: TcpStream, number: u64) {
+        if *self.presence.borrow() == Presence::Silent {
+            return self.has(Presence::Gone).await;
+        }
         // To the client a worker that is not there is a connection that ends at once.
         let Ok(mut worker) = TcpStream::connect(self.worker).await else {
             return;
@@ -204,11 +218,14 @@ impl State {
             let (from_client, to_client) = client.split();
             let (from_worker, to_worker) = worker.split();
             let to_client = tokio::sync::Mutex::new(to_client);
-            let mut gone = self.gone.subscribe();
             tokio::select! {
                 ended = self.requests(from_client, to_worker, &to_client, number, &due) => ended,
                 ended = self.replies(from_worker, &to_client, &due) => ended,
-                _ = gone.wait_for(|gone| *gone) => Ended::Closed,
+                () = self.has(Presence::Silent) => {
+                    self.has(Presence::Gone).await;
+                    Ended::Closed
+                }
+                () = self.has(Presence::Gone) => Ended::Closed,
             }
         };
         if ended == Ended::Reset {
@@ -216,6 +233,13 @@ impl State {
                 stream.set_zero_linger().unwrap();
             }
         }
+    }
+
+    /// Waits until it is so.
+    async fn has(&self, presence: Presence) {
+        let mut watched = self.presence.subscribe();
+        // The sender is never dropped before this is, so there is nothing to fail.
+        let _ = watched.wait_for(|now| *now == presence).await;
     }
 
     async fn requests(
@@ -532,24 +556,22 @@ impl<'a> Flow<'a> {
                 }
                 Ok(())
             }
-            Some(Fault::Silent) if is_here(Way::Down, 0) => {
-                self.strike();
-                self.state.silent.store(true, Ordering::SeqCst);
-                std::future::pending().await
-            }
             Some(Fault::Gone) if is_here(Way::Down, 0) => {
                 self.strike();
-                self.state.gone.send_replace(true);
+                self.state.presence.send_replace(Presence::Gone);
                 Err(Ended::Closed)
+            }
+            Some(Fault::Silent) if is_here(Way::Down, 0) => {
+                self.strike();
+                self.state.presence.send_replace(Presence::Silent);
+                // The connection is held, and nothing comes.
+                std::future::pending().await
             }
             _ => self.write(&bytes, to).await,
         }
     }
 
     async fn write(&self, bytes: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Ended> {
-        if self.state.silent.load(Ordering::SeqCst) {
-            return std::future::pending().await;
-        }
         self.state.passed[self.way as usize].fetch_add(bytes.len() as u64, Ordering::SeqCst);
         if to.write_all(bytes).await.is_ok() {
             return Ok(());

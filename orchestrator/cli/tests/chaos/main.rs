@@ -1,7 +1,7 @@
 //! Pictures by real processes while their workers are killed, paused, cut off, slowed and answered by a faulty relay: each is
 //! finished, to the byte as if nothing had happened, or refused with a reason, and nothing is left behind.
 //!
-//!     [CHAOS_PICTURES=200] [CHAOS_SEED=7] [CHAOS_FIRST=0] [CHAOS_FLIPS=on] cargo test --release -p lacuna --test chaos -- --nocapture
+//!     [CHAOS_PICTURES=200] [CHAOS_SEED=7] [CHAOS_FIRST=0] [CHAOS_FLIPS=off] cargo test --release -p lacuna --test chaos -- --nocapture
 //!
 //! The seed is printed. With it, and with the number of a picture as CHAOS_FIRST, the same is done to the same workers after
 //! as much of the work; what that hits by then depends on the machine as well.
@@ -24,14 +24,15 @@ use tests::relay::Relay;
 const PICTURES: u64 = 8;
 /// Steps of a picture: a second's work.
 const STEPS: &str = "6";
-/// What a picture takes at most, whatever is done to its workers: as long as a worker may be silent, and some tries.
-const LONGEST: Duration = Duration::from_secs(180);
+/// What a picture takes at most, whatever is done to its workers: two that are lost one after the other, and what it takes to
+/// find each out.
+const LONGEST: Duration = Duration::from_secs(60);
 /// How soon after a picture its last session is closed: a worker may never hear of it, and closes it itself.
 const LEFT: Duration = Duration::from_secs(25);
 /// Of pictures with a spare and permission, how many finish.
 const FINISH: f64 = 0.95;
-/// How much more memory a worker may hold than after its first pictures.
-const GROWTH: u64 = 32 << 20;
+/// How much more memory a worker may hold than after its first pictures: 23 MB more was measured, and 47 MB less.
+const GROWTH: u64 = 64 << 20;
 /// What is painted, and from which seeds.
 const SUBJECTS: [(&str, &str); 3] = [
     (
@@ -42,13 +43,14 @@ const SUBJECTS: [(&str, &str); 3] = [
     ("a green ring on the left on a black background", "3"),
 ];
 /// What a refusal names: what became of a worker, or what is in the way of going on.
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "does not answer",
     "has been silent",
     "answers too slowly",
     "refuses (",
     "refuses the session",
     "answers nonsense",
+    "is damaged on the way",
     "a provider would see",
     "max_rows",
 ];
@@ -215,6 +217,7 @@ impl Chaos {
                         hurt.push((Instant::now() + time, strike.worker));
                     }
                     Blow::CutOff => relays[strike.worker].cut(),
+                    Blow::Silence => relays[strike.worker].silence(),
                     // From the beginning on.
                     Blow::Slow(_) | Blow::Faults(_) => {}
                 }
@@ -312,7 +315,7 @@ async fn a_picture_is_finished_or_refused_whatever_is_done_to_its_workers() {
     let seed = number("CHAOS_SEED").unwrap_or_else(rand::random);
     let (first, pictures) = (number("CHAOS_FIRST").unwrap_or(0), number("CHAOS_PICTURES"));
     let pictures = pictures.unwrap_or(PICTURES);
-    let flips = std::env::var("CHAOS_FLIPS").is_ok_and(|flips| flips == "on");
+    let flips = std::env::var("CHAOS_FLIPS").map_or(true, |flips| flips != "off");
     println!("CHAOS_SEED={seed}");
     let mut chaos = Chaos::start(&binary);
     let before = chaos.resident();

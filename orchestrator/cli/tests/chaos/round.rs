@@ -17,8 +17,10 @@ pub(crate) enum Blow {
     Kill(Option<Duration>),
     /// SIGSTOP, and SIGCONT after a while.
     Pause(Duration),
-    /// Nobody reaches it any more.
+    /// Nobody reaches it any more: connections are closed, and refused.
     CutOff,
+    /// Nobody hears of it any more, though connections stay.
+    Silence,
     /// Each message comes late, from the beginning on.
     Slow(Duration),
     /// Of its messages this share suffers a fault, from the beginning on.
@@ -55,7 +57,7 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// The picture of this `number`; its relays flip bits only if that is asked for.
+    /// The picture of this `number`; its relays flip bits where `flips` says so.
     pub(crate) fn draw(seed: u64, number: u64, flips: bool) -> Self {
         let mut rng = generator([seed, number, u64::MAX]);
         let terms = Terms {
@@ -64,12 +66,13 @@ impl Round {
         };
         let strikes = (0..rng.random_range(1..=2)).map(|i| {
             let seconds = Duration::from_secs_f64(rng.random_range(0.2..3.0));
-            let blow = match rng.random_range(0..7) {
+            let blow = match rng.random_range(0..8) {
                 0 => Blow::Kill(None),
                 1 => Blow::Kill(Some(seconds)),
                 2 => Blow::Pause(seconds),
                 3 => Blow::CutOff,
-                4 => Blow::Slow(Duration::from_millis(rng.random_range(1..10))),
+                4 => Blow::Silence,
+                5 => Blow::Slow(Duration::from_millis(rng.random_range(1..10))),
                 _ => Blow::Faults(rng.random_range(0.002..0.02)),
             };
             // A spare is struck only while another is: until then it does nothing.
@@ -134,6 +137,7 @@ impl fmt::Display for Round {
                 }
                 Blow::Pause(time) => write!(f, "paused at {at} for {:.1} s", time.as_secs_f64()),
                 Blow::CutOff => write!(f, "cut off at {at}"),
+                Blow::Silence => write!(f, "silent from {at} on"),
                 Blow::Slow(by) => write!(f, "slow by {} ms", by.as_millis()),
                 Blow::Faults(rate) => write!(f, "faults at {:.1} %", 100.0 * rate),
             }?;
