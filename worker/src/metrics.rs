@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use lacuna_model::memory;
+use lacuna_protocol::session::Load;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,6 +23,9 @@ use prometheus_client::registry::{Registry, Unit};
 const SECONDS: [f64; 12] = [
     0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0,
 ];
+
+/// Kinds of sessions that compute.
+const KINDS: [&str; 3] = ["layers", "strip", "shares"];
 
 /// A count of seconds.
 type Seconds = Counter<f64, AtomicU64>;
@@ -57,6 +61,8 @@ pub struct Metrics {
     bytes: Family<Direction, Counter>,
     refusals: Family<Code, Counter>,
     compute: Family<Kind, Seconds>,
+    waiting: Seconds,
+    computed: Counter,
     sessions: Gauge,
     queue: Gauge,
     connections: Gauge,
@@ -88,6 +94,7 @@ impl Default for Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
         let requests = Family::new_with_constructor(histogram);
         let (bytes, refusals, compute) = (Family::default(), Family::default(), Family::default());
+        let (waiting, computed) = (Seconds::default(), Counter::default());
         let [sessions, queue, connections, ready, models, memory, store] =
             [(); 7].map(|()| Gauge::default());
         registry.register_with_unit(
@@ -108,6 +115,17 @@ impl Default for Metrics {
             "Time that sessions of a kind computed",
             Unit::Seconds,
             compute.clone(),
+        );
+        registry.register_with_unit(
+            "waiting",
+            "Time that work waited for the device",
+            Unit::Seconds,
+            waiting.clone(),
+        );
+        registry.register(
+            "work",
+            "Pieces of work that were computed",
+            computed.clone(),
         );
         for (name, help, gauge) in [
             ("sessions", "Open sessions", &sessions),
@@ -142,6 +160,8 @@ impl Default for Metrics {
             bytes,
             refusals,
             compute,
+            waiting,
+            computed,
             sessions,
             queue,
             connections,
@@ -159,6 +179,27 @@ impl Metrics {
         self.compute
             .get_or_create(&Kind { kind })
             .inc_by(time.as_secs_f64());
+    }
+
+    /// Counts a piece of work that waited for so long for the device.
+    pub(crate) fn waited(&self, time: Duration) {
+        self.computed.inc();
+        self.waiting.inc_by(time.as_secs_f64());
+    }
+
+    /// What was done, in short; `sessions` are open, and so many wait in the `queue`.
+    pub(crate) fn load(&self, sessions: usize, queue: usize) -> Load {
+        let compute = |kind| self.compute.get_or_create(&Kind { kind }).get();
+        let bytes = |direction| self.bytes.get_or_create(&Direction { direction }).get();
+        Load {
+            sessions,
+            queue,
+            computed: self.computed.get(),
+            waiting_seconds: self.waiting.get(),
+            compute_seconds: KINDS.map(compute).iter().sum(),
+            bytes_in: bytes("in"),
+            bytes_out: bytes("out"),
+        }
     }
 
     /// All of it as OpenMetrics text.

@@ -33,7 +33,7 @@ use crate::pushes::{self, Pushes};
 use crate::sessions::{Guest, Lane, Room, Session, Sessions};
 use crate::shelf::{Bench, Shelf};
 use crate::store::Store;
-use crate::streamed;
+use crate::streamed::{self, Device};
 use crate::tokens::{Rights, Tokens};
 use crate::turns::Turns;
 use crate::visitors::{Visitor, Visitors};
@@ -146,7 +146,13 @@ impl Service {
                 max_sessions: room.pictures,
                 session_idle_seconds: room.idle.as_secs(),
             },
+            load: Some(self.0.metrics.load(self.open_sessions(), self.queue())),
         }
+    }
+
+    /// How many pictures wait for a place, and how much work for the device.
+    fn queue(&self) -> usize {
+        self.0.sessions.waiting() + self.0.turns.waiting()
     }
 
     /// Bytes of one request at most, by the first model that is loaded.
@@ -225,7 +231,7 @@ impl Service {
         let stored = self.0.store.as_ref().map(|store| store.list());
         let now = Now {
             sessions: self.open_sessions(),
-            queue: self.0.sessions.waiting() + self.0.turns.waiting(),
+            queue: self.queue(),
             models: stored.as_ref().map_or(0, |stored| stored.models.len()),
             stored: stored.map_or(0, |stored| stored.bytes),
             connections: self.visitors().guests(),
@@ -387,8 +393,12 @@ async fn multiply(
     body: Body,
 ) -> Result<Response> {
     let (session, admitted) = admit(&service, (&id, &guest), (body, said)).await?;
-    let turns = (service.0.turns.clone(), guest);
-    streamed::multiply(session, admitted, turns).await
+    let device = Device {
+        turns: service.0.turns.clone(),
+        guest,
+        metrics: service.0.metrics.clone(),
+    };
+    streamed::multiply(session, admitted, device).await
 }
 
 /// The session `id`, which nobody else speaks in until its reply is kept, and what comes in for it: of the body nothing is
@@ -428,7 +438,9 @@ async fn answer(
         if let Some(reply) = session.replay(sequence, &digest)? {
             return Ok(reply);
         }
+        let due = Instant::now();
         let _turn = turns.take(&guest).await;
+        metrics.waited(due.elapsed());
         let start = Instant::now();
         let reply = session.program.answer(request).await?;
         if let Program::Strip(_) = session.program {

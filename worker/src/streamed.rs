@@ -1,6 +1,7 @@
 //! Requests that are worked on while they come, and answered while they are: `multiply`.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::header;
@@ -15,9 +16,10 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::error::{Error, Result};
 use crate::intake::{Incoming, Place, SILENCE};
+use crate::metrics::Metrics;
 use crate::program::Program;
 use crate::sessions::{Guest, Session};
-use crate::turns::Turns;
+use crate::turns::{Turn, Turns};
 
 /// Bands of an answer that wait for the network at most.
 const AHEAD: usize = 4;
@@ -81,6 +83,25 @@ impl Outgoing {
     }
 }
 
+/// The device, for one guest.
+pub struct Device {
+    /// Whose turn it is.
+    pub turns: Turns,
+    /// Who wants one.
+    pub guest: Guest,
+    /// Who counts how long that takes.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Device {
+    async fn turn(&self) -> Turn {
+        let due = Instant::now();
+        let turn = self.turns.take(&self.guest).await;
+        self.metrics.waited(due.elapsed());
+        turn
+    }
+}
+
 /// What follows an answer whose request said its digest.
 pub fn digest_of(reply: &[u8]) -> Bytes {
     Bytes::copy_from_slice(blake3::hash(reply).as_slice())
@@ -94,7 +115,7 @@ pub fn digest_of(reply: &[u8]) -> Bytes {
 pub async fn multiply(
     session: OwnedMutexGuard<Session<Program>>,
     (mut incoming, place): (Incoming, Place),
-    turns: (Turns, Guest),
+    device: Device,
 ) -> Result<Response> {
     let (chunks, mut waiting) = mpsc::channel(AHEAD);
     let (length, told) = tokio::sync::oneshot::channel();
@@ -106,7 +127,7 @@ pub async fn multiply(
     };
     tokio::spawn(async move {
         let _place = place;
-        if let Err(error) = work(session, &mut incoming, outgoing, length, turns).await {
+        if let Err(error) = work(session, &mut incoming, outgoing, length, device).await {
             let error = incoming.blame(error).await;
             tracing::debug!("a product: {error}");
             let _ = chunks.send_timeout(Err(error), SILENCE).await;
@@ -129,7 +150,7 @@ async fn work(
     incoming: &mut Incoming,
     mut outgoing: Outgoing,
     length: tokio::sync::oneshot::Sender<usize>,
-    (turns, guest): (Turns, Guest),
+    device: Device,
 ) -> Result<()> {
     let head = head(incoming).await?;
     let sequence = head.header.sequence;
@@ -144,7 +165,7 @@ async fn work(
         for len in bands {
             let packed = incoming.take(len).await?;
             let mut bytes = beginning.take().unwrap_or_default();
-            let turn = turns.take(&guest).await;
+            let turn = device.turn().await;
             bytes.extend(task.next(packed).await?);
             drop(turn);
             outgoing.send(bytes).await?;
@@ -153,7 +174,7 @@ async fn work(
         // Nobody has all of an answer to a request that goes on.
         let digest = incoming.end().await?;
         let mut bytes = beginning.unwrap_or_default();
-        let turn = turns.take(&guest).await;
+        let turn = device.turn().await;
         bytes.extend(task.next(packed).await?);
         drop(turn);
         outgoing.all.extend_from_slice(&bytes);

@@ -280,3 +280,42 @@ async fn a_run_with_a_checkpoint_goes_on_behind_any_end() {
     assert!(!folder.exists());
     assert_eq!(workers.sessions(), workers.services.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_are_watched_while_they_work_until_a_signal() {
+    let workers = Workers::start().await;
+    let watch = |looks: &[&str]| {
+        let mut lacuna = Command::new("env");
+        lacuna.arg("--default-signal=INT,TERM,HUP");
+        lacuna.arg(env!("CARGO_BIN_EXE_lacuna"));
+        lacuna.args(["workers", "--watch", "1", "--fleet"]);
+        lacuna.arg(workers.path("fleet.toml")).args(looks);
+        lacuna.stdout(Stdio::piped()).stderr(Stdio::piped());
+        lacuna.spawn().unwrap()
+    };
+    let child = workers.generate(STEPS, &[]);
+    workers.begun().await;
+    let looked = watch(&["--looks", "2"]);
+    let looked = tokio::task::spawn_blocking(move || looked.wait_with_output().unwrap());
+    let output = looked.await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let second = said.split("\n\n").nth(1).expect("a second look");
+    for (line, provider) in second.lines().skip(1).zip(["p0", "p1"]) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[0], provider, "{said}");
+        let parts: Vec<f64> = words
+            .iter()
+            .rev()
+            .take(3)
+            .map(|w| w.parse().unwrap())
+            .collect();
+        assert!((parts.iter().sum::<f64>() - 100.0).abs() <= 2.0, "{said}");
+        assert!(parts[2] > 0.0, "it computes: {said}");
+    }
+    end_by("-INT", child).await;
+    let forever = watch(&[]);
+    sleep(Duration::from_millis(500)).await;
+    let output = end_by("-INT", forever).await;
+    assert_eq!(output.status.code(), Some(130));
+}

@@ -16,6 +16,7 @@
 //! - [`measure`]: how fast the connection and the workers are.
 //! - [`tally`]: how much was sent to whom.
 //! - [`tap`]: what was sent to one of them, for an audit.
+//! - [`watch`]: what they are doing.
 //! - here: all workers at once.
 
 pub mod check;
@@ -31,6 +32,7 @@ pub mod session;
 pub mod store;
 pub mod tally;
 pub mod tap;
+pub mod watch;
 
 use std::collections::HashMap;
 

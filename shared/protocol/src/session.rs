@@ -38,6 +38,28 @@ pub struct Info {
     pub models: Vec<ModelInfo>,
     /// What it accepts.
     pub limits: Limits,
+    /// What it is doing; older workers do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+}
+
+/// What a worker is doing, and has done since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Open sessions.
+    pub sessions: usize,
+    /// Who waits for a place or for the device.
+    pub queue: usize,
+    /// Numbered requests that were computed.
+    pub computed: u64,
+    /// Seconds that these waited for the device.
+    pub waiting_seconds: f64,
+    /// Seconds that they computed.
+    pub compute_seconds: f64,
+    /// Bytes of all bodies that came.
+    pub bytes_in: u64,
+    /// Bytes of all bodies that went.
+    pub bytes_out: u64,
 }
 
 impl Info {

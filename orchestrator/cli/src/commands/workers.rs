@@ -1,13 +1,15 @@
 //! `lacuna workers`: how the workers are.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
 use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored};
-use lacuna_protocol::session::Info;
+use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
@@ -15,12 +17,15 @@ use lacuna_orchestrator::arguments::terms::WayArguments;
 use lacuna_orchestrator::fleet::client::Client;
 use lacuna_orchestrator::fleet::config::WorkerConfig;
 use lacuna_orchestrator::fleet::line::short;
+use lacuna_orchestrator::fleet::watch::Doing;
+use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::output::console::Console;
 
 /// Arguments of `lacuna workers`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
-  lacuna workers --fleet fleet.toml")]
+  lacuna workers --fleet fleet.toml
+  lacuna workers --fleet fleet.toml --watch         while pictures are made, until Ctrl-C")]
 pub struct Arguments {
     #[command(flatten)]
     fleet: FleetArguments,
@@ -35,6 +40,18 @@ pub struct Arguments {
     /// A low-rank adapter that they should hold; repeat it for several.
     #[arg(long, value_name = "FILE[:STRENGTH]", requires = "model")]
     lora: Vec<AdapterFile>,
+    /// Show what they are doing every so many seconds, until Ctrl-C [without a value: 2].
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    watch: Option<u64>,
+    /// With --watch: end after so many looks.
+    #[arg(long, value_name = "N", requires = "watch")]
+    looks: Option<usize>,
 }
 
 /// Runs the command.
@@ -43,6 +60,11 @@ pub struct Arguments {
 /// A bad file, or a worker that cannot be used (after the table of all).
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.way.fleet(arguments.fleet.required()?)?;
+    if let Some(seconds) = arguments.watch {
+        let workers: Vec<WorkerConfig> = config.everybody().cloned().collect();
+        let pause = Duration::from_secs(seconds);
+        return watch(&workers, pause, arguments.looks.unwrap_or(usize::MAX)).await;
+    }
     let wanted = match arguments.model {
         Some(model) => {
             let (variant, lora) = (arguments.variant, arguments.lora);
@@ -83,6 +105,58 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("{unwell} of {} workers cannot be used", states.len());
     }
     Ok(())
+}
+
+/// Shows what the workers do, again and again.
+async fn watch(workers: &[WorkerConfig], pause: Duration, looks: usize) -> anyhow::Result<()> {
+    let console = Console::default();
+    let terminal = std::io::stdout().is_terminal();
+    let mut before: Vec<Option<(Load, Instant)>> = vec![None; workers.len()];
+    for look in 0..looks {
+        if look > 0 {
+            let pause = async {
+                tokio::time::sleep(pause).await;
+                Ok(())
+            };
+            interrupt::unless_asked(pause).await?;
+        }
+        let states = join_all(workers.iter().map(State::of)).await;
+        let mut lines = vec![format!(
+            "{:<12} {:<34} {:<9} {:>10} {:>8} {:>5} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9}",
+            "provider",
+            "url",
+            "version",
+            "round trip",
+            "sessions",
+            "queue",
+            "work/s",
+            "MB/s in",
+            "MB/s out",
+            "compute %",
+            "waiting %",
+            "link %"
+        )];
+        for ((worker, state), before) in workers.iter().zip(states).zip(&mut before) {
+            let place = format!("{:<12} {:<34}", worker.provider, worker.url.as_str());
+            let said = match state {
+                Ok(state) => state.doing(before),
+                Err(error) => {
+                    *before = None;
+                    error.to_string()
+                }
+            };
+            lines.push(format!("{place} {said}"));
+        }
+        if terminal {
+            // To the beginning of an empty screen.
+            lines[0].insert_str(0, "\x1b[2J\x1b[H");
+        }
+        console.line(lines.join("\n"));
+        if !terminal && look + 1 < looks {
+            console.line("");
+        }
+    }
+    Ok(console.finish()?)
 }
 
 /// Digest of the U-Net of a model.
@@ -126,6 +200,31 @@ impl State {
         self.client.agree(&self.info)?;
         self.client
             .check_model(&self.info, wanted.unwrap_or_default())
+    }
+
+    /// What it does since it was looked at `before`, as a line of the table; it is looked at now.
+    fn doing(&self, before: &mut Option<(Load, Instant)>) -> String {
+        let line = format!("{:<9} {:>7.1} ms", self.info.version, self.milliseconds);
+        let Some(load) = self.info.load else {
+            return format!("{line} (it does not say what it does)");
+        };
+        let now = Instant::now();
+        let last = before.replace((load, now));
+        let doing = last.and_then(|(last, then)| Doing::between(&last, &load, now - then));
+        let Some(doing) = doing else {
+            return format!("{line} {:>8} {:>5}", load.sessions, load.queue);
+        };
+        let [came, went] = doing.megabytes;
+        let line = format!(
+            "{line} {:>8} {:>5} {:>8.1} {came:>8.2} {went:>8.2}",
+            doing.sessions, doing.queue, doing.exchanges
+        );
+        match doing.parts() {
+            Some([compute, waiting, link]) => {
+                format!("{line} {compute:>9.0} {waiting:>9.0} {link:>9.0}")
+            }
+            None => line,
+        }
     }
 
     /// It as a line of the table.
