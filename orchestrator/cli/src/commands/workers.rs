@@ -14,7 +14,7 @@ use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::terms::WayArguments;
 use lacuna_orchestrator::fleet::client::Client;
 use lacuna_orchestrator::fleet::config::WorkerConfig;
-use lacuna_orchestrator::fleet::line::short;
+use lacuna_orchestrator::fleet::line::held;
 use lacuna_orchestrator::output::console::Console;
 
 /// Arguments of `lacuna workers`.
@@ -124,19 +124,21 @@ impl State {
     /// That it can be used for the model of the digest `wanted`.
     fn check(&self, wanted: Option<&str>) -> lacuna_orchestrator::Result<()> {
         self.client.agree(&self.info)?;
-        self.client
-            .check_model(&self.info, wanted.unwrap_or_default())
+        // One that waits for a model to be pushed to it is well.
+        match wanted {
+            Some(wanted) => self.client.check_model(&self.info, wanted),
+            None => Ok(()),
+        }
     }
 
     /// It as a line of the table.
     fn line(&self, spare: bool) -> String {
-        let models = self.info.models.iter().map(|m| short(&m.digest));
         format!(
             "{:<7} {:<7} {:<28} {:<14} {:>7.1} ms",
             if spare { "spare" } else { "ready" },
             self.info.device,
             self.info.adapter,
-            models.collect::<Vec<_>>().join(","),
+            held(&self.info),
             self.milliseconds
         )
     }
