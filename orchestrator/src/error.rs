@@ -251,7 +251,7 @@ pub enum Error {
     },
     /// A worker does not know of a store.
     #[error(
-        "worker {worker} takes no models: it is older than this program; upgrade it, and start it with --store"
+        "worker {worker} takes no models: it is older than this program; upgrade it, and give it a store"
     )]
     WorkerStore {
         /// Its address.

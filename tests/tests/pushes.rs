@@ -160,10 +160,17 @@ async fn a_pushed_model_makes_the_picture_of_one_that_was_given() {
     let wanted = journey.clone().with("--fleet", fleet).go().await.unwrap();
     let wanted = wanted.latents();
 
-    // Before it is there nobody paints with it.
+    // Before it is there the worker is well, and nobody paints with it.
+    let workers = ["workers", "--fleet", paints.to_str().unwrap()];
+    lacuna(workers).await.unwrap();
+    let wants = [&workers[..], &["--model", dir.to_str().unwrap()]].concat();
+    assert!(lacuna(wants).await.is_err());
     let here = journey.with("--fleet", &paints);
     let refused = here.go().await.err().unwrap();
-    assert!(refused.contains("models push"), "{refused}");
+    assert!(
+        refused.contains("holds the model none") && refused.contains("models push"),
+        "{refused}"
+    );
 
     // The connection breaks in the middle of a file.
     let caller = Caller::new(&worker).with_token("pushes");
@@ -526,6 +533,34 @@ async fn whichever_was_not_used_for_longest_makes_room() {
     assert_eq!(kept().await, [false, false, false, true]);
     let opened = caller.try_open(PROTOCOL, &digests[0]).await;
     assert_eq!(code(&opened), (404, "model".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_holds_is_counted() {
+    let place = Place::new(LARGE);
+    let worker = place.worker().await;
+    let (listener, url) = tests::workers::listen().await;
+    let known = std::sync::Arc::new(std::sync::OnceLock::new());
+    tokio::spawn(lacuna_worker::watch(listener, known.clone()));
+    known.set(worker.service.clone()).ok().unwrap();
+    let caller = Caller::new(&worker).with_token("paints");
+    let counted = async || {
+        let http = lacuna_orchestrator::fleet::line::http_client();
+        let http = http.no_proxy().build().unwrap();
+        let answer = http.get(format!("{url}metrics")).send().await.unwrap();
+        let text = answer.text().await.unwrap();
+        let of = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        };
+        [of("lacuna_models "), of("lacuna_store_bytes ")]
+    };
+    assert_eq!(counted().await, [0, 0]);
+    let fleet = place.fleet(&worker.url, "pushes");
+    push(&model_dir(MODEL), &fleet).await;
+    let bytes = stored(&caller).await.bytes;
+    assert!(bytes > 900_000, "{bytes}");
+    assert_eq!(counted().await, [1, bytes]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -370,6 +370,9 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     };
     if arguments.token.is_none() && arguments.token_file.is_none() {
         tracing::warn!("no --token: anybody who reaches this port may compute");
+        if arguments.store.is_some() {
+            tracing::warn!("no --token: nobody may push models to --store");
+        }
     }
     let options = Options {
         token: arguments.token.map(Secret),

@@ -189,10 +189,9 @@ impl Line {
         if info.models.iter().any(|m| m.digest == digest) {
             return Ok(());
         }
-        let held: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
         Err(Error::WorkerModel {
             worker: self.worker.url.to_string(),
-            held: one_line(&held.join(", ")),
+            held: one_line(&held(info)),
             wanted: short(digest).to_owned(),
         })
     }
@@ -476,6 +475,15 @@ impl Line {
     /// [`Error::WorkerReply`].
     pub fn json<T: DeserializeOwned>(&self, reply: &[u8]) -> Result<T> {
         serde_json::from_slice(reply).map_err(|e| self.nonsense(&e.to_string()))
+    }
+}
+
+/// The models that a worker holds, by the beginnings of their digests.
+pub fn held(info: &Info) -> String {
+    let models: Vec<&str> = info.models.iter().map(|m| short(&m.digest)).collect();
+    match models.is_empty() {
+        true => "none".into(),
+        false => models.join(","),
     }
 }
 

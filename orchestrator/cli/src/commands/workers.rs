@@ -16,7 +16,7 @@ use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::terms::WayArguments;
 use lacuna_orchestrator::fleet::client::Client;
 use lacuna_orchestrator::fleet::config::WorkerConfig;
-use lacuna_orchestrator::fleet::line::short;
+use lacuna_orchestrator::fleet::line::held;
 use lacuna_orchestrator::fleet::watch::Doing;
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::output::console::Console;
@@ -198,8 +198,11 @@ impl State {
     /// That it can be used for the model of the digest `wanted`.
     fn check(&self, wanted: Option<&str>) -> lacuna_orchestrator::Result<()> {
         self.client.agree(&self.info)?;
-        self.client
-            .check_model(&self.info, wanted.unwrap_or_default())
+        // One that waits for a model to be pushed to it is well.
+        match wanted {
+            Some(wanted) => self.client.check_model(&self.info, wanted),
+            None => Ok(()),
+        }
     }
 
     /// What it does since it was looked at `before`, as a line of the table; it is looked at now.
@@ -229,13 +232,12 @@ impl State {
 
     /// It as a line of the table.
     fn line(&self, spare: bool) -> String {
-        let models = self.info.models.iter().map(|m| short(&m.digest));
         format!(
             "{:<7} {:<7} {:<28} {:<14} {:>7.1} ms",
             if spare { "spare" } else { "ready" },
             self.info.device,
             self.info.adapter,
-            models.collect::<Vec<_>>().join(","),
+            held(&self.info),
             self.milliseconds
         )
     }
