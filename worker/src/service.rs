@@ -22,6 +22,7 @@ use lacuna_protocol::session::{
 use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
 use tokio::sync::OwnedMutexGuard;
+use tracing::{Instrument, Span, debug_span};
 
 use crate::error::{Error, Result};
 use crate::intake::{Incoming, Place};
@@ -347,7 +348,7 @@ async fn open(
         false => Program::start(request.kind, &ground),
     };
     let session = service.0.sessions.open(start, lane, service.0.wait).await?;
-    tracing::info!(session = &session[..8], kind, "opened a session");
+    tracing::info!(session = short(&session), kind, "opened a session");
     Ok((StatusCode::CREATED, Json(SessionOpened { session })))
 }
 
@@ -357,6 +358,7 @@ async fn close(
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
     service.0.sessions.close(&id, &guest)?;
+    tracing::debug!(session = short(&id), "closed a session");
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -398,7 +400,8 @@ async fn multiply(
         guest,
         metrics: service.0.metrics.clone(),
     };
-    streamed::multiply(session, admitted, device).await
+    let answer = streamed::multiply(session, admitted, device);
+    answer.instrument(span(&id)).await
 }
 
 /// The session `id`, which nobody else speaks in until its reply is kept, and what comes in for it: of the body nothing is
@@ -440,16 +443,19 @@ async fn answer(
         }
         let due = Instant::now();
         let _turn = turns.take(&guest).await;
-        metrics.waited(due.elapsed());
+        let waited = due.elapsed();
+        metrics.waited(waited);
         let start = Instant::now();
         let reply = session.program.answer(request).await?;
         if let Program::Strip(_) = session.program {
             metrics.computed("strip", start.elapsed());
         }
+        let (computed, bytes) = (start.elapsed(), reply.len());
+        tracing::debug!(sequence, ?waited, ?computed, bytes, "answered");
         session.answered(sequence, digest, reply.clone());
         Ok::<_, Error>(reply)
     };
-    let reply = tokio::spawn(work)
+    let reply = tokio::spawn(work.instrument(span(id)))
         .await
         .map_err(|e| Error::Compute(e.to_string()))??;
     let kind = (header::CONTENT_TYPE, TENSORS.to_owned());
@@ -463,6 +469,16 @@ async fn answer(
     );
     let body = Body::from_stream(stream::iter([reply, digest].map(Ok::<_, Infallible>)));
     Ok(([kind, length], body).into_response())
+}
+
+/// Around what is done for a session: lines of the log that are of one picture can be told by it, on both sides.
+fn span(id: &str) -> Span {
+    debug_span!("exchange", session = short(id))
+}
+
+/// The beginning of a session's name, enough to tell it from others and too little to use it.
+fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
 }
 
 /// The digest that a request says it has, if it does.

@@ -13,6 +13,7 @@ use lacuna_protocol::shares::MultiplyHeader;
 use lacuna_wire::head::{self, Head};
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{OwnedMutexGuard, mpsc};
+use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::intake::{Incoming, Place, SILENCE};
@@ -125,14 +126,15 @@ pub async fn multiply(
         with_digest: incoming.says_digest(),
         all: Vec::new(),
     };
-    tokio::spawn(async move {
+    let working = async move {
         let _place = place;
         if let Err(error) = work(session, &mut incoming, outgoing, length, device).await {
             let error = incoming.blame(error).await;
             tracing::debug!("a product: {error}");
             let _ = chunks.send_timeout(Err(error), SILENCE).await;
         }
-    });
+    };
+    tokio::spawn(working.in_current_span());
     let ended = || Error::Compute("the work on a product ended".into());
     let first = waiting.recv().await.ok_or_else(ended)??;
     let length = told.await.map_err(|_| ended())?;
@@ -179,6 +181,7 @@ async fn work(
         drop(turn);
         outgoing.all.extend_from_slice(&bytes);
         let all = Bytes::from(std::mem::take(&mut outgoing.all));
+        tracing::debug!(sequence, bytes = all.len(), "answered");
         session.answered(sequence, digest, all.clone());
         drop(session);
         return outgoing.end(&all, bytes.into()).await;

@@ -26,10 +26,15 @@ fn start(dir: &Path, arguments: &[&str]) -> Option<WorkerProcess> {
 
 /// A picture by the workers of a fleet file of this `text`.
 fn generate(dir: &Path, text: &str) -> Output {
+    generate_saying(dir, text, "warn")
+}
+
+/// The same with a log of this level.
+fn generate_saying(dir: &Path, text: &str, level: &str) -> Output {
     let fleet = dir.join("fleet.toml");
     std::fs::write(&fleet, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.env_clear().args([
+    command.env_clear().env("RUST_LOG", level).args([
         "generate",
         "the prompt of a test",
         "--steps",
@@ -90,18 +95,30 @@ fn a_worker_joins_by_one_command_and_one_paste() {
     let plain = entry.replace(pin, "").replace("https", "http");
     assert!(!generate(dir, &plain).status.success());
 
-    // At its most verbose it says nothing that is for nobody to know.
+    // At their most verbose both sides say nothing that is for nobody to know, and which sessions they speak of.
+    let own = said(&generate_saying(dir, &entry, "trace"));
     let log = std::fs::read_to_string(worker.log()).unwrap();
     assert!(log.contains("opened a session"), "{log}");
     let key = std::fs::read_to_string(identity.join("key.pem")).unwrap();
     let key = key.lines().nth(1).unwrap();
     for secret in [token, "the prompt of a test", key] {
         assert!(!log.contains(secret), "the log holds {secret}");
+        assert!(!own.contains(secret), "the user's log holds {secret}");
+    }
+    let opened = own.lines().find(|line| line.contains("opened a session"));
+    let session = opened.and_then(|line| line.split("session=\"").nth(1));
+    let session = session.and_then(|rest| rest.split('"').next()).unwrap();
+    assert_eq!(session.len(), 8, "{own}");
+    for side in [&own, &log] {
+        assert!(
+            side.contains(&format!("exchange{{session=\"{session}\"")),
+            "{session}: {side}"
+        );
     }
 
     // A new token is good within seconds, and the old one is not any more.
-    std::fs::write(identity.join("tokens"), "a new token\n").unwrap();
-    let renewed = entry.replace(token, "a new token");
+    std::fs::write(identity.join("tokens"), "a-new-token\n").unwrap();
+    let renewed = entry.replace(token, "a-new-token");
     let mut tries = (0..40).map(|_| {
         std::thread::sleep(Duration::from_millis(500));
         generate(dir, &renewed).status.success()

@@ -13,6 +13,7 @@ use lacuna_shares::stream::Masks;
 use lacuna_wire::{Dtype, Message, Payload};
 use reqwest::Method;
 use serde::Serialize;
+use tracing::{Instrument, Span, debug_span};
 
 use super::Part;
 use super::check::{self, Again, Checker};
@@ -144,7 +145,10 @@ impl Client {
             let failed = |e: tokio::task::JoinError| Error::Request(format!("opening: {e}"));
             opening.await.map_err(failed)?
         });
-        self.session = Some(opened.await?);
+        let session = opened.await?;
+        let (worker, session_name) = (self.line.url(), short_name(&session.name));
+        tracing::debug!(%worker, session = session_name, "opened a session");
+        self.session = Some(session);
         Ok(())
     }
 
@@ -208,6 +212,12 @@ impl Client {
         self.line.check_model(info, digest)
     }
 
+    /// Around the next request: lines of the log that are of one session can be told by it, on both sides.
+    fn span(&self) -> Span {
+        let session = self.session.as_ref().map_or("", |s| short_name(&s.name));
+        debug_span!("exchange", session, sequence = self.sequence)
+    }
+
     /// Path of a request of the session.
     fn path<'a>(&'a self, what: &'a str) -> Result<[&'a str; 4]> {
         match &self.session {
@@ -252,6 +262,7 @@ impl Client {
         };
         let path = self.path("run")?;
         let sent = self.line.send_again(&path, &body, reply_bytes);
+        let sent = sent.instrument(self.span());
         let (reply, right) = futures::join!(sent, again);
         let (reply, right) = (reply?, right?);
         self.tally.count_request(kind, size);
@@ -294,6 +305,7 @@ impl Client {
         };
         let path = self.path("advance")?;
         let sent = self.line.send_again(&path, &body, limit + MARGIN);
+        let sent = sent.instrument(self.span());
         let (reply, right) = futures::join!(sent, again);
         let (reply, right) = (reply?, right?);
         self.tally.count_request(kind, size);
@@ -340,7 +352,8 @@ impl Client {
             limit: product.bytes + MARGIN,
             streamed: true,
         };
-        let reply = self.line.send_again(&path, &body, answer).await?;
+        let sent = self.line.send_again(&path, &body, answer);
+        let reply = sent.instrument(self.span()).await?;
         self.tally.count_request(product.kind, size);
         let wanted = vec![(PRODUCT.to_owned(), Dtype::U8, vec![product.bytes])];
         let (outputs, size) = self.read(&reply, wanted)?;
@@ -427,6 +440,11 @@ async fn opened(line: &Line, body: &OpenSession) -> Result<Session> {
             other => return other,
         }
     }
+}
+
+/// The beginning of a session's name, enough to tell it from others and too little to use it.
+fn short_name(name: &str) -> &str {
+    name.get(..8).unwrap_or(name)
 }
 
 /// A message as bytes, and its size.

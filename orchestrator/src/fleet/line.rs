@@ -409,6 +409,7 @@ impl Line {
         let response = response.map_err(|e| self.lost(&e))?;
         if works {
             self.pace.answered(start.elapsed());
+            tracing::trace!(after = ?start.elapsed(), "an answer begins");
         }
         let status = response.status();
         let worker = self.worker.url.to_string();
