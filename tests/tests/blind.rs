@@ -306,6 +306,24 @@ async fn a_policy_that_allows_nothing_allows_shares_alone() {
             assert!(error.contains(part), "{scheme}: {part:?} is not in {error}");
         }
     }
+    // Where nobody names a scheme, it is the one for that.
+    let words = [
+        "generate", "x", "--device", "cpu", "--steps", "1", "--model",
+    ];
+    let words = words.map(PathBuf::from).into_iter().chain([
+        tests::golden::model_dir(MODEL),
+        "--fleet".into(),
+        fleet.clone(),
+        "--policy".into(),
+        nothing(&journey, "1"),
+        "--out".into(),
+        journey.file("x.png"),
+        "--report".into(),
+        journey.file("x.json"),
+    ]);
+    tests::journey::lacuna(words).await.unwrap();
+    let report = std::fs::read_to_string(journey.file("x.json")).unwrap();
+    assert!(report.contains("\"scheme\": \"blind\""), "{report}");
     // With three of four colluding, pairs are too few.
     for (collusion, groups) in [("1", None), ("\"N-1\"", Some("1")), ("\"N-1\"", Some("2"))] {
         let mut run = run("blind", collusion);

@@ -8,20 +8,34 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use lacuna_model::unet::UNet;
 
+use crate::error::{Error, Result};
+use crate::policy::{Policy, Views};
+use crate::schemes::blind::Blind;
 use crate::schemes::registry::{DEFAULT, SCHEMES, find, possible_values};
-use crate::schemes::{Scheme, Setting};
+use crate::schemes::{Options, Scheme, Setting};
 
 /// The scheme that was asked for, with its options.
 #[derive(Clone, Debug)]
 pub struct SchemeArguments {
     /// The scheme.
     pub scheme: Arc<dyn Scheme>,
+    /// Whether somebody named it.
+    named: bool,
+    /// The share of what workers compute that is checked.
+    verify: Option<f64>,
 }
 
 const FLAG: &str = "scheme";
 const VERIFY: &str = "verify";
 
-fn parse_share(text: &str) -> Result<f64, String> {
+fn cannot_check(scheme: &str) -> String {
+    format!(
+        "--verify: the scheme {scheme} cannot check what workers compute, with these options; ppidm, blind and resident by \
+         the wires f32, f16 and bf16 can"
+    )
+}
+
+fn parse_share(text: &str) -> std::result::Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("a share from 0 to 1".into()),
@@ -29,6 +43,23 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 impl SchemeArguments {
+    /// The same where nobody named a scheme and `policy` lets providers see nothing: the scheme for that.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where it cannot check what it was asked to.
+    pub fn under(&mut self, policy: Option<&Policy>) -> Result<()> {
+        let nothing = policy.is_some_and(|policy| policy.views == Views::Nothing);
+        if self.named || !nothing {
+            return Ok(());
+        }
+        let blind = Blind::default().scheme();
+        let checked = self
+            .verify
+            .map_or(Some(blind.clone()), |share| blind.verified(share));
+        self.scheme = checked.ok_or_else(|| Error::Request(cannot_check(Blind::NAME)))?;
+        Ok(())
+    }
+
     /// The scheme for latents of `[B, H, W]` and a prompt of `tokens` tokens.
     pub fn setting(&self, unet: &UNet, latents: [usize; 3], tokens: usize) -> Setting {
         Setting::new(self.scheme.clone(), unet, latents, tokens)
@@ -98,15 +129,17 @@ impl FromArgMatches for SchemeArguments {
             }
         }
         let mut scheme = entry.read(matches)?;
-        if let Some(share) = matches.get_one::<f64>(VERIFY) {
-            scheme = scheme.verified(*share).ok_or_else(|| {
-                refuse(format!(
-                    "--verify: the scheme {name} cannot check what workers compute, with these options; ppidm, blind and resident by the \
-                     wires f32, f16 and bf16 can\n"
-                ))
-            })?;
+        let verify = matches.get_one::<f64>(VERIFY).copied();
+        if let Some(share) = verify {
+            let checked = scheme.verified(share);
+            scheme = checked.ok_or_else(|| refuse(format!("{}\n", cannot_check(name))))?;
         }
-        Ok(Self { scheme })
+        let named = matches.value_source(FLAG) != Some(ValueSource::DefaultValue);
+        Ok(Self {
+            scheme,
+            named,
+            verify,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

@@ -48,6 +48,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         None => None,
     };
     let policy = arguments.terms.policy(fleet.as_ref())?;
+    arguments.scheme.under(policy.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
     let sampling = arguments
         .sampling
