@@ -24,6 +24,7 @@ PARTS = {
     # part: (module in scripts/goldens, function that takes the output folder)
     "models": ("models", "write"),
     "large": ("models", "write_large"),
+    "families": ("families", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),

@@ -9,9 +9,10 @@ use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::generator::{Event, Request};
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
+use lacuna_orchestrator::text::Prompt;
 use tokio::task::block_in_place;
 
 const PROMPT: &str = "a large red circle above a small blue square on a yellow background";
@@ -29,14 +30,9 @@ async fn main() -> lacuna_orchestrator::Result<()> {
         &[],
         &device.device,
     )?);
-    let sampling = Sampling {
-        scheduler: None,
-        steps: 20,
-        guidance: pipeline.guidance_scale.unwrap_or(7.5),
-        eta: 0.0,
-    };
-    let context = pipeline.encode(&prompt, "", sampling.guided())?;
+    let sampling = pipeline.sampling(20, None);
     let shape = pipeline.latent_shape(None, None)?;
+    let conditioning = pipeline.encode(&Prompt::new(prompt), &sampling, shape)?;
     let order = Order {
         pipeline,
         device,
@@ -53,7 +49,7 @@ async fn main() -> lacuna_orchestrator::Result<()> {
 
     let mut rng = TorchRng::new(42);
     let noise = draw_noise(&mut rng, shape)?;
-    let request = Request::new(context, noise, rng);
+    let request = Request::new(conditioning, noise, rng);
     let made = block_in_place(|| {
         generator.picture(request, &mut |event| {
             if let Event::Step(step, _) = event {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lacuna_model::device::OpenDevice;
+use lacuna_model::whole::Conditioning;
 use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::fleet::emulated::EmulatedLink;
 use lacuna_orchestrator::fleet::link::Link;
@@ -14,10 +15,11 @@ use lacuna_orchestrator::fleet::local::LocalWorkers;
 use lacuna_orchestrator::generator::order::{Order, load_whole};
 use lacuna_orchestrator::generator::{Generator, Request};
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::resident::Resident;
 use lacuna_orchestrator::side_by_side::side_by_side;
+use lacuna_orchestrator::text::Prompt;
 use lacuna_worker::Model;
 use tokio::task::block_in_place;
 
@@ -35,14 +37,9 @@ async fn main() -> anyhow::Result<()> {
     let device = OpenDevice::cpu();
     let pipeline = Pipeline::open(Path::new(&model), None, &[], &device.device)?;
     let pipeline = Arc::new(pipeline);
-    let sampling = Sampling {
-        scheduler: None,
-        steps,
-        guidance: pipeline.guidance_scale.unwrap_or(7.5),
-        eta: 0.0,
-    };
-    let context = pipeline.encode(PROMPT, "", sampling.guided())?;
+    let sampling = pipeline.sampling(steps, None);
     let shape = pipeline.latent_shape(None, None)?;
+    let conditioning = pipeline.encode(&Prompt::new(PROMPT), &sampling, shape)?;
     let [_, _, rows, columns] = shape;
     let weights = load_whole(pipeline.source()).await?;
     let held = Arc::new(Model::new(pipeline.unet().clone(), weights));
@@ -72,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
         let start = Instant::now();
         block_in_place(|| {
             side_by_side(at_once, 0..at_once, |seed| {
-                picture(&generator, &context, shape, seed as u64)
+                picture(&generator, &conditioning, shape, seed as u64)
             })
         })?;
         Ok(start.elapsed().as_secs_f64())
@@ -92,13 +89,13 @@ async fn main() -> anyhow::Result<()> {
 
 fn picture(
     generator: &Generator,
-    context: &burn::tensor::Tensor<3>,
+    conditioning: &Conditioning,
     shape: [usize; 4],
     seed: u64,
 ) -> lacuna_orchestrator::Result<()> {
     let mut rng = TorchRng::new(seed);
     let noise = draw_noise(&mut rng, shape)?;
-    let request = Request::new(context.clone(), noise, rng);
+    let request = Request::new(conditioning.clone(), noise, rng);
     generator.picture(request, &mut |_| ControlFlow::Continue(()))?;
     Ok(())
 }

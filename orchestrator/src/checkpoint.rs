@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::fleet::tally::Shown;
 use crate::generator::Begun;
 use crate::pipeline::Reached;
+use crate::text::Prompt;
 
 /// Of the files; another one cannot be gone on with.
 const FORMAT: u32 = 1;
@@ -54,9 +55,8 @@ pub struct Asked {
     /// Digest of the U-Net's weights.
     pub model: String,
     /// What to see.
-    pub prompt: String,
-    /// What not to see.
-    pub negative_prompt: String,
+    #[serde(flatten)]
+    pub prompt: Prompt,
     /// Of the first picture.
     pub seed: u64,
     /// Number of pictures.
@@ -406,8 +406,7 @@ mod tests {
     fn asked() -> Asked {
         Asked {
             model: "abc".into(),
-            prompt: "a red circle".into(),
-            negative_prompt: String::new(),
+            prompt: Prompt::new("a red circle"),
             seed: 7,
             count: 2,
             steps: 3,

@@ -2,12 +2,12 @@
 //!
 //! A model is more than its files: `StableDiffusionPipeline`'s constructor changes some of what it is
 //! handed, because early files were wrong. A picture without these changes is another picture. The
-//! constructor as of diffusers 0.42.1, and what `from_config` makes of it where another scheduler is
+//! constructor as of diffusers 0.42.1 (those of SDXL and of latent consistency models change nothing), and what `from_config` makes of it where another scheduler is
 //! chosen (`--scheduler`, there `pipe.scheduler = X.from_config(pipe.scheduler.config)`):
 //!
 //! | the reference | here |
 //! |---|---|
-//! | The class of each part is that of `model_index.json`; `_class_name` of a part's config is not looked at. | [`ModelDir`](crate::model_dir::ModelDir) |
+//! | The class of each part is that of `model_index.json`; `_class_name` of a part's config is not looked at. | [`ModelDir`](crate::model::dir::ModelDir) |
 //! | `steps_offset` of the scheduler becomes 1, whatever the file or the class says. | [`scheduler`] |
 //! | `clip_sample` of the scheduler becomes false where it is true. | [`scheduler`] |
 //! | Another scheduler is given the keys that the file has, as corrected; the others take that class's own default. This holds for the model's own class as well, where it is chosen by name. | [`scheduler`] |
@@ -25,6 +25,7 @@ use lacuna_model::unet::{SampleSize, UNetConfig};
 use serde_json::json;
 
 use crate::error::Result;
+use crate::model::family::Family;
 use crate::schedulers::SchedulerConfig;
 
 /// Keys that their classes read and this pipeline leaves without effect.
@@ -56,9 +57,12 @@ pub const OVERRULED: WithoutEffect = &[
 const EARLY_SIDE: usize = 64;
 
 /// The scheduler's config after the pipeline's corrections: for the model's own scheduler, or for one
-/// `chosen` by name.
-pub fn scheduler(read: &SchedulerConfig, chosen: bool) -> SchedulerConfig {
+/// `chosen` by name. Only the first family's pipeline corrects anything.
+pub fn scheduler(read: &SchedulerConfig, family: Family, chosen: bool) -> SchedulerConfig {
     let mut config = read.clone();
+    if family != Family::StableDiffusion {
+        return config;
+    }
     // What the file does not say is corrected, but not handed on.
     if !chosen || config.steps_offset.is_some() {
         config.steps_offset = Some(1);
@@ -73,9 +77,9 @@ pub fn scheduler(read: &SchedulerConfig, chosen: bool) -> SchedulerConfig {
 ///
 /// # Errors
 /// [`lacuna_model::Error::UnsupportedConfig`] when `_diffusers_version` is no version.
-pub fn sample_size(config: &UNetConfig) -> Result<Option<[usize; 2]>> {
+pub fn sample_size(config: &UNetConfig, family: Family) -> Result<Option<[usize; 2]>> {
     let early = match &config.diffusers_version {
-        Some(version) => {
+        Some(version) if family == Family::StableDiffusion => {
             is_early(version).ok_or_else(|| lacuna_model::Error::UnsupportedConfig {
                 config: "unet/config.json".into(),
                 key: "_diffusers_version".into(),
@@ -83,7 +87,7 @@ pub fn sample_size(config: &UNetConfig) -> Result<Option<[usize; 2]>> {
                 hint: "a version such as 0.6.0 is expected".into(),
             })?
         }
-        None => false,
+        _ => false,
     };
     Ok(config.sample_size.map(|size| match size {
         SampleSize::Square(side) if early && side < EARLY_SIDE => [EARLY_SIDE; 2],
@@ -113,10 +117,10 @@ mod tests {
     use serde_json::Value;
 
     fn size(config: Value) -> Result<Option<[usize; 2]>> {
-        sample_size(&UNetConfig::read(ConfigReader::new(
-            "unet/config.json",
-            config,
-        )?)?)
+        sample_size(
+            &UNetConfig::read(ConfigReader::new("unet/config.json", config)?)?,
+            Family::StableDiffusion,
+        )
     }
 
     #[test]
@@ -144,7 +148,7 @@ mod tests {
     fn what_the_file_says_is_handed_on_corrected_and_nothing_else() {
         let config = |value| SchedulerConfig::from_value(value).unwrap();
         let of = |config: &SchedulerConfig, chosen| {
-            let corrected = scheduler(config, chosen);
+            let corrected = scheduler(config, Family::StableDiffusion, chosen);
             (corrected.steps_offset, corrected.clip_sample)
         };
         let silent = config(json!({}));

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! From a prompt to a picture:
-//! - [`model_dir`]: a model on disk, and where its parts lie.
+//! - [`model`]: a model on disk, and its parts.
 //! - [`text`]: prompt to tokens to embeddings.
 //! - [`noise`]: torch's random numbers.
 //! - [`schedulers`]: how noise is taken out of the latents.
@@ -45,7 +45,7 @@ pub mod generator;
 pub mod interrupt;
 pub mod limits;
 pub mod memory;
-pub mod model_dir;
+pub mod model;
 pub mod named;
 pub mod noise;
 pub mod output;

@@ -73,9 +73,14 @@ impl Journey {
             arguments: vec!["generate".into(), case["prompt"].as_str().unwrap().into()],
             folder: Arc::new(tempfile::tempdir().unwrap()),
         };
-        let negative = case["negative_prompt"].as_str().unwrap();
-        journey
-            .with("--negative-prompt", negative)
+        let flags = case["flags"].as_array().into_iter().flatten();
+        let mut flags: Vec<&str> = flags.map(|flag| flag.as_str().unwrap()).collect();
+        if let Some(negative) = case["negative_prompt"].as_str() {
+            flags.extend(["--negative-prompt", negative]);
+        }
+        let pairs = flags.chunks(2);
+        pairs
+            .fold(journey, |journey, pair| journey.with(pair[0], pair[1]))
             .with("--model", model)
             .with("--device", "cpu")
             .with("--steps", case["steps"].to_string())

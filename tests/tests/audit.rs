@@ -10,11 +10,12 @@ use lacuna_instruments::audit::watch::{self, Place};
 use lacuna_model::device::OpenDevice;
 use lacuna_model::partition::{Rows, cut};
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::{Conditioning, Whole};
+use lacuna_model::whole::Whole;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::tap::{Heard, Tap};
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::text::Prompt;
 use lacuna_protocol::session::{AdvanceHeader, RunHeader};
 use lacuna_wire::HostTensor;
 use lacuna_wire::Message;
@@ -68,12 +69,10 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
         let pipeline = Pipeline::open(&model_dir(NAME), None, &[], &device).unwrap();
         let unet = pipeline.unet();
         let weights = pipeline.source().load_all().unwrap();
-        let context = pipeline.encode("a cat", "", true).unwrap();
-        let [_, tokens, _] = context.dims();
-        let context = Conditioning {
-            context,
-            added: None,
-        };
+        let (words, sampling) = (Prompt::new("a cat"), pipeline.sampling(1, Some(5.0)));
+        let shape = pipeline.latent_shape(None, None).unwrap();
+        let context = pipeline.encode(&words, &sampling, shape).unwrap();
+        let [_, tokens, _] = context.context.dims();
         let setting = Setting {
             scheme,
             sizes: Sizes {

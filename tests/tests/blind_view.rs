@@ -10,13 +10,13 @@ use lacuna_instruments::audit::prompts::draw;
 use lacuna_instruments::audit::target::Target;
 use lacuna_model::device::OpenDevice;
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::Conditioning;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::local::LocalWorkers;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::picture::Picture;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::text::Prompt;
 use lacuna_wire::HostTensor;
 use lacuna_worker::Model;
 use std::sync::Arc;
@@ -67,10 +67,11 @@ fn of_scheme(
     let channels = pipeline.unet().latent_channels();
     let noise = TorchRng::new(0).randn(channels * rows * columns).repeat(2);
     let noise = HostTensor::new([2, channels, rows, columns], noise).unwrap();
-    let run = |prompt| Run {
-        context: Conditioning {
-            context: pipeline.encode(&String::clone(&prompt), "", true).unwrap(),
-            added: None,
+    let run = |prompt: &str| Run {
+        context: {
+            let (prompt, sampling) = (Prompt::new(prompt), pipeline.sampling(1, Some(5.0)));
+            let shape = [1, channels, rows, columns];
+            pipeline.encode(&prompt, &sampling, shape).unwrap()
         },
         prompt: draw(1, 0).remove(0),
         calls: vec![(noise.clone(), 951.0)],

@@ -3,7 +3,7 @@
 
 use lacuna_model::config::WithoutEffect;
 use lacuna_model::unet;
-use lacuna_orchestrator::{corrections, model_dir, schedulers, text, vae};
+use lacuna_orchestrator::{corrections, model, schedulers, text, vae};
 use lacuna_wire::HostTensor;
 use serde_json::{Map, Value, json};
 use tests::golden::Golden;
@@ -368,7 +368,7 @@ async fn of_the_index() {
     // The class is named, not the key.
     let mut failures = Vec::new();
     let keys = keys_of(&golden, "StableDiffusionPipeline");
-    let bench = Bench::new(&golden, INDEX, model_dir::WITHOUT_EFFECT, |_| {});
+    let bench = Bench::new(&golden, INDEX, model::dir::WITHOUT_EFFECT, |_| {});
     let class = changes.remove(0);
     match bench.run(&[(class.key, class.value)], None).await {
         Outcome::Refused(error) if error.contains("FluxPipeline") => {}

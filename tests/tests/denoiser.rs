@@ -63,10 +63,8 @@ async fn last(denoiser: Denoiser) -> (Result<HostTensor, String>, Accounts) {
             HostTensor::new(shape, values).unwrap()
         };
         let context = noise(1, &[2, TOKENS, source().layers().context_width]);
-        let conditioning = Conditioning {
-            context: context.into_device(&OpenDevice::cpu().device).unwrap(),
-            added: None,
-        };
+        let conditioning =
+            Conditioning::of_text(context.into_device(&OpenDevice::cpu().device).unwrap());
         let weights = denoiser.weights().unwrap();
         let predicted = denoiser.predict(weights, conditioning, |predictor| {
             let mut sample = noise(2, &[2, 4, SIDE, SIDE]);

@@ -1,7 +1,7 @@
 //! Tokenizer and text encoder against the reference library.
 
 use burn::tensor::Device;
-use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer};
+use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer, Wanted};
 use serde_json::Value;
 use tests::golden::{Golden, MODELS, model_dir};
 
@@ -41,9 +41,18 @@ fn embeddings_equal_the_reference() {
             .iter()
             .map(ids)
             .collect();
-        golden.check("text.embeddings", encoder.encode(&embedded, 0).unwrap());
+        golden.check(
+            "text.embeddings",
+            encoder
+                .encode(&embedded, Wanted::Normalised(0))
+                .unwrap()
+                .states,
+        );
         let one = [ids(&text["penultimate"])];
-        golden.check("text.penultimate", encoder.encode(&one, 1).unwrap());
+        golden.check(
+            "text.penultimate",
+            encoder.encode(&one, Wanted::Normalised(1)).unwrap().states,
+        );
     }
 }
 
@@ -52,12 +61,12 @@ fn prompts_that_do_not_fit_the_encoder_are_errors() {
     let folder = model_dir("sd1").join("text_encoder");
     let encoder = ClipTextEncoder::load(&folder, None, &Device::flex()).unwrap();
     let message = |prompts: &[Vec<u32>], clip_skip| {
-        let result = encoder.encode(prompts, clip_skip);
+        let result = encoder.encode(prompts, Wanted::Normalised(clip_skip));
         result.unwrap_err().to_string()
     };
     assert!(message(&[vec![5, 674]], 0).contains("token id 674"));
     assert!(message(&[vec![1; 78]], 0).contains("[78] tokens"));
     assert!(message(&[vec![1; 4], vec![1; 5]], 0).contains("[4, 5] tokens"));
     assert!(message(&[], 0).contains("[] tokens"));
-    assert!(message(&[vec![1]], 4).contains("clip_skip = 4"));
+    assert!(message(&[vec![1]], 4).contains("clip skip 4"));
 }

@@ -2,9 +2,9 @@
 //! each breakage is an error that names the thing.
 
 use burn::tensor::{Device, Tensor};
-use lacuna_orchestrator::model_dir::ModelDir;
+use lacuna_orchestrator::model::dir::ModelDir;
 use lacuna_orchestrator::pipeline::Pipeline;
-use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer};
+use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer, Wanted};
 use lacuna_orchestrator::vae::Vae;
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -24,7 +24,10 @@ fn check_text(name: &str, copy: &ModelCopy, variant: Option<&str>) {
     let ids: Vec<_> = (0..4)
         .map(|i| tokenizer.encode(prompts[i]).unwrap())
         .collect();
-    golden.check("text.embeddings", encoder.encode(&ids, 0).unwrap());
+    golden.check(
+        "text.embeddings",
+        encoder.encode(&ids, Wanted::Normalised(0)).unwrap().states,
+    );
 }
 
 /// The autoencoder of `copy` against the golden file of `name`.

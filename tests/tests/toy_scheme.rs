@@ -23,7 +23,7 @@ use lacuna_orchestrator::fleet::tally::{Kind, Seen, Traffic};
 use lacuna_orchestrator::fleet::{Fleet, Piece};
 use lacuna_orchestrator::generator::{Event, Generator, Request};
 use lacuna_orchestrator::noise::TorchRng;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::schemes::count::{Count, Counted};
@@ -32,6 +32,7 @@ use lacuna_orchestrator::schemes::registry::Entry;
 use lacuna_orchestrator::schemes::{
     Account, Exposure, Finished, Options, Placed, Predictor, Scheme, Setting, Sizes, Uses,
 };
+use lacuna_orchestrator::text::Prompt;
 use lacuna_protocol::placement::Wire;
 use lacuna_protocol::session::Work;
 use lacuna_wire::HostTensor;
@@ -270,15 +271,11 @@ async fn the_house_takes_it_as_it_takes_its_own() {
     let device = OpenDevice::cpu().device;
     let pipeline = Arc::new(Pipeline::open(&model_dir(NAME), None, &[], &device).unwrap());
     let unet = pipeline.unet();
-    let sampling = Sampling {
-        scheduler: None,
-        steps: STEPS,
-        guidance: 5.0,
-        eta: 0.0,
-    };
-    let context = pipeline.encode("a cat", "", true).unwrap();
+    let sampling = pipeline.sampling(STEPS, Some(5.0));
     let shape = pipeline.latent_shape(None, None).unwrap();
-    let [_, tokens, _] = context.dims();
+    let prompt = Prompt::new("a cat");
+    let conditioning = pipeline.encode(&prompt, &sampling, shape).unwrap();
+    let [_, tokens, _] = conditioning.context.dims();
     let [_, _, rows, columns] = shape;
     let setting = Setting {
         scheme: Turns { at_once: 2 }.scheme(),
@@ -303,11 +300,11 @@ async fn the_house_takes_it_as_it_takes_its_own() {
             Some(_) => None,
             None => Some(pipeline.source().load_all().unwrap()),
         };
-        let (context, noise) = (context.clone(), noise.clone());
+        let (conditioning, noise) = (conditioning.clone(), noise.clone());
         let generator = Generator::new(pipeline.clone(), sampling.clone(), setting, whole, fleet);
         spawn_blocking(move || {
             let weights = generator.denoiser.weights().unwrap();
-            let request = Request::new(context, noise, TorchRng::new(1));
+            let request = Request::new(conditioning, noise, TorchRng::new(1));
             let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
             let latents = generator.denoise(request, weights, &mut go_on);
             (latents.unwrap(), generator.denoiser.accounts().clone())

@@ -29,10 +29,7 @@ fn every_block_equals_the_reference() {
             ("unet.t2", "unet.act2", "unet.out2"),
         ] {
             let (sender, blocks) = channel();
-            let conditioning = Conditioning {
-                context: golden.tensor("unet.context", device),
-                added: None,
-            };
+            let conditioning = Conditioning::of_text(golden.tensor("unet.context", device));
             let mut whole = Whole::new(weights.clone(), conditioning);
             whole.show_blocks_to(Box::new(move |block, x| {
                 sender.send((block.to_owned(), x.clone())).unwrap();
@@ -67,10 +64,7 @@ fn at_first_step(name: &str) -> (UNet, Whole, Tensor<4>, f64) {
     let (unet, weights) = load(name);
     let golden = Golden::load(name);
     let device = weights.device().clone();
-    let conditioning = Conditioning {
-        context: golden.tensor("unet.context", &device),
-        added: None,
-    };
+    let conditioning = Conditioning::of_text(golden.tensor("unet.context", &device));
     let sample = golden.tensor("unet.sample", &device);
     let timestep = golden.host("unet.t").data[0].into();
     (unet, Whole::new(weights, conditioning), sample, timestep)

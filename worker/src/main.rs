@@ -33,9 +33,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(name = "lacuna-worker", version)]
 struct Arguments {
-    /// A diffusers model directory, or its unet/ alone. With --store it may be left out.
+    /// A diffusers model directory, its unet/ alone, or a model's one file (.safetensors). With --store it may be left out.
     #[arg(long, env = "LACUNA_MODEL", required_unless_present_any = ["self_test", "store"])]
     model: Option<PathBuf>,
+    /// Of a model in one file: a model directory of the same kind, whose unet/config.json is taken [default: what the
+    /// file's tensors tell].
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LACUNA_MODEL_CONFIG",
+        requires = "model"
+    )]
+    model_config: Option<PathBuf>,
     /// Only open the device, hold it against the CPU, and say how it did.
     #[arg(long)]
     self_test: bool,
@@ -392,12 +401,18 @@ fn prepare(arguments: Arguments) -> anyhow::Result<Service> {
     Ok(Service::new(model.map(Arc::new), &device, &options)?)
 }
 
-/// Loads the U-Net of the folder `model`, or of its `unet/`.
+/// Loads the U-Net of the folder `model`, or of its `unet/`, or of the one file that it is.
 fn load(
     model: &Path,
     arguments: &Arguments,
     target: (&Device, Precision),
 ) -> anyhow::Result<Model> {
+    if model.is_file() {
+        let config = arguments.model_config.as_ref();
+        let config = config.map(|dir| dir.join("unet/config.json"));
+        let loaded = Model::load_one_file(model, config.as_deref(), &arguments.lora, target);
+        return loaded.with_context(|| format!("cannot load the U-Net in {}", model.display()));
+    }
     let nested = model.join("unet");
     let within = |dir: &Path| dir.join("config.json").is_file();
     anyhow::ensure!(

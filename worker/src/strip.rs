@@ -273,10 +273,8 @@ impl<O: Outside> Party for Strip<O> {
         };
         let mut got = self.accept(at, &label, tensors)?;
         if let Some(prompt) = got.remove("prompt") {
-            self.whole.set_prompt(Conditioning {
-                context: self.on_device(prompt)?,
-                added: None,
-            });
+            let prompt = self.on_device(prompt)?;
+            self.whole.set_prompt(Conditioning::of_text(prompt));
         }
         let x = self.take(&mut got, "x")?;
         self.begun = Some(Begun {

@@ -2,6 +2,7 @@
 //!
 //! - [`model`]: which model, and opening it.
 //! - [`size`]: of the picture, or of the latents of a model of which there is the config alone.
+//! - [`prompt`]: how a prompt is read.
 //! - [`sampling`]: how pictures are sampled.
 //! - [`scheme`]: the scheme and its options.
 //! - [`fleet`]: the workers.
@@ -10,6 +11,7 @@
 
 pub mod fleet;
 pub mod model;
+pub mod prompt;
 pub mod sampling;
 pub mod scheme;
 pub mod size;

@@ -8,22 +8,23 @@ use clap::Args;
 use lacuna_model::config::ConfigReader;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::selftest;
-use lacuna_model::unet::UNetConfig;
+use lacuna_model::unet::{UNetConfig, original};
 use lacuna_model::weights::AdapterFile;
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
+use crate::model::ModelFiles;
 use crate::pipeline::Pipeline;
 
 /// Which model, and where the user's part of it runs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArguments {
-    /// A diffusers model directory.
+    /// A diffusers model directory, a model's one file (.safetensors), or hf:OWNER/NAME of the hub's cache.
     #[arg(
         short,
         long,
-        value_name = "DIR",
+        value_name = "MODEL",
         env = "LACUNA_MODEL",
         default_value = "assets/demo-model"
     )]
@@ -31,6 +32,17 @@ pub struct ModelArguments {
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     pub variant: Option<String>,
+    /// Of a model in one file: a model directory of the same kind, whose configs, scheduler and tokenizers are taken
+    /// [default: what the file's tensors tell, and what was published].
+    #[arg(long, value_name = "DIR", env = "LACUNA_MODEL_CONFIG")]
+    pub model_config: Option<PathBuf>,
+    /// Of a model in one file: CLIP's vocabulary, as a model directory, a tokenizer's, or bpe_simple_vocab_16e6.txt.gz
+    /// [default: beside the file, or in the hub's cache].
+    #[arg(long, value_name = "PATH", env = "LACUNA_TOKENIZER")]
+    pub tokenizer: Option<PathBuf>,
+    /// Another autoencoder than the model's: its directory or its file.
+    #[arg(long, value_name = "PATH", env = "LACUNA_VAE")]
+    pub vae: Option<PathBuf>,
     /// A low-rank adapter of the U-Net (LoRA, safetensors in the names of diffusers or PEFT), with its strength behind a
     /// colon if that is not 1; repeat it for several. Workers must be started with the same; under --scheme blind without.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
@@ -72,6 +84,12 @@ pub fn unet_config(
                 .map_err(|cause| lacuna_model::Error::json(Path::new(known), text, cause))?;
             UNetConfig::read(ConfigReader::new(*known, value)?)
         }
+        None if name
+            .extension()
+            .is_some_and(|ending| ending == "safetensors") =>
+        {
+            Ok(original::open(name, None)?.0)
+        }
         None => {
             let mut keys = ConfigReader::from_file(&path())?;
             // Another file's keys would all be strays, and the U-Net that of the defaults.
@@ -86,19 +104,62 @@ pub fn unet_config(
     }
 }
 
-/// The model must be a directory.
+/// The model must be there.
 ///
 /// # Errors
 /// [`Error::Request`], saying what to do.
 pub fn check_model(arguments: &ModelArguments) -> Result<()> {
-    if arguments.model.is_dir() {
-        return Ok(());
+    arguments.files().map(drop)
+}
+
+impl ModelArguments {
+    /// Where the model and its parts lie.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there is none, saying what to do.
+    pub fn files(&self) -> Result<ModelFiles> {
+        let files = ModelFiles {
+            model: find(&self.model)?,
+            variant: self.variant.clone(),
+            config: self.model_config.clone(),
+            tokenizer: self.tokenizer.clone(),
+            vae: self.vae.clone(),
+        };
+        let one_file = [
+            ("--model-config", &files.config),
+            ("--tokenizer", &files.tokenizer),
+        ];
+        let given = one_file.into_iter().find(|(_, path)| path.is_some());
+        match given.filter(|_| files.model.is_dir()) {
+            Some((flag, _)) => Err(Error::Request(format!(
+                "{flag} is for a model in one file; {} has its own",
+                files.model.display()
+            ))),
+            None => Ok(files),
+        }
     }
-    Err(Error::Request(format!(
-        "there is no model in {}; give --model a diffusers directory \
-         (this repository's own is assets/demo-model)",
-        arguments.model.display()
-    )))
+}
+
+/// The folder or file of a model, which may be named as in the hub.
+fn find(model: &Path) -> Result<PathBuf> {
+    if let Some(name) = model.to_str().and_then(|name| name.strip_prefix("hf:")) {
+        let repository = hf_hub::Cache::from_env().model(name.to_owned());
+        let index = repository.get("model_index.json");
+        let folder = index.as_deref().and_then(Path::parent);
+        return folder.map(Path::to_owned).ok_or_else(|| {
+            Error::Request(format!(
+                "hf:{name}: the hub's cache has no such model; get it by `hf download {name}`, which keeps it there"
+            ))
+        });
+    }
+    match model.is_dir() || model.is_file() {
+        true => Ok(model.to_owned()),
+        false => Err(Error::Request(format!(
+            "there is no model in {}; give --model a diffusers directory, or a model's one file \
+             (this repository's own is assets/demo-model)",
+            model.display()
+        ))),
+    }
 }
 
 /// Opens the device and the model.
@@ -112,13 +173,10 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
         // Not inside the macro: that evaluates nothing unless the line is logged.
         let report = selftest::run(&device, Precision::F32)?;
         tracing::debug!("self-test: {report}");
-        let pipeline = Pipeline::open(
-            &arguments.model,
-            arguments.variant.as_deref(),
-            &arguments.lora,
-            &device.device,
-        )
-        .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
+        let parts = arguments.files()?.open();
+        let opened = parts.and_then(|parts| Pipeline::of(parts, &arguments.lora, &device.device));
+        let pipeline = opened
+            .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
         Ok((Arc::new(pipeline), device))
     })
     .await?

@@ -3,26 +3,24 @@
 use clap::Args;
 use lacuna_wire::HostTensor;
 
+use super::prompt::PromptArguments;
 use crate::error::{Error, Result};
 use crate::noise::TorchRng;
-use crate::pipeline::Sampling;
+use crate::pipeline::{Pipeline, Sampling};
 use crate::schedulers::SchedulerKind;
-
-/// Where neither the user nor the model says: what Stable Diffusion is mostly used with.
-pub const DEFAULT_GUIDANCE: f32 = 7.5;
 
 /// How pictures are sampled.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArguments {
-    /// What not to see.
-    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
-    pub negative_prompt: String,
+    /// How the prompt is read.
+    #[command(flatten)]
+    pub words: PromptArguments,
     /// Sampler steps.
     #[arg(long, default_value_t = 50)]
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off [default: what the model recommends in its
-    /// generation_config.json, else 7.5].
+    /// generation_config.json, else 7.5; 5 for SDXL, 8.5 for a latent consistency model].
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
     /// Seed of the first picture; the next ones count on. The same noise as torch's CPU generator, for negative
@@ -49,14 +47,12 @@ impl SamplingArguments {
         }
     }
 
-    /// How a model's sampler goes that recommends the guidance scale `recommended`; `eta` is DDIM's.
-    pub fn settle(&self, recommended: Option<f32>, eta: f32) -> Sampling {
-        let guidance = self.guidance.or(recommended);
+    /// How the sampler of `pipeline` goes; `eta` is DDIM's.
+    pub fn settle(&self, pipeline: &Pipeline, eta: f32) -> Sampling {
         Sampling {
             scheduler: self.scheduler,
-            steps: self.steps,
-            guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
             eta,
+            ..pipeline.sampling(self.steps, self.guidance)
         }
     }
 }

@@ -16,7 +16,6 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::Conditioning;
 use lacuna_wire::HostTensor;
@@ -52,7 +51,7 @@ pub struct Generator {
 #[derive(Clone)]
 pub struct Request {
     /// Of [`Pipeline::encode`].
-    pub context: Tensor<3>,
+    pub conditioning: Conditioning,
     /// Noise `[1, C, H, W]` of standard deviation 1.
     pub noise: HostTensor,
     /// Fresh noise, where the scheduler adds any, goes on from here.
@@ -62,11 +61,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// A picture of which nothing was made before: by `context` of [`Pipeline::encode`], from `noise` `[1, C, H, W]` of standard
+    /// A picture of which nothing was made before: by `conditioning` of [`Pipeline::encode`], from `noise` `[1, C, H, W]` of standard
     /// deviation 1, and `rng`'s where the scheduler adds any.
-    pub fn new(context: Tensor<3>, noise: HostTensor, rng: TorchRng) -> Self {
+    pub fn new(conditioning: Conditioning, noise: HostTensor, rng: TorchRng) -> Self {
         Self {
-            context,
+            conditioning,
             noise,
             rng,
             begun: Begun::default(),
@@ -185,15 +184,11 @@ impl Generator {
         hear: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
         let Request {
-            context,
+            conditioning,
             noise,
             mut rng,
             begun: Begun { predictions, shown },
         } = request;
-        let conditioning = Conditioning {
-            context,
-            added: None,
-        };
         let hear = RefCell::new(hear);
         let note = Box::new(|shown: &[Shown]| go_on(hear.borrow_mut()(Event::Opening(shown))));
         let calls = |predictor: &mut dyn Predictor| {

@@ -4,16 +4,17 @@ use std::path::Path;
 
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lacuna_model::layers::{LayerNorm, Parameter, Parameters};
+use lacuna_model::layers::{LayerNorm, Linear, Parameter, Parameters};
 use lacuna_model::ops;
 use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
 
-use super::clip_config::ClipTextConfig;
+use super::clip_config::{ClipTextConfig, PooledAt, PooledConfig};
 use super::encoder::EncoderLayer;
 use crate::error::{Error, Result};
 
 const TOKEN_EMBEDDING: &str = "embeddings.token_embedding";
 const POSITION_EMBEDDING: &str = "embeddings.position_embedding";
+const PROJECTION: &str = "text_projection";
 
 /// The text encoder's layers, named as in the files but for the prefix `text_model.` of older ones.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,26 @@ pub struct ClipTextLayers {
     pub(super) width: usize,
     pub(super) layers: Vec<EncoderLayer>,
     pub(super) final_norm: LayerNorm,
+    /// Where there is one: how a whole text becomes one vector.
+    pooled: Option<(PooledAt, Linear)>,
+}
+
+/// What a text encoder makes of prompts.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Hidden states `[B, T, D]`.
+    pub states: Tensor<3>,
+    /// The whole text `[B, D_pooled]`, of a model that has the map to it.
+    pub pooled: Option<Tensor<2>>,
+}
+
+/// Which hidden states of a text encoder are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those after the last layer but so many, normalised: Stable Diffusion's.
+    Normalised(usize),
+    /// Those before the last layer and so many more, as they are: SDXL's.
+    Penultimate(usize),
 }
 
 impl ClipTextLayers {
@@ -37,6 +58,25 @@ impl ClipTextLayers {
     pub fn width(&self) -> usize {
         self.width
     }
+
+    /// Number of layers.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Width of the whole text's vector, of a model that has the map to it.
+    pub fn pooled_width(&self) -> Option<usize> {
+        self.pooled.as_ref().map(|(_, project)| project.d_out)
+    }
+
+    /// The same with the map from the whole text's state to a vector.
+    pub fn pooling(self, config: PooledConfig) -> Self {
+        let project = Linear::new(PROJECTION, self.width, config.projection_dim);
+        Self {
+            pooled: Some((config.at, project.without_bias())),
+            ..self
+        }
+    }
 }
 
 impl ClipTextConfig {
@@ -48,6 +88,7 @@ impl ClipTextConfig {
             width: self.encoder.hidden_size,
             layers: EncoderLayer::stack(&self.encoder),
             final_norm: self.encoder.norm("final_layer_norm"),
+            pooled: None,
         }
     }
 }
@@ -64,6 +105,9 @@ impl Parameters for ClipTextLayers {
             layer.parameters(out);
         }
         self.final_norm.parameters(out);
+        if let Some((_, project)) = &self.pooled {
+            project.parameters(out);
+        }
     }
 }
 
@@ -82,17 +126,46 @@ impl ClipTextEncoder {
     /// Any [`lacuna_model::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<ClipTextLayers>> {
         let layers = ClipTextConfig::from_file(&dir.join("config.json"))?.build();
-        let mut checkpoint = Checkpoint::open(dir, Library::Transformers, variant)?;
+        Self::stored(
+            layers,
+            Checkpoint::open(dir, Library::Transformers, variant)?,
+        )
+    }
+
+    /// The same of a model with the map from the whole text's state to a vector (`CLIPTextModelWithProjection`).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_pooling(dir: &Path, variant: Option<&str>) -> Result<Stored<ClipTextLayers>> {
+        let path = dir.join("config.json");
+        let layers = ClipTextConfig::from_file(&path)?.build();
+        let layers = layers.pooling(PooledConfig::from_file(&path)?);
+        Self::stored(
+            layers,
+            Checkpoint::open(dir, Library::Transformers, variant)?,
+        )
+    }
+
+    /// `layers` with the weights of `checkpoint`, in the names of the reference.
+    ///
+    /// # Errors
+    /// As [`Stored::new`].
+    pub fn stored(
+        layers: ClipTextLayers,
+        mut checkpoint: Checkpoint,
+    ) -> Result<Stored<ClipTextLayers>> {
+        let pools = layers.pooled.is_some();
         checkpoint.adapt(|name, _| {
             let name = name.strip_prefix("text_model.").unwrap_or(name);
             // A buffer that only counts, and what a whole CLIP has besides the text model.
             let unused = [
                 "embeddings.position_ids",
-                "text_projection.weight",
                 "visual_projection.weight",
                 "logit_scale",
             ];
-            let unused = unused.contains(&name) || name.starts_with("vision_model.");
+            let unused = unused.contains(&name)
+                || name.starts_with("vision_model.")
+                || (!pools && name == "text_projection.weight");
             (!unused).then(|| name.to_owned())
         });
         Ok(Stored::new(layers, checkpoint)?)
@@ -122,24 +195,51 @@ impl ClipTextEncoder {
         &self.layers
     }
 
-    /// Embeddings `[B, T, D]` of `B` prompts of `T` tokens each: the hidden state after the last
-    /// layer but `clip_skip`, through the final normalisation.
+    /// What `B` prompts of `T` tokens each become.
     ///
     /// # Errors
     /// [`Error::Tokens`] for an id outside the vocabulary, prompts of unequal length or too many
-    /// tokens, or a `clip_skip` beyond the number of layers.
-    pub fn encode(&self, prompts: &[Vec<u32>], clip_skip: usize) -> Result<Tensor<3>> {
-        let depth = self.layers.layers.len();
-        let Some(wanted) = depth.checked_sub(clip_skip) else {
+    /// tokens, or where more layers are left out than there are.
+    pub fn encode(&self, prompts: &[Vec<u32>], wanted: Wanted) -> Result<Encoded> {
+        let layers = &self.layers.layers;
+        let (left_out, skip) = match wanted {
+            Wanted::Normalised(skip) => (skip, skip),
+            Wanted::Penultimate(skip) => (skip.saturating_add(1), skip),
+        };
+        let Some(depth) = layers.len().checked_sub(left_out) else {
             return Err(Error::Tokens(format!(
-                "clip_skip = {clip_skip}, but there are {depth} layers"
+                "clip skip {skip}: the text encoder has {} layers",
+                layers.len()
             )));
         };
+        let norm = |x| ops::layer_norm(&self.weights, &self.layers.final_norm, x);
         let mut x = self.embed(prompts)?;
-        for layer in &self.layers.layers[..wanted] {
+        for layer in &layers[..depth] {
             x = layer.forward(&self.weights, x, true)?;
         }
-        Ok(ops::layer_norm(&self.weights, &self.layers.final_norm, x)?)
+        let states = match wanted {
+            Wanted::Normalised(_) => norm(x.clone())?,
+            Wanted::Penultimate(_) => x.clone(),
+        };
+        let Some((at, project)) = &self.layers.pooled else {
+            return Ok(Encoded {
+                states,
+                pooled: None,
+            });
+        };
+        for layer in &layers[depth..] {
+            x = layer.forward(&self.weights, x, true)?;
+        }
+        let last = norm(x)?;
+        let rows = prompts.iter().enumerate().map(|(row, ids)| {
+            let one = last.clone().narrow(0, row, 1);
+            one.narrow(1, at.place(ids), 1)
+        });
+        let whole = Tensor::cat(rows.collect(), 0).squeeze_dim::<2>(1);
+        Ok(Encoded {
+            states,
+            pooled: Some(ops::linear(&self.weights, project, whole)?),
+        })
     }
 
     /// Tokens and their positions, `[B, T, D]`.

@@ -69,6 +69,66 @@ pub struct ClipTextConfig {
     pub(super) encoder: EncoderConfig,
 }
 
+/// How a whole text becomes one vector: the last state of one token, through a linear map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PooledConfig {
+    /// Width of the vector.
+    pub projection_dim: usize,
+    /// The token.
+    pub at: PooledAt,
+}
+
+/// The token that a text is pooled at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PooledAt {
+    /// The first of those with the largest id: what the reference does where `eos_token_id` is 2, as early files have it.
+    LargestId,
+    /// The first with this id.
+    Id(u32),
+}
+
+impl PooledAt {
+    /// Its place in `ids`. Like the reference, the first of all where there is no such token.
+    pub fn place(self, ids: &[u32]) -> usize {
+        let wanted = match self {
+            Self::LargestId => ids.iter().max().copied(),
+            Self::Id(id) => Some(id),
+        };
+        let found = ids.iter().position(|id| Some(*id) == wanted);
+        found.unwrap_or(0)
+    }
+}
+
+impl PooledConfig {
+    /// Reads `config.json` of a text model with its projection.
+    ///
+    /// # Errors
+    /// Any error of [`ConfigReader`]; each names the key.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let mut keys = ConfigReader::from_file(path)?;
+        if let Some(nested) = keys.optional::<Map<String, Value>>("text_config")? {
+            let source = format!("{}: text_config", path.display());
+            keys = ConfigReader::new(source, Value::Object(nested))?;
+        }
+        Self::read(keys)
+    }
+
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn read(mut keys: ConfigReader) -> Result<Self> {
+        const EARLY: u32 = 2;
+        Ok(Self {
+            projection_dim: keys.or("projection_dim", 512)?,
+            at: match keys.or("eos_token_id", 49407)? {
+                EARLY => PooledAt::LargestId,
+                id => PooledAt::Id(id),
+            },
+        })
+    }
+}
+
 /// What of the vision model's config changes the arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipVisionConfig {
@@ -342,6 +402,14 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("text_config is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_text_is_pooled_at_its_end() {
+        let ids = [49406, 320, 49408, 49407, 49407, 49408];
+        assert_eq!(PooledAt::LargestId.place(&ids), 2);
+        assert_eq!(PooledAt::Id(49407).place(&ids), 3);
+        assert_eq!(PooledAt::Id(7).place(&ids), 0);
     }
 
     #[test]

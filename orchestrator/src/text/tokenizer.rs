@@ -55,6 +55,26 @@ impl ClipTokenizer {
         Self::build(files).map_err(|reason| Error::tokenizer(&source, reason))
     }
 
+    /// CLIP's own tokenizer, from the file in which its makers published it, `bpe_simple_vocab_16e6.txt.gz` (or the same
+    /// unpacked).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn of_clip(path: &Path) -> Result<Self> {
+        let files = TokenizerFiles::of_clip(path)?;
+        Self::build(files).map_err(|reason| Error::tokenizer(path, reason))
+    }
+
+    /// The same, which fills a short prompt up with `token`.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] where there is no such token.
+    pub fn padded_with(self, token: &str) -> Result<Self> {
+        let id = self.tokenizer.token_to_id(token);
+        let pad = id.ok_or_else(|| Error::Prompt(format!("there is no token {token:?}")))?;
+        Ok(Self { pad, ..self })
+    }
+
     fn build(files: TokenizerFiles) -> tokenizers::Result<Self> {
         let TokenizerFiles {
             vocabulary,

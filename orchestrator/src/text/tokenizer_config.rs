@@ -67,8 +67,8 @@ const REFUSED: [&str; 7] = [
 /// Tokens of a prompt where the file gives no number: CLIP's own.
 const DEFAULT_LENGTH: usize = 77;
 
-const START: &str = "<|startoftext|>";
-const END: &str = "<|endoftext|>";
+pub(super) const START: &str = "<|startoftext|>";
+pub(super) const END: &str = "<|endoftext|>";
 
 /// A side of the prompt's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +148,21 @@ impl TokenizerConfig {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// What the class says by itself, for the vocabulary at `path`.
+    pub(super) fn without_files(path: &Path) -> Result<Self> {
+        let mut keys = Map::new();
+        Ok(Self {
+            added: BTreeMap::new(),
+            listed: false,
+            length: take_length(&mut keys, path)?,
+            padding: None,
+            truncation: None,
+            split_special: false,
+            keys,
+            path: path.to_owned(),
+        })
     }
 
     /// What is left must be tokens or keys without effect; of others the reference takes no notice.

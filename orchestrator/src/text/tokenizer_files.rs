@@ -1,13 +1,15 @@
 //! The files of a CLIP tokenizer: vocabulary and merges, in all their published forms.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tokenizers::AddedToken;
 
 use super::json::{Vocabulary, parse, read_text};
-use super::tokenizer_config::{Side, SpecialTokens, TokenizerConfig};
+use super::tokenizer_config::{END, START, Side, SpecialTokens, TokenizerConfig};
 use crate::error::{Error, Result};
 
 /// What the files say, before any of it is put to work.
@@ -126,6 +128,66 @@ impl TokenizerFiles {
             split_special: config.split_special,
         })
     }
+}
+
+/// Bytes of an unpacked vocabulary at most; CLIP's has 3 MB.
+const LARGEST: u64 = 64 << 20;
+/// Tokens of CLIP's vocabulary: bytes, bytes that end a word, merges, start and end. The file holds more merges.
+const TOKENS: usize = 49_408;
+
+impl TokenizerFiles {
+    /// Reads CLIP's own file: a line of comment, and a merge on each line.
+    pub(super) fn of_clip(path: &Path) -> Result<Self> {
+        let bad = |reason: String| Error::tokenizer(path, reason);
+        let file = File::open(path).map_err(|e| bad(e.to_string()))?;
+        let packed = path.extension().is_some_and(|ending| ending == "gz");
+        let reader: Box<dyn Read> = match packed {
+            true => Box::new(flate2::read::GzDecoder::new(file)),
+            false => Box::new(file),
+        };
+        let mut text = String::new();
+        let read = reader.take(LARGEST).read_to_string(&mut text);
+        read.map_err(|e| bad(e.to_string()))?;
+        let bytes: Vec<String> = clip_bytes().map(String::from).collect();
+        let lines = text.lines().skip(1).take(TOKENS - 2 * bytes.len() - 2);
+        let merges = number_lines(lines.map(|line| line.split_once(' ')), path)?;
+        let ends = bytes.iter().map(|byte| format!("{byte}</w>"));
+        let joined = merges.iter().map(|(a, b)| format!("{a}{b}"));
+        let special = [START, END].map(str::to_owned);
+        let tokens = bytes
+            .iter()
+            .cloned()
+            .chain(ends)
+            .chain(joined)
+            .chain(special);
+        let vocabulary: Vocabulary = tokens.zip(0..).collect();
+        check_vocabulary(&vocabulary, &merges, path)?;
+        let config = TokenizerConfig::without_files(path)?;
+        let added = BTreeMap::new();
+        Ok(Self {
+            source: path.to_owned(),
+            special: config.special(&added)?,
+            vocabulary,
+            merges,
+            added,
+            length: config.length,
+            padding: Side::Right,
+            truncation: Side::Right,
+            split_special: false,
+        })
+    }
+}
+
+/// The 256 bytes as CLIP writes them, in its order: those that can be printed as themselves, then the others as letters
+/// from 256 on.
+fn clip_bytes() -> impl Iterator<Item = char> {
+    let printed = || {
+        ('!'..='~')
+            .chain('\u{a1}'..='\u{ac}')
+            .chain('\u{ae}'..='\u{ff}')
+    };
+    let others = 256 - printed().count() as u32;
+    printed().chain((256..256 + others).filter_map(char::from_u32))
 }
 
 impl MergeJson {

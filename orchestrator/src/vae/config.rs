@@ -11,9 +11,7 @@ use crate::error::Result;
 pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("force_upcast", "the decoder runs in f32 already"),
     ("sample_size", "only sizes tiles, which are off"),
-    ("shift_factor", "StableDiffusionPipeline never reads it"),
-    ("latents_mean", "StableDiffusionPipeline never reads it"),
-    ("latents_std", "StableDiffusionPipeline never reads it"),
+    ("shift_factor", "no pipeline of these U-Nets reads it"),
 ];
 
 /// What of `vae/config.json` changes the picture.
@@ -21,6 +19,8 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
 pub struct VaeConfig {
     /// What the U-Net's latents are multiples of.
     pub scaling_factor: f64,
+    /// Mean and standard deviation of each of the latents' channels, which SDXL's pipeline reads.
+    pub(super) latents_mean_std: Option<[Vec<f32>; 2]>,
     pub(super) in_channels: usize,
     pub(super) out_channels: usize,
     pub(super) latent_channels: usize,
@@ -47,11 +47,13 @@ impl VaeConfig {
     /// # Errors
     /// As [`Self::from_file`].
     pub fn read(mut keys: ConfigReader) -> Result<Self> {
+        let latent_channels = keys.or("latent_channels", 4)?;
         let config = Self {
+            latents_mean_std: read_mean_std(&mut keys, latent_channels)?,
             scaling_factor: keys.or("scaling_factor", 0.18215)?,
             in_channels: keys.or("in_channels", 3)?,
             out_channels: keys.or("out_channels", 3)?,
-            latent_channels: keys.or("latent_channels", 4)?,
+            latent_channels,
             block_out_channels: keys.or("block_out_channels", vec![64])?,
             layers_per_block: keys.or("layers_per_block", 1)?,
             norm_num_groups: keys.or("norm_num_groups", 32)?,
@@ -115,6 +117,22 @@ impl VaeConfig {
         }
         Ok(())
     }
+}
+
+/// `latents_mean` and `latents_std`; like the reference, nothing where one of them is missing.
+fn read_mean_std(keys: &mut ConfigReader, channels: usize) -> Result<Option<[Vec<f32>; 2]>> {
+    let mut read = |key: &str| -> Result<Option<Vec<f32>>> {
+        let Some(values) = keys.optional::<Vec<f32>>(key)? else {
+            return Ok(None);
+        };
+        if values.len() != channels || values.iter().any(|value| !value.is_finite()) {
+            let hint = format!("a number for each of the {channels} latent_channels");
+            return Err(keys.unsupported(key, &json!(values), &hint).into());
+        }
+        Ok(Some(values))
+    };
+    let (mean, std) = (read("latents_mean")?, read("latents_std")?);
+    Ok(mean.zip(std).map(|(mean, std)| [mean, std]))
 }
 
 #[cfg(test)]

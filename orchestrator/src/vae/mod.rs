@@ -13,7 +13,7 @@ pub use config::{VaeConfig, WITHOUT_EFFECT};
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_model::layers::{Conv2d, Parameter, Parameters};
 use lacuna_model::ops;
 use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
@@ -33,6 +33,8 @@ pub struct VaeLayers {
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
     scaling_factor: f64,
+    /// Mean and standard deviation of each of the latents' channels.
+    mean_std: Option<[Vec<f32>; 2]>,
 }
 
 impl VaeLayers {
@@ -40,6 +42,24 @@ impl VaeLayers {
     /// after [`Vae::encode`].
     pub fn scaling_factor(&self) -> f64 {
         self.scaling_factor
+    }
+
+    /// What [`Vae::decode`] takes of the U-Net's latents `[B, C, H, W]`, as Stable Diffusion's pipeline makes it.
+    pub fn unscaled(&self, latents: Tensor<4>) -> Tensor<4> {
+        latents / self.scaling_factor
+    }
+
+    /// The same as SDXL's pipeline makes it: by each channel's mean and standard deviation where the config has them.
+    pub fn unnormalised(&self, latents: Tensor<4>) -> Tensor<4> {
+        let Some(mean_std) = &self.mean_std else {
+            return self.unscaled(latents);
+        };
+        let device = latents.device();
+        let [mean, std] = mean_std.each_ref().map(|values| {
+            let values = TensorData::new(values.clone(), [1, values.len(), 1, 1]);
+            Tensor::<4>::from_data(values, &device)
+        });
+        latents * std / self.scaling_factor + mean
     }
 
     /// Channels of the latents.
@@ -84,6 +104,7 @@ impl VaeConfig {
                 .then(|| Conv2d::same("post_quant_conv", latents, latents, 1)),
             decoder: Decoder::new(self),
             scaling_factor: self.scaling_factor,
+            mean_std: self.latents_mean_std.clone(),
         }
     }
 }
@@ -122,8 +143,16 @@ impl Vae {
     /// # Errors
     /// Any [`lacuna_model::Error`] of reading configs and weights, naming the key or tensor.
     pub fn open(dir: &Path, variant: Option<&str>) -> Result<Stored<VaeLayers>> {
-        let layers = VaeConfig::from_file(&dir.join("config.json"))?.build();
-        let mut checkpoint = Checkpoint::open(dir, Library::Diffusers, variant)?;
+        let config = VaeConfig::from_file(&dir.join("config.json"))?;
+        Self::stored(&config, Checkpoint::open(dir, Library::Diffusers, variant)?)
+    }
+
+    /// The autoencoder of `config` with the weights of `checkpoint`, in the names of the reference.
+    ///
+    /// # Errors
+    /// As [`Stored::new`].
+    pub fn stored(config: &VaeConfig, mut checkpoint: Checkpoint) -> Result<Stored<VaeLayers>> {
+        let layers = config.build();
         checkpoint.adapt(|name, shape| Some(modern_attention(name, shape)));
         Ok(Stored::new(layers, checkpoint)?)
     }

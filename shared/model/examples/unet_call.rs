@@ -91,7 +91,11 @@ fn conditioning(unet: &UNet, opened: &OpenDevice) -> lacuna_model::Result<Condit
             })
         }
     };
-    Ok(Conditioning { context, added })
+    Ok(Conditioning {
+        added,
+        guidance: unet.time.guidance.is_some().then_some(5.0),
+        ..Conditioning::of_text(context)
+    })
 }
 
 /// Values between -2 and 2, of variance near one.

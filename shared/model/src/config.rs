@@ -106,6 +106,11 @@ impl ConfigReader {
         self.keys.get(key).is_some_and(Value::is_null)
     }
 
+    /// Whether a key is not there, or null.
+    pub fn is_absent(&self, key: &str) -> bool {
+        self.keys.get(key).is_none_or(Value::is_null)
+    }
+
     fn refuse_null(&self, key: &str) -> Result<()> {
         if self.is_null(key) {
             let hint = "leave the key out for its default";
@@ -157,12 +162,13 @@ impl ConfigReader {
 
     /// That no whole number in a value is larger than any size of a model: layers are made of them, and products.
     fn check_size(&self, key: &str, value: &Value) -> Result<()> {
-        let too_large = |number: &Value| number.as_u64().is_some_and(|n| n > LARGEST);
-        let found = match value {
-            Value::Array(list) => list.iter().any(too_large),
-            value => too_large(value),
-        };
-        match found {
+        fn too_large(value: &Value) -> bool {
+            match value {
+                Value::Array(list) => list.iter().any(too_large),
+                value => value.as_u64().is_some_and(|n| n > LARGEST),
+            }
+        }
+        match too_large(value) {
             true => Err(self.unsupported(key, value, &format!("at most {LARGEST}"))),
             false => Ok(()),
         }

@@ -18,6 +18,9 @@ pub struct TimeEmbedding {
     pub linear_1: Linear,
     /// Second map, after SiLU.
     pub linear_2: Linear,
+    /// Of the guidance scale's embedding, added to the timestep's sinusoid: a model that was distilled with its guidance
+    /// (Meng et al. 2023, section 3.1) takes the scale as an input.
+    pub guidance: Option<Linear>,
     /// SDXL's second input.
     pub added: Option<AddedEmbedding>,
 }
@@ -52,12 +55,29 @@ impl TimeEmbedding {
         out.resize(channels, 0.0);
         out
     }
+
+    /// The embedding of a guidance scale, `[channels]`, in f32 as the reference's pipelines compute it
+    /// (`get_guidance_scale_embedding` of the scale less 1).
+    pub fn guidance_embedding(scale: f32, channels: usize) -> Vec<f32> {
+        let half = channels / 2;
+        let step = (10_000f64.ln() / (half as f64 - 1.0)) as f32;
+        let value = (scale - 1.0) * 1000.0;
+        let angle = |i: usize| value * (-step * i as f32).exp();
+        let sines = (0..half).map(|i| angle(i).sin());
+        let cosines = (0..half).map(|i| angle(i).cos());
+        let mut out: Vec<f32> = sines.chain(cosines).collect();
+        out.resize(channels, 0.0);
+        out
+    }
 }
 
 impl Parameters for TimeEmbedding {
     fn parameters(&self, out: &mut Vec<Parameter>) {
         self.linear_1.parameters(out);
         self.linear_2.parameters(out);
+        if let Some(guidance) = &self.guidance {
+            guidance.parameters(out);
+        }
         if let Some(added) = &self.added {
             added.linear_1.parameters(out);
             added.linear_2.parameters(out);

@@ -96,10 +96,7 @@ fn rate(
     let embedding: Tensor<2> = zeros(&unet.embedding(batch)).into_device(&target.device)?;
     let context = zeros(&[batch, prompt, unet.context_width]).into_device(&target.device)?;
     let (x, embedding) = (x.cast(dtype), embedding.cast(dtype));
-    let conditioning = Conditioning {
-        context: context.cast(dtype),
-        added: None,
-    };
+    let conditioning = Conditioning::of_text(context.cast(dtype));
     let weights = Weights::random(&part, 0, target.clone())?;
     let mut whole = Whole::new(weights, conditioning);
     let (mut best, mut all) = (f64::INFINITY, Duration::ZERO);

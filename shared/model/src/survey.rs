@@ -62,7 +62,7 @@ pub fn survey(
     [batch, rows, columns]: [usize; 3],
     prompt: usize,
 ) -> Result<Vec<Operation>, Error> {
-    let mut surveyor = Surveyor::new(prompt);
+    let mut surveyor = Surveyor::new(batch, prompt);
     let sample = [batch, unet.in_channels, rows, columns];
     unet.forward(&mut surveyor, &sample, 0.0)?;
     Ok(surveyor.operations)
@@ -71,14 +71,16 @@ pub fn survey(
 /// Executes a U-Net over bare shapes, and notes what there would be to compute.
 #[derive(Clone, Debug)]
 pub struct Surveyor {
+    batch: usize,
     prompt: usize,
     operations: Vec<Operation>,
 }
 
 impl Surveyor {
-    /// A surveyor with a prompt of `prompt` tokens.
-    pub fn new(prompt: usize) -> Self {
+    /// A surveyor of `batch` entries with a prompt of `prompt` tokens.
+    pub fn new(batch: usize, prompt: usize) -> Self {
         Self {
+            batch,
             prompt,
             operations: Vec::new(),
         }
@@ -126,15 +128,22 @@ impl Surveyor {
 impl Executor for Surveyor {
     type Feature = [usize; 4];
     type Tokens = [usize; 3];
-    type Embedding = ();
+    /// Its rows: one, or one for each entry where the model is told of each picture's size.
+    type Embedding = usize;
     type Error = Error;
 
-    fn embed_time(&mut self, layer: &TimeEmbedding, _: f64) -> Result<(), Error> {
-        let added = layer.added.iter().flat_map(|a| [&a.linear_1, &a.linear_2]);
-        for linear in [&layer.linear_1, &layer.linear_2].into_iter().chain(added) {
+    fn embed_time(&mut self, layer: &TimeEmbedding, _: f64) -> Result<usize, Error> {
+        let linears = [&layer.linear_1, &layer.linear_2].into_iter();
+        for linear in layer.guidance.iter().chain(linears) {
             self.map(linear, [1, 1, linear.d_in]);
         }
-        Ok(())
+        let Some(added) = &layer.added else {
+            return Ok(1);
+        };
+        for linear in [&added.linear_1, &added.linear_2] {
+            self.map(linear, [1, self.batch, linear.d_in]);
+        }
+        Ok(self.batch)
     }
 
     fn conv(&mut self, layer: &Conv2d, x: &[usize; 4]) -> Result<[usize; 4], Error> {
@@ -174,9 +183,9 @@ impl Executor for Surveyor {
         &mut self,
         project: &Linear,
         x: [usize; 4],
-        _: &(),
+        rows: &usize,
     ) -> Result<[usize; 4], Error> {
-        self.map(project, [1, 1, project.d_in]);
+        self.map(project, [1, *rows, project.d_in]);
         Ok(x)
     }
 

@@ -18,6 +18,19 @@ pub struct Conditioning {
     pub context: Tensor<3>,
     /// SDXL's second input.
     pub added: Option<AddedConditioning>,
+    /// The guidance scale, for a model that takes it as an input.
+    pub guidance: Option<f32>,
+}
+
+impl Conditioning {
+    /// A prompt's embedding `[B, T, D]`, and nothing else.
+    pub fn of_text(context: Tensor<3>) -> Self {
+        Self {
+            context,
+            added: None,
+            guidance: None,
+        }
+    }
 }
 
 /// SDXL's pooled text and picture sizes.
@@ -71,6 +84,7 @@ impl Whole {
                 pooled: added.pooled.clone().narrow(0, start, len),
                 sizes: added.sizes.iter().skip(start).take(len).copied().collect(),
             }),
+            guidance: all.guidance,
         });
         Self {
             conditioning,
@@ -284,7 +298,15 @@ impl Executor for Whole {
             let shape = [1, values.len()];
             Tensor::<2>::from_data(TensorData::new(values, shape), &device)
         };
-        let sinusoid = row(layer.sinusoid(timestep, layer.channels));
+        let mut sinusoid = row(layer.sinusoid(timestep, layer.channels));
+        if let Some(project) = &layer.guidance {
+            let scale = self.conditioning.as_ref().and_then(|c| c.guidance);
+            let scale = scale.ok_or(Error::Conditioning(
+                "the model wants the guidance scale (time_cond_proj_dim)",
+            ))?;
+            let embedding = row(TimeEmbedding::guidance_embedding(scale, project.d_in));
+            sinusoid = sinusoid + self.apply(project, embedding)?;
+        }
         let h = self.apply(&layer.linear_1, sinusoid)?;
         let embedding = self.apply(&layer.linear_2, ops::silu(h))?;
         let Some(added) = &layer.added else {

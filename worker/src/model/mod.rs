@@ -14,7 +14,7 @@ use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
-use lacuna_model::unet::{Layer, UNet, UNetConfig};
+use lacuna_model::unet::{Layer, UNet, UNetConfig, original};
 use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored, Weights, list};
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
@@ -76,8 +76,31 @@ impl Model {
         adapters: &[AdapterFile],
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
-        let unet = UNetConfig::from_file(&dir.join("config.json"))?.build();
-        let stored = Stored::new(unet, Checkpoint::open(dir, Library::Diffusers, variant)?)?;
+        let config = UNetConfig::from_file(&dir.join("config.json"))?;
+        let checkpoint = Checkpoint::open(dir, Library::Diffusers, variant)?;
+        Self::of_files((config, checkpoint), adapters, target)
+    }
+
+    /// Loads the U-Net of a model in one file, with the config at `config` or that which its tensors tell, and with
+    /// `adapters`.
+    ///
+    /// # Errors
+    /// As [`original::open`] and [`Self::load`].
+    pub fn load_one_file(
+        path: &Path,
+        config: Option<&Path>,
+        adapters: &[AdapterFile],
+        target: impl Into<Target>,
+    ) -> lacuna_model::Result<Self> {
+        Self::of_files(original::open(path, config)?, adapters, target)
+    }
+
+    fn of_files(
+        (config, checkpoint): (UNetConfig, Checkpoint),
+        adapters: &[AdapterFile],
+        target: impl Into<Target>,
+    ) -> lacuna_model::Result<Self> {
+        let stored = Stored::new(config.build(), checkpoint)?;
         let stored = stored.with_adapters(AdapterFile::open_all(adapters)?)?;
         let weights = stored.load(target)?;
         Ok(Self::new(stored.layers().clone(), weights))

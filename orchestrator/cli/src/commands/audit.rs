@@ -164,16 +164,12 @@ fn write(arguments: &Arguments, findings: &[Finding], columns: &[Column]) -> any
 }
 
 fn open(arguments: &Arguments) -> anyhow::Result<(Trial, OpenDevice)> {
-    let ModelArguments {
-        model,
-        variant,
-        lora,
-        device,
-        allow_software,
-    } = &arguments.model;
-    let device = device::open(*device, *allow_software)?;
-    let pipeline = Pipeline::open(model, variant.as_deref(), lora, &device.device)
-        .with_context(|| format!("cannot load the model {}", model.display()))?;
+    let model = &arguments.model;
+    let device = device::open(model.device, model.allow_software)?;
+    let parts = model.files()?.open();
+    let opened = parts.and_then(|parts| Pipeline::of(parts, &model.lora, &device.device));
+    let pipeline =
+        opened.with_context(|| format!("cannot load the model {}", model.model.display()))?;
     let size = Size {
         train: arguments.prompts,
         held_out: arguments.held_out,

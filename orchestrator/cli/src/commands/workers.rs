@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use lacuna_model::unet::UNetConfig;
+use lacuna_model::unet::{UNetConfig, original};
 use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored};
 use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
@@ -161,11 +161,17 @@ async fn watch(workers: &[WorkerConfig], pause: Duration, looks: usize) -> anyho
 
 /// Digest of the U-Net of a model.
 fn digest(model: &Path, variant: Option<&str>, lora: &[AdapterFile]) -> anyhow::Result<String> {
-    let folder = model.join("unet");
     let digest = || {
-        let unet = UNetConfig::from_file(&folder.join("config.json"))?.build();
-        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
-        let unet = Stored::new(unet, checkpoint)?;
+        let (config, checkpoint) = match model.is_file() {
+            true => original::open(model, None)?,
+            false => {
+                let folder = model.join("unet");
+                let config = UNetConfig::from_file(&folder.join("config.json"))?;
+                let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
+                (config, checkpoint)
+            }
+        };
+        let unet = Stored::new(config.build(), checkpoint)?;
         let unet = unet.with_adapters(AdapterFile::open_all(lora)?)?;
         Ok::<_, lacuna_model::Error>(unet.digest()?.to_owned())
     };

@@ -15,6 +15,7 @@ use lacuna_orchestrator::pipeline::{Pipeline, Reached, Sampling, Start, Step};
 use lacuna_orchestrator::schemes::Options;
 use lacuna_orchestrator::schemes::local::Local;
 use lacuna_orchestrator::schemes::{Finished, Predictor, Setting};
+use lacuna_orchestrator::text;
 
 /// Of the prompts of an audit.
 const SEED: u64 = 0;
@@ -57,7 +58,7 @@ pub fn make(
     size: Size,
     mut watch: impl FnMut(usize),
 ) -> Result<Vec<Run>> {
-    let [batch, rows, columns] = setting.sizes.latents;
+    let [_, rows, columns] = setting.sizes.latents;
     let local = setting.by(Local {}.scheme());
     let unet = pipeline.source().clone();
     let denoiser = Denoiser::new(unet, local, Some(weights.clone()), None);
@@ -65,10 +66,8 @@ pub fn make(
     let prompts = prompts::draw(size.train + size.held_out, SEED);
     let make = |(i, prompt): (usize, Prompt)| {
         watch(i);
-        let context = Conditioning {
-            context: pipeline.encode(&prompt.text, "", batch > 1)?,
-            added: None,
-        };
+        let words = text::Prompt::new(&prompt.text);
+        let context = pipeline.encode(&words, sampling, shape)?;
         let mut rng = TorchRng::new(i as u64);
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
         let mut on = |_: Step, _: Reached<'_>| ControlFlow::Continue(());

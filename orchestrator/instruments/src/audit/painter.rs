@@ -3,12 +3,12 @@
 use std::ops::{ControlFlow, Range};
 
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::Conditioning;
 use lacuna_orchestrator::generator::denoiser::Denoiser;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::pipeline::{Pipeline, Reached, Sampling, Start, Step};
 use lacuna_orchestrator::schemes::local::Local;
 use lacuna_orchestrator::schemes::{Options, Setting};
+use lacuna_orchestrator::text::Prompt;
 use lacuna_wire::HostTensor;
 
 use crate::error::Result;
@@ -97,10 +97,9 @@ impl<'a> Painter<'a> {
         sampling: &Sampling,
         seed: u64,
     ) -> Result<Painting> {
-        let context = Conditioning {
-            context: self.pipeline.encode(prompt, "", sampling.guided())?,
-            added: None,
-        };
+        let context = self
+            .pipeline
+            .encode(&Prompt::new(prompt), sampling, self.shape)?;
         let mut rng = TorchRng::new(SEED + seed);
         let noise = rng.randn(self.shape.iter().product());
         let [_, _, rows, columns] = self.shape;

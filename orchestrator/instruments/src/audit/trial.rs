@@ -16,7 +16,6 @@ use super::target::Target;
 use super::view::View;
 use crate::error::Result;
 use lacuna_model::survey::PROMPT_TOKENS;
-use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
 use lacuna_orchestrator::cost::time::Speeds;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::output::console::Console;
@@ -59,12 +58,7 @@ impl Trial {
     /// Those of the weights.
     pub fn new(pipeline: Pipeline, steps: usize, size: Size, shown: usize) -> Result<Self> {
         let weights = pipeline.source().load_all()?;
-        let sampling = Sampling {
-            scheduler: None,
-            steps,
-            guidance: pipeline.guidance_scale.unwrap_or(DEFAULT_GUIDANCE),
-            eta: 0.0,
-        };
+        let sampling = pipeline.sampling(steps, None);
         let [_, _, rows, columns] = pipeline.latent_shape(None, None)?;
         let strips = Resident {
             // Both halves of a guided step travel in one message: the worker sees the same of them.

@@ -121,6 +121,9 @@ impl UNetArguments {
         ModelArguments {
             model,
             variant: self.variant.clone(),
+            model_config: None,
+            tokenizer: None,
+            vae: None,
             lora: Vec::new(),
             device: self.device,
             allow_software: self.allow_software,
@@ -134,6 +137,7 @@ impl UNetArguments {
     pub fn load(&self) -> anyhow::Result<(Model, OpenDevice)> {
         let device = device::open(self.device, self.allow_software)?;
         let model = match &self.model {
+            Some(file) if file.is_file() => Model::load_one_file(file, None, &[], &device.device)?,
             Some(dir) => Model::load(
                 &dir.join("unet"),
                 self.variant.as_deref(),

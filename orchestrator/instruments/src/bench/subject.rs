@@ -19,7 +19,6 @@ use super::asked::{SubjectArguments, UNetArguments, USUAL_SIDE, WEIGHTS_SEED};
 use super::case::Case;
 use crate::error::{Error, Result};
 use lacuna_orchestrator::arguments::model::{self};
-use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
 use lacuna_orchestrator::arguments::size::PIXELS_PER_LATENT;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::generator::denoiser::{Accounts, Denoiser};
@@ -30,12 +29,15 @@ use lacuna_orchestrator::limits;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling, Step};
 use lacuna_orchestrator::schemes::Setting;
+use lacuna_orchestrator::text::Prompt;
 use lacuna_orchestrator::unet_source::UNetSource;
 
 /// Radians from one call's sample to the next: a sampler of 50 steps goes a quarter turn, from noise to latents.
 const TURN: f32 = std::f32::consts::FRAC_PI_2 / 50.0;
 /// Timesteps of the calls of random weights: the first, and how far apart they are.
 const TIMESTEPS: [f64; 2] = [500.0, 20.0];
+/// Random weights that take the guidance scale as an input are given this one.
+const GUIDANCE: f32 = 5.0;
 
 /// What every session computes: the same calls from the same noise.
 pub struct Subject {
@@ -148,15 +150,9 @@ impl Subject {
     ) -> Result<Self> {
         let [width, height] = arguments.pixels(pipeline.pixels_per_latent());
         let shape = pipeline.latent_shape(width, height)?;
-        let guidance = arguments.guidance.or(pipeline.guidance_scale);
-        let sampling = Sampling {
-            scheduler: None,
-            steps: arguments.steps,
-            guidance: guidance.unwrap_or(DEFAULT_GUIDANCE),
-            eta: 0.0,
-        };
+        let sampling = pipeline.sampling(arguments.steps, arguments.guidance);
         pipeline.check_sampling(&sampling)?;
-        let context = pipeline.encode(&arguments.prompt, "", sampling.guided())?;
+        let context = pipeline.encode(&Prompt::new(&arguments.prompt), &sampling, shape)?;
         let [_, _, rows, columns] = shape;
         let noise = HostTensor::new(shape, rng.randn(shape.iter().product()))?;
         Ok(Self {
@@ -210,6 +206,7 @@ impl Subject {
         let conditioning = Conditioning {
             context: context.into_device(device)?,
             added,
+            guidance: unet.time.guidance.is_some().then_some(GUIDANCE),
         };
         Ok(Self {
             latents,
@@ -226,7 +223,7 @@ impl Subject {
     /// `case` for this subject.
     pub fn setting(&self, case: &Case) -> Setting {
         let context = match &self.source {
-            Source::Picture { request, .. } => &request.context,
+            Source::Picture { request, .. } => &request.conditioning.context,
             Source::Calls { conditioning, .. } => &conditioning.context,
         };
         let [_, tokens, _] = context.dims();

@@ -123,7 +123,7 @@ impl RunArguments {
         let (pipeline, device) = load(&self.model).await?;
         let size = self.size_of(&pipeline)?;
         let mut arms = self.arms(size)?;
-        let sampling = self.sampling.settle(pipeline.guidance_scale, 0.0);
+        let sampling = self.sampling.settle(&pipeline, 0.0);
         pipeline.check_sampling(&sampling)?;
         let open = || Ok(device.device.clone());
         let mut maker = Maker {
@@ -134,7 +134,7 @@ impl RunArguments {
             sampling,
             size,
             metadata: !self.no_metadata,
-            negative_prompt: self.sampling.negative_prompt.clone(),
+            options: self.sampling.words.options(),
             runtime: Handle::current(),
             pipeline,
             device: device.clone(),
@@ -235,7 +235,7 @@ impl RunArguments {
             seed: self.sampling.seed.unwrap_or(SEED),
             steps: self.sampling.steps,
             guidance: maker.sampling.guidance,
-            negative_prompt: self.sampling.negative_prompt.clone(),
+            options: self.sampling.words.options(),
             scheduler: self
                 .sampling
                 .scheduler

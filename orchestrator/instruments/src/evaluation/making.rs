@@ -21,6 +21,7 @@ use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::policy::ledger::Ledger;
 use lacuna_orchestrator::schemes::Setting;
+use lacuna_orchestrator::text::{Prompt, PromptOptions};
 
 /// What all arms share.
 pub struct Maker {
@@ -40,8 +41,8 @@ pub struct Maker {
     pub sampling: Sampling,
     /// Columns and rows of the pictures, where an arm does not say.
     pub size: [usize; 2],
-    /// What not to see.
-    pub negative_prompt: String,
+    /// How every prompt is read.
+    pub options: PromptOptions,
     /// Whether prompt and seed go into the pictures' files, as text.
     pub metadata: bool,
     /// For the dialogue with workers.
@@ -181,8 +182,11 @@ impl Place<'_> {
         let Generator {
             pipeline, sampling, ..
         } = &self.generator;
-        let negative = &self.maker.negative_prompt;
-        let context = pipeline.encode(prompt, negative, sampling.guided())?;
+        let prompt = Prompt {
+            text: prompt.to_owned(),
+            options: self.maker.options.clone(),
+        };
+        let context = pipeline.encode(&prompt, sampling, self.shape)?;
         let mut rng = TorchRng::new(seed);
         let noise = draw_noise(&mut rng, self.shape)?;
         let request = Request::new(context, noise, rng);

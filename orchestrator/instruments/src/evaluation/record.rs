@@ -11,6 +11,7 @@ use crate::metrics::kid::Subsets;
 use crate::metrics::lpips::Net;
 use crate::metrics::metric::Metric;
 use crate::metrics::sets::Network;
+use lacuna_orchestrator::text::PromptOptions;
 
 /// What a run is: another run's results do not belong with its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,8 +33,9 @@ pub struct Record {
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f32,
-    /// What not to see.
-    pub negative_prompt: String,
+    /// How every prompt is read.
+    #[serde(flatten)]
+    pub options: PromptOptions,
     /// The sampler; the model's own if none is named.
     pub scheduler: Option<String>,
     /// Columns and rows of the pictures, where an arm does not say.

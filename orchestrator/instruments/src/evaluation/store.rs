@@ -235,6 +235,7 @@ pub(super) mod tests {
     use super::super::record::{Arm, Values};
     use super::super::shard::Shard;
     use super::*;
+    use lacuna_orchestrator::text::PromptOptions;
 
     /// A run of three prompts under two arms.
     pub(crate) fn record() -> Record {
@@ -254,7 +255,7 @@ pub(super) mod tests {
             seed: 40,
             steps: 2,
             guidance: 2.0,
-            negative_prompt: String::new(),
+            options: PromptOptions::default(),
             scheduler: None,
             size: [16, 16],
             arms: vec![arm("ppidm"), arm("resident:wire=f16")],

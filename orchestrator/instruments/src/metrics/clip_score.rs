@@ -13,7 +13,9 @@ use lacuna_wire::HostTensor;
 use super::decode::Rgb8;
 use super::resize::{Filter, resize};
 use crate::error::{Error, Result};
-use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer, ClipVisionConfig, EncoderLayer};
+use lacuna_orchestrator::text::{
+    ClipTextEncoder, ClipTokenizer, ClipVisionConfig, EncoderLayer, Wanted,
+};
 
 /// What the vision model was trained on, for values in 0..1: subtracted, then divided by.
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -86,7 +88,8 @@ impl ClipScore {
         // The end's id is the largest of the vocabulary; padding may repeat it.
         let largest = ids.iter().max();
         let end = ids.iter().position(|id| Some(id) == largest).unwrap_or(0);
-        let x = self.text.encode(&[ids], 0)?.narrow(1, end, 1);
+        let x = self.text.encode(&[ids], Wanted::Normalised(0))?;
+        let x = x.states.narrow(1, end, 1);
         let x = ops::linear(&self.weights, &self.vision.text_projection, x)?;
         Ok(HostTensor::from_device(x)?.data)
     }

@@ -46,7 +46,7 @@ pub fn conductor<H: Hub>(unet: &UNet, layout: &Layout, hub: H) -> Conductor<H> {
     let shapes = Shapes {
         hub,
         rows,
-        surveyor: Surveyor::new(layout.tokens),
+        surveyor: Surveyor::new(batch, layout.tokens),
     };
     Script::new(unet, terms, shapes)
 }
@@ -108,7 +108,7 @@ impl<H: Hub> Party for Shapes<H> {
         self.hub.exchange(at)
     }
 
-    fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<(), H::Error> {
+    fn embed_time(&mut self, layer: &TimeEmbedding, timestep: f64) -> Result<usize, H::Error> {
         let place = Place {
             level: 0,
             first: true,

@@ -5,7 +5,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::blocks::{Resnet, Stage, TransformerShape};
-use super::keys::{SampleSize, read_added, read_kinds, read_size, refuse_the_rest};
+use super::keys::{
+    Depth, Middle, SampleSize, read_added, read_depths, read_kinds, read_middle, read_size,
+    refuse_the_rest,
+};
 use super::{AddedEmbedding, CONV_IN, CONV_OUT, TimeEmbedding, UNet};
 use crate::config::ConfigReader;
 use crate::error::Result;
@@ -28,14 +31,16 @@ pub struct UNetConfig {
     down_attention: Vec<bool>,
     /// For each level, from coarse to fine: whether its way up has attention.
     up_attention: Vec<bool>,
-    /// Whether there is a middle block.
-    middle: bool,
+    middle: Middle,
     block_out_channels: Vec<usize>,
     layers_per_block: Vec<usize>,
     norm_num_groups: usize,
     norm_eps: f64,
     cross_attention_dim: Vec<usize>,
-    transformer_layers_per_block: Vec<usize>,
+    /// From fine to coarse.
+    down_depths: Vec<Depth>,
+    /// From coarse to fine.
+    up_depths: Vec<Depth>,
     /// The reference's `attention_head_dim`, which means the number of heads.
     heads: Vec<usize>,
     use_linear_projection: bool,
@@ -44,6 +49,8 @@ pub struct UNetConfig {
     conv_out_kernel: usize,
     /// Widths of SDXL's added embedding: one size's sinusoid, and all inputs together.
     added: Option<(usize, usize)>,
+    /// Width of the guidance scale's embedding, where it is an input.
+    time_cond_proj_dim: Option<usize>,
 }
 
 /// Most levels: each has half of the rows of the one before, and latents have less than 2^16.
@@ -90,25 +97,25 @@ impl UNetConfig {
         let own_width = 4 * block_out_channels[0];
         let time_embedding_dim = keys.optional("time_embedding_dim")?.unwrap_or(own_width);
         let added = read_added(&mut keys)?;
+        let layers_per_block = keys.per_block("layers_per_block", levels, 2)?;
+        keys.check_layers("layers_per_block", &layers_per_block)?;
+        let [down_depths, up_depths] = read_depths(&mut keys, &layers_per_block)?;
         let config = Self {
             sample_size: read_size(&mut keys)?,
             diffusers_version: keys.optional("_diffusers_version")?,
-            middle: !keys.is_null("mid_block_type"),
+            middle: read_middle(&mut keys)?,
             in_channels: keys.or("in_channels", 4)?,
             out_channels: keys.or("out_channels", 4)?,
             flip_sin_to_cos: keys.flag("flip_sin_to_cos", true)?,
             freq_shift: keys.or("freq_shift", 0.0)?,
             down_attention,
             up_attention,
-            layers_per_block: keys.per_block("layers_per_block", levels, 2)?,
+            layers_per_block,
+            down_depths,
+            up_depths,
             norm_num_groups: keys.or("norm_num_groups", 32)?,
             norm_eps: keys.or("norm_eps", 1e-5)?,
             cross_attention_dim: keys.per_block("cross_attention_dim", levels, 1280)?,
-            transformer_layers_per_block: keys.per_block(
-                "transformer_layers_per_block",
-                levels,
-                1,
-            )?,
             heads: keys.per_block("attention_head_dim", levels, 8)?,
             use_linear_projection: keys.flag("use_linear_projection", false)?,
             time_embedding_dim,
@@ -116,6 +123,7 @@ impl UNetConfig {
             conv_out_kernel: keys.or("conv_out_kernel", 3)?,
             block_out_channels,
             added,
+            time_cond_proj_dim: keys.optional("time_cond_proj_dim")?,
         };
         refuse_the_rest(&mut keys)?;
         config.check(&keys)?;
@@ -162,9 +170,13 @@ impl UNetConfig {
                 return refuse(key, json!(kernel), "only 3 is");
             }
         }
-        keys.check_layers("layers_per_block", &self.layers_per_block)?;
-        let depth = &self.transformer_layers_per_block;
-        keys.check_layers("transformer_layers_per_block", depth)
+        match self.time_cond_proj_dim {
+            Some(width) if width < 4 => {
+                let hint = "at least 4: sines and cosines of two frequencies";
+                refuse("time_cond_proj_dim", json!(width), hint)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The layers that the config describes.
@@ -183,14 +195,14 @@ impl UNetConfig {
                 self.norm_eps,
             )
         };
-        let transformer = |name: String, level: usize| {
+        let transformer = |name: String, level: usize, depth: usize| {
             Transformer::new(
                 name,
                 TransformerShape {
                     channels: channels[level],
                     context: self.cross_attention_dim[level],
                     heads: self.heads[level],
-                    depth: self.transformer_layers_per_block[level],
+                    depth,
                     groups: self.norm_num_groups,
                     linear_projection: self.use_linear_projection,
                 },
@@ -214,7 +226,10 @@ impl UNetConfig {
                     })
                     .collect(),
                 transformers: (0..attentions)
-                    .map(|i| transformer(format!("{name}.attentions.{i}"), level))
+                    .map(|i| {
+                        let depth = self.down_depths[level].of(i);
+                        transformer(format!("{name}.attentions.{i}"), level, depth)
+                    })
                     .collect(),
                 resample: (level + 1 < levels).then(|| Conv2d {
                     stride: 2,
@@ -224,15 +239,21 @@ impl UNetConfig {
             }
         });
 
-        // Two resnets with a transformer between them, or nothing at all.
-        let (resnets, transformers) = if self.middle { (2, 1) } else { (0, 0) };
+        let (resnets, transformers) = match self.middle {
+            Middle::None => (0, 0),
+            Middle::Plain => (1, 0),
+            Middle::Attention => (2, 1),
+        };
         let mid = Stage {
             name: "mid_block".into(),
             resnets: (0..resnets)
                 .map(|i| resnet(format!("mid_block.resnets.{i}"), last, last))
                 .collect(),
             transformers: (0..transformers)
-                .map(|i| transformer(format!("mid_block.attentions.{i}"), levels - 1))
+                .map(|i| {
+                    let depth = self.down_depths[levels - 1].of(i);
+                    transformer(format!("mid_block.attentions.{i}"), levels - 1, depth)
+                })
                 .collect(),
             resample: None,
         };
@@ -258,7 +279,10 @@ impl UNetConfig {
                     })
                     .collect(),
                 transformers: (0..attentions)
-                    .map(|j| transformer(format!("{name}.attentions.{j}"), level))
+                    .map(|j| {
+                        let depth = self.up_depths[i].of(j);
+                        transformer(format!("{name}.attentions.{j}"), level, depth)
+                    })
                     .collect(),
                 resample: (level > 0)
                     .then(|| Conv2d::same(format!("{name}.upsamplers.0.conv"), width, width, 3)),
@@ -276,6 +300,9 @@ impl UNetConfig {
                 freq_shift: self.freq_shift,
                 linear_1: Linear::new("time_embedding.linear_1", first, embedding),
                 linear_2: Linear::new("time_embedding.linear_2", embedding, embedding),
+                guidance: self.time_cond_proj_dim.map(|width| {
+                    Linear::new("time_embedding.cond_proj", width, first).without_bias()
+                }),
                 added: self.added.map(|(channels, input)| AddedEmbedding {
                     channels,
                     linear_1: Linear::new("add_embedding.linear_1", input, embedding),

@@ -54,6 +54,98 @@ pub(super) fn read_size(keys: &mut ConfigReader) -> Result<Option<SampleSize>> {
     }
 }
 
+/// Transformer blocks of each transformer of a level.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum Depth {
+    /// In all of them.
+    Same(usize),
+    /// In each.
+    Each(Vec<usize>),
+}
+
+impl Depth {
+    /// Of the `i`-th transformer.
+    pub(super) fn of(&self, i: usize) -> usize {
+        match self {
+            Self::Same(depth) => *depth,
+            // The reader saw that there are as many as transformers.
+            Self::Each(each) => each.get(i).copied().unwrap_or(1),
+        }
+    }
+
+    fn listed(&self) -> &[usize] {
+        match self {
+            Self::Same(depth) => std::slice::from_ref(depth),
+            Self::Each(each) => each,
+        }
+    }
+}
+
+/// The middle block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Middle {
+    /// There is none.
+    None,
+    /// One residual block: the reference's `UNetMidBlock2D`.
+    Plain,
+    /// Two, with a transformer between them.
+    Attention,
+}
+
+/// `mid_block_type`.
+pub(super) fn read_middle(keys: &mut ConfigReader) -> Result<Middle> {
+    const KEY: &str = "mid_block_type";
+    if keys.is_null(KEY) {
+        return Ok(Middle::None);
+    }
+    let kind: Option<String> = keys.optional(KEY)?;
+    match kind.as_deref() {
+        None | Some("UNetMidBlock2DCrossAttn") => Ok(Middle::Attention),
+        Some("UNetMidBlock2D") => Ok(Middle::Plain),
+        Some(other) => {
+            let hint = "only UNetMidBlock2DCrossAttn, UNetMidBlock2D and null are";
+            Err(keys.unsupported(KEY, &json!(other), hint))
+        }
+    }
+}
+
+/// `transformer_layers_per_block`, from fine to coarse, and what the way up has, from coarse to fine: its reverse, or
+/// `reverse_transformer_layers_per_block`. `layers` are the transformers of each level's way down.
+pub(super) fn read_depths(keys: &mut ConfigReader, layers: &[usize]) -> Result<[Vec<Depth>; 2]> {
+    const DOWN: &str = "transformer_layers_per_block";
+    const UP: &str = "reverse_transformer_layers_per_block";
+    let levels = layers.len();
+    let down = keys.per_block(DOWN, levels, Depth::Same(1))?;
+    let up = match keys.is_absent(UP) {
+        false => Some(keys.per_block(UP, levels, Depth::Same(1))?),
+        true => None,
+    };
+    let lists = down.iter().any(|depth| matches!(depth, Depth::Each(_)));
+    if lists && up.is_none() {
+        return Err(Error::MissingConfig {
+            config: format!("{DOWN} with lists in it"),
+            key: UP.into(),
+        });
+    }
+    let up = up.unwrap_or_else(|| down.iter().rev().cloned().collect());
+    let ways = [
+        (DOWN, &down, layers.to_vec()),
+        (UP, &up, layers.iter().rev().map(|n| n + 1).collect()),
+    ];
+    for (key, depths, transformers) in ways {
+        for (depth, wanted) in depths.iter().zip(transformers) {
+            let listed = depth.listed();
+            if matches!(depth, Depth::Each(_)) && listed.len() < wanted {
+                let hint = format!("as many as the level has transformers: {wanted}");
+                return Err(keys.unsupported(key, &json!(listed), &hint));
+            }
+            keys.check_layers(key, listed)?;
+        }
+    }
+    Ok([down, up])
+}
+
 /// A list of block types, as whether each has attention.
 pub(super) fn read_kinds(
     keys: &mut ConfigReader,
@@ -96,9 +188,6 @@ pub(super) fn read_added(keys: &mut ConfigReader) -> Result<Option<(usize, usize
 /// Keys that have one supported value, and keys that change nothing.
 pub(super) fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
     keys.only("center_input_sample", &[json!(false)])?;
-    if !keys.is_null("mid_block_type") {
-        keys.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
-    }
     keys.only_each("only_cross_attention", &[json!(false)])?;
     keys.only("downsample_padding", &[json!(1)])?;
     keys.only("mid_block_scale_factor", &[json!(1)])?;
@@ -116,8 +205,6 @@ pub(super) fn refuse_the_rest(keys: &mut ConfigReader) -> Result<()> {
         "num_class_embeds",
         // Weights in the number types of a quantizing library.
         "quantization_config",
-        "reverse_transformer_layers_per_block",
-        "time_cond_proj_dim",
         "time_embedding_act_fn",
         "timestep_post_act",
     ] {

@@ -6,6 +6,7 @@
 mod blocks;
 mod config;
 mod keys;
+pub mod original;
 mod walk;
 
 pub use blocks::{Resnet, Stage};

@@ -12,6 +12,7 @@ use super::file::WeightFile;
 use super::files::{Library, WeightFiles, has_variant};
 use crate::error::{Error, Result};
 use crate::layers::Parameter;
+use lacuna_wire::host::transpose_each;
 use lacuna_wire::{Error as TensorError, HostTensor};
 
 /// The open weight files of one network. Nothing is read until a tensor is asked for, and no more of it
@@ -24,6 +25,31 @@ pub struct Checkpoint {
     digest: OnceLock<String>,
 }
 
+/// A tensor of a model as a part of a tensor of a file, which may lie there by another name or in another form.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// Of the model's tensor.
+    pub name: String,
+    /// Of the model's tensor.
+    pub shape: Vec<usize>,
+    /// The first of the file's values that it is made of, in the file's order; it takes as many as its shape has.
+    pub from: usize,
+    /// Whether the file has it with rows and columns changed about.
+    pub transposed: bool,
+}
+
+impl View {
+    /// A whole tensor by another `name`.
+    pub fn whole(name: impl Into<String>, shape: &[usize]) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            from: 0,
+            transposed: false,
+        }
+    }
+}
+
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
 struct Entry {
@@ -33,6 +59,8 @@ struct Entry {
     bytes: usize,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Whether rows and columns are to be changed about.
+    transposed: bool,
 }
 
 impl Checkpoint {
@@ -75,6 +103,7 @@ impl Checkpoint {
                     bytes: end - start,
                     dtype: tensor.dtype,
                     shape: tensor.shape.clone(),
+                    transposed: false,
                 };
                 if entries.insert(name.clone(), entry).is_some() {
                     return Err(file.bad(format!("tensor {name} is in two shards")));
@@ -95,13 +124,43 @@ impl Checkpoint {
     /// `rename` sees each name with its shape; `None` leaves the tensor out. A changed shape must
     /// have the same number of values.
     pub fn adapt(&mut self, rename: impl Fn(&str, &mut Vec<usize>) -> Option<String>) {
-        self.entries = std::mem::take(&mut self.entries)
-            .into_iter()
-            .filter_map(|(name, mut entry)| {
-                let name = rename(&name, &mut entry.shape)?;
-                Some((name, entry))
-            })
-            .collect();
+        self.view(|name, shape| {
+            let mut shape = shape.to_vec();
+            let name = rename(name, &mut shape);
+            name.map(|name| View::whole(name, &shape))
+                .into_iter()
+                .collect()
+        });
+    }
+
+    /// Looks at the files' tensors as those of the model's layers: `look` sees each name with its shape, and says what
+    /// the model makes of it. Of a view that goes beyond its tensor nothing is made.
+    pub fn view(&mut self, look: impl Fn(&str, &[usize]) -> Vec<View>) {
+        let mut seen = BTreeMap::new();
+        for (name, entry) in std::mem::take(&mut self.entries) {
+            let values: usize = entry.shape.iter().product();
+            for view in look(&name, &entry.shape) {
+                let taken: usize = view.shape.iter().product();
+                if view.from + taken > values {
+                    continue;
+                }
+                let size = entry.bytes.checked_div(values).unwrap_or(0);
+                let entry = Entry {
+                    offset: entry.offset + (view.from * size) as u64,
+                    bytes: taken * size,
+                    shape: view.shape,
+                    transposed: view.transposed,
+                    ..entry.clone()
+                };
+                seen.insert(view.name, entry);
+            }
+        }
+        self.entries = seen;
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
     /// Names of all tensors, sorted.
@@ -164,7 +223,7 @@ impl Checkpoint {
                 }
                 .into());
             }
-            if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            if decoder(entry.dtype).is_none() {
                 return Err(TensorError::WrongDtype {
                     name: format!("{}: {}", self.origin, parameter.name),
                     dtype: format!("{:?}", entry.dtype),
@@ -189,6 +248,9 @@ impl Checkpoint {
         })?;
         let mut data = Vec::with_capacity(entry.shape.iter().product());
         self.each_part(entry, |bytes| decode(bytes, &mut data))?;
+        if let ([rows, columns], true) = (entry.shape.as_slice(), entry.transposed) {
+            data = transpose_each(&data, *columns, *rows);
+        }
         let tensor = HostTensor::new(entry.shape.clone(), data)?;
         tensor.check_finite(&full_name())?;
         Ok(tensor)
@@ -251,6 +313,65 @@ fn decoder(dtype: Dtype) -> Option<Decode> {
         Dtype::F32 => Some(|bytes, out| numbers(bytes, out, f32::from_le_bytes)),
         Dtype::F16 => Some(|bytes, out| numbers(bytes, out, |b| f16::from_le_bytes(b).to_f32())),
         Dtype::BF16 => Some(|bytes, out| numbers(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
+        // The reference's sums are in f32, too.
+        Dtype::F64 => Some(|bytes, out| numbers(bytes, out, |b| f64::from_le_bytes(b) as f32)),
+        Dtype::F8_E4M3 => Some(|bytes, out| numbers(bytes, out, |[b]| small_float(b, 4))),
+        Dtype::F8_E5M2 => Some(|bytes, out| numbers(bytes, out, |[b]| small_float(b, 5))),
         _ => None,
+    }
+}
+
+/// A number of eight bits with so many bits of exponent (Micikevicius et al. 2022, table 1): of 4, no infinity, and of
+/// each sign one pattern that is no number; of 5, as IEEE 754 has it.
+fn small_float(byte: u8, exponent_bits: u32) -> f32 {
+    let mantissa_bits = 7 - exponent_bits;
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let exponent = u32::from(byte & 0x7f) >> mantissa_bits;
+    let mantissa = u32::from(byte) & ((1 << mantissa_bits) - 1);
+    let largest = (1 << exponent_bits) - 1;
+    if exponent == largest {
+        match (exponent_bits, mantissa) {
+            (5, 0) => return sign * f32::INFINITY,
+            (5, _) | (_, 7) => return f32::NAN,
+            _ => {}
+        }
+    }
+    let bias = (1 << (exponent_bits - 1)) - 1;
+    let fraction = mantissa as f32 / (1 << mantissa_bits) as f32;
+    let power = |exponent: i32| 2.0_f32.powi(exponent - bias);
+    match exponent {
+        0 => sign * fraction * power(1),
+        _ => sign * (1.0 + fraction) * power(exponent as i32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bits_are_the_numbers_of_the_standard() {
+        // Table 1 of the paper: largest, smallest normal, largest and smallest below.
+        for (byte, want) in [
+            (0x7e, 448.0),
+            (0x08, 2f32.powi(-6)),
+            (0x07, 0.875 * 2f32.powi(-6)),
+            (0x01, 2f32.powi(-9)),
+            (0xb8, -1.0),
+            (0, 0.0),
+        ] {
+            assert_eq!(small_float(byte, 4), want, "{byte:#x}");
+        }
+        for (byte, want) in [
+            (0x7b, 57344.0),
+            (0x04, 2f32.powi(-14)),
+            (0x03, 0.75 * 2f32.powi(-14)),
+            (0x01, 2f32.powi(-16)),
+            (0x7c, f32::INFINITY),
+            (0xbc, -1.0),
+        ] {
+            assert_eq!(small_float(byte, 5), want, "{byte:#x}");
+        }
+        assert!(small_float(0xff, 4).is_nan() && small_float(0x7d, 5).is_nan());
     }
 }

@@ -16,7 +16,7 @@ mod stored;
 
 pub use adapter::{Adapter, AdapterFile, LowRank};
 pub use apart::Apart;
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, View};
 pub use files::{Library, WeightFiles};
 pub use stored::Stored;
 

@@ -20,8 +20,7 @@ pub(super) fn open(
     let sampling = &generator.sampling;
     let asked = Asked {
         model: generator.pipeline.digest().to_owned(),
-        prompt: arguments.prompt().to_owned(),
-        negative_prompt: arguments.sampling.negative_prompt.clone(),
+        prompt: arguments.sampling.words.prompt(arguments.prompt()),
         seed: arguments.sampling.seed.unwrap_or_default(),
         count: arguments.count,
         steps: sampling.steps,

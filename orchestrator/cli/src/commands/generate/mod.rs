@@ -9,8 +9,8 @@ mod picture;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use lacuna_model::memory;
+use lacuna_model::whole::Conditioning;
 use tokio::task::spawn_blocking;
 
 pub use arguments::Arguments;
@@ -50,12 +50,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let policy = arguments.terms.policy(fleet.as_ref())?;
     arguments.scheme.under(policy.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
-    let sampling = arguments
-        .sampling
-        .settle(pipeline.guidance_scale, arguments.eta);
+    let sampling = arguments.sampling.settle(&pipeline, arguments.eta);
     pipeline.check_sampling(&sampling)?;
     let mut unknown = pipeline.unknown_words(arguments.prompt())?;
-    unknown.extend(pipeline.unknown_words(&arguments.sampling.negative_prompt)?);
+    let words = &arguments.sampling.words;
+    let negative = words.negative_prompt.as_deref().unwrap_or_default();
+    unknown.extend(pipeline.unknown_words(negative)?);
     if !unknown.is_empty() {
         console.line(format_args!(
             "this model does not know: {}; what it makes of them is left to chance",
@@ -71,7 +71,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     };
     report.seconds.load = start.elapsed().as_secs_f64();
     let noises = Noises::prepare(&arguments, &pipeline)?;
-    let context = encode(&arguments, &sampling, &pipeline, &mut report).await?;
+    let conditioning = encode(&arguments, &sampling, noises.shape, &pipeline, &mut report).await?;
     let given = fleet.is_some();
     let users = device.device.clone();
     let order = Order {
@@ -108,7 +108,13 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     };
     let generator = ready.generator(setting, policy).on_loss(arguments.on_loss);
     let checkpoint = kept::open(&arguments, &generator, noises.shape)?;
-    let run = Arc::new(Run::new(arguments, generator, context, noises, checkpoint));
+    let run = Arc::new(Run::new(
+        arguments,
+        generator,
+        conditioning,
+        noises,
+        checkpoint,
+    ));
     let (making, to) = (run.clone(), console.clone());
     let made = spawn_blocking(move || making.pictures(&to)).await?;
     for done in run.done().values() {
@@ -141,17 +147,15 @@ fn random_seed() -> u64 {
 async fn encode(
     arguments: &Arguments,
     sampling: &Sampling,
+    shape: [usize; 4],
     pipeline: &Arc<Pipeline>,
     report: &mut Report,
-) -> anyhow::Result<Tensor<3>> {
+) -> anyhow::Result<Conditioning> {
     let start = Instant::now();
-    let (arguments, pipeline) = (arguments.clone(), pipeline.clone());
-    let guided = sampling.guided();
-    let context = spawn_blocking(move || {
-        let negative = &arguments.sampling.negative_prompt;
-        pipeline.encode(arguments.prompt(), negative, guided)
-    });
-    let context = context.await??;
+    let prompt = arguments.sampling.words.prompt(arguments.prompt());
+    let (sampling, pipeline) = (sampling.clone(), pipeline.clone());
+    let conditioning = spawn_blocking(move || pipeline.encode(&prompt, &sampling, shape));
+    let conditioning = conditioning.await??;
     report.seconds.text = start.elapsed().as_secs_f64();
-    Ok(context)
+    Ok(conditioning)
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use burn::tensor::Tensor;
 use lacuna_model::weights::AdapterFile;
+use lacuna_model::whole::Conditioning;
 
 use super::arguments::Arguments;
 use super::noises::Noises;
@@ -30,7 +30,7 @@ pub(super) struct Run {
     /// The model, and where it is computed.
     pub generator: Generator,
     /// What the prompt became.
-    context: Tensor<3>,
+    conditioning: Conditioning,
     noises: Noises,
     checkpoint: Option<Checkpoint>,
     done: Mutex<BTreeMap<usize, Done>>,
@@ -51,14 +51,14 @@ impl Run {
     pub(super) fn new(
         arguments: Arguments,
         generator: Generator,
-        context: Tensor<3>,
+        conditioning: Conditioning,
         noises: Noises,
         checkpoint: Option<Checkpoint>,
     ) -> Self {
         Self {
             arguments,
             generator,
-            context,
+            conditioning,
             noises,
             checkpoint,
             done: Mutex::default(),
@@ -165,7 +165,7 @@ impl Run {
         let before = begun.predictions.len();
         let request = Request {
             begun,
-            ..Request::new(self.context.clone(), noise, rng)
+            ..Request::new(self.conditioning.clone(), noise, rng)
         };
         let mut load = Duration::ZERO;
         let mut kept = Ok(());
@@ -239,7 +239,10 @@ impl Run {
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
             ),
             ("prompt", a.prompt().to_owned()),
-            ("negative_prompt", sampling.negative_prompt.clone()),
+            (
+                "negative_prompt",
+                sampling.words.negative_prompt.clone().unwrap_or_default(),
+            ),
             ("seed", self.seed(index).to_string()),
             ("steps", sampling.steps.to_string()),
             ("guidance", self.generator.sampling.guidance.to_string()),

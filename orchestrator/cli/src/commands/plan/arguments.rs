@@ -7,7 +7,6 @@ use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
-use lacuna_orchestrator::arguments::sampling::DEFAULT_GUIDANCE;
 use lacuna_orchestrator::arguments::size::SizeArguments;
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
@@ -15,6 +14,7 @@ use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::memory;
+use lacuna_orchestrator::model::family::Family;
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::schemes::resident::Resident;
 use lacuna_orchestrator::schemes::{Options, Setting};
@@ -79,7 +79,9 @@ impl Arguments {
 
     pub(super) fn setting(&self, unet: &UNet) -> anyhow::Result<Setting> {
         limits::check("--steps", self.steps, limits::COUNT)?;
-        let guidance = self.guidance.unwrap_or(DEFAULT_GUIDANCE);
+        let guidance = self
+            .guidance
+            .unwrap_or(Family::StableDiffusion.usual_guidance());
         if !guidance.is_finite() {
             let reason = format!("--guidance {guidance}: it must be a number");
             return Err(Error::Request(reason).into());

@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use lacuna_model::config::{ConfigReader, WithoutEffect};
 use lacuna_model::weights::Checkpoint;
 
+use super::family::{Family, PIPELINES};
 use crate::error::{Error, Result};
-
-/// The one pipeline class whose parts this program has.
-const PIPELINE: &str = "StableDiffusionPipeline";
+use crate::schedulers::SchedulerConfig;
 
 /// Pipelines that people are likely to try, and what each lacks here.
 const NOT_YET: [(&str, &str); 4] = [
     (
-        "StableDiffusionXLPipeline",
-        "its second text encoder is not supported yet",
+        "StableDiffusionXLImg2ImgPipeline",
+        "a refiner only changes pictures of another model, which is not supported yet",
     ),
     (
         "StableDiffusion3Pipeline",
@@ -33,6 +32,10 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
         "feature_extractor",
         "prepares pictures for the safety checker",
     ),
+    (
+        "add_watermarker",
+        "no watermark is drawn; the reference draws one where a library for it is there",
+    ),
     ("image_encoder", "only for prompts that are pictures"),
     ("requires_safety_checker", "no safety checker is run"),
     ("safety_checker", "no safety checker is run"),
@@ -41,14 +44,16 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
 /// A model's directories, checked to be those of a supported pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDir {
+    /// Which pipeline it is for.
+    pub family: Family,
     /// `UNet2DConditionModel`.
     pub unet: PathBuf,
     /// `AutoencoderKL`.
     pub vae: PathBuf,
-    /// `CLIPTextModel`.
-    pub text_encoder: PathBuf,
-    /// `CLIPTokenizer`.
-    pub tokenizer: PathBuf,
+    /// Text encoders with their tokenizers, in the order in which the U-Net takes what they give.
+    pub text: Vec<TextPart>,
+    /// Whether no negative prompt means zeros in place of an empty text.
+    pub zeros_for_no_prompt: bool,
     /// Holds `scheduler_config.json`.
     pub scheduler: PathBuf,
     /// The scheduler's class, e.g. `PNDMScheduler`, whatever class its config was written for.
@@ -57,6 +62,17 @@ pub struct ModelDir {
     pub guidance_scale: Option<f32>,
     /// Whether the model knows only words that are one token each.
     pub whole_words: bool,
+}
+
+/// A text encoder and its tokenizer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextPart {
+    /// `CLIPTokenizer`.
+    pub tokenizer: PathBuf,
+    /// `CLIPTextModel`, or `CLIPTextModelWithProjection`.
+    pub encoder: PathBuf,
+    /// Whether it also gives the whole text as one vector: `CLIPTextModelWithProjection`.
+    pub pooling: bool,
 }
 
 impl ModelDir {
@@ -73,25 +89,46 @@ impl ModelDir {
             path,
             dir,
         };
-        index.check_pipeline()?;
+        let family = index.family()?;
         let (diffusers, transformers) = ("diffusers", "transformers");
         let unet = index.part("unet", diffusers, &["UNet2DConditionModel"])?.0;
         let vae = index.part("vae", diffusers, &["AutoencoderKL"])?.0;
-        let text_encoder = index
-            .part("text_encoder", transformers, &["CLIPTextModel"])?
-            .0;
-        let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
-        let tokenizer = index.part("tokenizer", transformers, &tokenizers)?.0;
+        let mut text = Vec::new();
+        let parts = [
+            ("tokenizer", "text_encoder", "CLIPTextModel"),
+            (
+                "tokenizer_2",
+                "text_encoder_2",
+                "CLIPTextModelWithProjection",
+            ),
+        ];
+        let encoders = match family {
+            Family::StableDiffusion | Family::LatentConsistency => 1,
+            Family::StableDiffusionXl => 2,
+        };
+        for (i, (tokenizer, encoder, class)) in parts.into_iter().enumerate().take(encoders) {
+            let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
+            text.push(TextPart {
+                encoder: index.part(encoder, transformers, &[class])?.0,
+                tokenizer: index.part(tokenizer, transformers, &tokenizers)?.0,
+                pooling: i == 1,
+            });
+        }
+        let zeros_for_no_prompt = match family {
+            Family::StableDiffusionXl => index.keys.flag("force_zeros_for_empty_prompt", true)?,
+            Family::StableDiffusion | Family::LatentConsistency => false,
+        };
         // Which schedulers there are is for the schedulers to say.
         let (scheduler, scheduler_class) = index.part("scheduler", diffusers, &[])?;
         index.keys.ignore(WITHOUT_EFFECT);
         index.keys.finish();
         let (guidance_scale, whole_words) = recommended(dir)?;
         Ok(Self {
+            family,
             unet,
             vae,
-            text_encoder,
-            tokenizer,
+            text,
+            zeros_for_no_prompt,
             scheduler,
             scheduler_class,
             guidance_scale,
@@ -104,19 +141,32 @@ impl ModelDir {
     /// # Errors
     /// [`Error::Request`] when no part has it.
     pub fn check_variant(&self, variant: Option<&str>) -> Result<()> {
-        let parts = [&self.unet, &self.vae, &self.text_encoder];
+        let text = self.text.iter().map(|part| &part.encoder);
+        let mut parts = [&self.unet, &self.vae].into_iter().chain(text);
         match variant {
-            Some(variant)
-                if !parts
-                    .iter()
-                    .any(|dir| Checkpoint::has_variant(dir, variant)) =>
-            {
+            Some(variant) if !parts.any(|dir| Checkpoint::has_variant(dir, variant)) => {
                 Err(Error::Request(format!(
                     "--variant {variant}: no part of the model has such files; leave it out"
                 )))
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl ModelDir {
+    /// The scheduler's config.
+    ///
+    /// # Errors
+    /// [`Error::Input`], naming the file.
+    pub fn read_scheduler(&self) -> Result<SchedulerConfig> {
+        let path = self.scheduler.join("scheduler_config.json");
+        let input_error = |reason: String| Error::Input {
+            path: path.clone(),
+            reason,
+        };
+        let text = std::fs::read_to_string(&path).map_err(|e| input_error(e.to_string()))?;
+        SchedulerConfig::from_json(&text).map_err(|e| input_error(e.to_string()))
     }
 }
 
@@ -143,15 +193,16 @@ struct Index<'a> {
 }
 
 impl Index<'_> {
-    fn check_pipeline(&mut self) -> Result<()> {
+    fn family(&mut self) -> Result<Family> {
         let class: String = self.keys.required("_class_name")?;
-        if class == PIPELINE {
-            return Ok(());
+        if let Some((_, family)) = PIPELINES.iter().find(|(name, _)| *name == class) {
+            return Ok(*family);
         }
-        let hint = NOT_YET
-            .iter()
-            .find(|(name, _)| *name == class)
-            .map_or(format!("only {PIPELINE} is"), |(_, why)| (*why).to_owned());
+        let known = NOT_YET.iter().find(|(name, _)| *name == class);
+        let hint = match known {
+            Some((_, why)) => (*why).to_owned(),
+            None => format!("only {} are", PIPELINES.map(|(name, _)| name).join(", ")),
+        };
         Err(self.unsupported(class, hint))
     }
 
@@ -230,7 +281,31 @@ mod tests {
         let dir = model(|_| {});
         let parts = ModelDir::open(dir.path()).unwrap();
         assert_eq!(parts.scheduler_class, "PNDMScheduler");
-        assert_eq!(parts.text_encoder, dir.path().join("text_encoder"));
+        assert_eq!(parts.family, Family::StableDiffusion);
+        let [text] = &parts.text[..] else {
+            panic!("{parts:?}");
+        };
+        assert_eq!(text.encoder, dir.path().join("text_encoder"));
+    }
+
+    #[test]
+    fn sdxl_has_two_text_encoders() {
+        let xl = |index: &mut Value| index["_class_name"] = json!("StableDiffusionXLPipeline");
+        let message = error(&model(xl));
+        assert!(message.contains("text_encoder_2"), "{message}");
+        let dir = model(|index| {
+            xl(index);
+            index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
+            index["tokenizer_2"] = json!(["transformers", "CLIPTokenizer"]);
+        });
+        for part in ["text_encoder_2", "tokenizer_2"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        let parts = ModelDir::open(dir.path()).unwrap();
+        assert_eq!(parts.family, Family::StableDiffusionXl);
+        assert!(parts.zeros_for_no_prompt);
+        let pooling: Vec<bool> = parts.text.iter().map(|part| part.pooling).collect();
+        assert_eq!(pooling, [false, true]);
     }
 
     #[test]
@@ -259,10 +334,10 @@ mod tests {
 
     #[test]
     fn other_pipelines_are_named_with_what_they_lack() {
-        let xl = model(|index| index["_class_name"] = json!("StableDiffusionXLPipeline"));
-        let message = error(&xl);
-        assert!(message.contains("StableDiffusionXLPipeline"), "{message}");
-        assert!(message.contains("second text encoder"), "{message}");
+        let other = model(|index| index["_class_name"] = json!("StableDiffusion3Pipeline"));
+        let message = error(&other);
+        assert!(message.contains("StableDiffusion3Pipeline"), "{message}");
+        assert!(message.contains("a transformer"), "{message}");
         let other = model(|index| index["_class_name"] = json!("KandinskyPipeline"));
         let message = error(&other);
         assert!(

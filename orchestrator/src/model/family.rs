@@ -1,0 +1,30 @@
+//! What differs in how models are used.
+
+/// What of the reference's pipelines differs in how a model is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion 1.x and 2.x.
+    StableDiffusion,
+    /// SDXL: two text encoders, and the picture's sizes as an input (Podell et al. 2023).
+    StableDiffusionXl,
+    /// Stable Diffusion with the guidance scale as an input, in a few steps (Luo et al. 2023).
+    LatentConsistency,
+}
+
+impl Family {
+    /// The guidance scale of its pipeline where nobody says another.
+    pub fn usual_guidance(self) -> f32 {
+        match self {
+            Self::StableDiffusion => 7.5,
+            Self::StableDiffusionXl => 5.0,
+            Self::LatentConsistency => 8.5,
+        }
+    }
+}
+
+/// The pipeline classes whose parts this program has.
+pub const PIPELINES: [(&str, Family); 3] = [
+    ("StableDiffusionPipeline", Family::StableDiffusion),
+    ("StableDiffusionXLPipeline", Family::StableDiffusionXl),
+    ("LatentConsistencyModelPipeline", Family::LatentConsistency),
+];

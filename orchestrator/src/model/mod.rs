@@ -1,0 +1,114 @@
+//! A model on disk, and its parts.
+//!
+//! - [`dir`]: the folder layout of `diffusers`.
+//! - [`one_file`]: the layout in which Stable Diffusion was published, all parts in one file.
+//! - [`vocabulary`]: where a tokenizer is taken from that is in no such file.
+//! - [`family`]: what differs in how models are used.
+
+pub mod dir;
+pub mod family;
+pub mod one_file;
+pub mod vocabulary;
+
+use std::path::PathBuf;
+
+use lacuna_model::unet::UNetConfig;
+use lacuna_model::weights::{Checkpoint, Library, Stored};
+
+use crate::error::Result;
+use crate::schedulers::SchedulerConfig;
+use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
+use crate::vae::{Vae, VaeLayers};
+use dir::ModelDir;
+use family::Family;
+use one_file::OneFile;
+
+/// Where a model and its parts lie.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelFiles {
+    /// A folder in the layout of diffusers, or one file.
+    pub model: PathBuf,
+    /// Weight file variant of a folder, `fp16` for example.
+    pub variant: Option<String>,
+    /// Of one file: a folder of the same kind, of which the configs and the tokenizers are taken.
+    pub config: Option<PathBuf>,
+    /// Of one file: where CLIP's vocabulary is.
+    pub tokenizer: Option<PathBuf>,
+    /// Another autoencoder: its folder, or its file.
+    pub vae: Option<PathBuf>,
+}
+
+/// A model's parts, opened: nothing is loaded.
+pub struct ModelParts {
+    /// Which pipeline it is for.
+    pub family: Family,
+    /// Of the U-Net.
+    pub unet_config: UNetConfig,
+    /// The U-Net's weights.
+    pub unet: Checkpoint,
+    /// The autoencoder.
+    pub vae: Stored<VaeLayers>,
+    /// Tokenizers and text encoders, in the order in which the U-Net takes what they give.
+    pub text: Vec<(ClipTokenizer, Stored<ClipTextLayers>)>,
+    /// Whether no negative prompt means zeros in place of an empty text.
+    pub zeros_for_no_prompt: bool,
+    /// As read.
+    pub scheduler: SchedulerConfig,
+    /// The scheduler's class.
+    pub scheduler_class: String,
+    /// The guidance scale that its makers recommend, where they do.
+    pub guidance_scale: Option<f32>,
+    /// Whether the model knows only words that are one token each.
+    pub whole_words: bool,
+}
+
+impl ModelFiles {
+    /// Those of the folder or file `model`.
+    pub fn of(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Opens every part.
+    ///
+    /// # Errors
+    /// Each names the file, key or tensor that is missing, damaged or not supported.
+    pub fn open(&self) -> Result<ModelParts> {
+        let mut parts = match self.model.is_file() {
+            true => OneFile::open(self)?,
+            false => self.open_dir()?,
+        };
+        if let Some(vae) = &self.vae {
+            parts.vae = one_file::open_vae(vae, parts.family)?;
+        }
+        Ok(parts)
+    }
+
+    fn open_dir(&self) -> Result<ModelParts> {
+        let dir = ModelDir::open(&self.model)?;
+        let variant = self.variant.as_deref();
+        dir.check_variant(variant)?;
+        let mut text = Vec::with_capacity(dir.text.len());
+        for part in &dir.text {
+            let stored = match part.pooling {
+                false => ClipTextEncoder::open(&part.encoder, variant)?,
+                true => ClipTextEncoder::open_pooling(&part.encoder, variant)?,
+            };
+            text.push((ClipTokenizer::load(&part.tokenizer)?, stored));
+        }
+        Ok(ModelParts {
+            family: dir.family,
+            unet_config: UNetConfig::from_file(&dir.unet.join("config.json"))?,
+            unet: Checkpoint::open(&dir.unet, Library::Diffusers, variant)?,
+            vae: Vae::open(&dir.vae, variant)?,
+            text,
+            zeros_for_no_prompt: dir.zeros_for_no_prompt,
+            scheduler: dir.read_scheduler()?,
+            scheduler_class: dir.scheduler_class,
+            guidance_scale: dir.guidance_scale,
+            whole_words: dir.whole_words,
+        })
+    }
+}

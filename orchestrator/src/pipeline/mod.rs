@@ -1,0 +1,282 @@
+//! From a prompt to a picture: what stays with the user, around any scheme's U-Net calls.
+//!
+//! `sampler` goes from noise to latents, `latents` reads and writes these.
+
+mod latents;
+mod sampler;
+
+pub use latents::{read_latents, write_latents};
+pub use sampler::{Reached, Sampling, Start, Step, go_on};
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use lacuna_model::host::OnDevice;
+use lacuna_model::unet::UNet;
+use lacuna_model::weights::{AdapterFile, Stored};
+use lacuna_model::whole::Conditioning;
+use lacuna_wire::HostTensor;
+
+use crate::corrections;
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::model::family::Family;
+use crate::model::{ModelFiles, ModelParts};
+use crate::picture::Picture;
+use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
+use crate::text::{Prompt, TextEncoders};
+use crate::unet_source::UNetSource;
+use crate::vae::{Vae, VaeLayers};
+
+/// A model whose parts are loaded to the user's device when they are needed, and dropped after.
+pub struct Pipeline {
+    family: Family,
+    text: TextEncoders,
+    vae: Stored<VaeLayers>,
+    unet: Arc<UNetSource>,
+    /// The guidance scale that the model's makers recommend, where they do.
+    guidance_scale: Option<f32>,
+    /// Whether the model knows only words that are one token each.
+    whole_words: bool,
+    /// Rows and columns of the latents where nobody asks for others.
+    sample_size: Option<[usize; 2]>,
+    /// As read.
+    scheduler: SchedulerConfig,
+    /// Of the model's own scheduler.
+    scheduler_class: String,
+    device: Device,
+}
+
+impl Pipeline {
+    /// Opens every part of a diffusers model directory or of a model's one file, and `adapters` of its U-Net, and checks
+    /// that they are whole and fit each other.
+    ///
+    /// # Errors
+    /// Each names the file, key or tensor that is missing, damaged or not supported.
+    pub fn open(
+        model: &Path,
+        variant: Option<&str>,
+        adapters: &[AdapterFile],
+        device: &Device,
+    ) -> Result<Self> {
+        let files = ModelFiles {
+            variant: variant.map(str::to_owned),
+            ..ModelFiles::of(model)
+        };
+        Self::of(files.open()?, adapters, device)
+    }
+
+    /// The pipeline of these `parts`, with `adapters` of the U-Net.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of(parts: ModelParts, adapters: &[AdapterFile], device: &Device) -> Result<Self> {
+        let config = parts.unet_config;
+        let unet = Stored::new(config.build(), parts.unet)?;
+        let unet = unet.with_adapters(AdapterFile::open_all(adapters)?)?;
+        let family = parts.family;
+        let pipeline = Self {
+            family,
+            text: TextEncoders::new(family, parts.text, parts.zeros_for_no_prompt),
+            vae: parts.vae,
+            scheduler: parts.scheduler,
+            scheduler_class: parts.scheduler_class,
+            guidance_scale: parts.guidance_scale,
+            whole_words: parts.whole_words,
+            sample_size: corrections::sample_size(&config, family)?,
+            unet: Arc::new(UNetSource::of_files(unet, device)?),
+            device: device.clone(),
+        };
+        pipeline.check()?;
+        Ok(pipeline)
+    }
+
+    /// The parts must fit each other.
+    fn check(&self) -> Result<()> {
+        let unfit = |what: &str, got: usize, unet: usize| {
+            Err(Error::Request(format!(
+                "the model's parts do not fit: {what} {got}, the U-Net takes {unet}"
+            )))
+        };
+        let (unet, vae) = (self.unet(), self.vae.layers());
+        self.text.check(unet)?;
+        if vae.latent_channels() != unet.latent_channels() {
+            let channels = vae.latent_channels();
+            return unfit(
+                "the VAE's latent channels are",
+                channels,
+                unet.latent_channels(),
+            );
+        }
+        if unet.in_channels != unet.latent_channels() {
+            return unfit(
+                "the U-Net's in_channels are",
+                unet.in_channels,
+                unet.latent_channels(),
+            );
+        }
+        // The others are loaded before anything is sent, the decoder after all was computed.
+        Ok(self.vae.check_values(&vae.of_decoding())?)
+    }
+
+    /// The U-Net's layers.
+    pub fn unet(&self) -> &UNet {
+        self.unet.layers()
+    }
+
+    /// Which of the reference's pipelines it follows.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Digest of the U-Net's weights (see [`Checkpoint::digest`]).
+    pub fn digest(&self) -> &str {
+        self.unet.digest()
+    }
+
+    /// The U-Net, and where its weights come from.
+    pub fn source(&self) -> &Arc<UNetSource> {
+        &self.unet
+    }
+
+    /// Rows (and columns) of the picture for each row of the latents.
+    pub fn pixels_per_latent(&self) -> usize {
+        self.vae.layers().pixels_per_latent()
+    }
+
+    /// Latents of `[1, C, H, W]` for a picture of `width` x `height` pixels, or of the model's own
+    /// size.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when no latents make such a picture.
+    pub fn latent_shape(&self, width: Option<usize>, height: Option<usize>) -> Result<[usize; 4]> {
+        let pixels = self.pixels_per_latent();
+        let own = self
+            .sample_size
+            .map(|size| size.map(|side| side.saturating_mul(pixels)));
+        let latents = |name: &str, size: Option<usize>| match size {
+            Some(size) => {
+                limits::check_side(&format!("--{name}"), size, pixels)?;
+                Ok(size / pixels)
+            }
+            None => Err(Error::Request(
+                "the model names no size; give --size".into(),
+            )),
+        };
+        let rows = latents("height", height.or(own.map(|[rows, _]| rows)))?;
+        let columns = latents("width", width.or(own.map(|[_, columns]| columns)))?;
+        limits::check_latents("--size", [1, rows, columns])?;
+        let vae = self.vae.layers();
+        limits::check_memory("--size", vae.least_memory(rows * columns * pixels * pixels))?;
+        Ok([1, self.unet().latent_channels(), rows, columns])
+    }
+
+    /// Tokens `T` of every prompt.
+    pub fn tokens(&self) -> usize {
+        self.text.tokens()
+    }
+
+    /// The words of a prompt that the model's makers say it does not know.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when the tokenizer refuses.
+    pub fn unknown_words<'a>(&self, prompt: &'a str) -> Result<Vec<&'a str>> {
+        match self.whole_words {
+            true => self.text.split_words(prompt),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// How a picture is sampled in `steps`, with the guidance scale `guidance`, or that which the model's makers
+    /// recommend, or the usual one of its kind.
+    pub fn sampling(&self, steps: usize, guidance: Option<f32>) -> Sampling {
+        let guidance = guidance.or(self.guidance_scale);
+        Sampling {
+            scheduler: None,
+            steps,
+            guidance: guidance.unwrap_or_else(|| self.family.usual_guidance()),
+            embedded: self.unet().time.guidance.is_some(),
+            eta: 0.0,
+        }
+    }
+
+    /// What the U-Net is told of a picture of `prompt`, whose latents are of `shape` `[1, C, H, W]`: texts `[B, T, D]` and
+    /// what belongs to them, the negative prompt's first where the sampling is guided. The text encoders are loaded for it.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when a tokenizer refuses; as [`Stored::load_part`].
+    pub fn encode(
+        &self,
+        prompt: &Prompt,
+        sampling: &Sampling,
+        shape: [usize; 4],
+    ) -> Result<Conditioning> {
+        let [_, _, rows, columns] = shape;
+        let size = [rows, columns].map(|side| side.saturating_mul(self.pixels_per_latent()));
+        let text = &self.text;
+        let conditioning = text.encode(prompt, sampling.guided(), size, &self.device)?;
+        Ok(Conditioning {
+            guidance: sampling.embedded.then_some(sampling.guidance),
+            ..conditioning
+        })
+    }
+
+    /// U-Net calls of a picture.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings.
+    pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.scheduler(sampling)?.timesteps().len())
+    }
+
+    /// The scheduler of one picture.
+    fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
+        let kind = match sampling.scheduler {
+            Some(kind) => kind,
+            None => SchedulerKind::from_class_name(&self.scheduler_class)?,
+        };
+        let chosen = sampling.scheduler.is_some();
+        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
+        let (steps, eta) = (sampling.steps, sampling.eta);
+        Ok(schedulers::build(kind, &config, steps, eta)?)
+    }
+
+    /// Checks that pictures can be sampled so, before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`], naming the setting; [`Error::Request`] for a guidance scale that is no number.
+    pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        if !sampling.guidance.is_finite() {
+            return Err(Error::Request(format!(
+                "guidance {}: it must be a number (--guidance, or guidance_scale in generation_config.json)",
+                sampling.guidance
+            )));
+        }
+        self.scheduler(sampling).map(drop)
+    }
+
+    /// Latents `[1, C, H, W]` to a picture. The VAE's decoder is loaded for it.
+    ///
+    /// # Errors
+    /// Those of the device; as [`Stored::load_part`].
+    pub fn decode(&self, latents: HostTensor) -> Result<Picture> {
+        let latents = latents.into_device::<4>(&self.device)?;
+        let vae = Vae::load_decoder(&self.vae, &self.device)?;
+        let layers = self.vae.layers();
+        let latents = match self.family {
+            Family::StableDiffusionXl => layers.unnormalised(latents),
+            Family::StableDiffusion | Family::LatentConsistency => layers.unscaled(latents),
+        };
+        let decoded = vae.decode(latents)?;
+        drop(vae);
+        Picture::from_decoded(HostTensor::from_device(decoded)?)
+    }
+}
+
+fn input_error(path: &Path, reason: impl ToString) -> Error {
+    Error::Input {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,202 @@
+//! The sampler: from noise to latents, one U-Net call after the other.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use lacuna_wire::HostTensor;
+
+use super::Pipeline;
+use crate::error::{Error, Result};
+use crate::fleet::tally::Traffic;
+use crate::interrupt;
+use crate::noise::TorchRng;
+use crate::schedulers::SchedulerKind;
+use crate::schemes::Predictor;
+
+/// Noise of the strongest schedules is some 10^4.
+const LARGEST_LATENT: f32 = 1e9;
+
+/// How the sampler goes from noise to latents.
+#[derive(Clone, Debug)]
+pub struct Sampling {
+    /// Another scheduler than the model's own.
+    pub scheduler: Option<SchedulerKind>,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Guidance scale; above 1 the U-Net runs on a batch of two.
+    pub guidance: f32,
+    /// Whether the model takes the guidance scale as an input. Nothing is guided away from then.
+    pub embedded: bool,
+    /// DDIM's amount of fresh noise, 0 to 1.
+    pub eta: f32,
+}
+
+impl Sampling {
+    /// Whether the prediction is guided away from the negative prompt (Ho and Salimans 2022).
+    pub fn guided(&self) -> bool {
+        self.guidance > 1.0 && !self.embedded
+    }
+
+    /// Batch entries of one U-Net call.
+    pub fn batch(&self) -> usize {
+        if self.guided() { 2 } else { 1 }
+    }
+}
+
+/// What the sampler begins with.
+pub struct Start<'a> {
+    /// `[1, C, H, W]`, of standard deviation 1.
+    pub noise: HostTensor,
+    /// Fresh noise, where the scheduler adds any, goes on from here.
+    pub rng: &'a mut TorchRng,
+    /// Guided predictions `[1, C, H, W]` of the first steps, where these were made before.
+    pub made: Vec<Vec<f32>>,
+}
+
+impl<'a> Start<'a> {
+    /// A beginning of which nothing was made before.
+    pub fn new(noise: HostTensor, rng: &'a mut TorchRng) -> Self {
+        Self {
+            noise,
+            rng,
+            made: Vec::new(),
+        }
+    }
+}
+
+/// Where the sampler is.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// U-Net calls done.
+    pub done: usize,
+    /// U-Net calls in all; PNDM makes one more than there are steps.
+    pub of: usize,
+    /// How long the last call took.
+    pub took: Duration,
+    /// What the workers were sent and sent so far; none without workers.
+    pub traffic: Option<Traffic>,
+}
+
+/// What a step led to.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached<'a> {
+    /// The guided prediction, `[1, C, H, W]`. From all of them, and the noise, the latents follow.
+    pub prediction: &'a [f32],
+    /// The latents after it, `[1, C, H, W]`.
+    pub latents: &'a [f32],
+}
+
+impl Pipeline {
+    /// From noise to latents `[1, C, H, W]`, calling `predictor` on every step that was not made before and `watch` after
+    /// each, which may end it.
+    ///
+    /// # Errors
+    /// Those of the scheduler's settings and of the scheme; [`Error::Interrupted`].
+    pub fn sample(
+        &self,
+        predictor: &mut dyn Predictor,
+        sampling: &Sampling,
+        start: Start<'_>,
+        watch: &mut dyn FnMut(Step, Reached<'_>) -> ControlFlow<()>,
+    ) -> Result<HostTensor> {
+        self.sample_held(predictor, sampling, start, &mut |_, _| {}, watch)
+    }
+
+    /// The same, where `hold` may change the latents `[1, C, H, W]` before every step, and those at the end: it is given
+    /// the weights of clean latents and of noise in them ([`Scheduler::level`]).
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_held(
+        &self,
+        predictor: &mut dyn Predictor,
+        sampling: &Sampling,
+        start: Start<'_>,
+        hold: &mut dyn FnMut([f32; 2], &mut [f32]),
+        watch: &mut dyn FnMut(Step, Reached<'_>) -> ControlFlow<()>,
+    ) -> Result<HostTensor> {
+        let Start { noise, rng, made } = start;
+        let mut scheduler = self.scheduler(sampling)?;
+        let timesteps = scheduler.timesteps().to_vec();
+        let [_, c, h, w] = noise.dims()?;
+        let mut latents = noise.data;
+        check_range(&latents, "the initial noise is off (--latents)")?;
+        let sigma = scheduler.init_noise_sigma();
+        latents.iter_mut().for_each(|x| *x *= sigma);
+        let mut made = made.into_iter();
+        for (i, &timestep) in timesteps.iter().enumerate() {
+            interrupt::check()?;
+            let start = Instant::now();
+            hold(scheduler.level(i), &mut latents);
+            let output = match made.next() {
+                Some(output) => output,
+                None => {
+                    let mut input = latents.clone();
+                    scheduler.scale_model_input(i, &mut input);
+                    let batch = sampling.batch();
+                    let input = HostTensor::new([batch, c, h, w], input.repeat(batch))?;
+                    let output = predictor.predict(input, timestep)?;
+                    match sampling.guided() {
+                        true => guide(&output.data, sampling.guidance),
+                        false => output.data,
+                    }
+                }
+            };
+            latents = scheduler.step(i, &output, &latents, rng);
+            check_range(&latents, "--guidance or the model's config is off")?;
+            let step = Step {
+                done: i + 1,
+                of: timesteps.len(),
+                took: start.elapsed(),
+                traffic: predictor.traffic(),
+            };
+            let reached = Reached {
+                prediction: &output,
+                latents: &latents,
+            };
+            go_on(watch(step, reached))?;
+        }
+        hold([1.0, 0.0], &mut latents);
+        let latents = HostTensor::new([1, c, h, w], latents)?;
+        latents.check_finite("the latents")?;
+        Ok(latents)
+    }
+}
+
+/// Whether whoever watches wants more.
+///
+/// # Errors
+/// [`Error::Interrupted`] when not.
+pub fn go_on(answer: ControlFlow<()>) -> Result<()> {
+    match answer {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
+}
+
+/// `u + scale (c - u)` of a batch of two, unconditional first (Ho and Salimans 2022, eq. 6).
+fn guide(output: &[f32], scale: f32) -> Vec<f32> {
+    let (unconditional, conditional) = output.split_at(output.len() / 2);
+    let pairs = unconditional.iter().zip(conditional);
+    pairs.map(|(u, c)| u + scale * (c - u)).collect()
+}
+
+/// That nobody is asked to compute on values of which no picture is made, and which overflow on the way.
+fn check_range(latents: &[f32], reason: &str) -> Result<()> {
+    let off = |x: &&f32| x.is_nan() || x.abs() > LARGEST_LATENT;
+    match latents.iter().find(off) {
+        None => Ok(()),
+        Some(x) => Err(Error::Request(format!("a latent is {x:e}: {reason}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_of_one_is_the_conditional_half() {
+        assert_eq!(guide(&[1.0, 2.0, 5.0, 7.0], 1.0), [5.0, 7.0]);
+        assert_eq!(guide(&[1.0, 2.0, 5.0, 7.0], 2.0), [9.0, 12.0]);
+    }
+}
