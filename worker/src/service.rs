@@ -25,6 +25,7 @@ use tokio::sync::OwnedMutexGuard;
 use tracing::{Instrument, Span, debug_span};
 
 use crate::error::{Error, Result};
+use crate::held::Held;
 use crate::intake::{Incoming, Place};
 use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
@@ -55,6 +56,7 @@ struct Inner {
     tokens: Tokens,
     visitors: Visitors,
     metrics: Arc<Metrics>,
+    held: Held,
     wait: Duration,
     turns: Turns,
     store: Option<Arc<Store>>,
@@ -115,6 +117,7 @@ impl Service {
             tokens,
             visitors: Visitors::new(CONNECTIONS * (options.max_sessions + 1)),
             metrics,
+            held: Held::new(device.clone()),
             wait: options.session_wait,
             turns: Turns::default(),
             store,
@@ -227,7 +230,7 @@ impl Service {
             .with_state(self.clone())
     }
 
-    /// What was counted so far, for Prometheus.
+    /// What was counted so far, for Prometheus. It may wait for a GPU.
     pub(crate) fn counted(&self) -> String {
         let stored = self.0.store.as_ref().map(|store| store.list());
         let now = Now {
@@ -237,6 +240,7 @@ impl Service {
             stored: stored.map_or(0, |stored| stored.bytes),
             connections: self.visitors().guests(),
             ready: self.is_ready(),
+            device: self.0.held.now(),
         };
         self.0.metrics.text(&now)
     }
