@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{self, FromRequestParts, Path, State};
-use axum::http::request::Parts;
+use axum::extract::{self, Path, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,9 +15,7 @@ use axum::{Extension, Json, Router};
 use futures::stream;
 use lacuna_model::device::{OpenDevice, is_cpu};
 use lacuna_model::memory;
-use lacuna_protocol::session::{
-    DIGEST, Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS,
-};
+use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
 use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
 use tokio::sync::OwnedMutexGuard;
@@ -26,7 +23,7 @@ use tracing::{Instrument, Span, debug_span};
 
 use crate::error::{Error, Result};
 use crate::held::Held;
-use crate::intake::{Incoming, Place};
+use crate::intake::{Digested, Incoming, Place};
 use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
 use crate::options::Options;
@@ -483,21 +480,4 @@ fn span(id: &str) -> Span {
 /// The beginning of a session's name, enough to tell it from others and too little to use it.
 fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
-}
-
-/// The digest that a request says it has, if it does.
-struct Digested(Option<blake3::Hash>);
-
-impl<S: Sync> FromRequestParts<S> for Digested {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(said) = parts.headers.get(DIGEST) else {
-            return Ok(Self(None));
-        };
-        let digest = blake3::Hash::from_hex(said.as_bytes());
-        digest
-            .map(|said| Self(Some(said)))
-            .map_err(|_| Error::Damaged)
-    }
 }
