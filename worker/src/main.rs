@@ -3,7 +3,7 @@
 
 mod arguments;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -18,10 +18,12 @@ use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::weights::Checkpoint;
 use lacuna_model::{selftest, speed};
+use lacuna_telemetry::Program;
 use lacuna_worker::doctor::{Machine, examine};
 use lacuna_worker::tokens::Secret;
 use lacuna_worker::{Door, Model, Options, Service, model, serve, serve_while_loading, watch};
 use tokio::net::TcpListener;
+use tracing::Level;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,20 +32,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> ExitCode {
     keep_freed_pages();
     let arguments = Arguments::parse();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| "info,cubecl=warn,wgpu=warn".into()),
-        )
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-        .with_writer(std::io::stderr)
-        // A standard error that is full is no reason to end.
-        .log_internal_errors(false);
-    match arguments.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
-    match run(arguments).await {
+    let told = Program {
+        name: "lacuna-worker",
+        default: "info,cubecl=warn,wgpu=warn",
+        dependencies: Level::TRACE,
+        json: matches!(arguments.log_format, LogFormat::Json),
+    };
+    let result = match lacuna_telemetry::start(&told) {
+        Ok(()) => run(arguments).await,
+        Err(error) => Err(error.into()),
+    };
+    lacuna_telemetry::finish();
+    match result {
         Ok(code) => code,
         Err(error) => {
             // Where nobody can be told, nobody is.

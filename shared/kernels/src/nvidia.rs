@@ -17,3 +17,16 @@ pub fn devices() -> Result<Vec<String>, String> {
     let name = |i| result::device::get(i).and_then(result::device::get_name);
     (0..count).map(|i| name(i).map_err(failed)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_the_driver_is_told_so() {
+        match devices() {
+            Ok(names) => assert!(names.iter().all(|name| !name.is_empty()), "{names:?}"),
+            Err(reason) => assert!(reason.contains("NVIDIA's driver"), "{reason}"),
+        }
+    }
+}
