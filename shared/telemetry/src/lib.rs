@@ -64,11 +64,10 @@ pub fn start(program: &Program) -> Result<()> {
     all.extend(spans(program.name)?);
     tracing_subscriber::registry().with(all).init();
     if let Some(name) = ENDPOINTS.iter().find(|name| is_set(name)) {
-        match cfg!(feature = "otel") {
-            true => tracing::info!("spans go to the collector of {name}"),
-            false => {
-                tracing::info!("{name}: this build sends no spans; build with --features otel")
-            }
+        if cfg!(feature = "otel") {
+            tracing::info!("spans go to the collector of {name}");
+        } else {
+            tracing::info!("{name}: this build sends no spans; build with --features otel");
         }
     }
     Ok(())

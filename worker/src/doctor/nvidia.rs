@@ -43,10 +43,8 @@ pub(super) fn examine(asked: &Asked, machine: &Machine) -> Vec<Finding> {
         Some(given) => findings.push(allowed(asked, given)),
         // The toolkit then gives compute and utility.
         None if machine.is_container() && asked.wants(DeviceChoice::Wgpu) => {
-            findings.push(Finding::missing(
-                VARIABLE,
-                format!("not set, which leaves Vulkan out; {ALLOW}"),
-            ))
+            let said = format!("not set, which leaves Vulkan out; {ALLOW}");
+            findings.push(Finding::missing(VARIABLE, said));
         }
         None => {}
     }
