@@ -136,11 +136,8 @@ fn open_device(arguments: &Arguments) -> anyhow::Result<(OpenDevice, selftest::R
         anyhow::anyhow!("{error}; `lacuna-worker doctor` says what this machine lacks")
     })?;
     tracing::info!(device = device.kind, adapter = device.adapter, "device");
-    let built = [DeviceChoice::Wgpu, DeviceChoice::Cuda].into_iter();
-    if choice == DeviceChoice::Auto
-        && device.kind == "cpu"
-        && built.into_iter().any(|c| c.is_built())
-    {
+    let mut gpus = [DeviceChoice::Wgpu, DeviceChoice::Cuda].into_iter();
+    if choice == DeviceChoice::Auto && device.kind == "cpu" && gpus.any(DeviceChoice::is_built) {
         tracing::info!("no GPU is used: `lacuna-worker doctor` says why");
     }
     let report = selftest::run(&device, precision)?;
