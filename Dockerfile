@@ -15,12 +15,14 @@ ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm@sha256:6258907abe69656e41cd9
 ARG RUNTIME_IMAGE=docker.io/library/debian:bookworm-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
 FROM ${RUST_IMAGE} AS build
+# Further features, such as lacuna-worker/cuda or lacuna-worker/otel, with commas between them.
+ARG FEATURES=""
 WORKDIR /src
 COPY . .
 # What crates.io sent and what was compiled stay with the builder, so a change of ours compiles ours alone.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --locked --profile dist --package lacuna --package lacuna-worker --bins \
+    cargo build --locked --profile dist --package lacuna --package lacuna-worker --bins --features "${FEATURES}" \
     && install -D --target-directory=/binaries target/dist/lacuna target/dist/lacuna-worker
 
 # A stage of its own, so that `--build-context binaries=FOLDER` can stand in for it.

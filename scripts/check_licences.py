@@ -35,7 +35,7 @@ def main() -> int:
     allowed = set(licenses["allow"])
     exceptions = {e["crate"]: set(e["allow"]) for e in licenses.get("exceptions", [])}
     # Platforms other than this one bring crates that are not compiled here.
-    command = ["cargo", "tree", "--workspace", "--locked", "--edges", "normal,build", "--prefix", "none"]
+    command = ["cargo", "tree", "--workspace", "--all-features", "--locked", "--edges", "normal,build", "--prefix", "none"]
     command += ["--format", "{p}|{l}"]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     crates = sorted({line.removesuffix(" (*)") for line in listing.splitlines() if line})

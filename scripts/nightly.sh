@@ -75,6 +75,8 @@ EOF
 try "all schemes on CPUs without AVX and with AVX2, two steps" scripts/other_cpus.sh "$binaries" 2
 try "four networks, 50 steps" scripts/four_networks.sh "$binaries" 50
 try "two workers on the software adapter, f32 and f16" scripts/software_gpu.sh "$binaries" f32 f16
+# Without its LLVM, which is downloaded from elsewhere than crates come from, the backend can be checked, and not linked.
+try "the backend cuda compiles" env DOCS_RS=1 cargo check --release --locked -p lacuna-worker --no-default-features --features cuda
 try "an audit of 60 + 12 pictures" audit
 try "an audit of blind, 60 + 12 pictures" blind_audit
 try "two prompts in 500 runs under blind" told_apart

@@ -48,6 +48,7 @@ impl Way {
                 log: folder.join(format!("worker-{i}.log")),
                 level: "info".into(),
                 arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+                variables: Vec::new(),
             });
             entries.push(match arguments.contains("--entry") {
                 true => worker.entry().replace("WHOSE-MACHINE", &format!("p{i}")),

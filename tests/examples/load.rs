@@ -148,6 +148,7 @@ async fn main() {
         log: folder.path().join("worker.log"),
         level: "warn,lacuna_worker=info".into(),
         arguments: arguments.split(' ').map(str::to_owned).collect(),
+        variables: Vec::new(),
     });
     let url = format!("http://{}/", worker.address());
     let config = FleetConfig::from_file(&fleet_file(folder.path(), &[(&url, None)])).unwrap();

@@ -44,6 +44,8 @@ pub struct Setup {
     pub level: String,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// Variables, of which it has no others than these and the level's.
+    pub variables: Vec<(String, String)>,
 }
 
 /// A worker's process on loopback, on the CPU; it ends when dropped.
@@ -176,6 +178,7 @@ fn spawn(setup: &Setup, listen: &str) -> Child {
     let log = std::fs::File::create(&setup.log).unwrap();
     let mut command = Command::new(&setup.binary);
     command.env_clear().env("RUST_LOG", &setup.level);
+    command.envs(setup.variables.iter().cloned());
     command.args(["--listen", listen, "--device", "cpu", "--model"]);
     command.arg(&setup.model).args(&setup.arguments);
     command.stdout(Stdio::piped()).stderr(log).spawn().unwrap()

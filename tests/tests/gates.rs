@@ -228,6 +228,7 @@ async fn what_is_counted_is_told_at_a_door_of_its_own() {
     assert!(of("lacuna_exchange_bytes_total{direction=\"out\"}") > 0.0);
     assert!(of("lacuna_compute_seconds_total{kind=\"layers\"}") > 0.0);
     assert!(of("lacuna_memory_bytes") > 1e6);
+    assert!(of("lacuna_device_memory_bytes{device=\"cpu\"}") > 1e6);
     let route = "lacuna_request_seconds_count{route=\"/v1/sessions/{id}/run\"}";
     assert_eq!(of(route), 1.0);
     // Neither who it was nor what it was about.

@@ -203,14 +203,15 @@ fn flags_of(command: &clap::Command) -> BTreeSet<String> {
 
 /// The worker's long flags: the fields of its arguments.
 fn worker_flags() -> BTreeSet<String> {
-    let source = read(Path::new("worker/src/main.rs"));
-    let structs = ["Arguments", "Channel"].map(|name| {
+    let source = read(Path::new("worker/src/arguments.rs"));
+    let structs = ["Arguments", "Doctor", "Place", "Channel"].map(|name| {
         let (_, fields) = source.split_once(&format!("struct {name} {{")).unwrap();
         fields.split_once("\n}").unwrap().0
     });
     let lines = structs.iter().flat_map(|fields| fields.lines());
     let fields = lines.filter_map(|line| line.split_once(": "));
     let names = fields.map(|(name, _)| name.trim());
+    let names = names.map(|name| name.trim_start_matches("pub(crate) "));
     let names = names.filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
     names.map(|name| name.replace('_', "-")).collect()
 }

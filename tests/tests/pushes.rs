@@ -8,6 +8,7 @@ use std::time::Duration;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::store::{self, Package, Pushed};
 use lacuna_protocol::models::{Announcement, FileSize, Stored, Upload};
+use lacuna_protocol::session::DIGEST;
 use lacuna_protocol::version::PROTOCOL;
 use lacuna_worker::Options;
 use reqwest::{Method, StatusCode};
@@ -16,6 +17,8 @@ use tests::caller::{Answer, Caller, answer_to, connect};
 use tests::golden::{Golden, model_dir};
 use tests::journey::{Journey, lacuna};
 use tests::model_copy::ModelCopy;
+use tests::relay::Relay;
+use tests::relay::fault::{Fault, Way};
 use tests::workers::{RunningWorker, fleet_file, model};
 use tokio::io::AsyncWriteExt;
 
@@ -247,6 +250,42 @@ async fn a_pushed_model_makes_the_picture_of_one_that_was_given() {
     assert!(here.go().await.is_err());
     let error = models(&["rm", &digest[..6]], &pushes).await.unwrap_err();
     assert!(error.contains("none of the models"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_that_was_changed_on_the_way_is_sent_again_by_itself() {
+    let place = Place::new(LARGE);
+    let worker = place.worker().await;
+    let dir = model_dir(MODEL);
+    let digest = model(MODEL).digest().to_owned();
+    let all = files(&dir);
+    let sizes: Vec<FileSize> = all.iter().map(|(size, _)| size.clone()).collect();
+    // Nothing of it is there.
+    let caller = Caller::new(&worker).with_token("pushes");
+    announce(&caller, &digest, sizes.clone()).await;
+    let path = format!("v1/models/{digest}/{WEIGHTS}/0");
+    let other = blake3::hash(b"another").to_hex();
+    let request = caller.request(Method::POST, &path);
+    let request = request.header(DIGEST, other.as_str());
+    let answer = Caller::send(request.body(all[1].1.clone())).await;
+    assert_eq!(code(&answer), (400, "damaged".into()));
+    let upload = announce(&caller, &digest, sizes.clone()).await;
+    let upload: Upload = serde_json::from_slice(&upload.body).unwrap();
+    assert_eq!(upload.files[1].bytes, 0);
+
+    // A bit of the weights, which are the third request.
+    let flip = Fault::Flip {
+        way: Way::Up,
+        bit: 123_456,
+    };
+    let relay = Relay::start(&worker.url, [Duration::ZERO; 2], move |request| {
+        (request.connection == 0 && request.message == 2).then_some(flip)
+    });
+    let whole = sizes.iter().map(|file| file.bytes).sum();
+    let fleet = place.fleet(&relay.url, "pushes");
+    assert_eq!(push(&dir, &fleet).await, Pushed::Sent(whole));
+    assert_eq!(relay.faults(), 1);
+    assert_eq!(stored(&caller).await.models.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, BodyDataStream, HttpBody};
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use lacuna_protocol::session::DIGEST;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
@@ -226,6 +229,23 @@ impl Incoming {
     pub async fn pass(mut self) -> Result<()> {
         while self.chunk().await?.is_some() {}
         Ok(())
+    }
+}
+
+/// The digest that a request says it has, if it does.
+pub(crate) struct Digested(pub Option<blake3::Hash>);
+
+impl<S: Sync> FromRequestParts<S> for Digested {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let Some(said) = parts.headers.get(DIGEST) else {
+            return Ok(Self(None));
+        };
+        let digest = blake3::Hash::from_hex(said.as_bytes());
+        digest
+            .map(|said| Self(Some(said)))
+            .map_err(|_| Error::Damaged)
     }
 }
 

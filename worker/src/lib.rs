@@ -20,16 +20,20 @@
 //! - [`tokens`]: whom the worker lets in.
 //! - [`visitors`]: who is connected.
 //! - [`metrics`]: what is counted.
+//! - `held`: what the device's memory holds.
 //! - [`options`]: how a worker behaves.
 //! - [`service`]: the HTTP routes.
 //! - [`mod@serve`]: runs the service on a socket until told to stop.
+//! - [`doctor`]: what this machine has for a worker, and lacks.
 //! - [`error`]: what is refused, and with which status.
 #![forbid(unsafe_code)]
 
 pub mod bounds;
 pub mod compute;
+pub mod doctor;
 pub mod error;
 pub mod ground;
+mod held;
 pub mod intake;
 pub mod metrics;
 pub mod model;

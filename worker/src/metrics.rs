@@ -46,6 +46,11 @@ struct Kind {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Device {
+    device: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Route {
     route: String,
 }
@@ -70,6 +75,7 @@ pub struct Metrics {
     models: Gauge,
     memory: Gauge,
     store: Gauge,
+    device_memory: Family<Device, Gauge>,
 }
 
 /// How a worker is when somebody asks.
@@ -86,6 +92,8 @@ pub(crate) struct Now {
     pub models: usize,
     /// Bytes that are taken there.
     pub stored: u64,
+    /// The kind of device, and bytes of its memory that the process holds; none where nobody says it.
+    pub device: Option<(&'static str, u64)>,
 }
 
 impl Default for Metrics {
@@ -154,6 +162,13 @@ impl Default for Metrics {
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
         }
+        let device_memory = Family::default();
+        registry.register_with_unit(
+            "device_memory",
+            "Memory of the device that the process holds: of a CPU the resident set",
+            Unit::Bytes,
+            device_memory.clone(),
+        );
         Self {
             registry,
             requests,
@@ -169,6 +184,7 @@ impl Default for Metrics {
             models,
             memory,
             store,
+            device_memory,
         }
     }
 }
@@ -217,6 +233,10 @@ impl Metrics {
             usize::try_from(now.stored).unwrap_or(usize::MAX),
         );
         set(&self.memory, memory::resident().unwrap_or(0) as usize);
+        if let Some((device, bytes)) = now.device {
+            let gauge = self.device_memory.get_or_create(&Device { device });
+            set(&gauge, usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
         let mut out = String::new();
         if text::encode(&mut out, &self.registry).is_err() {
             // It writes into memory alone.

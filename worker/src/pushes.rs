@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, Result};
-use crate::intake::{Incoming, Intake};
+use crate::intake::{Digested, Incoming, Intake};
 use crate::shelf::Shelf;
 use crate::store::Store;
 use crate::tokens::Rights;
@@ -111,11 +111,13 @@ async fn begin(
     }))
 }
 
-/// `POST /v1/models/{digest}/{file}/{offset}`: takes bytes of a file, which are written while they come.
+/// `POST /v1/models/{digest}/{file}/{offset}`: takes bytes of a file, which are written while they come, or when all of them came if
+/// they say their digest.
 async fn append(
     State(pushes): State<Pushes>,
     Extension(rights): Extension<Rights>,
     Path((digest, file, offset)): Path<(String, String, u64)>,
+    Digested(said): Digested,
     body: Body,
 ) -> Result<Json<Received>> {
     let store = pushes.store_of(rights, &digest)?;
@@ -123,7 +125,7 @@ async fn append(
         return Err(Error::Invalid("no file of a model has such a name".into()));
     }
     let seat = store.seat(&digest, &file)?;
-    let (incoming, _place) = pushes.intake.admit(body, None).await?;
+    let (incoming, _place) = pushes.intake.admit(body, said).await?;
     let bytes = seat.write(offset, incoming).await?;
     store.touch(&digest);
     Ok(Json(Received { bytes }))

@@ -229,11 +229,14 @@ pub async fn serve(
 pub async fn watch(door: impl Into<Door>, service: Arc<OnceLock<Service>>) {
     let told = move |tell: fn(&Service) -> Response| {
         let service = service.clone();
+        // A GPU may be waited for.
+        let told = tokio::task::spawn_blocking(move || match service.get() {
+            Some(service) => tell(service),
+            None => Error::Loading.into_response(),
+        });
         async move {
-            match service.get() {
-                Some(service) => tell(service),
-                None => Error::Loading.into_response(),
-            }
+            told.await
+                .unwrap_or_else(|_| Error::Stopping.into_response())
         }
     };
     let (counted, ready) = (told.clone(), told);

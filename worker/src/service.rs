@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{self, FromRequestParts, Path, State};
-use axum::http::request::Parts;
+use axum::extract::{self, Path, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,16 +15,15 @@ use axum::{Extension, Json, Router};
 use futures::stream;
 use lacuna_model::device::{OpenDevice, is_cpu};
 use lacuna_model::memory;
-use lacuna_protocol::session::{
-    DIGEST, Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS,
-};
+use lacuna_protocol::session::{Info, Limits, ModelInfo, OpenSession, SessionOpened, TENSORS};
 use lacuna_protocol::version::SPOKEN;
 use lacuna_wire::Message;
 use tokio::sync::OwnedMutexGuard;
 use tracing::{Instrument, Span, debug_span};
 
 use crate::error::{Error, Result};
-use crate::intake::{Incoming, Place};
+use crate::held::Held;
+use crate::intake::{Digested, Incoming, Place};
 use crate::metrics::{self, Metrics, Now};
 use crate::model::Model;
 use crate::options::Options;
@@ -55,6 +53,7 @@ struct Inner {
     tokens: Tokens,
     visitors: Visitors,
     metrics: Arc<Metrics>,
+    held: Held,
     wait: Duration,
     turns: Turns,
     store: Option<Arc<Store>>,
@@ -115,6 +114,7 @@ impl Service {
             tokens,
             visitors: Visitors::new(CONNECTIONS * (options.max_sessions + 1)),
             metrics,
+            held: Held::new(device.clone()),
             wait: options.session_wait,
             turns: Turns::default(),
             store,
@@ -227,7 +227,7 @@ impl Service {
             .with_state(self.clone())
     }
 
-    /// What was counted so far, for Prometheus.
+    /// What was counted so far, for Prometheus. It may wait for a GPU.
     pub(crate) fn counted(&self) -> String {
         let stored = self.0.store.as_ref().map(|store| store.list());
         let now = Now {
@@ -237,6 +237,7 @@ impl Service {
             stored: stored.map_or(0, |stored| stored.bytes),
             connections: self.visitors().guests(),
             ready: self.is_ready(),
+            device: self.0.held.now(),
         };
         self.0.metrics.text(&now)
     }
@@ -479,21 +480,4 @@ fn span(id: &str) -> Span {
 /// The beginning of a session's name, enough to tell it from others and too little to use it.
 fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
-}
-
-/// The digest that a request says it has, if it does.
-struct Digested(Option<blake3::Hash>);
-
-impl<S: Sync> FromRequestParts<S> for Digested {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(said) = parts.headers.get(DIGEST) else {
-            return Ok(Self(None));
-        };
-        let digest = blake3::Hash::from_hex(said.as_bytes());
-        digest
-            .map(|said| Self(Some(said)))
-            .map_err(|_| Error::Damaged)
-    }
 }

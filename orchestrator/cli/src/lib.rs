@@ -5,7 +5,6 @@
 //! - [`commands`]: the commands, one file each.
 //! - [`ending`]: how a command ends: by itself, or by a signal.
 //! - [`given`]: the flags of a command, to be given again.
-//! - [`logging`]: what is logged, and what never is.
 // They end the program where nobody listens: see lacuna_orchestrator::output::console.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,4 +12,3 @@ pub mod cli;
 pub mod commands;
 pub mod ending;
 pub mod given;
-pub mod logging;

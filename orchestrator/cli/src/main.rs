@@ -5,17 +5,29 @@ use std::process::ExitCode;
 
 use lacuna::cli::Cli;
 use lacuna::ending::{self, Ending};
-use lacuna::logging;
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_orchestrator::output::console::note;
+use lacuna_telemetry::Program;
 use tokio::runtime::Builder;
+use tracing::Level;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Its log is of what goes wrong. The tokenizer's finest lines would spell the prompt.
+const TOLD: Program = Program {
+    name: "lacuna",
+    default: "warn,cubecl=error,wgpu=error",
+    dependencies: Level::INFO,
+    json: false,
+};
+
 fn main() -> ExitCode {
     keep_freed_pages();
-    logging::start();
+    if let Err(error) = lacuna_telemetry::start(&TOLD) {
+        note(format_args!("error: {error}"));
+        return ExitCode::FAILURE;
+    }
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     // Two at least: a command may be held up by a file that never ends, and a signal must be heard then.
     let runtime = Builder::new_multi_thread()
@@ -23,7 +35,11 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run()),
+        Ok(runtime) => {
+            let code = runtime.block_on(run());
+            lacuna_telemetry::finish();
+            code
+        }
         Err(error) => {
             note(format_args!("error: cannot start threads: {error}"));
             ExitCode::FAILURE
@@ -57,6 +73,7 @@ async fn run() -> ExitCode {
         Some(Ok(())) => {}
         None => note("error: interrupted; what was finished before is kept"),
     }
+    lacuna_telemetry::finish();
     // What still computes is of no use to anybody, and would be waited for.
     std::process::exit(code)
 }

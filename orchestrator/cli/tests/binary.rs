@@ -40,6 +40,22 @@ fn a_picture_is_written_and_nothing_is_said_on_stderr() {
 }
 
 #[test]
+fn a_scheme_that_stands_for_others_says_which_it_is() {
+    let place = Workplace::new();
+    let output = place.generate(&["--scheme", "auto"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}");
+    let line = "--scheme auto: without a policy nothing is planned, so it is local, at home";
+    assert!(stdout.contains(line), "{stdout}");
+    let output = place.generate(&["--scheme", "resident"]);
+    assert!(
+        !String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("--scheme")
+    );
+}
+
+#[test]
 fn no_log_spells_the_prompt_and_none_is_coloured_in_a_pipe() {
     let place = Workplace::new();
     let prompt = [

@@ -21,6 +21,7 @@ fn start(dir: &Path, arguments: &[&str]) -> Option<WorkerProcess> {
         log: dir.join("worker.log"),
         level: "trace".into(),
         arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
+        variables: Vec::new(),
     }))
 }
 

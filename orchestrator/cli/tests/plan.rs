@@ -159,6 +159,29 @@ fn two_or_three_providers_are_told_what_is_possible() {
 }
 
 #[test]
+fn what_is_best_by_something_has_a_row() {
+    for gflops in ["40", "200", "2000"] {
+        for link in ["5g", "100,20,30", "1000,1000,5"] {
+            let given = ["--user-gflops", gflops, "--memory-gb", "16", "--link", link];
+            for policy in ["private", "nothing"] {
+                let output = lacuna("plan", &[&given[..], &["--policy", policy]].concat());
+                let said = text(&output);
+                let best = said.lines().find(|line| line.starts_with("fastest: "));
+                for part in best.unwrap_or_else(|| panic!("{said}")).split("; ") {
+                    let (_, name) = part.split_once(": ").unwrap();
+                    let row = format!("{name}  ");
+                    let is_told = said.lines().any(|line| line.starts_with(&row));
+                    assert!(
+                        is_told,
+                        "{gflops} {link} {policy}: no row of {name}: {said}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn exchanges_are_for_those_who_ask() {
     let short = text(&lacuna("plan", &LAPTOP));
     let long = text(&lacuna("plan", &[&LAPTOP[..], &["--verbose"]].concat()));

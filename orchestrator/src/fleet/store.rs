@@ -13,6 +13,7 @@ use lacuna_model::weights::{Checkpoint, Library, Stored as Network, WeightFiles}
 use lacuna_protocol::models::{
     Announcement, CONFIG, FileSize, Received, Stored, Upload, is_digest, is_file_name,
 };
+use lacuna_protocol::session::DIGEST;
 use reqwest::{Method, RequestBuilder};
 use tokio::task::spawn_blocking;
 
@@ -134,7 +135,12 @@ impl Package {
                 let bytes = read(path.clone(), there, piece).await?;
                 let len = bytes.len() as u64;
                 let at = ["v1", "models", &self.digest, &file.name, &there.to_string()];
-                let append = || line.request(Method::POST, &at).body(bytes.clone());
+                // What was changed on the way is found now, and sent again, not when all of it is there.
+                let digest = blake3::hash(&bytes).to_hex();
+                let append = || {
+                    let request = line.request(Method::POST, &at);
+                    request.header(DIGEST, digest.as_str()).body(bytes.clone())
+                };
                 let received: Received = line.json(&asked(&line, append, MARGIN).await?)?;
                 // It says what it has: not less than before, and nothing that was not sent.
                 if received.bytes <= there || received.bytes > there + len {

@@ -185,8 +185,13 @@ impl Best {
 /// A wire that is not so much faster than a more exact one is not worth a row.
 const WORTH_IT: f64 = 0.95;
 
-/// Those that a table tells: of one scheme's ways those that gain nothing are left out, but for the fastest.
+/// Those that a table tells: of one scheme's ways those that gain nothing are left out, but for the fastest and those that are the
+/// best of all by something.
 fn worth_a_row(ways: &[Way]) -> Vec<&Way> {
+    let best = best(ways);
+    let best = best.iter();
+    let best = best.flat_map(|b| [&b.fastest, &b.least_shown, &b.least_memory]);
+    let best: Vec<&String> = best.collect();
     let mut told: Vec<&Way> = Vec::new();
     for way in ways {
         let like = |other: &&Way| {
@@ -196,7 +201,7 @@ fn worth_a_row(ways: &[Way]) -> Vec<&Way> {
         let as_fast = |other: &Way| WORTH_IT * other.cost.seconds <= way.cost.seconds;
         let fastest = ways.iter().filter(like).map(|other| other.cost.seconds);
         let fastest = way.cost.seconds <= fastest.fold(f64::INFINITY, f64::min);
-        let taken = way.refused.is_none() && fastest;
+        let taken = way.refused.is_none() && (fastest || best.contains(&&way.name));
         if taken || !told.iter().copied().filter(like).any(as_fast) {
             told.push(way);
         }

@@ -5,10 +5,12 @@
 //! - [`client`]: whom a user trusts, and what it shows.
 //! - [`identity`]: a key and a certificate, made.
 //! - [`tokens`]: tokens in a file.
+//! - [`certificate`]: when a certificate is good.
 //! - `pem`: what PEM files hold.
 //! - [`error`]: everything that can go wrong.
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod client;
 pub mod error;
 pub mod identity;

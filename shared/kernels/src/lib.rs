@@ -19,6 +19,8 @@ pub mod conv;
 pub mod exp;
 mod matmul;
 pub mod norm;
+#[cfg(feature = "cuda")]
+pub mod nvidia;
 pub mod ring;
 pub mod simd;
 mod sizes;

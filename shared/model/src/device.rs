@@ -10,17 +10,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::host::OnDevice;
+use crate::memory;
 
 /// `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU where this build and machine have one, else the CPU.
+    /// A GPU where this build and machine have one, by CUDA before wgpu, else the CPU.
     #[default]
     Auto,
     /// The CPU, by burn's flex backend.
     Cpu,
     /// A GPU, by burn's wgpu backend.
     Wgpu,
+    /// An NVIDIA GPU, by burn's CUDA backend.
+    Cuda,
+}
+
+impl DeviceChoice {
+    /// What [`Self::Auto`] looks for, in its order.
+    pub const EACH: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::Cpu];
+
+    /// Whether this build has the backend.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Auto | Self::Cpu => true,
+            Self::Wgpu => cfg!(feature = "wgpu"),
+            Self::Cuda => cfg!(feature = "cuda"),
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -31,8 +48,9 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "wgpu" => Ok(Self::Wgpu),
+            "cuda" => Ok(Self::Cuda),
             other => Err(Error::Device(format!(
-                "{other:?} is none of auto, cpu, wgpu"
+                "{other:?} is none of auto, cpu, wgpu, cuda"
             ))),
         }
     }
@@ -44,6 +62,7 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Wgpu => "wgpu",
+            Self::Cuda => "cuda",
         })
     }
 }
@@ -132,7 +151,7 @@ impl From<(&Device, Precision)> for Target {
 pub struct OpenDevice {
     /// What tensors are made on.
     pub device: Device,
-    /// `cpu` or `wgpu`.
+    /// `cpu`, `wgpu` or `cuda`.
     pub kind: &'static str,
     /// Name of the GPU and its driver, or of the CPU backend.
     pub adapter: String,
@@ -149,6 +168,15 @@ impl OpenDevice {
             kind: "cpu",
             adapter: format!("{} threads", threads),
             software: false,
+        }
+    }
+
+    /// Bytes of its memory that this process holds, in use or kept for the next tensors: of the CPU the resident set. It waits until
+    /// a GPU has taken what was given to it before. None where nobody says it.
+    pub fn held(&self) -> Option<u64> {
+        match is_cpu(&self.device) {
+            true => memory::resident(),
+            false => Some(self.device.memory_pool_usage()?.bytes_reserved),
         }
     }
 }
@@ -172,6 +200,31 @@ pub fn keeps_halves(device: &Device) -> Result<bool> {
     Ok(HostTensor::from_device(there)?.data == wide)
 }
 
+/// A GPU that wgpu finds on this machine, or what plays one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Adapter {
+    /// Its name.
+    pub name: String,
+    /// The interface that it is reached by, such as Vulkan.
+    pub backend: String,
+    /// Its driver.
+    pub driver: String,
+    /// Whether it is emulated on the CPU.
+    pub software: bool,
+    /// Most bytes of one buffer.
+    pub largest_buffer: u64,
+    /// Most bytes of a buffer that a kernel reads or writes.
+    pub largest_binding: u64,
+}
+
+/// The GPUs that wgpu finds; none where this build is without it.
+pub fn adapters() -> Vec<Adapter> {
+    #[cfg(feature = "wgpu")]
+    return wgpu::adapters();
+    #[cfg(not(feature = "wgpu"))]
+    Vec::new()
+}
+
 /// Opens a device. A GPU that is really software (llvmpipe) is refused unless `allow_software`:
 /// it is many times slower than the CPU backend.
 ///
@@ -180,27 +233,56 @@ pub fn keeps_halves(device: &Device) -> Result<bool> {
 pub fn open(choice: DeviceChoice, allow_software: bool) -> Result<OpenDevice> {
     match choice {
         DeviceChoice::Cpu => Ok(OpenDevice::cpu()),
-        DeviceChoice::Wgpu => gpu::open(allow_software),
-        DeviceChoice::Auto => Ok(gpu::open(allow_software).unwrap_or_else(|error| {
-            tracing::info!("no GPU, using the CPU ({error})");
-            OpenDevice::cpu()
-        })),
+        DeviceChoice::Wgpu => wgpu::open(allow_software),
+        DeviceChoice::Cuda => cuda::open(),
+        DeviceChoice::Auto => {
+            let mut reasons = Vec::new();
+            for choice in DeviceChoice::EACH.into_iter().filter(|c| c.is_built()) {
+                match open(choice, allow_software) {
+                    Ok(device) => {
+                        if !reasons.is_empty() {
+                            tracing::info!("using {choice} ({})", reasons.join("; "));
+                        }
+                        return Ok(device);
+                    }
+                    Err(error) => reasons.push(error.to_string()),
+                }
+            }
+            Ok(OpenDevice::cpu())
+        }
     }
+}
+
+/// A build without a backend says so.
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+fn not_built(choice: DeviceChoice) -> Error {
+    Error::Device(format!(
+        "this build has no backend {choice}; build with --features {choice}"
+    ))
 }
 
 #[cfg(not(feature = "wgpu"))]
-mod gpu {
-    use super::{Error, OpenDevice, Result};
+mod wgpu {
+    use super::{DeviceChoice, OpenDevice, Result, not_built};
 
     pub(super) fn open(_: bool) -> Result<OpenDevice> {
-        Err(Error::Device(
-            "this build has no GPU backend; build with --features wgpu".into(),
-        ))
+        Err(not_built(DeviceChoice::Wgpu))
     }
 }
 
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{DeviceChoice, OpenDevice, Result, not_built};
+
+    pub(super) fn open() -> Result<OpenDevice> {
+        Err(not_built(DeviceChoice::Cuda))
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "wgpu")]
-mod gpu;
+mod wgpu;
 
 #[cfg(test)]
 mod tests {
@@ -209,5 +291,43 @@ mod tests {
     #[test]
     fn halves_keep_their_values_on_the_cpu() {
         assert!(keeps_halves(&OpenDevice::cpu().device).unwrap());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_device_holds_grows_with_its_tensors() {
+        // A software adapter lends memory as a GPU does.
+        let opened = open(DeviceChoice::Wgpu, true).unwrap_or_else(|_| OpenDevice::cpu());
+        let before = opened.held().unwrap();
+        let values = vec![1f32; 16 << 20];
+        let held = Tensor::<1>::from_data(TensorData::new(values, [16 << 20]), &opened.device);
+        opened.device.sync().unwrap();
+        let after = opened.held().unwrap();
+        assert!(after >= before + (48 << 20), "{before} {after}");
+        drop(held);
+    }
+
+    #[test]
+    fn a_choice_is_read_as_it_is_written() {
+        for choice in DeviceChoice::EACH.into_iter().chain([DeviceChoice::Auto]) {
+            assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
+        }
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn what_this_build_or_machine_lacks_is_refused_by_name() {
+        for choice in [DeviceChoice::Cuda, DeviceChoice::Wgpu] {
+            match open(choice, false) {
+                Ok(device) => assert_eq!(device.kind, choice.to_string()),
+                Err(error) => {
+                    let said = error.to_string().to_lowercase();
+                    let named = said.contains(&choice.to_string());
+                    assert!(named || said.contains("emulated"), "{said}");
+                }
+            }
+        }
+        // Whatever there is, something opens.
+        open(DeviceChoice::Auto, false).unwrap();
     }
 }

@@ -68,7 +68,7 @@ impl Weights {
     }
 }
 
-#[cfg(not(feature = "wgpu"))]
+#[cfg(not(feature = "gpu"))]
 mod on_gpu {
     use burn::tensor::Device;
     use lacuna_kernels::conv::Sizes;
@@ -93,7 +93,7 @@ mod on_gpu {
     }
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "gpu")]
 mod on_gpu {
     use burn::backend::Cube;
     use burn::tensor::{Device, Tensor};

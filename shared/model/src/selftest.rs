@@ -191,6 +191,11 @@ impl Parameters for Layers {
 /// # Errors
 /// [`Error::Device`] when it cannot compute in `precision`, [`Error::SelfTest`] naming the operation that differs.
 pub fn run(opened: &OpenDevice, precision: Precision) -> Result<Report> {
+    if precision != Precision::F32 && is_cpu(&opened.device) {
+        return Err(Error::Device(format!(
+            "--precision {precision} needs a GPU; the CPU computes in f32"
+        )));
+    }
     if !opened.device.supports_dtype(precision.dtype()) {
         return Err(Error::Device(format!(
             "{} cannot compute in {precision}; use --precision f32",

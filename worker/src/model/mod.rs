@@ -6,7 +6,7 @@
 mod products;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lacuna_model::device::Target;
@@ -24,6 +24,23 @@ use lacuna_wire::Payload;
 use products::Integers;
 
 use burn::tensor::Tensor;
+
+/// The folder of the U-Net in `model`: that folder itself, or its `unet/`.
+///
+/// # Errors
+/// In words, where there is none.
+pub fn folder(model: &Path) -> Result<PathBuf, String> {
+    let nested = model.join("unet");
+    let found = [nested.as_path(), model]
+        .into_iter()
+        .find(|dir| dir.join("config.json").is_file());
+    found.map(Path::to_owned).ok_or_else(|| {
+        format!(
+            "there is no U-Net in {0}: neither {0}/unet/config.json nor {0}/config.json; give --model",
+            model.display()
+        )
+    })
+}
 
 /// A U-Net on a device.
 pub struct Model {

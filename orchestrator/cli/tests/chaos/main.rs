@@ -96,6 +96,7 @@ impl Chaos {
                 log: folder.path().join(format!("worker-{i}.log")),
                 level: "info".into(),
                 arguments: arguments.split(' ').map(str::to_owned).collect(),
+                variables: Vec::new(),
             })
         };
         let workers: Vec<WorkerProcess> = (0..3).map(worker).collect();

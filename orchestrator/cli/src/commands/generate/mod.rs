@@ -106,6 +106,14 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         }
         _ => ready.setting.clone(),
     };
+    let scheme = &setting.scheme;
+    if scheme.stands_for_others() {
+        console.line(format_args!(
+            "--scheme {}: without a policy nothing is planned, so it is {}, at home",
+            scheme.name(),
+            scheme.label()
+        ));
+    }
     let generator = ready.generator(setting, policy).on_loss(arguments.on_loss);
     let checkpoint = kept::open(&arguments, &generator, noises.shape)?;
     let run = Arc::new(Run::new(

@@ -1,10 +1,13 @@
 //! Opening a GPU through wgpu (Vulkan on Linux).
 
+use std::pin::pin;
 use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
 
 use burn::tensor::Device;
+use burn::tensor::wgpu::wgpu::{AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
 
-use super::OpenDevice;
+use super::{Adapter, OpenDevice};
 use crate::error::{Error, Result};
 
 /// What opening gave: a runtime can be initialised once in a process.
@@ -33,6 +36,31 @@ fn initialise() -> Result<OpenDevice, String> {
         device,
         kind: "wgpu",
         adapter: format!("{} ({:?}, {})", info.name, info.backend, info.driver_info),
-        software: info.device_type == burn::tensor::wgpu::wgpu::DeviceType::Cpu,
+        software: is_software(&info),
     })
+}
+
+fn is_software(info: &AdapterInfo) -> bool {
+    info.device_type == DeviceType::Cpu
+}
+
+pub(super) fn adapters() -> Vec<Adapter> {
+    let instance = Instance::new(InstanceDescriptor::new_without_display_handle());
+    let found = pin!(instance.enumerate_adapters(Backends::all()));
+    // Only in a browser it has to wait.
+    let Poll::Ready(found) = found.poll(&mut Context::from_waker(Waker::noop())) else {
+        return Vec::new();
+    };
+    let described = found.iter().map(|adapter| {
+        let (info, limits) = (adapter.get_info(), adapter.limits());
+        Adapter {
+            software: is_software(&info),
+            backend: format!("{:?}", info.backend),
+            driver: format!("{} {}", info.driver, info.driver_info),
+            name: info.name,
+            largest_buffer: limits.max_buffer_size,
+            largest_binding: limits.max_storage_buffer_binding_size,
+        }
+    });
+    described.collect()
 }
