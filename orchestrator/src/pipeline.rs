@@ -56,7 +56,7 @@ pub struct Sampling {
     pub steps: usize,
     /// Guidance scale; above 1 the U-Net runs on a batch of two.
     pub guidance: f32,
-    /// DDIM's amount of fresh noise, 0 to 1.
+    /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     pub eta: f32,
 }
 
@@ -98,7 +98,7 @@ impl<'a> Start<'a> {
 pub struct Step {
     /// U-Net calls done.
     pub done: usize,
-    /// U-Net calls in all; PNDM makes one more than there are steps.
+    /// U-Net calls in all; some schedulers make more than there are steps.
     pub of: usize,
     /// How long the last call took.
     pub took: Duration,
@@ -286,7 +286,10 @@ impl Pipeline {
     /// The scheduler of one picture.
     fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
         let kind = match sampling.scheduler {
-            Some(kind) => kind,
+            Some(kind) => {
+                SchedulerKind::check_origin(&self.scheduler_class)?;
+                kind
+            }
             None => SchedulerKind::from_class_name(&self.scheduler_class)?,
         };
         let config = corrections::scheduler(&self.scheduler, sampling.scheduler.is_some());

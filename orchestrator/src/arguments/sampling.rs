@@ -49,7 +49,7 @@ impl SamplingArguments {
         }
     }
 
-    /// How a model's sampler goes that recommends the guidance scale `recommended`; `eta` is DDIM's.
+    /// How a model's sampler goes that recommends the guidance scale `recommended`; `eta` is that of DDIM and TCD.
     pub fn settle(&self, recommended: Option<f32>, eta: f32) -> Sampling {
         let guidance = self.guidance.or(recommended);
         Sampling {
