@@ -158,6 +158,28 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ),
 ];
 
+/// Keys that a class has and never reads, beside those above.
+pub const UNREAD_BY_CLASS: &[(&str, WithoutEffect)] = &[
+    (
+        "LCMScheduler",
+        &[
+            ("timestep_spacing", "the timesteps are the teacher's"),
+            ("set_alpha_to_one", "the last step leads to clean latents"),
+        ],
+    ),
+    (
+        "TCDScheduler",
+        &[
+            ("timestep_spacing", "the timesteps are the teacher's"),
+            ("timestep_scaling", "only read by LCMScheduler"),
+            ("set_alpha_to_one", "the last step leads to timestep 0"),
+            ("thresholding", "no predictions are kept in range"),
+            ("dynamic_thresholding_ratio", "only read with thresholding"),
+            ("sample_max_value", "only read with thresholding"),
+        ],
+    ),
+];
+
 impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`.
     ///

@@ -184,6 +184,11 @@ impl SchedulerKind {
         }
     }
 
+    /// The `diffusers` class that it follows.
+    pub fn class(self) -> &'static str {
+        self.entry().class
+    }
+
     /// Whether `--eta`, an amount of fresh noise, means something to it.
     pub fn takes_eta(self) -> bool {
         matches!(self, Self::Ddim | Self::Tcd)

@@ -44,7 +44,7 @@ mod tcd;
 mod teacher;
 mod unipc;
 
-pub use config::{BetaSchedule, SchedulerConfig, TimestepSpacing, WITHOUT_EFFECT};
+pub use config::{BetaSchedule, SchedulerConfig, TimestepSpacing, UNREAD_BY_CLASS, WITHOUT_EFFECT};
 pub use error::SchedulerError;
 pub use kind::SchedulerKind;
 pub use prediction::PredictionType;
