@@ -79,6 +79,63 @@ fn a_laptop_on_the_papers_link_is_faster_at_home() {
 }
 
 #[test]
+fn without_guidance_a_call_has_one_entry() {
+    let batch = |more: &[&str]| json("cost", more)["batch"].clone();
+    assert_eq!(batch(&[]), 1);
+    for (guidance, entries) in [("7.5", 2), ("1", 1), ("0", 1), ("-1", 1)] {
+        assert_eq!(batch(&["--guidance", guidance]), entries, "{guidance}");
+    }
+    // What a model's makers recommend counts for a plan, as it does for a picture.
+    let model = tempfile::tempdir().unwrap();
+    std::fs::create_dir(model.path().join("unet")).unwrap();
+    let [from, to] =
+        [config("sd15"), model.path().to_owned()].map(|at| at.join("unet/config.json"));
+    std::fs::copy(from, to).unwrap();
+    let calls = || {
+        let mut run = common::lacuna();
+        run.args(["plan", "--steps", "1", "--model"])
+            .arg(model.path());
+        text(&run.args(LAPTOP).output().unwrap())
+    };
+    assert!(calls().contains("calls of batch 2"), "{}", calls());
+    let recommended = model.path().join("generation_config.json");
+    std::fs::write(recommended, r#"{"guidance_scale": 0.0}"#).unwrap();
+    assert!(calls().contains("calls of batch 1"), "{}", calls());
+}
+
+#[test]
+fn few_steps_make_changes_large() {
+    let wires = |steps: &str| {
+        let output = lacuna(
+            "plan",
+            &[
+                "--policy",
+                "fast",
+                "--steps",
+                steps,
+                "--guidance",
+                "1",
+                "--user-gflops",
+                "20",
+                "--memory-gb",
+                "16",
+                "--link",
+                "fibre",
+            ],
+        );
+        text(&output)
+    };
+    assert!(wires("50").contains("40 dB or more"), "{}", wires("50"));
+    let few = wires("2");
+    assert!(
+        !few.contains("delta4") || few.contains("30 dB or more"),
+        "{few}"
+    );
+    assert!(few.contains("int8"), "{few}");
+    println!("{}", wires("1"));
+}
+
+#[test]
 fn a_fast_link_or_a_slow_machine_makes_the_cloud_faster() {
     for more in [
         &["--user-gflops", "40", "--memory-gb", "16", "--link", "5g"][..],
