@@ -104,35 +104,26 @@ fn without_guidance_a_call_has_one_entry() {
 }
 
 #[test]
-fn few_steps_make_changes_large() {
-    let wires = |steps: &str| {
-        let output = lacuna(
-            "plan",
-            &[
-                "--policy",
-                "fast",
-                "--steps",
-                steps,
-                "--guidance",
-                "1",
-                "--user-gflops",
-                "20",
-                "--memory-gb",
-                "16",
-                "--link",
-                "fibre",
-            ],
-        );
-        text(&output)
+fn the_wire_is_chosen_by_the_number_of_calls() {
+    let plan = |steps: &str| {
+        let slow = ["--user-gflops", "20", "--memory-gb", "16", "--link", "5g"];
+        let asked = ["--policy", "fast", "--guidance", "1", "--steps", steps];
+        json("plan", &[&slow[..], &asked].concat())
     };
-    assert!(wires("50").contains("40 dB or more"), "{}", wires("50"));
-    let few = wires("2");
-    assert!(
-        !few.contains("delta4") || few.contains("30 dB or more"),
-        "{few}"
-    );
-    assert!(few.contains("int8"), "{few}");
-    println!("{}", wires("1"));
+    for (steps, wire, promised) in [("2", "int8", 30.0), ("50", "delta4", 40.0)] {
+        let plan = plan(steps);
+        assert_eq!(
+            plan["best"]["fastest"],
+            format!("resident, {wire}"),
+            "{steps}"
+        );
+        let wires = &plan["plan"]["placement"]["wires"];
+        assert_eq!(wires["attention"], wire, "{steps}: {}", plan["plan"]);
+        assert_eq!(
+            number(&way(&plan, "resident, delta4")["least_psnr"]),
+            promised
+        );
+    }
 }
 
 #[test]
