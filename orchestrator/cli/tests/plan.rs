@@ -110,7 +110,11 @@ fn the_wire_is_chosen_by_the_number_of_calls() {
         let asked = ["--policy", "fast", "--guidance", "1", "--steps", steps];
         json("plan", &[&slow[..], &asked].concat())
     };
-    for (steps, wire, promised) in [("2", "int8", 30.0), ("50", "delta4", 40.0)] {
+    for (steps, wire, promised) in [
+        ("2", "int8", 25.0),
+        ("8", "int8", 25.0),
+        ("50", "delta4", 40.0),
+    ] {
         let plan = plan(steps);
         assert_eq!(
             plan["best"]["fastest"],

@@ -262,7 +262,7 @@ impl Scheme for Resident {
 }
 
 /// Below so many U-Net calls changes between them are large.
-const FEW_CALLS: usize = 4;
+const FEW_CALLS: usize = 16;
 
 /// What features that travel by `wire` cost at most in a picture of so many U-Net calls (of many, where that is not
 /// known): the least PSNR of a picture of the demo model against the uncut one, in dB; none where it costs nothing. The
@@ -274,10 +274,11 @@ pub fn promised_by(wire: Wire, calls: Option<usize>) -> Option<f64> {
     match wire {
         Wire::F32 => None,
         Wire::F16 => Some(60.0),
+        Wire::Delta8 if large => Some(50.0),
         Wire::Delta8 => Some(55.0),
         Wire::Bf16 => Some(50.0),
         Wire::Int8 => Some(45.0),
-        Wire::Delta4 if large => Some(30.0),
+        Wire::Delta4 if large => Some(25.0),
         Wire::Delta4 => Some(40.0),
     }
 }
