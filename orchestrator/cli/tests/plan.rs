@@ -313,7 +313,7 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
             "--device",
             "cpu",
             "--steps",
-            "3",
+            "16",
         ]);
         run.arg("--model").arg(&model).arg("--workers").arg(&fleet);
         run.arg("--out")
