@@ -65,7 +65,7 @@ pub struct Asked {
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f32,
-    /// DDIM's amount of fresh noise.
+    /// DDIM's and TCD's amount of fresh noise.
     pub eta: f32,
     /// Another scheduler than the model's own.
     pub scheduler: Option<String>,

@@ -13,7 +13,9 @@
 //! | Another scheduler is given the keys that the file has, as corrected; the others take that class's own default. This holds for the model's own class as well, where it is chosen by name. | [`scheduler`] |
 //! | A whole number below 64 as the U-Net's `sample_size` becomes 64 where `_diffusers_version` is below 0.9.0. | [`sample_size`] |
 //! | Keys listed in a config's `_use_default_values` count as absent. | [`ConfigReader`](lacuna_model::config::ConfigReader), [`SchedulerConfig`] |
-//! | The multistep DPM-Solver reads `solver_type` `logrho`, `bh1` and `bh2` as `midpoint`, `algorithm_type` `deis` as `dpmsolver++`. | [`schedulers`](crate::schedulers) |
+//! | The DPM-Solvers read `solver_type` `logrho`, `bh1` and `bh2` as `midpoint`, `algorithm_type` `deis` as `dpmsolver++`; DEIS and UniPC read the others' likewise as their own. | [`schedulers`](crate::schedulers) |
+//! | The singlestep DPM-Solver turns `lower_order_final` on where its groups do not come out even, or lead to no noise. | [`schedulers`](crate::schedulers) |
+//! | `eta` is 0 where nobody says otherwise, for TCD, too. | `--eta` |
 //! | Pixels per latent are 2 to the power of the autoencoder's levels less one. | [`VaeLayers`](crate::vae::VaeLayers) |
 //! | A prompt's token of textual inversion stands for all of its vectors. | [`ClipTokenizer`](crate::text::ClipTokenizer) |
 //! | Weights of a variant are read in the parts that have them, the others without. | [`Checkpoint`](lacuna_model::weights::Checkpoint) |

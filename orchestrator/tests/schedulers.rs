@@ -101,32 +101,60 @@ fn refusal(kind: SchedulerKind, config: Value, steps: usize) -> SchedulerError {
 
 #[test]
 fn settings_that_are_not_implemented_are_named() {
-    use SchedulerKind::{Ddim, DpmSolver, Euler, EulerAncestral, Pndm};
+    use SchedulerKind::{
+        Ddim, Ddpm, Deis, DpmSingle, DpmSolver, Euler, EulerAncestral, Heun, Kdpm2, Kdpm2Ancestral,
+        Lcm, Lms, Pndm, UniPc,
+    };
     let cases = [
-        (Ddim, "thresholding", json!(true)),
         (Ddim, "clip_sample_range", json!(-1.0)),
         (Ddim, "num_train_timesteps", json!(0)),
         (Ddim, "num_train_timesteps", json!(1_000_000_000_000u64)),
         (Ddim, "beta_start", json!(0.0)),
+        (Ddim, "beta_schedule", json!("sigmoid")),
         (Pndm, "beta_end", json!(1.5)),
         (Pndm, "trained_betas", json!([0.1, 0.2])),
         (Pndm, "prediction_type", json!("sample")),
         (EulerAncestral, "prediction_type", json!("sample")),
-        (Euler, "interpolation_type", json!("log_linear")),
-        (Euler, "timestep_type", json!("continuous")),
-        (Euler, "use_exponential_sigmas", json!(true)),
-        (Euler, "use_beta_sigmas", json!(true)),
+        (Kdpm2, "prediction_type", json!("sample")),
+        (Kdpm2Ancestral, "prediction_type", json!("sample")),
+        (Euler, "interpolation_type", json!("cubic")),
+        (Euler, "timestep_type", json!("dense")),
         (Euler, "final_sigmas_type", json!("half")),
+        (Lms, "beta_schedule", json!("exp")),
+        (Heun, "beta_schedule", json!("laplace")),
+        (Ddpm, "beta_schedule", json!("exp")),
+        (Ddpm, "variance_type", json!("learned")),
+        (Ddpm, "variance_type", json!("learned_range")),
+        (Ddpm, "variance_type", json!("fixed_large_log")),
+        (Ddpm, "variance_type", json!("small")),
         (DpmSolver, "algorithm_type", json!("deis")),
-        (DpmSolver, "algorithm_type", json!("sde-dpmsolver++")),
+        (DpmSolver, "algorithm_type", json!("dpmsolver")),
+        (DpmSolver, "algorithm_type", json!("data_prediction")),
         (DpmSolver, "solver_type", json!("rk4")),
         (DpmSolver, "solver_order", json!(4)),
-        (DpmSolver, "thresholding", json!(true)),
-        (DpmSolver, "use_lu_lambdas", json!(true)),
         (DpmSolver, "use_flow_sigmas", json!(true)),
         (DpmSolver, "use_dynamic_shifting", json!(true)),
         (DpmSolver, "variance_type", json!("learned_range")),
         (DpmSolver, "lambda_min_clipped", json!(100.0)),
+        (DpmSingle, "algorithm_type", json!("sde-dpmsolver")),
+        (DpmSingle, "algorithm_type", json!("dpmsolver")),
+        (DpmSingle, "variance_type", json!("learned")),
+        (DpmSingle, "solver_order", json!(4)),
+        (DpmSingle, "use_flow_sigmas", json!(true)),
+        (Deis, "algorithm_type", json!("sde-dpmsolver++")),
+        (Deis, "solver_type", json!("rk4")),
+        (Deis, "solver_order", json!(0)),
+        (Deis, "use_flow_sigmas", json!(true)),
+        (UniPc, "solver_type", json!("bh1")),
+        (UniPc, "solver_type", json!("bh3")),
+        (UniPc, "predict_x0", json!(false)),
+        (UniPc, "solver_p", json!({"_class_name": "DDIMScheduler"})),
+        (UniPc, "shift_terminal", json!(0.1)),
+        (UniPc, "solver_order", json!(4)),
+        (UniPc, "use_flow_sigmas", json!(true)),
+        (Lcm, "original_inference_steps", json!(0)),
+        (Lcm, "original_inference_steps", json!(2000)),
+        (Lcm, "timestep_scaling", json!(-1.0)),
     ];
     for (kind, key, value) in cases {
         let error = refusal(kind, json!({ key: value }), 10);
@@ -134,6 +162,47 @@ fn settings_that_are_not_implemented_are_named() {
             matches!(error, SchedulerError::Unsupported { key: named, .. } if named == key),
             "{kind} {key}: {error}"
         );
+    }
+    let both = [
+        (
+            DpmSolver,
+            "solver_order",
+            json!({"algorithm_type": "sde-dpmsolver", "solver_order": 3}),
+        ),
+        (
+            DpmSingle,
+            "thresholding",
+            json!({"algorithm_type": "dpmsolver", "thresholding": true}),
+        ),
+    ];
+    for (kind, key, mut config) in both {
+        config["final_sigmas_type"] = json!("sigma_min");
+        let error = refusal(kind, config, 10).to_string();
+        assert!(error.contains(&format!("{key} =")), "{error}");
+    }
+    for (key, value) in [
+        ("dynamic_thresholding_ratio", 1.5),
+        ("sample_max_value", 0.0),
+    ] {
+        let error = refusal(Ddim, json!({"thresholding": true, key: value}), 10).to_string();
+        assert!(error.contains(&format!("{key} =")), "{error}");
+    }
+    for key in ["use_exponential_sigmas", "use_beta_sigmas"] {
+        for kind in [
+            Euler,
+            Lms,
+            Heun,
+            Kdpm2,
+            Kdpm2Ancestral,
+            DpmSolver,
+            DpmSingle,
+            Deis,
+            UniPc,
+        ] {
+            let error =
+                refusal(kind, json!({"use_karras_sigmas": true, key: true}), 10).to_string();
+            assert!(error.contains(&format!("{key} = true")), "{error}");
+        }
     }
     let error = SchedulerConfig::from_value(json!({"steps_offset": i64::MAX})).unwrap_err();
     assert!(error.to_string().contains("steps_offset"), "{error}");
@@ -147,8 +216,7 @@ fn settings_that_are_not_implemented_are_named() {
 
 #[test]
 fn settings_of_another_class_are_ignored() {
-    let config =
-        json!({"thresholding": true, "solver_order": 7, "interpolation_type": "log_linear"});
+    let config = json!({"thresholding": true, "solver_order": 7, "interpolation_type": "cubic"});
     let config = SchedulerConfig::from_value(config).unwrap();
     assert!(build(SchedulerKind::Pndm, &config, 10, 0.0).is_ok());
 }
@@ -165,6 +233,12 @@ fn the_number_of_steps_is_bounded() {
             );
         }
     }
+    for kind in [SchedulerKind::Lcm, SchedulerKind::Tcd] {
+        assert!(matches!(
+            refusal(kind, json!({"original_inference_steps": 8}), 9),
+            SchedulerError::Steps { max: 8, .. }
+        ));
+    }
     // The Runge-Kutta start looks four steps ahead.
     assert!(matches!(
         refusal(SchedulerKind::Pndm, json!({}), 3),
@@ -173,14 +247,14 @@ fn the_number_of_steps_is_bounded() {
 }
 
 #[test]
-fn eta_belongs_to_ddim_and_lies_between_0_and_1() {
+fn eta_belongs_to_ddim_and_tcd_and_lies_between_0_and_1() {
     let config = SchedulerConfig::default();
     let error = |kind, eta| build(kind, &config, 10, eta).err();
     for eta in [-0.1, 1.1, f32::NAN] {
-        assert!(matches!(
-            error(SchedulerKind::Ddim, eta),
-            Some(SchedulerError::EtaRange(_))
-        ));
+        for kind in [SchedulerKind::Ddim, SchedulerKind::Tcd] {
+            let error = error(kind, eta);
+            assert!(matches!(error, Some(SchedulerError::EtaRange(_))));
+        }
     }
     assert!(matches!(
         error(SchedulerKind::Euler, 0.5),
@@ -267,10 +341,54 @@ fn every_short_schedule_runs_or_is_refused() {
 
 #[test]
 fn names_on_the_command_line_round_trip() {
-    for name in ["ddim", "pndm", "euler", "euler-a", "dpm++"] {
+    use clap::ValueEnum;
+    for &kind in SchedulerKind::value_variants() {
+        assert_eq!(kind.to_string().parse(), Ok(kind));
+    }
+    for name in [
+        "ddim",
+        "pndm",
+        "euler-a",
+        "dpm++",
+        "dpm++-sde",
+        "lcm",
+        "tcd",
+        "kdpm2-a",
+    ] {
         assert_eq!(name.parse::<SchedulerKind>().unwrap().to_string(), name);
     }
-    assert!("lcm".parse::<SchedulerKind>().is_err());
+    assert!("sa".parse::<SchedulerKind>().is_err());
+}
+
+/// Pictures of `kind` and of `other`, in the same noise and with the same predictions.
+fn runs(kind: [SchedulerKind; 2], configs: [Value; 2]) -> [Vec<f32>; 2] {
+    let [first, second] = [0, 1].map(|which| {
+        let config = SchedulerConfig::from_value(configs[which].clone()).unwrap();
+        let mut scheduler = build(kind[which], &config, 6, 0.0).unwrap();
+        let mut rng = TorchRng::new(3);
+        let mut sample = rng.randn(32);
+        let outputs = TorchRng::new(4).randn(32 * scheduler.timesteps().len());
+        for (i, output) in outputs.chunks(32).enumerate() {
+            sample = scheduler.step(i, output, &sample, &mut rng);
+        }
+        sample
+    });
+    [first, second]
+}
+
+#[test]
+fn the_stochastic_solver_by_name_is_that_of_the_config() {
+    use SchedulerKind::{DpmSolver, DpmSolverSde};
+    let [named, read] = runs(
+        [DpmSolverSde, DpmSolver],
+        [
+            json!({"algorithm_type": "deis", "use_karras_sigmas": true}),
+            json!({"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": true}),
+        ],
+    );
+    assert_eq!(named, read);
+    let [named, plain] = runs([DpmSolverSde, DpmSolver], [json!({}), json!({})]);
+    assert_ne!(named, plain);
 }
 
 #[test]
@@ -291,10 +409,18 @@ fn a_level_says_how_much_noise_a_sample_has() {
     )
     .unwrap();
     let (clean, noise) = (0.7_f32, -1.3_f32);
+    use SchedulerKind as Kind;
     for kind in [
-        SchedulerKind::Ddim,
-        SchedulerKind::Euler,
-        SchedulerKind::DpmSolver,
+        Kind::Ddim,
+        Kind::Lms,
+        Kind::Euler,
+        Kind::Heun,
+        Kind::Kdpm2,
+        Kind::DpmSolver,
+        Kind::DpmSingle,
+        Kind::Deis,
+        Kind::UniPc,
+        Kind::Tcd,
     ] {
         let mut scheduler = build(kind, &config, 20, 0.0).unwrap();
         let mut rng = TorchRng::new(0);
@@ -307,6 +433,61 @@ fn a_level_says_how_much_noise_a_sample_has() {
                 (next - wanted).abs() < 2e-3,
                 "{kind}, {i}: {next}, not {wanted}"
             );
+        }
+    }
+}
+
+/// The same of schedulers that add noise: what a step keeps of the old noise and the fresh noise it adds make up the
+/// level's noise together, and the clean latents have the level's weight.
+#[test]
+fn fresh_noise_brings_a_sample_to_its_level() {
+    use SchedulerKind as Kind;
+    let config = json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "clip_sample": false});
+    let config = SchedulerConfig::from_value(config).unwrap();
+    for (kind, eta) in [
+        (Kind::Ddim, 0.7),
+        (Kind::Tcd, 0.7),
+        (Kind::Ddpm, 0.0),
+        (Kind::EulerAncestral, 0.0),
+        (Kind::Kdpm2Ancestral, 0.0),
+        (Kind::DpmSolverSde, 0.0),
+        (Kind::Lcm, 0.0),
+    ] {
+        // The next sample is linear in clean latents, old noise and fresh noise: three runs tell the weights.
+        let next = |i: usize, clean: f32, noise: f32, fresh: u64| {
+            let mut scheduler = build(kind, &config, 10, eta).unwrap();
+            let mut rng = TorchRng::new(fresh);
+            let mut next = 0.0;
+            for i in 0..=i {
+                let [signal, spread] = scheduler.level(i);
+                let sample = signal * clean + spread * noise;
+                next = scheduler.step(i, &[noise], &[sample], &mut rng)[0];
+            }
+            next
+        };
+        for i in 0..8 {
+            let none = next(i, 0.0, 0.0, 5);
+            let signal = next(i, 1.0, 0.0, 5) - none;
+            let old = next(i, 0.0, 1.0, 5) - none;
+            let [want_signal, want_noise] = {
+                let scheduler = build(kind, &config, 10, eta).unwrap();
+                scheduler.level(i + 1)
+            };
+            let fresh = (want_noise.powi(2) - old.powi(2)).max(0.0).sqrt();
+            let what = format!("{kind}, {i}");
+            assert!(
+                (signal - want_signal).abs() < 2e-3 * want_signal.max(1.0),
+                "{what}: {signal}"
+            );
+            assert!(old <= want_noise * 1.001, "{what}: {old} of {want_noise}");
+            // The draw of that step: no more than a few standard deviations, and none where none is due.
+            assert!(
+                none.abs() <= 4.0 * fresh + 1e-2,
+                "{what}: {none}, not {fresh}"
+            );
+            let drawn = fresh > 0.05 * want_noise;
+            assert!(!drawn || none != 0.0, "{what}: no noise was drawn");
         }
     }
 }

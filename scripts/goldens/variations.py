@@ -2,7 +2,7 @@
 
 `variations.safetensors` holds for each variation V the tensors below, and one metadata entry, `case`: what all have in common
 (the model, prompts, sizes, steps, seed), and under `variations` for each its name, its edits, and what differs in the call
-(prompt, `--scheduler`, variant). The Rust tests make the same edits; each is an object with one of these keys:
+(prompt, `--scheduler`, steps, guidance, eta, variant). The Rust tests make the same edits; each is an object with one of these keys:
 
     set     [file, key, value]      writes a key of a JSON file
     unset   [file, key]             removes one
@@ -35,11 +35,24 @@ MODEL = "sd2"
 CASE = {"name": MODEL, "width": 16, "height": 16, "steps": 4, "guidance": 5.0, "seed": 21}
 CLASSES = {
     "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
     "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-a": "KDPM2AncestralDiscreteScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
+    "dpm++-sde": "DPMSolverMultistepScheduler",
+    "dpm++-single": "DPMSolverSinglestepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
+# What else a name of ours says.
+SAID = {"dpm++-sde": {"algorithm_type": "sde-dpmsolver++"}}
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -64,6 +77,11 @@ def of_class(name: str, **keys) -> list[dict]:
         {"write": [SCHEDULER, json.dumps(config)]},
         {"set": ["model_index.json", "scheduler", ["diffusers", name]]},
     ]
+
+
+def recipe(name: str, scheduler: str, steps: int, guidance: float, eta: float = 0.0, **keys) -> dict:
+    """A scheduler with the call that its models want."""
+    return {"name": name, "steps": steps, "guidance": guidance, "eta": eta, "edits": of_class(scheduler, **keys)}
 
 
 def tokenizer(**keys) -> list[dict]:
@@ -107,6 +125,19 @@ def variations() -> list[dict]:
             "edits": of_class("DEISMultistepScheduler", algorithm_type="deis", solver_type="logrho", final_sigmas_type="sigma_min"),
         },
         {"name": "ddpm by dpm++", "scheduler": "dpm++", "edits": of_class("DDPMScheduler", variance_type="fixed_small")},
+        # Classes that are lacking here, and what stands in for them.
+        {"name": "sa by dpm++", "scheduler": "dpm++", "edits": of_class("SASolverScheduler", use_karras_sigmas=True)},
+        {"name": "sa by euler", "scheduler": "euler", "edits": of_class("SASolverScheduler", predictor_order=2, tau_func=None)},
+        {"name": "ipndm by heun", "scheduler": "heun", "edits": of_class("IPNDMScheduler")},
+        {"name": "parallel by unipc", "scheduler": "unipc", "edits": of_class("DDIMParallelScheduler", clip_sample=False)},
+        # As distilled models are sampled.
+        recipe("turbo", "EulerAncestralDiscreteScheduler", 1, 0.0, timestep_spacing="trailing"),
+        recipe("turbo in four", "EulerAncestralDiscreteScheduler", 4, 0.0, timestep_spacing="trailing"),
+        recipe("lightning", "EulerDiscreteScheduler", 4, 0.0, timestep_spacing="trailing"),
+        recipe("hyper", "DDIMScheduler", 4, 0.0, timestep_spacing="trailing"),
+        recipe("hyper by tcd", "TCDScheduler", 4, 0.0, eta=1.0),
+        recipe("lcm", "LCMScheduler", 4, 1.0),
+        recipe("lcm guided", "LCMScheduler", 8, 1.8, original_inference_steps=100),
         # Which file wins.
         {"name": "shards of the unet", "edits": [{"shard": [UNET, "diffusion_pytorch_model", 3]}, {"scale": [UNET, UNET, 0.5]}]},
         {
@@ -161,7 +192,9 @@ def variations() -> list[dict]:
         {"name": "vae keys that nobody reads", "picture": True, "edits": [{"set": ["vae/config.json", "shift_factor", 0.5]}]},
     ]
     explicit = of_class("PNDMScheduler", skip_prk_steps=True, steps_offset=0, clip_sample=True)
-    for name in CLASSES:
+    for name, own in CLASSES.items():
+        if name not in SAID:
+            all_of_them.append({"name": f"{name} as the file has it", "edits": of_class(own, timestep_spacing="trailing")})
         all_of_them.append({"name": f"bare by {name}", "scheduler": name, "edits": of_class("PNDMScheduler", skip_prk_steps=True)})
         all_of_them.append({"name": f"explicit by {name}", "scheduler": name, "edits": explicit})
     return all_of_them
@@ -209,8 +242,8 @@ def golden(model: Path, variation: dict) -> dict[str, torch.Tensor]:
         pipe = load(copy, variation.get("variant"))
         if "scheduler" in variation:
             chosen = getattr(diffusers, CLASSES[variation["scheduler"]])
-            pipe.scheduler = chosen.from_config(pipe.scheduler.config)
-        latents = sample(pipe, variation.get("prompt", PROMPT))
+            pipe.scheduler = chosen.from_config(pipe.scheduler.config, **SAID.get(variation["scheduler"], {}))
+        latents = sample(pipe, variation)
         assert latents.isfinite().all(), variation["name"]
         tensors = {f"{variation['name']}.latents": latents}
         if variation.get("picture"):
@@ -219,14 +252,16 @@ def golden(model: Path, variation: dict) -> dict[str, torch.Tensor]:
         return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def sample(pipe: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
+def sample(pipe: StableDiffusionPipeline, variation: dict) -> torch.Tensor:
+    said = CASE | variation
     return pipe(
-        prompt,
+        said.get("prompt", PROMPT),
         negative_prompt=NEGATIVE,
         height=CASE["height"],
         width=CASE["width"],
-        num_inference_steps=CASE["steps"],
-        guidance_scale=CASE["guidance"],
+        num_inference_steps=said["steps"],
+        guidance_scale=said["guidance"],
+        eta=said.get("eta", 0.0),
         generator=torch.Generator("cpu").manual_seed(CASE["seed"]),
         output_type="latent",
     ).images

@@ -116,16 +116,24 @@ async fn a_run_goes_on_from_its_last_step_to_the_same_picture() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fresh_noise_goes_on_where_it_was() {
     let [first, second] = [worker().await, worker().await];
-    let journey = journey("resident")
-        .with("--scheduler", "ddim")
-        .with("--eta", "1");
-    let want = undisturbed(&journey, &first.url, &second.url).await;
-    let folder = journey.file("run");
-    let (urls, at) = ([&*first.url, &second.url], behind_two_steps(&want));
-    let files = broken_off(&journey, urls, at, &folder).await;
-    journey.fleet(&two(&first.url, &second.url));
-    resume(&folder, &[]).await.unwrap();
-    assert!(files.latents() == want.latents());
+    // The second calls the network twice a step, and the third remembers earlier predictions, too.
+    for (scheduler, eta) in [("ddim", "1"), ("kdpm2-a", "0"), ("dpm++-sde", "0")] {
+        let journey = journey("resident")
+            .with("--scheduler", scheduler)
+            .with("--eta", eta);
+        let want = undisturbed(&journey, &first.url, &second.url).await;
+        let folder = journey.file("run");
+        let (urls, at) = ([&*first.url, &second.url], behind_two_steps(&want));
+        let files = broken_off(&journey, urls, at, &folder).await;
+        let before = kept(&folder);
+        assert!(
+            before.contains(&"step-0002.safetensors".to_owned()),
+            "{scheduler}: {before:?}"
+        );
+        journey.fleet(&two(&first.url, &second.url));
+        resume(&folder, &[]).await.unwrap();
+        assert!(files.latents() == want.latents(), "{scheduler}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

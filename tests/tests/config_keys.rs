@@ -1,8 +1,10 @@
 //! Every key of every config file, changed one by one: another picture, a refusal that names it, or a place
 //! on the list of keys that are known to change nothing.
 
+use clap::ValueEnum;
 use lacuna_model::config::WithoutEffect;
 use lacuna_model::unet;
+use lacuna_orchestrator::schedulers::SchedulerKind;
 use lacuna_orchestrator::{corrections, model, schedulers, text, vae};
 use lacuna_wire::HostTensor;
 use serde_json::{Map, Value, json};
@@ -16,6 +18,7 @@ const TEXT: &str = "text_encoder/config.json";
 const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const INDEX: &str = "model_index.json";
+const SINGLE: &str = "DPMSolverSinglestepScheduler";
 
 /// What a run comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +100,7 @@ impl<'a> Bench<'a> {
 
     async fn run(&self, keys: &[(&'static str, Value)], prompt: Option<&str>) -> Outcome {
         let copy = self.copy(keys);
-        let mut journey = Journey::of(self.golden, copy.path()).with("--steps", "5");
+        let mut journey = Journey::of(self.golden, copy.path()).with("--steps", "6");
         if let Some(prompt) = prompt {
             journey = journey.asking(prompt);
         }
@@ -382,16 +385,27 @@ async fn of_the_index() {
 async fn of_every_scheduler() {
     let golden = Golden::load("variations");
     let mut failures = Vec::new();
-    for class in [
-        "DDIMScheduler",
-        "PNDMScheduler",
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "DPMSolverMultistepScheduler",
-    ] {
+    for &kind in SchedulerKind::value_variants() {
+        let class = kind.class();
+        if SchedulerKind::from_class_name(class).unwrap() != kind {
+            continue;
+        }
         let keys = keys_of(&golden, class);
         let karras = |change: Change| change.beside("use_karras_sigmas", json!(true));
         let third = |change: Change| change.beside("solver_order", json!(3));
+        let last = |change: Change| change.beside("final_sigmas_type", json!("sigma_min"));
+        let threshold = |change: Change| {
+            let change = change.beside("thresholding", json!(true));
+            match change.key {
+                "sample_max_value" => change,
+                _ => change.beside("sample_max_value", json!(2.0)),
+            }
+        };
+        let solver = match class {
+            "UniPCMultistepScheduler" => last(change("solver_type", json!("bh1"))),
+            "DEISMultistepScheduler" => change("solver_type", json!("rk4")),
+            _ => change("solver_type", json!("heun")),
+        };
         let changes = vec![
             change("num_train_timesteps", json!(900)),
             change("beta_start", json!(0.002)),
@@ -407,6 +421,8 @@ async fn of_every_scheduler() {
             change("set_alpha_to_one", json!(class != "DDIMScheduler")),
             change("skip_prk_steps", json!(false)),
             change("thresholding", json!(true)),
+            threshold(change("dynamic_thresholding_ratio", json!(0.5))),
+            threshold(change("sample_max_value", json!(2.0))),
             change("use_karras_sigmas", json!(true)),
             change("use_exponential_sigmas", json!(true)),
             change("use_beta_sigmas", json!(true)),
@@ -417,13 +433,26 @@ async fn of_every_scheduler() {
             change("timestep_type", json!("continuous")),
             change("solver_order", json!(1)),
             change("algorithm_type", json!("sde-dpmsolver++")),
-            change("solver_type", json!("heun")),
-            third(change("lower_order_final", json!(false))),
+            solver,
+            last(third(change("lower_order_final", json!(class == SINGLE)))),
             change("euler_at_final", json!(true))
                 .beside("final_sigmas_type", json!("sigma_min"))
                 .beside("lower_order_final", json!(false)),
             change("lambda_min_clipped", json!(-1.0)),
-            change("variance_type", json!("learned")),
+            change(
+                "variance_type",
+                json!(match kind {
+                    SchedulerKind::Ddpm => "fixed_large",
+                    _ => "learned",
+                }),
+            ),
+            change("predict_x0", json!(false)),
+            last(change("predict_x0", json!(false))),
+            change("disable_corrector", json!([0, 1])),
+            change("solver_p", json!({"_class_name": "DDIMScheduler"})),
+            change("shift_terminal", json!(0.1)),
+            change("original_inference_steps", json!(11)),
+            change("timestep_scaling", json!(0.001)),
             change("use_lu_lambdas", json!(true)),
             change("use_flow_sigmas", json!(true)),
             change("use_dynamic_shifting", json!(true)),
@@ -431,19 +460,20 @@ async fn of_every_scheduler() {
         // Keys of other classes are ignored, whatever they say.
         let own = |change: &Change| keys.iter().any(|key| key == change.key);
         let changes: Vec<Change> = changes.into_iter().filter(own).collect();
-        let bench = Bench::new(
-            &golden,
-            SCHEDULER,
-            schedulers::WITHOUT_EFFECT,
-            move |copy| {
-                let config = json!({
-                    "_class_name": class, "beta_start": 0.00085, "beta_end": 0.012, "skip_prk_steps": true,
-                    "beta_schedule": "scaled_linear", "prediction_type": "v_prediction",
-                });
-                copy.write(SCHEDULER, config.to_string());
-                copy.set(INDEX, "scheduler", json!(["diffusers", class]));
-            },
-        );
+        let unread = schedulers::UNREAD_BY_CLASS.iter();
+        let unread = unread.filter(|(of, _)| *of == class);
+        let unread = unread.flat_map(|(_, keys)| keys.iter());
+        let own = |(key, _): &&(&str, &str)| keys.iter().any(|own| own == key);
+        let common = schedulers::WITHOUT_EFFECT.iter().filter(own);
+        let without_effect: Vec<_> = common.chain(unread).copied().collect();
+        let bench = Bench::new(&golden, SCHEDULER, without_effect.leak(), move |copy| {
+            let config = json!({
+                "_class_name": class, "beta_start": 0.00085, "beta_end": 0.012, "skip_prk_steps": true,
+                "beta_schedule": "scaled_linear", "prediction_type": "v_prediction",
+            });
+            copy.write(SCHEDULER, config.to_string());
+            copy.set(INDEX, "scheduler", json!(["diffusers", class]));
+        });
         let found = bench.check(changes, &keys).await;
         failures.extend(found.iter().map(|failure| format!("{class}: {failure}")));
     }

@@ -126,19 +126,33 @@ async fn a_demo_picture_keeps_what_each_wire_promises() {
     let Some(journey) = Journey::demo() else {
         return;
     };
-    let journey = journey.with("--steps", "25");
-    let local = journey.go().await.unwrap().png();
-    for wire in Wire::ALL {
-        let flag = lacuna_orchestrator::named::name(&wire);
-        let split = journey.clone().on_resident_strips(4).with("--wire", &flag);
-        let split = split.go().await.unwrap().png();
-        let psnr = psnr(&split.values(), &local.values(), 255.0);
-        println!("{flag} {psnr:.1} dB");
-        let promised = lacuna_orchestrator::schemes::resident::promised_by(wire);
-        assert!(
-            psnr >= promised.unwrap_or(f64::INFINITY),
-            "{flag} {psnr:.1} dB"
-        );
+    for (steps, scheduler) in [
+        (25, None),
+        (4, None),
+        (2, None),
+        (1, None),
+        (4, Some("lcm")),
+        (2, Some("lcm")),
+    ] {
+        let mut journey = journey.clone().with("--steps", steps.to_string());
+        if let Some(scheduler) = scheduler {
+            journey = journey
+                .with("--scheduler", scheduler)
+                .with("--guidance", "1");
+        }
+        let local = journey.go().await.unwrap().png();
+        for wire in Wire::ALL {
+            let flag = lacuna_orchestrator::named::name(&wire);
+            let split = journey.clone().on_resident_strips(4).with("--wire", &flag);
+            let split = split.go().await.unwrap().png();
+            let psnr = psnr(&split.values(), &local.values(), 255.0);
+            println!("{steps} steps, {flag} {psnr:.1} dB");
+            let promised = lacuna_orchestrator::schemes::resident::promised_by(wire, Some(steps));
+            assert!(
+                psnr >= promised.unwrap_or(f64::INFINITY),
+                "{steps} steps, {flag} {psnr:.1} dB"
+            );
+        }
     }
 }
 

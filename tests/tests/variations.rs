@@ -115,6 +115,11 @@ async fn every_variation_is_the_references_picture() {
                 journey = journey.with(&format!("--{key}"), value);
             }
         }
+        for key in ["steps", "guidance", "eta"] {
+            if let Some(value) = variation[key].as_f64() {
+                journey = journey.with(&format!("--{key}"), value.to_string());
+            }
+        }
         if let Some(prompt) = variation["prompt"].as_str() {
             journey = journey.asking(prompt);
         }

@@ -79,6 +79,58 @@ fn a_laptop_on_the_papers_link_is_faster_at_home() {
 }
 
 #[test]
+fn without_guidance_a_call_has_one_entry() {
+    let batch = |more: &[&str]| json("cost", more)["batch"].clone();
+    assert_eq!(batch(&[]), 1);
+    for (guidance, entries) in [("7.5", 2), ("1", 1), ("0", 1), ("-1", 1)] {
+        assert_eq!(batch(&["--guidance", guidance]), entries, "{guidance}");
+    }
+    // What a model's makers recommend counts for a plan, as it does for a picture.
+    let model = tempfile::tempdir().unwrap();
+    std::fs::create_dir(model.path().join("unet")).unwrap();
+    let [from, to] =
+        [config("sd15"), model.path().to_owned()].map(|at| at.join("unet/config.json"));
+    std::fs::copy(from, to).unwrap();
+    let calls = || {
+        let mut run = common::lacuna();
+        run.args(["plan", "--steps", "1", "--model"])
+            .arg(model.path());
+        text(&run.args(LAPTOP).output().unwrap())
+    };
+    assert!(calls().contains("calls of batch 2"), "{}", calls());
+    let recommended = model.path().join("generation_config.json");
+    std::fs::write(recommended, r#"{"guidance_scale": 0.0}"#).unwrap();
+    assert!(calls().contains("calls of batch 1"), "{}", calls());
+}
+
+#[test]
+fn the_wire_is_chosen_by_the_number_of_calls() {
+    let plan = |steps: &str| {
+        let slow = ["--user-gflops", "20", "--memory-gb", "16", "--link", "5g"];
+        let asked = ["--policy", "fast", "--guidance", "1", "--steps", steps];
+        json("plan", &[&slow[..], &asked].concat())
+    };
+    for (steps, wire, promised) in [
+        ("2", "int8", 25.0),
+        ("8", "int8", 25.0),
+        ("50", "delta4", 40.0),
+    ] {
+        let plan = plan(steps);
+        assert_eq!(
+            plan["best"]["fastest"],
+            format!("resident, {wire}"),
+            "{steps}"
+        );
+        let wires = &plan["plan"]["placement"]["wires"];
+        assert_eq!(wires["attention"], wire, "{steps}: {}", plan["plan"]);
+        assert_eq!(
+            number(&way(&plan, "resident, delta4")["least_psnr"]),
+            promised
+        );
+    }
+}
+
+#[test]
 fn a_fast_link_or_a_slow_machine_makes_the_cloud_faster() {
     for more in [
         &["--user-gflops", "40", "--memory-gb", "16", "--link", "5g"][..],
@@ -284,7 +336,7 @@ fn before_a_run_on_providers_it_is_said_what_they_will_see_and_what_home_takes()
             "--device",
             "cpu",
             "--steps",
-            "3",
+            "16",
         ]);
         run.arg("--model").arg(&model).arg("--workers").arg(&fleet);
         run.arg("--out")

@@ -47,7 +47,7 @@ impl SamplingArguments {
         }
     }
 
-    /// How the sampler of `pipeline` goes; `eta` is DDIM's.
+    /// How the sampler of `pipeline` goes; `eta` is that of DDIM and TCD.
     pub fn settle(&self, pipeline: &Pipeline, eta: f32) -> Sampling {
         Sampling {
             scheduler: self.scheduler,

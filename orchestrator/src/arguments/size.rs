@@ -9,6 +9,8 @@ use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 use super::model::unet_config;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::model::dir::recommended_guidance;
+use crate::model::family::Family;
 use crate::vae::VaeConfig;
 
 /// Pixels for each row of latents of every Stable Diffusion.
@@ -52,7 +54,12 @@ pub struct SizeArguments {
     /// has none].
     #[arg(long)]
     pub pixels_per_latent: Option<usize>,
-    /// Batch entries of one call; guidance takes two [default: 1; of plan, what its guidance takes].
+    /// Guidance scale; 1 or less turns guidance off, and halves the work [default: what the model recommends in its
+    /// generation_config.json, else 7.5].
+    #[arg(long, conflicts_with = "batch", allow_negative_numbers = true)]
+    pub guidance: Option<f32>,
+    /// Batch entries of one call, in place of what guidance takes: two, or one without it [default: of cost 1, where
+    /// no --guidance is given].
     #[arg(long)]
     pub batch: Option<usize>,
 }
@@ -85,6 +92,27 @@ impl SizeArguments {
             true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
             false => Ok(PIXELS_PER_LATENT),
         }
+    }
+
+    /// Batch entries of a call with the guidance scale that is given, or with the one that a picture of the model would
+    /// have.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a scale that is no number; those of the model's file.
+    pub fn guided_batch(&self) -> Result<usize> {
+        let guidance = match self.guidance {
+            Some(guidance) if !guidance.is_finite() => {
+                let reason = format!("--guidance {guidance}: it must be a number");
+                return Err(Error::Request(reason));
+            }
+            Some(guidance) => Some(guidance),
+            None => recommended_guidance(&self.model)?,
+        };
+        let guidance = guidance.unwrap_or(Family::StableDiffusion.usual_guidance());
+        // A model that takes the scale as an input is called once.
+        let embedded =
+            || matches!(self.config(), Ok(config) if config.build().time.guidance.is_some());
+        Ok(if guidance > 1.0 && !embedded() { 2 } else { 1 })
     }
 
     /// Batch, rows and columns of the latents, with `usual` entries where nobody says how many.

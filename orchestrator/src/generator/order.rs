@@ -94,6 +94,7 @@ impl Order {
             _ => None,
         };
         let setting = Setting::new(scheme, pipeline.unet(), latents, pipeline.tokens());
+        let setting = setting.of_calls(pipeline.calls(&sampling)?);
         Ok(Ready {
             setting: setting.linked(fleet.is_some()),
             fleet: fleet.or_else(|| local.as_ref().map(|local| local.config().clone())),

@@ -170,6 +170,14 @@ impl ModelDir {
     }
 }
 
+/// The guidance scale that the makers of the model in `dir` recommend, where they do; none where it is no directory.
+///
+/// # Errors
+/// Those of the file that says so.
+pub fn recommended_guidance(dir: &Path) -> Result<Option<f32>> {
+    Ok(recommended(dir)?.0)
+}
+
 /// `guidance_scale` of the file in which a model's makers may leave recommended settings; and our own `whole_words`:
 /// that the model knows only words that are one token each.
 fn recommended(dir: &Path) -> Result<(Option<f32>, bool)> {

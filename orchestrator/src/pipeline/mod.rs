@@ -233,7 +233,10 @@ impl Pipeline {
     /// The scheduler of one picture.
     fn scheduler(&self, sampling: &Sampling) -> Result<Box<dyn Scheduler>> {
         let kind = match sampling.scheduler {
-            Some(kind) => kind,
+            Some(kind) => {
+                SchedulerKind::check_origin(&self.scheduler_class)?;
+                kind
+            }
             None => SchedulerKind::from_class_name(&self.scheduler_class)?,
         };
         let chosen = sampling.scheduler.is_some();

@@ -27,7 +27,7 @@ pub struct Sampling {
     pub guidance: f32,
     /// Whether the model takes the guidance scale as an input. Nothing is guided away from then.
     pub embedded: bool,
-    /// DDIM's amount of fresh noise, 0 to 1.
+    /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     pub eta: f32,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Start<'a> {
 pub struct Step {
     /// U-Net calls done.
     pub done: usize,
-    /// U-Net calls in all; PNDM makes one more than there are steps.
+    /// U-Net calls in all; some schedulers make more than there are steps.
     pub of: usize,
     /// How long the last call took.
     pub took: Duration,

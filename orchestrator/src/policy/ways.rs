@@ -63,7 +63,8 @@ pub struct Way {
 pub fn ways(question: &Question<'_>) -> Result<Vec<Way>> {
     let mut ways = Vec::new();
     for scheme in &question.schemes {
-        match question.fill_in(scheme) {
+        let knowing = scheme.of_calls(question.calls);
+        match question.fill_in(knowing.as_ref().unwrap_or(scheme)) {
             Ok(setting) => ways.push(question.way(setting)?),
             // The picture has not enough rows for the workers, or the scheme is for other workers.
             Err(Error::Model(lacuna_model::Error::TooManyStrips { .. }) | Error::Workers(_)) => {}

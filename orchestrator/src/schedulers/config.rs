@@ -7,6 +7,7 @@
 
 use super::SchedulerError;
 use super::keys::{flag, refuse_nulls, take, unsupported, without_infinities};
+use super::prediction::PredictionType;
 use lacuna_model::config::WithoutEffect;
 use serde::Deserialize;
 use serde_json::Value;
@@ -25,27 +26,24 @@ pub enum BetaSchedule {
     ScaledLinear,
     /// From a squared cosine of the cumulative product (Nichol and Dhariwal 2021, eq. 17), capped.
     SquaredcosCapV2,
+    /// Heun's alone: from an exponential of the cumulative product, capped.
+    Exp,
+    /// DDPM's alone: from Laplace's distribution of the log signal-to-noise ratio, capped.
+    Laplace,
+    /// DDPM's alone: along a sigmoid from -6 to 6.
+    Sigmoid,
 }
 
-/// What the network's output means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictionType {
-    /// The noise in the sample.
-    Epsilon,
-    /// The noise-free sample itself.
-    Sample,
-    /// The velocity (Salimans and Ho 2022, appendix D).
-    VPrediction,
-}
-
-impl PredictionType {
+impl BetaSchedule {
     /// The name in `scheduler_config.json`.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Epsilon => "epsilon",
-            Self::Sample => "sample",
-            Self::VPrediction => "v_prediction",
+            Self::Linear => "linear",
+            Self::ScaledLinear => "scaled_linear",
+            Self::SquaredcosCapV2 => "squaredcos_cap_v2",
+            Self::Exp => "exp",
+            Self::Laplace => "laplace",
+            Self::Sigmoid => "sigmoid",
         }
     }
 }
@@ -84,64 +82,72 @@ pub struct SchedulerConfig {
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Added to every timestep under leading spacing.
     pub steps_offset: Option<i32>,
-    /// DDIM: clip the predicted noise-free sample.
+    /// DDIM, DDPM, LCM, Heun: clip the predicted noise-free sample.
     pub clip_sample: Option<bool>,
-    /// DDIM: the magnitude it is clipped to.
+    /// The magnitude it is clipped to.
     pub clip_sample_range: Option<f32>,
     /// DDIM, PNDM: after the last step the sample is noise-free (or as at timestep 0).
     pub set_alpha_to_one: Option<bool>,
     /// PNDM: start without Runge-Kutta steps.
     pub skip_prk_steps: Option<bool>,
-    /// DDIM, DPM-Solver: dynamic thresholding, which is not supported.
+    /// Dynamic thresholding of the predicted noise-free sample, in the classes that predict one.
     pub thresholding: Option<bool>,
-    /// Euler, DPM-Solver: noise levels spaced after Karras et al. 2022.
+    /// The share of its numbers that lies below the threshold.
+    pub dynamic_thresholding_ratio: Option<f32>,
+    /// The highest threshold.
+    pub sample_max_value: Option<f32>,
+    /// Noise levels spaced after Karras et al. 2022, in the classes that step along those.
     pub use_karras_sigmas: Option<bool>,
-    /// Euler, DPM-Solver: exponential noise levels, which are not supported.
+    /// Noise levels evenly in their logarithm.
     pub use_exponential_sigmas: Option<bool>,
-    /// Euler, DPM-Solver: beta-distributed noise levels, which are not supported.
+    /// Noise levels after the beta distribution.
     pub use_beta_sigmas: Option<bool>,
-    /// Lowest noise level under Karras spacing.
+    /// Lowest noise level of these three spacings.
     pub sigma_min: Option<f64>,
-    /// Highest noise level under Karras spacing.
+    /// Highest noise level of them.
     pub sigma_max: Option<f64>,
-    /// Euler, DPM-Solver: the noise level after the last step, `zero` or `sigma_min`.
+    /// Euler, DPM-Solver, UniPC: the noise level after the last step, `zero` or `sigma_min`.
     pub final_sigmas_type: Option<String>,
-    /// Euler: how noise levels between training timesteps are found; only `linear`.
+    /// Euler: how noise levels between training timesteps are found, `linear` or `log_linear`.
     pub interpolation_type: Option<String>,
-    /// Euler: what the network is told about time; only `discrete`.
+    /// Euler: what the network is told about time, `discrete` or `continuous`.
     pub timestep_type: Option<String>,
-    /// DPM-Solver: how many model outputs one step combines, 1 to 3.
+    /// DPM-Solver, DEIS, UniPC: how many model outputs one step combines, 1 to 3.
     pub solver_order: Option<usize>,
-    /// DPM-Solver: the member of the family; only `dpmsolver++`.
+    /// DPM-Solver, DEIS: the member of the family.
     pub algorithm_type: Option<String>,
-    /// DPM-Solver: the second-order rule, `midpoint` or `heun`.
+    /// DPM-Solver: the rule of higher orders, `midpoint` or `heun`; UniPC: `bh1` or `bh2`.
     pub solver_type: Option<String>,
-    /// DPM-Solver: lower the order in the last steps when there are fewer than 15.
+    /// DPM-Solver, DEIS, UniPC: lower the order in the last steps (when there are fewer than 15).
     pub lower_order_final: Option<bool>,
     /// DPM-Solver: make the last step first-order.
     pub euler_at_final: Option<bool>,
     /// DPM-Solver: leave out timesteps whose log signal-to-noise ratio is below this.
     pub lambda_min_clipped: Option<f64>,
-    /// DPM-Solver: models that also predict a variance, which are not supported.
+    /// DDPM: how much fresh noise a step adds. Models that predict it are not supported.
     pub variance_type: Option<String>,
-    /// DPM-Solver: log-SNR spacing, which is not supported.
+    /// DPM-Solver: noise levels evenly in the log signal-to-noise ratio (Lu et al. 2022).
     pub use_lu_lambdas: Option<bool>,
-    /// DPM-Solver: flow matching, which is not supported.
+    /// UniPC: predict the noise-free sample (or the noise).
+    pub predict_x0: Option<bool>,
+    /// UniPC: the steps that are not corrected.
+    pub disable_corrector: Option<Vec<usize>>,
+    /// UniPC: another scheduler for its predictor, which is not supported.
+    pub solver_p: Option<Value>,
+    /// UniPC: flow matching's lowest level, which is not supported.
+    pub shift_terminal: Option<Value>,
+    /// LCM, TCD: steps of the teacher, from which the sampler's are taken.
+    pub original_inference_steps: Option<usize>,
+    /// LCM: the factor of timesteps in the boundary condition.
+    pub timestep_scaling: Option<f32>,
+    /// Flow matching, which is not supported.
     pub use_flow_sigmas: Option<bool>,
-    /// DPM-Solver: flow matching's dynamic shift, which is not supported.
+    /// Flow matching's dynamic shift, which is not supported.
     pub use_dynamic_shifting: Option<bool>,
 }
 
 /// Keys of the supported classes that never change the picture.
 pub const WITHOUT_EFFECT: WithoutEffect = &[
-    (
-        "dynamic_thresholding_ratio",
-        "only read with thresholding, which is refused",
-    ),
-    (
-        "sample_max_value",
-        "only read with thresholding, which is refused",
-    ),
     (
         "flow_shift",
         "only read with use_flow_sigmas, which is refused",
@@ -149,6 +155,28 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     (
         "time_shift_type",
         "only read with use_dynamic_shifting, which is refused",
+    ),
+];
+
+/// Keys that a class has and never reads, beside those above.
+pub const UNREAD_BY_CLASS: &[(&str, WithoutEffect)] = &[
+    (
+        "LCMScheduler",
+        &[
+            ("timestep_spacing", "the timesteps are the teacher's"),
+            ("set_alpha_to_one", "the last step leads to clean latents"),
+        ],
+    ),
+    (
+        "TCDScheduler",
+        &[
+            ("timestep_spacing", "the timesteps are the teacher's"),
+            ("timestep_scaling", "only read by LCMScheduler"),
+            ("set_alpha_to_one", "the last step leads to timestep 0"),
+            ("thresholding", "no predictions are kept in range"),
+            ("dynamic_thresholding_ratio", "only read with thresholding"),
+            ("sample_max_value", "only read with thresholding"),
+        ],
     ),
 ];
 
@@ -190,6 +218,8 @@ impl SchedulerConfig {
             set_alpha_to_one: flag(m, "set_alpha_to_one")?,
             skip_prk_steps: flag(m, "skip_prk_steps")?,
             thresholding: flag(m, "thresholding")?,
+            dynamic_thresholding_ratio: take(m, "dynamic_thresholding_ratio")?,
+            sample_max_value: take(m, "sample_max_value")?,
             use_karras_sigmas: flag(m, "use_karras_sigmas")?,
             use_exponential_sigmas: flag(m, "use_exponential_sigmas")?,
             use_beta_sigmas: flag(m, "use_beta_sigmas")?,
@@ -206,6 +236,12 @@ impl SchedulerConfig {
             lambda_min_clipped: take(m, "lambda_min_clipped")?,
             variance_type: take(m, "variance_type")?,
             use_lu_lambdas: flag(m, "use_lu_lambdas")?,
+            predict_x0: flag(m, "predict_x0")?,
+            disable_corrector: take(m, "disable_corrector")?,
+            solver_p: take(m, "solver_p")?,
+            shift_terminal: take(m, "shift_terminal")?,
+            original_inference_steps: take(m, "original_inference_steps")?,
+            timestep_scaling: take(m, "timestep_scaling")?,
             use_flow_sigmas: flag(m, "use_flow_sigmas")?,
             use_dynamic_shifting: flag(m, "use_dynamic_shifting")?,
         };
@@ -284,9 +320,8 @@ mod tests {
 
     #[test]
     fn keys_of_other_classes_are_ignored() {
-        // Of LCM, UniPC and a running average.
-        let strays = json!({"shift_terminal": 0.1, "original_inference_steps": 50, "predict_x0": true,
-            "decay": 0.99});
+        // Of the solvers of stochastic equations and a running average.
+        let strays = json!({"predictor_order": 2, "noise_sampler_seed": 7, "decay": 0.99});
         let config = SchedulerConfig::from_value(strays).unwrap();
         assert_eq!(config, SchedulerConfig::default());
     }
@@ -300,8 +335,8 @@ mod tests {
         };
         let message = error(json!({"beta_start": "small"}));
         assert!(message.contains("beta_start = \"small\""), "{message}");
-        let message = error(json!({"beta_schedule": "sigmoid"}));
-        assert!(message.contains("beta_schedule = \"sigmoid\""), "{message}");
+        let message = error(json!({"beta_schedule": "steep"}));
+        assert!(message.contains("beta_schedule = \"steep\""), "{message}");
         let message = error(json!({"prediction_type": "flow_prediction"}));
         assert!(message.contains("prediction_type"), "{message}");
         assert_eq!(error(json!([])), "scheduler config is not a JSON object");

@@ -1,8 +1,9 @@
 //! DDIM (Song et al. 2021, <https://arxiv.org/abs/2010.02502>).
 
-use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
-use super::keys::{refuse, unsupported};
-use super::tables::{Tables, spaced};
+use super::config::SchedulerConfig;
+use super::limit::Limit;
+use super::prediction::PredictionType;
+use super::tables::{Tables, Training, whole};
 use super::{Scheduler, SchedulerError, assert_same_length};
 use crate::noise::TorchRng;
 
@@ -14,8 +15,8 @@ pub(super) struct Ddim {
     steps: Vec<Step>,
     /// What the network's output means.
     prediction: PredictionType,
-    /// The predicted x0 is clipped to plus or minus this.
-    clip: Option<f32>,
+    /// How far the predicted x0 may go.
+    limit: Limit,
     /// Whether steps add noise (eta above 0), and so draw from the generator.
     stochastic: bool,
 }
@@ -40,26 +41,11 @@ impl Ddim {
         steps: usize,
         eta: f32,
     ) -> Result<Self, SchedulerError> {
-        refuse("thresholding", config.thresholding)?;
-        let prediction = config.prediction(&[
-            PredictionType::Epsilon,
-            PredictionType::Sample,
-            PredictionType::VPrediction,
-        ])?;
-        let clip = match config.clip_sample.unwrap_or(true) {
-            true => Some(config.clip_sample_range.unwrap_or(1.0)),
-            false => None,
-        };
-        if let Some(range) = clip.filter(|range| range.is_nan() || *range < 0.0) {
-            let reason = "expected a number that is not negative";
-            return Err(unsupported("clip_sample_range", range, reason));
-        }
-        let tables = Tables::new(config, true)?;
+        let prediction = config.prediction(PredictionType::ALL)?;
+        let limit = Limit::either(config, true)?;
+        let tables = Tables::new(config, Training::RESCALED)?;
         let trained = tables.alphas_cumprod.len();
-        let timesteps: Vec<f64> = spaced(config, TimestepSpacing::Leading, trained, steps)
-            .into_iter()
-            .map(f64::round_ties_even)
-            .collect();
+        let timesteps = whole(config, trained, steps);
         let last = match config.set_alpha_to_one.unwrap_or(true) {
             true => 1.0,
             false => tables.alphas_cumprod[0],
@@ -71,11 +57,10 @@ impl Ddim {
             let next = timestep - stride;
             let next_alpha = if next < 0 { last } else { tables.alpha(next)? };
             let step = Step::new(alpha, next_alpha, eta);
-            let divisor = match prediction {
-                PredictionType::Epsilon => step.signal,
-                PredictionType::Sample => step.noise,
-                PredictionType::VPrediction => 1.0,
-            };
+            let weights = [step.signal, step.noise];
+            // Both x0 and the noise are predicted.
+            let divisors = [false, true].map(|noise| prediction.divisor(weights, noise));
+            let divisor = divisors[0].min(divisors[1]);
             if divisor > 0.0 && step.sigma.is_finite() {
                 Ok(step)
             } else {
@@ -87,7 +72,7 @@ impl Ddim {
             steps: steps.collect::<Result<_, _>>()?,
             timesteps,
             prediction,
-            clip,
+            limit,
             stochastic: eta > 0.0,
         })
     }
@@ -127,21 +112,17 @@ impl Scheduler for Ddim {
     ) -> Vec<f32> {
         assert_same_length(model_output, sample);
         let step = &self.steps[i];
-        let next = |(&output, &x): (&f32, &f32)| {
-            let (mut x0, eps) = match self.prediction {
-                PredictionType::Epsilon => ((x - step.noise * output) / step.signal, output),
-                PredictionType::Sample => (output, (x - step.signal * output) / step.noise),
-                PredictionType::VPrediction => (
-                    step.signal * x - step.noise * output,
-                    step.signal * output + step.noise * x,
-                ),
-            };
-            if let Some(range) = self.clip {
-                x0 = x0.clamp(-range, range);
-            }
-            step.next_signal * x0 + step.direction * eps
+        let weights = [step.signal, step.noise];
+        let pairs = || model_output.iter().zip(sample);
+        let mut x0: Vec<f32> = pairs()
+            .map(|(&output, &x)| self.prediction.x0(weights, output, x))
+            .collect();
+        self.limit.apply(&mut x0);
+        let next = |((&output, &x), x0): ((&f32, &f32), f32)| {
+            let noise = self.prediction.noise(weights, output, x);
+            step.next_signal * x0 + step.direction * noise
         };
-        let mut out: Vec<f32> = model_output.iter().zip(sample).map(next).collect();
+        let mut out: Vec<f32> = pairs().zip(x0).map(next).collect();
         if self.stochastic {
             for (x, noise) in out.iter_mut().zip(rng.randn(sample.len())) {
                 *x += step.sigma * noise;

@@ -24,11 +24,16 @@ pub enum SchedulerError {
     },
     /// The model's scheduler is one that Lacuna does not have.
     #[error(
-        "scheduler class {0} is not supported (supported: DDIMScheduler, PNDMScheduler, \
-         EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler); \
-         choose one by --scheduler"
+        "scheduler class {0} is not supported (supported: {known}); choose one by --scheduler",
+        known = SchedulerKind::class_names()
     )]
     UnknownClass(String),
+    /// The model's scheduler is one for networks that learned noise of another form.
+    #[error(
+        "scheduler class {0} is not supported, and no --scheduler stands in for it: the model learned noise of \
+         another form (EDM, flow matching); take a model with a schedule of betas"
+    )]
+    Foreign(String),
     /// The number of sampler steps does not fit the schedule.
     #[error("{steps} sampler steps: choose between {min} and {max}")]
     Steps {
@@ -42,8 +47,8 @@ pub enum SchedulerError {
     /// `eta` is not a number between 0 and 1.
     #[error("eta {0} is not between 0 and 1")]
     EtaRange(f32),
-    /// `eta` was given for a scheduler other than DDIM, which has no such knob.
-    #[error("eta is a DDIM setting; {0} has none")]
+    /// `eta` was given for a scheduler that has no such knob.
+    #[error("eta is a setting of ddim and tcd; {0} has none")]
     EtaUnused(SchedulerKind),
     /// The timestep spacing leads outside the timesteps of training.
     #[error(

@@ -1,9 +1,10 @@
 //! Euler's method on the probability-flow ODE (Karras et al. 2022,
 //! <https://arxiv.org/abs/2206.00364>, algorithm 2 without churn and second-order correction).
 
-use super::config::{PredictionType, SchedulerConfig};
-use super::keys::{choose, refuse};
-use super::sigmas::{SigmaSchedule, final_sigma};
+use super::config::SchedulerConfig;
+use super::keys::choose;
+use super::prediction::PredictionType;
+use super::sigmas::{Curve, Interpolation, SigmaSchedule, final_sigma, to_unit_variance};
 use super::tables::Tables;
 use super::{Scheduler, SchedulerError, assert_same_length};
 use crate::noise::TorchRng;
@@ -16,21 +17,24 @@ pub(super) struct Euler {
 
 impl Euler {
     pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
-        refuse("use_exponential_sigmas", config.use_exponential_sigmas)?;
-        refuse("use_beta_sigmas", config.use_beta_sigmas)?;
+        let interpolations = [
+            ("linear", Interpolation::Linear),
+            ("log_linear", Interpolation::LogLinear),
+        ];
         let interpolation = config.interpolation_type.as_deref();
-        choose("interpolation_type", interpolation, &[("linear", ())])?;
-        let timestep_type = config.timestep_type.as_deref();
-        choose("timestep_type", timestep_type, &[("discrete", ())])?;
-        let prediction = config.prediction(&[
-            PredictionType::Epsilon,
-            PredictionType::Sample,
-            PredictionType::VPrediction,
-        ])?;
+        let interpolation = choose("interpolation_type", interpolation, &interpolations)?;
+        let types = [("discrete", false), ("continuous", true)];
+        let continuous = choose("timestep_type", config.timestep_type.as_deref(), &types)?;
+        let prediction = config.prediction(PredictionType::ALL)?;
         let tables = Tables::with_finite_sigmas(config)?;
-        let last = final_sigma(config, &tables)?;
-        let karras = config.use_karras_sigmas.unwrap_or(false);
-        let schedule = SigmaSchedule::new(config, &tables, steps, karras, last, prediction)?;
+        let last = final_sigma(config, 0.0, tables.sigmas()[0])?;
+        let curve = (Curve::new(config)?, interpolation);
+        let mut schedule = SigmaSchedule::new(config, &tables, steps, curve, last, prediction)?;
+        if continuous && prediction == PredictionType::VPrediction {
+            // A quarter of log sigma (Karras et al., table 1, c_noise of the EDM column).
+            let levels = schedule.timesteps.iter_mut().zip(&schedule.sigmas);
+            levels.for_each(|(timestep, sigma)| *timestep = f64::from(0.25 * sigma.ln()));
+        }
         Ok(Self { schedule })
     }
 }
@@ -45,7 +49,7 @@ impl Scheduler for Euler {
     }
 
     fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
-        self.schedule.scale_model_input(i, sample);
+        to_unit_variance(self.schedule.sigmas[i], sample);
     }
 
     fn level(&self, i: usize) -> [f32; 2] {

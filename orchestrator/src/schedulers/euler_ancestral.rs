@@ -1,8 +1,9 @@
 //! Ancestral sampling with Euler steps: each step goes further down than its target noise level and
 //! adds fresh noise to come back up to it (the variance split of Ho et al. 2020, in sigmas).
 
-use super::config::{PredictionType, SchedulerConfig};
-use super::sigmas::SigmaSchedule;
+use super::config::SchedulerConfig;
+use super::prediction::PredictionType;
+use super::sigmas::{Curve, Interpolation, SigmaSchedule, to_unit_variance};
 use super::tables::Tables;
 use super::{Scheduler, SchedulerError, assert_same_length};
 use crate::noise::TorchRng;
@@ -18,7 +19,8 @@ impl EulerAncestral {
         let prediction =
             config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
         let tables = Tables::with_finite_sigmas(config)?;
-        let schedule = SigmaSchedule::new(config, &tables, steps, false, 0.0, prediction)?;
+        let curve = (Curve::Plain, Interpolation::Linear);
+        let schedule = SigmaSchedule::new(config, &tables, steps, curve, 0.0, prediction)?;
         Ok(Self { schedule })
     }
 }
@@ -33,7 +35,7 @@ impl Scheduler for EulerAncestral {
     }
 
     fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
-        self.schedule.scale_model_input(i, sample);
+        to_unit_variance(self.schedule.sigmas[i], sample);
     }
 
     fn level(&self, i: usize) -> [f32; 2] {
@@ -49,11 +51,7 @@ impl Scheduler for EulerAncestral {
     ) -> Vec<f32> {
         assert_same_length(model_output, sample);
         let (from, to) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
-        // up^2 + down^2 = to^2, with up^2 the posterior variance.
-        let up = (to * to * (from * from - to * to) / (from * from))
-            .max(0.0)
-            .sqrt();
-        let down = (to * to - up * up).max(0.0).sqrt();
+        let [up, down] = split(from, to);
         // Noise is drawn on the last step too, where it counts for nothing, as the reference does.
         let noise = rng.randn(sample.len());
         let numbers = model_output.iter().zip(sample).zip(noise);
@@ -61,4 +59,13 @@ impl Scheduler for EulerAncestral {
             .map(|((&output, &x), noise)| self.schedule.euler(i, down, output, x) + noise * up)
             .collect()
     }
+}
+
+/// The standard deviation of the fresh noise in a step from noise level `from` to `to`, and the level that the step
+/// itself goes down to: up^2 + down^2 = to^2, with up^2 the posterior variance.
+pub(super) fn split(from: f32, to: f32) -> [f32; 2] {
+    let up = (to * to * (from * from - to * to) / (from * from))
+        .max(0.0)
+        .sqrt();
+    [up, (to * to - up * up).max(0.0).sqrt()]
 }

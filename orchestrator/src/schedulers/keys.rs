@@ -74,7 +74,10 @@ pub(super) fn unsupported(
 /// An error if a switch for something that is not implemented is on.
 pub(super) fn refuse(key: &'static str, switch: Option<bool>) -> Result<(), SchedulerError> {
     match switch {
-        Some(true) => Err(unsupported(key, true, "not implemented")),
+        Some(true) => {
+            let reason = "not implemented; choose a scheduler without it by --scheduler";
+            Err(unsupported(key, true, reason))
+        }
         _ => Ok(()),
     }
 }
@@ -90,7 +93,8 @@ pub(super) fn choose<T: Copy>(
         Some((_, meaning)) => Ok(*meaning),
         None => {
             let names: Vec<_> = choices.iter().map(|(choice, _)| *choice).collect();
-            let reason = format!("expected one of {}", names.join(", "));
+            let names = names.join(", ");
+            let reason = format!("expected one of {names}, or another scheduler by --scheduler");
             Err(unsupported(key, format!("{name:?}"), reason))
         }
     }

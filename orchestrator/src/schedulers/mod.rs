@@ -6,82 +6,50 @@
 //!
 //! # Layout
 //!
+//! - [`SchedulerKind`]: which there are, by name and class;
 //! - [`SchedulerConfig`]: `scheduler_config.json` and what is refused in it;
 //! - `keys`: how its single keys are read;
 //! - `tables`: the training schedule and which timesteps are visited;
-//! - `sigmas`: noise levels, for the schedulers that step along those;
-//! - `ddim`, `pndm`, `euler`, `euler_ancestral`, `dpm_solver`: one scheduler each;
+//! - `sigmas`: noise levels, and the curves that they may follow;
+//! - `levels`: the same in the letters of the solvers that step along the log signal-to-noise ratio;
+//! - `prediction`, `limit`: what the network's output says of the clean latents, and how those are kept in range;
+//! - `dpm_formula`: what the two DPM-Solvers share; `teacher`: what the two schedulers of distilled models share;
+//! - `ddim`, `ddpm`, `pndm`, `lms`, `euler`, `euler_ancestral`, `heun`, `kdpm2`, `dpm_solver`, `dpm_single`, `deis`,
+//!   `unipc`, `lcm`, `tcd`: the schedulers;
 //! - [`SchedulerError`]: why one cannot be built.
 
 mod config;
 mod ddim;
+mod ddpm;
+mod deis;
+mod dpm_formula;
+mod dpm_single;
 mod dpm_solver;
 mod error;
 mod euler;
 mod euler_ancestral;
+mod heun;
+mod kdpm2;
 mod keys;
+mod kind;
+mod lcm;
+mod levels;
+mod limit;
+mod lms;
 mod pndm;
+mod prediction;
 mod sigmas;
 mod tables;
+mod tcd;
+mod teacher;
+mod unipc;
 
-pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing, WITHOUT_EFFECT};
+pub use config::{BetaSchedule, SchedulerConfig, TimestepSpacing, UNREAD_BY_CLASS, WITHOUT_EFFECT};
 pub use error::SchedulerError;
+pub use kind::SchedulerKind;
+pub use prediction::PredictionType;
 
 use crate::noise::TorchRng;
-
-/// The schedulers there are, by the names that `--scheduler` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SchedulerKind {
-    /// DDIM, the only one with an `eta`.
-    #[value(name = "ddim")]
-    Ddim,
-    /// PNDM (also known as PLMS); calls the network once more than there are steps.
-    #[value(name = "pndm")]
-    Pndm,
-    /// Euler.
-    #[value(name = "euler")]
-    Euler,
-    /// Euler ancestral: adds fresh noise on every step.
-    #[value(name = "euler-a")]
-    EulerAncestral,
-    /// DPM-Solver++, multistep.
-    #[value(name = "dpm++")]
-    DpmSolver,
-}
-
-impl SchedulerKind {
-    /// The scheduler for a `diffusers` class name, as in `model_index.json`.
-    pub fn from_class_name(name: &str) -> Result<Self, SchedulerError> {
-        match name {
-            "DDIMScheduler" => Ok(Self::Ddim),
-            "PNDMScheduler" => Ok(Self::Pndm),
-            "EulerDiscreteScheduler" => Ok(Self::Euler),
-            "EulerAncestralDiscreteScheduler" => Ok(Self::EulerAncestral),
-            "DPMSolverMultistepScheduler" => Ok(Self::DpmSolver),
-            other => Err(SchedulerError::UnknownClass(other.to_owned())),
-        }
-    }
-}
-
-impl std::fmt::Display for SchedulerKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Ddim => "ddim",
-            Self::Pndm => "pndm",
-            Self::Euler => "euler",
-            Self::EulerAncestral => "euler-a",
-            Self::DpmSolver => "dpm++",
-        })
-    }
-}
-
-impl std::str::FromStr for SchedulerKind {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        clap::ValueEnum::from_str(name, false)
-    }
-}
 
 /// Takes one picture (or one batch) from noise to latents.
 ///
@@ -93,7 +61,7 @@ impl std::str::FromStr for SchedulerKind {
 /// for each picture.
 pub trait Scheduler: Send {
     /// What the network is told about time at each call, from high to low: in units of training
-    /// timesteps, not always whole. There may be more calls than sampler steps (PNDM).
+    /// timesteps, not always whole. There may be more calls than sampler steps (PNDM; Heun and KDPM2 call twice a step).
     fn timesteps(&self) -> &[f64];
 
     /// The standard deviation that the first sample must have: 1, if the scheduler does not say otherwise.
@@ -118,7 +86,7 @@ pub trait Scheduler: Send {
 
     /// The next sample from the network's output at call `i` (after guidance) and the sample that
     /// it saw before scaling. All have the same B x C x H x W numbers. Only schedulers that add
-    /// noise (Euler ancestral, DDIM with `eta`) draw from `rng`.
+    /// noise (ancestral and stochastic ones, LCM, DDIM and TCD with `eta`) draw from `rng`.
     ///
     /// # Panics
     ///
@@ -135,8 +103,8 @@ pub trait Scheduler: Send {
 
 /// Builds a scheduler for one picture of `steps` sampler steps.
 ///
-/// `kind` may be another scheduler than the configuration's own. `eta` (0 to 1) is DDIM's amount of
-/// fresh noise; it must be 0 for the others.
+/// `kind` may be another scheduler than the configuration's own. `eta` (0 to 1) is DDIM's and
+/// TCD's amount of fresh noise; it must be 0 for the others.
 pub fn build(
     kind: SchedulerKind,
     config: &SchedulerConfig,
@@ -150,17 +118,27 @@ pub fn build(
     if !(0.0..=1.0).contains(&eta) {
         return Err(SchedulerError::EtaRange(eta));
     }
-    if eta > 0.0 && kind != SchedulerKind::Ddim {
+    if eta > 0.0 && !kind.takes_eta() {
         return Err(SchedulerError::EtaUnused(kind));
     }
+    use SchedulerKind as Kind;
     Ok(match kind {
-        SchedulerKind::Ddim => Box::new(ddim::Ddim::new(config, steps, eta)?),
-        SchedulerKind::Pndm => Box::new(pndm::Pndm::new(config, steps)?),
-        SchedulerKind::Euler => Box::new(euler::Euler::new(config, steps)?),
-        SchedulerKind::EulerAncestral => {
-            Box::new(euler_ancestral::EulerAncestral::new(config, steps)?)
-        }
-        SchedulerKind::DpmSolver => Box::new(dpm_solver::DpmSolver::new(config, steps)?),
+        Kind::Ddim => Box::new(ddim::Ddim::new(config, steps, eta)?),
+        Kind::Ddpm => Box::new(ddpm::Ddpm::new(config, steps)?),
+        Kind::Pndm => Box::new(pndm::Pndm::new(config, steps)?),
+        Kind::Lms => Box::new(lms::Lms::new(config, steps)?),
+        Kind::Euler => Box::new(euler::Euler::new(config, steps)?),
+        Kind::EulerAncestral => Box::new(euler_ancestral::EulerAncestral::new(config, steps)?),
+        Kind::Heun => Box::new(heun::Heun::new(config, steps)?),
+        Kind::Kdpm2 => Box::new(kdpm2::Kdpm2::new(config, steps, false)?),
+        Kind::Kdpm2Ancestral => Box::new(kdpm2::Kdpm2::new(config, steps, true)?),
+        Kind::DpmSolver => Box::new(dpm_solver::DpmSolver::new(config, steps, false)?),
+        Kind::DpmSolverSde => Box::new(dpm_solver::DpmSolver::new(config, steps, true)?),
+        Kind::DpmSingle => Box::new(dpm_single::DpmSingle::new(config, steps)?),
+        Kind::Deis => Box::new(deis::Deis::new(config, steps)?),
+        Kind::UniPc => Box::new(unipc::UniPc::new(config, steps)?),
+        Kind::Lcm => Box::new(lcm::Lcm::new(config, steps)?),
+        Kind::Tcd => Box::new(tcd::Tcd::new(config, steps, eta)?),
     })
 }
 

@@ -5,8 +5,9 @@
 //! twice, the second time with the mean of both noise predictions, so that the network runs
 //! steps + 1 times. With it, the first three steps take four network calls each.
 
-use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
-use super::tables::{Tables, spaced};
+use super::config::SchedulerConfig;
+use super::prediction::PredictionType;
+use super::tables::{Tables, Training, whole};
 use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
 use crate::noise::TorchRng;
 
@@ -69,11 +70,11 @@ impl Pndm {
     pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
         let prediction =
             config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
-        let tables = Tables::new(config, false)?;
+        let tables = Tables::new(config, Training::PLAIN)?;
         let trained = tables.alphas_cumprod.len();
-        let spaced: Vec<i64> = spaced(config, TimestepSpacing::Leading, trained, steps)
+        let spaced: Vec<i64> = whole(config, trained, steps)
             .into_iter()
-            .map(|timestep| timestep.round_ties_even() as i64)
+            .map(|timestep| timestep as i64)
             .collect();
         let stride = (trained / steps) as i64;
         let plan = if config.skip_prk_steps.unwrap_or(false) {
@@ -196,10 +197,7 @@ impl Transfer {
 
     /// Moves one number of the sample.
     fn apply(&self, prediction: PredictionType, output: f32, x: f32) -> f32 {
-        let eps = match prediction {
-            PredictionType::VPrediction => self.signal * output + self.noise * x,
-            PredictionType::Epsilon | PredictionType::Sample => output,
-        };
+        let eps = prediction.noise([self.signal, self.noise], output, x);
         self.scale * x - self.difference * eps / self.divisor
     }
 }

@@ -11,6 +11,48 @@ use super::keys::unsupported;
 /// smallest positive half-precision number.
 const SMALLEST_ALPHA: f32 = 1.0 / (1 << 24) as f32;
 
+/// What a class takes for the schedule of training where the file does not say, and what it knows of it.
+#[derive(Clone, Copy)]
+pub(super) struct Training {
+    /// First and last beta.
+    pub betas: [f64; 2],
+    /// The curve between them.
+    pub curve: BetaSchedule,
+    /// A curve that not every class has.
+    pub own_curves: &'static [BetaSchedule],
+    /// Whether the class knows `rescale_betas_zero_snr`.
+    pub zero_snr: bool,
+}
+
+impl Training {
+    /// Of most classes (Ho et al. 2020).
+    pub(super) const PLAIN: Self = Self {
+        betas: [0.0001, 0.02],
+        curve: BetaSchedule::Linear,
+        own_curves: &[],
+        zero_snr: false,
+    };
+
+    /// Of the same, which know `rescale_betas_zero_snr`.
+    pub(super) const RESCALED: Self = Self {
+        zero_snr: true,
+        ..Self::PLAIN
+    };
+
+    /// Of the classes whose betas are those of latent diffusion, along a line.
+    pub(super) const LATENT_LINEAR: Self = Self {
+        betas: [0.00085, 0.012],
+        ..Self::PLAIN
+    };
+
+    /// Of the classes for distilled latent models.
+    pub(super) const LATENT: Self = Self {
+        betas: [0.00085, 0.012],
+        curve: BetaSchedule::ScaledLinear,
+        ..Self::RESCALED
+    };
+}
+
 /// The training schedule: one entry per training timestep.
 pub(super) struct Tables {
     /// alpha-bar_t: the product of all 1 - beta up to timestep t (Ho et al. 2020, eq. 4); the share
@@ -19,11 +61,10 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The schedule that the configuration describes. `zero_snr` says whether this class knows
-    /// `rescale_betas_zero_snr`.
-    pub(super) fn new(config: &SchedulerConfig, zero_snr: bool) -> Result<Self, SchedulerError> {
-        let mut alphas = cumulative(&betas(config)?);
-        if zero_snr && config.rescale_betas_zero_snr.unwrap_or(false) {
+    /// The schedule that the configuration describes to a class.
+    pub(super) fn new(config: &SchedulerConfig, class: Training) -> Result<Self, SchedulerError> {
+        let mut alphas = cumulative(&betas(config, class)?);
+        if class.zero_snr && config.rescale_betas_zero_snr.unwrap_or(false) {
             alphas = cumulative(&zero_snr_betas(&alphas));
             if alphas.iter().any(|alpha| !alpha.is_finite()) {
                 let reason = "this schedule has a single noise level";
@@ -35,9 +76,10 @@ impl Tables {
         })
     }
 
-    /// The same for the schedulers that work in sigmas, which need some signal everywhere.
+    /// The same for the schedulers that work in sigmas and know `rescale_betas_zero_snr`: they need some signal
+    /// everywhere.
     pub(super) fn with_finite_sigmas(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
-        let mut tables = Self::new(config, true)?;
+        let mut tables = Self::new(config, Training::RESCALED)?;
         if config.rescale_betas_zero_snr.unwrap_or(false) {
             let last = tables.alphas_cumprod.len() - 1;
             tables.alphas_cumprod[last] = SMALLEST_ALPHA;
@@ -64,8 +106,13 @@ impl Tables {
     }
 }
 
+/// The weights of signal and noise where alpha-bar is `alpha`.
+pub(super) fn weights(alpha: f32) -> [f32; 2] {
+    [alpha.sqrt(), (1.0 - alpha).sqrt()]
+}
+
 /// beta_t for every training timestep.
-fn betas(config: &SchedulerConfig) -> Result<Vec<f32>, SchedulerError> {
+fn betas(config: &SchedulerConfig, class: Training) -> Result<Vec<f32>, SchedulerError> {
     let trained = config.trained()?;
     // Negated so that a NaN fails too.
     let outside = |beta: f64| !(beta > 0.0 && beta < 1.0);
@@ -80,31 +127,53 @@ fn betas(config: &SchedulerConfig) -> Result<Vec<f32>, SchedulerError> {
         }
         return Ok(betas.iter().map(|&beta| beta as f32).collect());
     }
-    let start = config.beta_start.unwrap_or(0.0001);
-    let end = config.beta_end.unwrap_or(0.02);
+    let start = config.beta_start.unwrap_or(class.betas[0]);
+    let end = config.beta_end.unwrap_or(class.betas[1]);
     for (key, beta) in [("beta_start", start), ("beta_end", end)] {
         if outside(beta) {
             return Err(unsupported(key, beta, "expected (0, 1)"));
         }
     }
-    let betas = match config.beta_schedule.unwrap_or(BetaSchedule::Linear) {
+    let curve = config.beta_schedule.unwrap_or(class.curve);
+    let common = [
+        BetaSchedule::Linear,
+        BetaSchedule::ScaledLinear,
+        BetaSchedule::SquaredcosCapV2,
+    ];
+    if !common.contains(&curve) && !class.own_curves.contains(&curve) {
+        let reason = "this scheduler does not have it; choose another by --scheduler";
+        return Err(unsupported("beta_schedule", curve.name(), reason));
+    }
+    Ok(match curve {
         BetaSchedule::Linear => linspace_f32(start, end, trained),
         BetaSchedule::ScaledLinear => linspace_f32(start.sqrt(), end.sqrt(), trained)
             .into_iter()
             .map(|root| root * root)
             .collect(),
-        BetaSchedule::SquaredcosCapV2 => {
-            let alpha_bar = |i: usize| {
-                let t = i as f64 / trained as f64;
-                let cos = ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos();
-                cos * cos
-            };
-            (0..trained)
-                .map(|i| (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32)
-                .collect()
-        }
-    };
-    Ok(betas)
+        BetaSchedule::SquaredcosCapV2 => capped(trained, |t| {
+            let cos = ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos();
+            cos * cos
+        }),
+        BetaSchedule::Exp => capped(trained, |t| (t * -12.0).exp()),
+        BetaSchedule::Laplace => capped(trained, |t| {
+            let side = 1f64.copysign(0.5 - t);
+            let log_ratio = -0.5 * side * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+            let ratio = log_ratio.exp();
+            (ratio / (1.0 + ratio)).sqrt()
+        }),
+        BetaSchedule::Sigmoid => linspace_f32(-6.0, 6.0, trained)
+            .into_iter()
+            .map(|x| 1.0 / (1.0 + (-x).exp()) * (end - start) as f32 + start as f32)
+            .collect(),
+    })
+}
+
+/// The betas whose running product of 1 - beta is `alpha_bar` of the share of training done, at most 0.999 each.
+fn capped(trained: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
+    let at = |i: usize| alpha_bar(i as f64 / trained as f64);
+    (0..trained)
+        .map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32)
+        .collect()
 }
 
 /// Running product of 1 - beta, summed up in `f64` and kept in `f32` as torch's `cumprod` does.
@@ -139,7 +208,7 @@ fn zero_snr_betas(alphas_cumprod: &[f32]) -> Vec<f32> {
 }
 
 /// `torch.linspace(start, end, n)` in `f32`: counted from both ends, with one rounding per value.
-fn linspace_f32(start: f64, end: f64, n: usize) -> Vec<f32> {
+pub(super) fn linspace_f32(start: f64, end: f64, n: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
     let step = (end - start) / (n - 1) as f32;
     (0..n)
@@ -202,4 +271,12 @@ pub(super) fn spaced(
         }
         TimestepSpacing::Trailing => trailing(trained, trained as f64 / steps as f64),
     }
+}
+
+/// The `steps` timesteps of DDIM, DDPM and PNDM: the same, whole, in leading spacing where the file names none.
+pub(super) fn whole(config: &SchedulerConfig, trained: usize, steps: usize) -> Vec<f64> {
+    spaced(config, TimestepSpacing::Leading, trained, steps)
+        .into_iter()
+        .map(f64::round_ties_even)
+        .collect()
 }

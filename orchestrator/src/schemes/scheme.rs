@@ -132,6 +132,16 @@ pub trait Scheme: Debug + Send + Sync {
         None
     }
 
+    /// The same, knowing that a picture takes so many U-Net calls; none where that makes no difference.
+    fn of_calls(&self, _calls: usize) -> Option<Arc<dyn Scheme>> {
+        None
+    }
+
+    /// The U-Net calls that [`Self::of_calls`] said.
+    fn calls(&self) -> Option<usize> {
+        None
+    }
+
     /// What the open options can be under `rules`, all of them chosen in each; nothing where none is open. What is
     /// chosen and not allowed is for the policy's own check, which names the rule.
     fn choices(&self, _rules: &Rules<'_>) -> Vec<Arc<dyn Scheme>> {
@@ -289,6 +299,14 @@ impl Setting {
     /// The same, knowing whether workers are behind a link.
     pub fn linked(self, linked: bool) -> Self {
         match self.scheme.linked(linked) {
+            Some(scheme) => self.by(scheme),
+            None => self,
+        }
+    }
+
+    /// The same, knowing that a picture takes so many U-Net calls.
+    pub fn of_calls(self, calls: usize) -> Self {
+        match self.scheme.of_calls(calls) {
             Some(scheme) => self.by(scheme),
             None => self,
         }

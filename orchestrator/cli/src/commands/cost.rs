@@ -91,7 +91,11 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let workers = arguments.workers;
     limits::check("--workers", workers, MAX_WORKERS)?;
     let link = arguments.speed.link()?;
-    let latents = arguments.size.latents(1)?;
+    let usual = match arguments.size.guidance {
+        Some(_) => arguments.size.guided_batch()?,
+        None => 1,
+    };
+    let latents = arguments.size.latents(usual)?;
     let setting = arguments.scheme.setting(unet, latents, PROMPT_TOKENS);
     let counts = setting.first_calls(unet, workers)?;
     let once_flop: u64 = once(&counts).iter().sum();

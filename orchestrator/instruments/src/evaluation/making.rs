@@ -120,12 +120,20 @@ impl Maker {
         Some(fleet)
     }
 
+    fn sampling_of(&self, arm: &ArmSetting) -> Sampling {
+        Sampling {
+            steps: arm.options.steps.unwrap_or(self.sampling.steps),
+            ..self.sampling.clone()
+        }
+    }
+
     fn setting(&self, arm: &ArmSetting) -> Result<Setting> {
         let [_, _, rows, columns] = self.shape(arm)?;
         let (unet, tokens) = (self.pipeline.unet(), self.pipeline.tokens());
         let latents = [self.sampling.batch(), rows, columns];
         let setting = Setting::new(arm.scheme.clone(), unet, latents, tokens);
-        Ok(setting.linked(self.fleet.is_some()))
+        let calls = self.pipeline.calls(&self.sampling_of(arm))?;
+        Ok(setting.of_calls(calls).linked(self.fleet.is_some()))
     }
 
     /// Gets an arm ready: starts its workers, where none were given.
@@ -137,10 +145,7 @@ impl Maker {
         let order = Order {
             pipeline: self.pipeline.clone(),
             device: self.device.clone(),
-            sampling: Sampling {
-                steps: arm.options.steps.unwrap_or(self.sampling.steps),
-                ..self.sampling.clone()
-            },
+            sampling: self.sampling_of(arm),
             scheme: arm.scheme.clone(),
             shape,
             whole: self.whole.clone(),

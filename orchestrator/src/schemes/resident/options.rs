@@ -39,6 +39,9 @@ pub struct Resident {
     /// The share of what workers compute that is checked.
     #[arg(skip)]
     pub verify: Option<f64>,
+    /// U-Net calls of a picture, where that is known: wires of changes take and promise less or more by it.
+    #[arg(skip)]
+    pub calls: Option<usize>,
 }
 
 impl Resident {

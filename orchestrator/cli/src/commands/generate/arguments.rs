@@ -51,7 +51,7 @@ pub struct Arguments {
     pub(super) sampling: SamplingArguments,
     #[command(flatten)]
     pub(super) size: PictureSize,
-    /// DDIM's amount of fresh noise, 0 to 1.
+    /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     #[arg(
         long,
         default_value_t = 0.0,

@@ -14,7 +14,6 @@ use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::memory;
-use lacuna_orchestrator::model::family::Family;
 use lacuna_orchestrator::policy::Policy;
 use lacuna_orchestrator::schemes::resident::Resident;
 use lacuna_orchestrator::schemes::{Options, Setting};
@@ -35,9 +34,6 @@ pub struct Arguments {
     /// Sampler steps of a picture.
     #[arg(long, default_value_t = 50)]
     pub(super) steps: usize,
-    /// Guidance scale; 1 or less turns guidance off, and halves the work [default: 7.5].
-    #[arg(long, conflicts_with = "batch")]
-    pub(super) guidance: Option<f32>,
     #[command(flatten)]
     pub(super) workers: FleetArguments,
     #[command(flatten)]
@@ -79,17 +75,10 @@ impl Arguments {
 
     pub(super) fn setting(&self, unet: &UNet) -> anyhow::Result<Setting> {
         limits::check("--steps", self.steps, limits::COUNT)?;
-        let guidance = self
-            .guidance
-            .unwrap_or(Family::StableDiffusion.usual_guidance());
-        if !guidance.is_finite() {
-            let reason = format!("--guidance {guidance}: it must be a number");
-            return Err(Error::Request(reason).into());
-        }
-        let guided = guidance > 1.0;
         let scheme = Resident::default().scheme();
-        let latents = self.size.latents(if guided { 2 } else { 1 })?;
-        Ok(Setting::new(scheme, unet, latents, PROMPT_TOKENS))
+        let latents = self.size.latents(self.size.guided_batch()?)?;
+        let setting = Setting::new(scheme, unet, latents, PROMPT_TOKENS);
+        Ok(setting.of_calls(self.steps))
     }
 
     /// Bytes that are free at home; none where that is not known.

@@ -86,7 +86,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Where a policy allows no strips, or something else is faster, that is the plan.
     if let Some(way) = fastest_on_workers(&ways) {
         let other = choose(&unet, &policy, &way.setting, &fleet, &speeds)?;
-        let faster = |plan: &Plan| other.seconds.total() < plan.seconds.total();
+        let faster = |plan: &Plan| other.average < plan.average;
         if plan.as_ref().map_or(true, faster) {
             refused = plan.err();
             (plan, without) = (Ok(other), Vec::new());
@@ -125,7 +125,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         false => "the fastest is at home",
     };
     console.line(format_args!("\n{place}: {}", plan.summary()));
-    let seconds = plan.seconds.total();
+    let seconds = plan.average;
     let calls = arguments.steps as f64;
     for relaxed in without {
         let less = seconds - relaxed.seconds;
