@@ -87,7 +87,7 @@ fn of_scheme(
         "a large red circle above a small blue square on a yellow background",
         "a small white star on the left on a purple background",
     ];
-    let each = prompts.map(|prompt| run(prompt.to_owned()));
+    let each = prompts.map(run);
     let target = Target {
         pipeline,
         model,
