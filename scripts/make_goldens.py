@@ -25,6 +25,7 @@ PARTS = {
     "models": ("models", "write"),
     "large": ("models", "write_large"),
     "families": ("families", "write"),
+    "one-file": ("one_file", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),

@@ -25,6 +25,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -91,10 +93,12 @@ def goldens(pipe, case: dict) -> dict[str, torch.Tensor]:
 def call(pipe, case: dict, **more):
     """One picture of a case."""
     height, width = case["size"]
+    # Some have no place for one.
+    negative = {} if case["negative"] is None else {"negative_prompt": case["negative"]}
     return pipe(
+        **negative,
         **{
             "prompt": PROMPT,
-            "negative_prompt": case["negative"],
             "height": height,
             "width": width,
             "num_inference_steps": case["steps"],
@@ -223,8 +227,16 @@ def xl_distilled():
     return xl_pipe(unet, vae(scaling_factor=0.13025), None, force_zeros_for_empty_prompt=False)
 
 
+def consistency():
+    """As a latent consistency model is published."""
+    parts = with_guidance_inside().components
+    parts["scheduler"] = LCMScheduler(**tiny.BETAS, clip_sample=False, set_alpha_to_one=True, steps_offset=0)
+    parts.pop("image_encoder")
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
 def with_guidance_inside():
-    """As a latent consistency model: its U-Net takes the guidance scale as an input."""
+    """Its U-Net takes the guidance scale as an input."""
     tokenizer = tiny.load_tokenizer(tiny.END)
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -325,6 +337,15 @@ CASES = {
         "guidance": 6.0,
         "seed": 33,
         "negative": NEGATIVE,
+        "ignored": {"the guidance scale": guidance_of_one},
+    },
+    "consistency": {
+        "build": consistency,
+        "size": (32, 32),
+        "steps": 4,
+        "guidance": 8.5,
+        "seed": 34,
+        "negative": None,
         "ignored": {"the guidance scale": guidance_of_one},
     },
 }

@@ -9,10 +9,11 @@ use tests::golden::{Golden, golden_png, model_dir};
 use tests::journey::{Journey, Png};
 use tests::reference::psnr;
 
-const FAMILIES: [(&str, Family); 3] = [
+const FAMILIES: [(&str, Family); 4] = [
     ("xl", Family::StableDiffusionXl),
     ("xl-distilled", Family::StableDiffusionXl),
     ("guided-inside", Family::StableDiffusion),
+    ("consistency", Family::LatentConsistency),
 ];
 
 fn pipeline(name: &str) -> Pipeline {

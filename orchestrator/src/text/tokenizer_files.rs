@@ -160,7 +160,12 @@ impl TokenizerFiles {
             .chain(ends)
             .chain(joined)
             .chain(special);
-        let vocabulary: Vocabulary = tokens.zip(0..).collect();
+        let mut vocabulary = Vocabulary::default();
+        for token in tokens {
+            // Two merges may make one token.
+            let id = vocabulary.len() as u32;
+            vocabulary.entry(token).or_insert(id);
+        }
         check_vocabulary(&vocabulary, &merges, path)?;
         let config = TokenizerConfig::without_files(path)?;
         let added = BTreeMap::new();
