@@ -86,7 +86,10 @@ async fn what_is_missing_is_named() {
             ),
             "input_blocks.0.0.weight is missing",
         ),
-        (journey("sd1").with("--model", "hf:nobody/nothing"), "hf download"),
+        (
+            journey("sd1").with("--model", "hf:nobody/nothing"),
+            "hf download",
+        ),
     ] {
         let error = journey.go().await.err().unwrap();
         assert!(error.contains(named), "{named}: {error}");
