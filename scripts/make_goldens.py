@@ -26,6 +26,7 @@ PARTS = {
     "large": ("models", "write_large"),
     "families": ("families", "write"),
     "one-file": ("one_file", "write"),
+    "adapters": ("adapters", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),

@@ -132,3 +132,26 @@ async fn parts_that_do_not_fit_are_named() {
         assert!(error.contains(named), "{named}: {error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_in_kohyas_names_changes_all_networks_as_in_the_reference() {
+    let golden = Golden::load("xl-adapted");
+    let file = golden_png("xl").with_file_name("adapter.safetensors");
+    let journey = Journey::seeded(&golden);
+    let plain = journey.go().await.unwrap();
+    let adapted = journey
+        .clone()
+        .with("--lora", format!("{}:0.8", file.display()));
+    let whole = adapted.go().await.unwrap();
+    let want = Png::read(&golden_png("xl-adapted"));
+    let decibels = psnr(&whole.png().values(), &want.values(), 255.0);
+    println!("xl with an adapter: PNG against diffusers {decibels:.1} dB");
+    assert!(decibels >= 60.0, "{decibels:.1} dB");
+    assert!(whole.report()["model"] != plain.report()["model"]);
+    let cut = adapted.on_resident_strips(2).with("--wire", "f32");
+    assert!(cut.go().await.unwrap().latents() == whole.latents());
+    // Of a model with one text encoder, nothing is left out in silence.
+    let other = Journey::seeded(&Golden::load("sd1")).with("--lora", file);
+    let error = other.go().await.err().unwrap();
+    assert!(error.contains("unknown tensor"), "{error}");
+}

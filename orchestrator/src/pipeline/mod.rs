@@ -14,7 +14,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::{AdapterFile, Stored};
+use lacuna_model::weights::{AdapterFile, Network, Stored};
 use lacuna_model::whole::Conditioning;
 use lacuna_wire::HostTensor;
 
@@ -49,7 +49,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens every part of a diffusers model directory or of a model's one file, and `adapters` of its U-Net, and checks
+    /// Opens every part of a diffusers model directory or of a model's one file, and merges `adapters`, and checks
     /// that they are whole and fit each other.
     ///
     /// # Errors
@@ -74,11 +74,17 @@ impl Pipeline {
     pub fn of(parts: ModelParts, adapters: &[AdapterFile], device: &Device) -> Result<Self> {
         let config = parts.unet_config;
         let unet = Stored::new(config.build(), parts.unet)?;
-        let unet = unet.with_adapters(AdapterFile::open_all(adapters)?)?;
+        let of = |network| AdapterFile::open_all(adapters, network);
+        let unet = unet.with_adapters(of(Network::UNet)?)?;
+        AdapterFile::check_networks(adapters, parts.text.len())?;
+        let mut text = Vec::with_capacity(parts.text.len());
+        for (i, (tokenizer, stored)) in parts.text.into_iter().enumerate() {
+            text.push((tokenizer, stored.with_adapters(of(Network::Text(i))?)?));
+        }
         let family = parts.family;
         let pipeline = Self {
             family,
-            text: TextEncoders::new(family, parts.text, parts.zeros_for_no_prompt),
+            text: TextEncoders::new(family, text, parts.zeros_for_no_prompt),
             vae: parts.vae,
             scheduler: parts.scheduler,
             scheduler_class: parts.scheduler_class,

@@ -55,6 +55,11 @@ pub trait Parameters {
     fn arithmetic(&self) -> String {
         String::new()
     }
+
+    /// Other names that layers have in the files of some tools, each with the layer's own.
+    fn aliases(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 /// A square 2-D convolution, `[B, C_in, H, W] -> [B, C_out, H_out, W_out]`, with bias.

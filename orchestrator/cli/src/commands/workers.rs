@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
 use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Stored};
+use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Network, Stored};
 use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
 
@@ -172,7 +172,7 @@ fn digest(model: &Path, variant: Option<&str>, lora: &[AdapterFile]) -> anyhow::
             }
         };
         let unet = Stored::new(config.build(), checkpoint)?;
-        let unet = unet.with_adapters(AdapterFile::open_all(lora)?)?;
+        let unet = unet.with_adapters(AdapterFile::open_all(lora, Network::UNet)?)?;
         Ok::<_, lacuna_model::Error>(unet.digest()?.to_owned())
     };
     digest().with_context(|| format!("cannot read the model {}", model.display()))

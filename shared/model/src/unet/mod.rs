@@ -135,6 +135,10 @@ impl Parameters for UNet {
         self.conv_out.parameters(out);
     }
 
+    fn aliases(&self) -> Vec<(String, String)> {
+        original::aliases(self)
+    }
+
     fn arithmetic(&self) -> String {
         let GroupNorm { groups, eps, .. } = &self.conv_norm_out;
         let TimeEmbedding {

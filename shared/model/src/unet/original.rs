@@ -9,10 +9,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::UNetConfig;
+use super::{UNet, UNetConfig};
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, View};
+use crate::weights::{Checkpoint, View, list};
 
 /// What the U-Net's tensors begin with.
 pub const PREFIX: &str = "model.diffusion_model.";
@@ -77,6 +77,78 @@ pub fn is_there(checkpoint: &Checkpoint) -> bool {
     checkpoint
         .shape(&format!("{PREFIX}input_blocks.0.0.weight"))
         .is_some()
+}
+
+/// The layers of `unet` by their original names, each with its own.
+pub(super) fn aliases(unet: &UNet) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut place = 1;
+    for stage in &unet.down {
+        for (resnet, transformer) in stage.pairs() {
+            blocks.push((format!("input_blocks.{place}.0"), resnet.name.clone()));
+            let transformer =
+                transformer.map(|it| (format!("input_blocks.{place}.1"), it.name.clone()));
+            blocks.extend(transformer);
+            place += 1;
+        }
+        if let Some(conv) = &stage.resample {
+            blocks.push((format!("input_blocks.{place}.0.op"), conv.name.clone()));
+            place += 1;
+        }
+    }
+    for (i, (resnet, transformer)) in unet.mid.pairs().enumerate() {
+        blocks.push((format!("middle_block.{}", 2 * i), resnet.name.clone()));
+        blocks.extend(transformer.map(|it| ("middle_block.1".to_owned(), it.name.clone())));
+    }
+    place = 0;
+    for stage in &unet.up {
+        let last = stage.resnets.len().saturating_sub(1);
+        for (i, (resnet, transformer)) in stage.pairs().enumerate() {
+            blocks.push((format!("output_blocks.{place}.0"), resnet.name.clone()));
+            let behind = 1 + usize::from(transformer.is_some());
+            let transformer =
+                transformer.map(|it| (format!("output_blocks.{place}.1"), it.name.clone()));
+            blocks.extend(transformer);
+            let conv = stage.resample.as_ref().filter(|_| i == last);
+            blocks.extend(conv.map(|conv| {
+                (
+                    format!("output_blocks.{place}.{behind}.conv"),
+                    conv.name.clone(),
+                )
+            }));
+            place += 1;
+        }
+    }
+    let mut aliases: Vec<(String, String)> = OUTSIDE
+        .map(|(old, new)| (old.to_owned(), new.to_owned()))
+        .into();
+    for parameter in list(unet) {
+        let Some(layer) = parameter.name.strip_suffix(".weight") else {
+            continue;
+        };
+        let found = blocks.iter().find_map(|(old, new)| {
+            let rest = layer.strip_prefix(new.as_str())?;
+            (rest.is_empty() || rest.starts_with('.')).then_some((old, rest))
+        });
+        let Some((old, rest)) = found else {
+            continue;
+        };
+        let inner = rest.trim_start_matches('.');
+        let renamed = match layer.contains(".resnets.") {
+            true => RESNET
+                .iter()
+                .find(|(_, new)| *new == inner)
+                .map(|(old, _)| *old),
+            false => Some(inner),
+        };
+        let alias = match renamed {
+            None => continue,
+            Some("") => old.clone(),
+            Some(inner) => format!("{old}.{inner}"),
+        };
+        aliases.push((alias, layer.to_owned()));
+    }
+    aliases
 }
 
 /// A level of either way.
@@ -295,7 +367,6 @@ impl Found {
 mod tests {
     use super::*;
     use crate::layers::Parameter;
-    use crate::weights::list;
 
     /// The names and shapes of the published U-Net of a family, from our own config of it, named back by hand-written
     /// rules of that family.
@@ -375,6 +446,22 @@ mod tests {
             let (told, checkpoint) = open(&path, None).unwrap();
             assert_eq!(told.build(), config.build(), "{family}");
             assert_eq!(told.sample_size, config.sample_size, "{family}");
+            // The other way round, for adapters.
+            let aliases = aliases(&config.build());
+            let layers = parameters.iter().filter(|p| p.name.ends_with(".weight"));
+            assert_eq!(
+                aliases.len(),
+                layers.count() + usize::from(family == "sd15") * 2
+            );
+            for (alias, layer) in aliases
+                .iter()
+                .filter(|(alias, _)| !alias.starts_with("label_emb"))
+            {
+                assert_eq!(*alias, {
+                    let name = original(&format!("{layer}.weight"), 2, levels);
+                    name.strip_suffix(".weight").unwrap().to_owned()
+                });
+            }
             checkpoint.check(&parameters).unwrap();
         }
     }

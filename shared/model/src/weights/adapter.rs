@@ -13,18 +13,86 @@ use crate::error::{Error, Result};
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::HostTensor;
 
-/// What diffusers puts before the names of a U-Net's layers, and PEFT.
-const PREFIXES: [&str; 2] = ["unet.", "base_model.model."];
+/// A network of a model that an adapter may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Network {
+    /// The U-Net, which workers hold, too.
+    UNet,
+    /// The text encoder of this number.
+    Text(usize),
+}
 
-/// Ends of the names of the factors `A` and `B`: PEFT's, and diffusers'.
-const FACTORS: [[&str; 2]; 3] = [
+/// What is put before the names of a network's layers, and whether their dots are written as underscores behind it: by
+/// diffusers and PEFT, and by kohya's tools. Names without any of these are the U-Net's.
+const PREFIXES: [(&str, Network, bool); 8] = [
+    ("unet.", Network::UNet, false),
+    ("base_model.model.", Network::UNet, false),
+    ("text_encoder.", Network::Text(0), false),
+    ("text_encoder_2.", Network::Text(1), false),
+    ("lora_unet_", Network::UNet, true),
+    ("lora_te_", Network::Text(0), true),
+    ("lora_te1_", Network::Text(0), true),
+    ("lora_te2_", Network::Text(1), true),
+];
+
+/// Ends of the names of the factors `A` and `B`: PEFT's, diffusers', kohya's.
+const FACTORS: [[&str; 2]; 4] = [
     [".lora_A.weight", ".lora_B.weight"],
     [".lora.down.weight", ".lora.up.weight"],
     [".lora_down.weight", ".lora_up.weight"],
+    [
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ],
 ];
 
-/// How the names of kohya's adapters begin, and those of text encoders.
-const OTHERS: [&str; 3] = ["lora_", "text_encoder", "te_"];
+/// Parts of names of adapters that are no low-rank sums, and what these are called.
+const NO_SUMS: [(&str, &str); 6] = [
+    ("dora_scale", "DoRA"),
+    ("lora_magnitude_vector", "DoRA"),
+    ("hada_", "LoHa"),
+    ("lokr_", "LoKr"),
+    ("lora_mid", "a Tucker decomposition"),
+    ("oft_", "OFT"),
+];
+
+/// A layer as an adapter's file names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Layer {
+    network: Network,
+    /// Whether dots are written as underscores.
+    flat: bool,
+    name: String,
+}
+
+impl Layer {
+    fn of(name: &str) -> Self {
+        let found = PREFIXES.iter().find_map(|(prefix, network, flat)| {
+            Some((name.strip_prefix(prefix)?, *network, *flat))
+        });
+        let (name, network, flat) = found.unwrap_or((name, Network::UNet, false));
+        // The text encoders' names here are without it.
+        let text = if flat { "text_model_" } else { "text_model." };
+        let name = match network {
+            Network::Text(_) => name.strip_prefix(text).unwrap_or(name),
+            Network::UNet => name,
+        };
+        Self {
+            network,
+            flat,
+            name: name.to_owned(),
+        }
+    }
+
+    /// By the name of the model's own layer.
+    fn plain(network: Network, name: impl Into<String>) -> Self {
+        Self {
+            network,
+            flat: false,
+            name: name.into(),
+        }
+    }
+}
 
 /// Where diffusers keeps PEFT's settings in a file.
 const SETTINGS: &str = "lora_adapter_metadata";
@@ -56,23 +124,49 @@ impl FromStr for AdapterFile {
 }
 
 impl AdapterFile {
-    /// Reads all of `files`, in their order.
+    /// Reads what all of `files` change of a `network`, in their order. Those that change nothing of it are left out.
     ///
     /// # Errors
     /// As [`Adapter::open`].
-    pub fn open_all(files: &[Self]) -> Result<Vec<Adapter>> {
-        let open = |file: &Self| Adapter::open(&file.path, file.strength);
-        files.iter().map(open).collect()
+    pub fn open_all(files: &[Self], network: Network) -> Result<Vec<Adapter>> {
+        let open = |file: &Self| {
+            let adapter = Adapter::open(&file.path, file.strength);
+            adapter
+                .map(|adapter| adapter.of_network(network))
+                .transpose()
+        };
+        files.iter().filter_map(open).collect()
+    }
+
+    /// That no file changes a text encoder that a model of so many does not have.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`], naming the first such layer; as [`Adapter::open`].
+    pub fn check_networks(files: &[Self], text_encoders: usize) -> Result<()> {
+        for file in files {
+            let adapter = Adapter::open(&file.path, file.strength)?;
+            let lacking = adapter.changes.keys().find(|layer| match layer.network {
+                Network::UNet => false,
+                Network::Text(i) => i >= text_encoders,
+            });
+            if let Some(layer) = lacking {
+                return Err(Error::UnknownTensor {
+                    origin: file.path.display().to_string(),
+                    name: format!("{} of a second text encoder", shown(&layer.name)),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
-/// A low-rank adapter of a U-Net: of each layer that it changes, the weight becomes
+/// A low-rank adapter: of each layer that it changes, the weight becomes
 /// `W + strength * alpha / r * B A`, where `A` is `[r, C_in (K, K)]` and `B` is `[C_out, r (1, 1)]`.
 pub struct Adapter {
     /// Of the file and the strength.
     digest: String,
     /// By layer.
-    changes: BTreeMap<String, LowRank>,
+    changes: BTreeMap<Layer, LowRank>,
 }
 
 /// A small change of one layer's weight, `scale * B A`.
@@ -94,7 +188,7 @@ impl LowRank {
 }
 
 impl Adapter {
-    /// Reads the safetensors file at `path`, in the names of PEFT or diffusers.
+    /// Reads the safetensors file at `path`, in the names of PEFT, diffusers or kohya's tools.
     ///
     /// # Errors
     /// [`Error::BadWeights`] for names that are none of these, a factor without its other half, and kinds of adapters
@@ -113,30 +207,27 @@ impl Adapter {
         let file = Checkpoint::open_file(path)?;
         let (mut factors, mut alphas) = (BTreeMap::new(), BTreeMap::new());
         for name in file.names() {
-            let prefix = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-            let bare = prefix.unwrap_or(name);
             let others = || {
-                bad(format!(
-                    "the tensor {} is no factor of a U-Net's layer in the names of PEFT or diffusers; those of other \
-                     tools, and of text encoders, are not supported yet",
-                    shown(name)
-                ))
+                let kind = NO_SUMS.iter().find(|(part, _)| name.contains(part));
+                let why = match kind {
+                    Some((_, kind)) => format!("it is of {kind}, which is not supported"),
+                    None => "it is no factor of a layer in the names of PEFT, diffusers or kohya's tools".to_owned(),
+                };
+                bad(format!("the tensor {}: {why}", shown(name)))
             };
-            if OTHERS.iter().any(|other| bare.starts_with(other)) {
-                return Err(others());
-            }
-            if let Some(layer) = bare.strip_suffix(".alpha") {
+            let name_of = modern(name);
+            if let Some(layer) = name_of.strip_suffix(".alpha") {
                 let [alpha] = file.read(name)?.data[..] else {
                     return Err(bad(format!("{} is not one number", shown(name))));
                 };
-                if alphas.insert(layer.to_owned(), alpha).is_some() {
+                if alphas.insert(Layer::of(layer), alpha).is_some() {
                     return Err(bad(format!("{} is there twice", shown(name))));
                 }
                 continue;
             }
             let found = FACTORS.iter().flatten().enumerate().find_map(|(i, end)| {
-                let layer = bare.strip_suffix(end)?;
-                Some((layer.to_owned(), i % 2))
+                let layer = name_of.strip_suffix(end)?;
+                Some((Layer::of(layer), i % 2))
             });
             let Some((layer, factor)) = found else {
                 return Err(others());
@@ -155,13 +246,14 @@ impl Adapter {
         let mut changes = BTreeMap::new();
         for (layer, both) in factors {
             let [Some(down), Some(up)] = both else {
-                return Err(bad(format!("{} has one factor of two", shown(&layer))));
+                let layer = shown(&layer.name);
+                return Err(bad(format!("{layer} has one factor of two")));
             };
             let rank = down.shape.first().copied().unwrap_or_default();
             if rank == 0 || up.shape.get(1) != Some(&rank) {
                 return Err(bad(format!(
                     "{}: factors of {:?} and {:?} do not fit",
-                    shown(&layer),
+                    shown(&layer.name),
                     down.shape,
                     up.shape
                 )));
@@ -173,7 +265,7 @@ impl Adapter {
         if let Some((layer, _)) = alphas.pop_first() {
             return Err(bad(format!(
                 "{} has an alpha and no factors",
-                shown(&layer)
+                shown(&layer.name)
             )));
         }
         let settings = settings.map_or("", String::as_str);
@@ -193,33 +285,80 @@ impl Adapter {
         &self.digest
     }
 
+    /// What it changes of a network, under the same digest; none where that is nothing.
+    pub fn of_network(mut self, network: Network) -> Option<Self> {
+        self.changes.retain(|layer, _| layer.network == network);
+        (!self.changes.is_empty()).then_some(self)
+    }
+
     /// The change of a layer, if it is changed.
     pub(super) fn of_layer(&self, layer: &str) -> Option<&LowRank> {
-        self.changes.get(layer)
+        let network = self.changes.keys().next()?.network;
+        self.changes.get(&Layer::plain(network, layer))
+    }
+
+    /// The same for the layers of `parameters`, by their own names; `aliases` are others that layers have, with those.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`] for a layer that there is none of.
+    fn named(mut self, parameters: &[Parameter], aliases: &[(String, String)]) -> Result<Self> {
+        let own: Vec<&str> = parameters
+            .iter()
+            .filter_map(|parameter| parameter.name.strip_suffix(".weight"))
+            .collect();
+        let own_names = own.iter().map(|name| (*name, *name));
+        let others = aliases
+            .iter()
+            .map(|(alias, name)| (alias.as_str(), name.as_str()));
+        let names: BTreeMap<&str, &str> = others.chain(own_names).collect();
+        let flat: BTreeMap<String, &str> = names
+            .iter()
+            .map(|(alias, name)| (alias.replace('.', "_"), *name))
+            .collect();
+        let mut changes = BTreeMap::new();
+        for (layer, change) in std::mem::take(&mut self.changes) {
+            let found = match layer.flat {
+                true => flat.get(&layer.name).copied(),
+                false => names.get(layer.name.as_str()).copied(),
+            };
+            let name = found.ok_or_else(|| Error::UnknownTensor {
+                origin: "the adapter".into(),
+                name: shown(&layer.name),
+            })?;
+            changes.insert(Layer::plain(layer.network, name), change);
+        }
+        self.changes = changes;
+        Ok(self)
     }
 
     /// That every change is of one of `parameters`, in its sizes.
     fn check(&self, parameters: &[Parameter]) -> Result<()> {
         for (layer, change) in &self.changes {
-            let name = format!("{layer}.weight");
+            let name = format!("{}.weight", layer.name);
             let parameter = parameters.iter().find(|parameter| parameter.name == name);
             let Some(parameter) = parameter else {
                 return Err(Error::UnknownTensor {
                     origin: "the adapter".into(),
-                    name: shown(layer),
+                    name: shown(&layer.name),
                 });
             };
             let [rows, rest @ ..] = parameter.shape.as_slice() else {
                 continue;
             };
+            // A 1x1 convolution is a linear map, and some tools write it as one.
+            let bare = |shape: &[usize]| {
+                let ones = shape.iter().rev().take_while(|side| **side == 1).count();
+                shape[..shape.len() - ones].to_vec()
+            };
+            let down = change.down.shape.get(1..).unwrap_or_default();
             let fits = change.up.shape.first() == Some(rows)
-                && change.down.shape.get(1..) == Some(rest)
+                && bare(down) == bare(rest)
                 && change.up.shape.iter().skip(2).all(|side| *side == 1);
             if !fits {
                 return Err(lacuna_wire::Error::WrongShape {
                     name: format!(
                         "the adapter: {}, from {:?}",
-                        shown(layer),
+                        shown(&layer.name),
                         change.down.shape
                     ),
                     want: parameter.shape.clone(),
@@ -236,7 +375,7 @@ impl Adapter {
     fn merge(&self, name: &str, weight: &mut HostTensor) {
         let layer = name
             .strip_suffix(".weight")
-            .and_then(|layer| self.changes.get(layer));
+            .and_then(|layer| self.of_layer(layer));
         let Some(LowRank { down, up, scale }) = layer else {
             return;
         };
@@ -256,6 +395,18 @@ impl Adapter {
                 .for_each(|(w, change)| *w += scale * change);
         });
     }
+}
+
+/// A tensor's name with the layer that it is of: the first adapters were kept in processors of attentions.
+fn modern(name: &str) -> String {
+    let Some((attention, rest)) = name.split_once(".processor.") else {
+        return name.to_owned();
+    };
+    let Some((layer, factor)) = rest.split_once("_lora.") else {
+        return name.to_owned();
+    };
+    let layer = if layer == "to_out" { "to_out.0" } else { layer };
+    format!("{attention}.{layer}.lora.{factor}")
 }
 
 /// A name from a file, fit to be shown: files come from anywhere.
@@ -297,12 +448,19 @@ fn alpha_of(settings: &str) -> Result<Option<f32>, String> {
     }
 }
 
-/// A network's weights with adapters: which parameters they change, and how all of it is told apart.
-pub(super) fn check_all<L: Parameters>(stored: &Stored<L>, adapters: &[Adapter]) -> Result<()> {
+/// `adapters` by the names of the network's own layers, checked to be of its sizes.
+pub(super) fn fit_all<L: Parameters>(
+    stored: &Stored<L>,
+    adapters: Vec<Adapter>,
+) -> Result<Vec<Adapter>> {
     let parameters = super::list(stored.layers());
-    adapters
-        .iter()
-        .try_for_each(|adapter| adapter.check(&parameters))
+    let aliases = stored.layers().aliases();
+    let fit = |adapter: Adapter| {
+        let adapter = adapter.named(&parameters, &aliases)?;
+        adapter.check(&parameters)?;
+        Ok(adapter)
+    };
+    adapters.into_iter().map(fit).collect()
 }
 
 /// `weight` of the parameter `name` with all of `adapters`, one after the other.
@@ -418,6 +576,8 @@ mod tests {
         let (a, b) = ("unet.a.lora_A.weight", "unet.a.lora_B.weight");
         for (factors, part) in [
             (&[("lora_te_x.lora_down.weight.x", [1, 2])][..], "lora_te_x"),
+            (&[("unet.a.dora_scale", [1, 2])], "DoRA"),
+            (&[("lora_unet_a.hada_w1_a", [1, 2])], "LoHa"),
             (&[(a, [1, 2])], "one factor of two"),
             (&[("unet.a.alpha", [1, 2])], "not one number"),
             (
@@ -442,6 +602,49 @@ mod tests {
             let error = error.err().expect(part).to_string();
             assert!(error.contains(part), "{part:?} is not in {error}");
         }
+    }
+
+    #[test]
+    fn kohyas_names_and_those_of_text_encoders_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter.safetensors");
+        write(
+            &path,
+            &[
+                ("lora_unet_a.lora_down.weight", &[1, 2], &[1.0, 10.0]),
+                ("lora_unet_a.lora_up.weight", &[3, 1], &[1.0, 2.0, 3.0]),
+                ("lora_unet_a.alpha", &[], &[0.5]),
+                (
+                    "lora_te2_text_model_a.lora_down.weight",
+                    &[1, 2],
+                    &[0.0, 1.0],
+                ),
+                (
+                    "lora_te2_text_model_a.lora_up.weight",
+                    &[3, 1],
+                    &[1.0, 1.0, 1.0],
+                ),
+            ],
+        );
+        let files = [AdapterFile {
+            path: path.clone(),
+            strength: 1.0,
+        }];
+        let weight = |network| {
+            let adapters = AdapterFile::open_all(&files, network).unwrap();
+            let stored = stored(&dir).with_adapters(adapters).unwrap();
+            stored.read("a.weight").unwrap().data
+        };
+        assert_eq!(weight(Network::UNet), [1.5, 6.0, 2.0, 11.0, 2.5, 16.0]);
+        assert_eq!(weight(Network::Text(0)), [1.0; 6]);
+        assert_eq!(weight(Network::Text(1)), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+        AdapterFile::check_networks(&files, 2).unwrap();
+        let error = AdapterFile::check_networks(&files, 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("second text encoder"), "{error}");
+        let old = "unet.x.attn1.processor.to_out_lora.down.weight";
+        assert_eq!(modern(old), "unet.x.attn1.to_out.0.lora.down.weight");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::adapter::{Adapter, LowRank, check_all, merge_all};
+use super::adapter::{Adapter, LowRank, fit_all, merge_all};
 use super::apart::{Apart, Reader};
 use super::{Checkpoint, Weights, list};
 use crate::device::Target;
@@ -43,9 +43,8 @@ impl<L: Parameters> Stored<L> {
     /// [`Error::UnknownTensor`](crate::Error::UnknownTensor) for a layer that there is none of,
     /// [`WrongShape`](lacuna_wire::Error::WrongShape) for one of other sizes.
     pub fn with_adapters(self, adapters: Vec<Adapter>) -> Result<Self> {
-        check_all(&self, &adapters)?;
         Ok(Self {
-            adapters,
+            adapters: fit_all(&self, adapters)?,
             digest: OnceLock::new(),
             ..self
         })
