@@ -43,8 +43,9 @@ pub struct ModelArguments {
     /// Another autoencoder than the model's: its directory or its file.
     #[arg(long, value_name = "PATH", env = "LACUNA_VAE")]
     pub vae: Option<PathBuf>,
-    /// A low-rank adapter of the U-Net (LoRA, safetensors in the names of diffusers or PEFT), with its strength behind a
-    /// colon if that is not 1; repeat it for several. Workers must be started with the same; under --scheme blind without.
+    /// A low-rank adapter (LoRA, safetensors in the names of diffusers, PEFT or kohya's tools) of the U-Net and the text
+    /// encoders, with its strength behind a colon if that is not 1; repeat it for several. Workers must be started with the
+    /// same, where it changes the U-Net; under --scheme blind without.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<AdapterFile>,
     /// auto, cpu or wgpu: where your own part is computed, and workers started here.
