@@ -27,7 +27,7 @@ use lacuna_model::unet::{SampleSize, UNetConfig};
 use serde_json::json;
 
 use crate::error::Result;
-use crate::model::family::Family;
+use crate::family::Family;
 use crate::schedulers::SchedulerConfig;
 
 /// Keys that their classes read and this pipeline leaves without effect.
@@ -46,13 +46,15 @@ pub const OVERRULED: WithoutEffect = &[
     ),
     (
         "addition_time_embed_dim",
-        "only read with addition_embed_type, which is refused here",
+        "only read with addition_embed_type, which this pipeline refuses",
     ),
     (
         "projection_class_embeddings_input_dim",
-        "only read with addition_embed_type, which is refused here",
+        "only read with addition_embed_type, which this pipeline refuses",
     ),
     ("use_quant_conv", "only for pictures to latents"),
+    ("latents_mean", "only read by SDXL's pipeline"),
+    ("latents_std", "only read by SDXL's pipeline"),
 ];
 
 /// The latents' rows and columns that early files should have named.

@@ -4,6 +4,7 @@
 //!
 //! From a prompt to a picture:
 //! - [`model`]: a model on disk, and its parts.
+//! - [`family`]: what differs in how models are used.
 //! - [`text`]: prompt to tokens to embeddings.
 //! - [`noise`]: torch's random numbers.
 //! - [`schedulers`]: how noise is taken out of the latents.
@@ -40,6 +41,7 @@ pub mod checkpoint;
 pub mod corrections;
 pub mod cost;
 pub mod error;
+pub mod family;
 pub mod fleet;
 pub mod generator;
 pub mod interrupt;

@@ -216,7 +216,7 @@ async fn of_the_unet() {
         change("norm_eps", json!(0.1)),
         change("cross_attention_dim", json!(16)),
         change("transformer_layers_per_block", json!(2)),
-        change("reverse_transformer_layers_per_block", json!([1, 1, 1])),
+        change("reverse_transformer_layers_per_block", json!([1, 2, 1])),
         change("encoder_hid_dim", json!(8)),
         change("encoder_hid_dim_type", json!("text_proj")),
         change("attention_head_dim", json!(1)),
@@ -253,6 +253,9 @@ async fn of_the_autoencoder() {
     let golden = Golden::load("variations");
     let kinds = json!(["AttnDownEncoderBlock2D", "DownEncoderBlock2D"]);
     let changes = vec![
+        change("latents_mean", json!([0.5, 0.1, -0.2, 0.3]))
+            .beside("latents_std", json!([2, 1, 1, 3])),
+        change("latents_std", json!([2, 1, 1, 3])).beside("latents_mean", json!([0.5, 0, 0, 0])),
         change("in_channels", json!(4)),
         change("out_channels", json!(4)),
         change("down_block_types", kinds),

@@ -2,7 +2,7 @@
 
 use lacuna_model::device::OpenDevice;
 use lacuna_model::survey::{Operation, survey};
-use lacuna_orchestrator::model::family::Family;
+use lacuna_orchestrator::family::Family;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::text::{Prompt, PromptOptions};
 use tests::golden::{Golden, golden_png, model_dir};

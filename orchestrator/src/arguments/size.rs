@@ -8,9 +8,9 @@ use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 
 use super::model::unet_config;
 use crate::error::{Error, Result};
+use crate::family::Family;
 use crate::limits;
 use crate::model::dir::recommended_guidance;
-use crate::model::family::Family;
 use crate::vae::VaeConfig;
 
 /// Pixels for each row of latents of every Stable Diffusion.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use lacuna_model::config::{ConfigReader, WithoutEffect};
 use lacuna_model::weights::Checkpoint;
 
-use super::family::{Family, PIPELINES};
 use crate::error::{Error, Result};
+use crate::family::{Family, PIPELINES};
 use crate::schedulers::SchedulerConfig;
 
 /// Pipelines that people are likely to try, and what each lacks here.

@@ -3,10 +3,8 @@
 //! - [`dir`]: the folder layout of `diffusers`.
 //! - [`one_file`]: the layout in which Stable Diffusion was published, all parts in one file.
 //! - [`vocabulary`]: where a tokenizer is taken from that is in no such file.
-//! - [`family`]: what differs in how models are used.
 
 pub mod dir;
-pub mod family;
 pub mod one_file;
 pub mod vocabulary;
 
@@ -16,11 +14,11 @@ use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights::{Checkpoint, Library, Stored};
 
 use crate::error::Result;
+use crate::family::Family;
 use crate::schedulers::SchedulerConfig;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
 use crate::vae::{Vae, VaeLayers};
 use dir::ModelDir;
-use family::Family;
 use one_file::OneFile;
 
 /// Where a model and its parts lie.

@@ -11,10 +11,10 @@ use lacuna_model::weights::{Checkpoint, Stored, View};
 use serde_json::{Value, json};
 
 use super::dir::ModelDir;
-use super::family::Family;
 use super::vocabulary;
 use super::{ModelFiles, ModelParts};
 use crate::error::{Error, Result};
+use crate::family::Family;
 use crate::schedulers::SchedulerConfig;
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTextLayers, PooledConfig};
 use crate::vae::{Vae, VaeConfig, VaeLayers};

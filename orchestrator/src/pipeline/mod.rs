@@ -20,8 +20,8 @@ use lacuna_wire::HostTensor;
 
 use crate::corrections;
 use crate::error::{Error, Result};
+use crate::family::Family;
 use crate::limits;
-use crate::model::family::Family;
 use crate::model::{ModelFiles, ModelParts};
 use crate::picture::Picture;
 use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};

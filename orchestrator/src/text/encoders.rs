@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::clip::{ClipTextEncoder, ClipTextLayers, Encoded, Wanted};
 use super::tokenizer::ClipTokenizer;
 use crate::error::{Error, Result};
-use crate::model::family::Family;
+use crate::family::Family;
 
 /// What a picture is to be of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

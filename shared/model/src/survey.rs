@@ -141,7 +141,7 @@ impl Executor for Surveyor {
             return Ok(1);
         };
         for linear in [&added.linear_1, &added.linear_2] {
-            self.map(linear, [1, self.batch, linear.d_in]);
+            self.map(linear, [self.batch, 1, linear.d_in]);
         }
         Ok(self.batch)
     }
@@ -185,7 +185,7 @@ impl Executor for Surveyor {
         x: [usize; 4],
         rows: &usize,
     ) -> Result<[usize; 4], Error> {
-        self.map(project, [1, *rows, project.d_in]);
+        self.map(project, [*rows, 1, project.d_in]);
         Ok(x)
     }
 

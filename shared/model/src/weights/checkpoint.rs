@@ -149,7 +149,7 @@ impl Checkpoint {
                     offset: entry.offset + (view.from * size) as u64,
                     bytes: taken * size,
                     shape: view.shape,
-                    transposed: view.transposed,
+                    transposed: entry.transposed != view.transposed,
                     ..entry.clone()
                 };
                 seen.insert(view.name, entry);
