@@ -411,7 +411,7 @@ fn of_original_vae(name: &str, levels: usize) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let rest = |from: usize| parts.get(from..).unwrap_or_default().join(".");
     let resnet = |from: usize| rest(from).replace("nin_shortcut", "conv_shortcut");
-    let renamed = match parts.as_slice() {
+    match parts.as_slice() {
         [side, "norm_out", ..] => format!("{side}.conv_norm_out.{}", rest(2)),
         [side, "mid", "block_1", ..] => format!("{side}.mid_block.resnets.0.{}", resnet(3)),
         [side, "mid", "block_2", ..] => format!("{side}.mid_block.resnets.1.{}", resnet(3)),
@@ -447,8 +447,7 @@ fn of_original_vae(name: &str, levels: usize) -> String {
             }
         }
         _ => name.to_owned(),
-    };
-    renamed
+    }
 }
 
 /// As `vae/config.json` would have it, for tensors in the reference's names.
