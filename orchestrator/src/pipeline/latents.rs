@@ -12,7 +12,7 @@ use crate::error::Result;
 /// `latents`.
 ///
 /// # Errors
-/// [`Error::Input`] when there is no such tensor or it has another number of axes.
+/// [`crate::Error::Input`] when there is no such tensor or it has another number of axes.
 pub fn read_latents(path: &Path) -> Result<Vec<HostTensor>> {
     let file = Checkpoint::open_file(path)?;
     let names: Vec<&str> = file.names().collect();
@@ -44,7 +44,7 @@ pub fn read_latents(path: &Path) -> Result<Vec<HostTensor>> {
 /// Writes latents `[1, C, H, W]` as the tensor `latents` of a safetensors file.
 ///
 /// # Errors
-/// [`Error::Output`].
+/// [`crate::Error::Output`].
 pub fn write_latents(path: &Path, latents: &HostTensor) -> Result<()> {
     let bytes = lacuna_wire::to_safetensors([("latents", latents)], None)?;
     crate::output::write_whole(path, &bytes)

@@ -136,7 +136,7 @@ impl Pipeline {
         self.family
     }
 
-    /// Digest of the U-Net's weights (see [`Checkpoint::digest`]).
+    /// Digest of the U-Net's weights (see [`Checkpoint::digest`](lacuna_model::weights::Checkpoint::digest)).
     pub fn digest(&self) -> &str {
         self.unet.digest()
     }

@@ -103,7 +103,7 @@ impl Pipeline {
     }
 
     /// The same, where `hold` may change the latents `[1, C, H, W]` before every step, and those at the end: it is given
-    /// the weights of clean latents and of noise in them ([`Scheduler::level`]).
+    /// the weights of clean latents and of noise in them ([`crate::schedulers::Scheduler::level`]).
     ///
     /// # Errors
     /// As [`Self::sample`].
