@@ -54,6 +54,8 @@ pub struct Run {
 pub struct Asked {
     /// Digest of the U-Net's weights.
     pub model: String,
+    /// Digests of the adapters.
+    pub adapters: Vec<String>,
     /// What to see.
     #[serde(flatten)]
     pub prompt: Prompt,
@@ -406,6 +408,7 @@ mod tests {
     fn asked() -> Asked {
         Asked {
             model: "abc".into(),
+            adapters: Vec::new(),
             prompt: Prompt::new("a red circle"),
             seed: 7,
             count: 2,

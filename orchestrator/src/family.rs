@@ -11,6 +11,16 @@ pub enum Family {
     LatentConsistency,
 }
 
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::StableDiffusion => "Stable Diffusion",
+            Self::StableDiffusionXl => "SDXL",
+            Self::LatentConsistency => "a latent consistency model",
+        })
+    }
+}
+
 impl Family {
     /// The guidance scale of its pipeline where nobody says another.
     pub fn usual_guidance(self) -> f32 {

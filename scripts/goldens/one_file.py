@@ -6,16 +6,28 @@ The names are written from the published files' own (the libraries `ldm` and `sg
     one-file/sd1.safetensors    f16, Stable Diffusion 1: CLIP's text encoder; running averages and the schedule are left in it
     one-file/sd2.safetensors    f32, Stable Diffusion 2: OpenCLIP's text encoder, with the layer that nobody asks for
     one-file/xl.safetensors     f16, SDXL: both
+    one-file/published.json.gz  names and shapes of files of the published sizes, from the published configs; no weights
+    number-types.safetensors    every finite number of each type of eight bits, and some of 64, each beside the same in f32
 """
 
+import gzip
+import json
 import re
 from pathlib import Path
 
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from . import models
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
+VAE_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+}
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -45,11 +57,14 @@ OPEN_CLIP = {
 
 def write(out_dir: Path) -> None:
     """Writes every file, and holds it against the reference."""
+    write_number_types(out_dir)
     folder = out_dir / "one-file"
     folder.mkdir(exist_ok=True)
+    write_published(folder / "published.json.gz")
     for name in ("sd1", "sd2", "xl"):
         model = out_dir / "models" / name
-        tensors = unet(model) | vae(model) | text(name, model)
+        parts = {part: load_file(next((model / part).glob("*.safetensors"))) for part in parts_of(model)}
+        tensors = in_one(name, parts)
         if name == "sd1":
             tensors |= {
                 "model_ema.diffusion_modelinput_blocks00weight": torch.zeros(2),
@@ -63,9 +78,55 @@ def write(out_dir: Path) -> None:
         check(name, model, path)
 
 
-def unet(model: Path) -> dict[str, torch.Tensor]:
+def write_number_types(out_dir: Path) -> None:
+    """What torch makes of the number types that single files have beside the usual ones."""
+    codes = torch.arange(256).to(torch.uint8)
+    numbers = {name: codes.view(getattr(torch, f"float8_{name}")) for name in ("e4m3fn", "e5m2")}
+    numbers = {name: values[values.float().isfinite()] for name, values in numbers.items()}
+    numbers["f64"] = torch.randn(64, generator=torch.Generator("cpu").manual_seed(5), dtype=torch.float64)
+    both = {name: values.clone() for name, values in numbers.items()}
+    both |= {f"{name}.f32": values.float() for name, values in numbers.items()}
+    save_file(both, out_dir / "number-types.safetensors")
+
+
+def parts_of(model: Path) -> list[str]:
+    return [part for part in ("unet", "vae", "text_encoder", "text_encoder_2") if (model / part).is_dir()]
+
+
+def in_one(name: str, parts: dict[str, dict]) -> dict[str, torch.Tensor]:
+    """All tensors of a model by their original names."""
+    return unet(parts["unet"]) | vae(parts["vae"]) | text(name, parts)
+
+
+def write_published(path: Path) -> None:
+    """Names and shapes as published, from configs alone: the tensors are on no device."""
+    out = {}
+    for name, config in (("sd1", "sd15"), ("xl", "sdxl")):
+        with torch.device("meta"):
+            models_of = {
+                "unet": diffusers.UNet2DConditionModel.from_config(json.loads((CONFIGS / config / "unet/config.json").read_text())),
+                "vae": diffusers.AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **VAE_BLOCKS),
+                "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)),
+            }
+            if name == "xl":
+                models_of["text_encoder_2"] = CLIPTextModelWithProjection(
+                    CLIPTextConfig(
+                        hidden_size=1280,
+                        intermediate_size=5120,
+                        num_attention_heads=20,
+                        num_hidden_layers=32,
+                        projection_dim=1280,
+                        hidden_act="gelu",
+                    )
+                )
+        tensors = in_one(name, {part: dict(model.state_dict()) for part, model in models_of.items()})
+        out[name] = {key: list(value.shape) for key, value in sorted(tensors.items())}
+    packed = gzip.compress(json.dumps(out, sort_keys=True).encode(), mtime=0)
+    path.write_bytes(packed)
+
+
+def unet(tensors: dict) -> dict[str, torch.Tensor]:
     """The U-Net's tensors by their original names."""
-    tensors = load_file(next((model / "unet").glob("*.safetensors")))
     levels = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("down_blocks."))
     layers = 1 + max(int(name.split(".")[3]) for name in tensors if name.startswith("down_blocks.0.resnets."))
     return {f"model.diffusion_model.{unet_name(name, layers, levels, tensors)}": value for name, value in tensors.items()}
@@ -100,9 +161,8 @@ def inner(kind: str, rest: str) -> str:
     return f"0.{RESNET[layer]}.{tensor}"
 
 
-def vae(model: Path) -> dict[str, torch.Tensor]:
+def vae(tensors: dict) -> dict[str, torch.Tensor]:
     """The autoencoder's tensors by their original names; its attention is of 1x1 convolutions there."""
-    tensors = load_file(next((model / "vae").glob("*.safetensors")))
     levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.up_blocks."))
     out = {}
     for name, value in tensors.items():
@@ -127,9 +187,9 @@ def vae(model: Path) -> dict[str, torch.Tensor]:
     return out
 
 
-def text(name: str, model: Path) -> dict[str, torch.Tensor]:
+def text(name: str, parts: dict[str, dict]) -> dict[str, torch.Tensor]:
     """The text encoders' tensors by their original names."""
-    first = load_file(model / "text_encoder" / "model.safetensors")
+    first = parts["text_encoder"]
     if name == "sd1":
         return {f"cond_stage_model.transformer.{prefixed(key)}": value for key, value in first.items()}
     if name == "sd2":
@@ -138,7 +198,7 @@ def text(name: str, model: Path) -> dict[str, torch.Tensor]:
         for key in [key for key in tensors if f".resblocks.{last}." in key]:
             tensors[key.replace(f".resblocks.{last}.", f".resblocks.{last + 1}.")] = torch.full_like(tensors[key], 9.0)
         return tensors | {"cond_stage_model.model.logit_scale": torch.tensor(1.0)}
-    second = load_file(model / "text_encoder_2" / "model.safetensors")
+    second = parts["text_encoder_2"]
     first = {f"conditioner.embedders.0.transformer.{prefixed(key)}": value for key, value in first.items()}
     return first | open_clip(second, "conditioner.embedders.1.model.")
 

@@ -2,10 +2,12 @@
 //! each breakage is an error that names the thing.
 
 use burn::tensor::{Device, Tensor};
+use lacuna_model::weights::Checkpoint;
 use lacuna_orchestrator::model::dir::ModelDir;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer, Wanted};
 use lacuna_orchestrator::vae::Vae;
+use lacuna_wire::HostTensor;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tests::golden::{Golden, MODELS, model_dir};
@@ -79,6 +81,21 @@ fn fate_of(copy: &ModelCopy, part: &str) -> Option<String> {
 fn assert_names(message: &str, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn every_number_is_what_torch_makes_of_it() {
+    let path = model_dir("").join("../number-types.safetensors");
+    let file = Checkpoint::open_file(&path).unwrap();
+    for (name, count) in [("e4m3fn", 254), ("e5m2", 248), ("f64", 64)] {
+        let (read, want) = (file.read(name), file.read(&format!("{name}.f32")));
+        let (read, want) = (read.unwrap(), want.unwrap());
+        assert_eq!(read.shape, [count], "{name}");
+        let bits = |tensor: &HostTensor| -> Vec<u32> {
+            tensor.data.iter().map(|value| value.to_bits()).collect()
+        };
+        assert_eq!(bits(&read), bits(&want), "{name}");
     }
 }
 

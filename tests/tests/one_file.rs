@@ -1,12 +1,18 @@
 //! Models in one file: the same pictures as of the folders that they were made of, by the same digests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lacuna_model::device::OpenDevice;
+use lacuna_model::layers::Parameter;
+use lacuna_model::unet::UNetConfig;
+use lacuna_model::weights::list;
+use lacuna_orchestrator::family::Family;
+use lacuna_orchestrator::model::ModelFiles;
 use lacuna_orchestrator::pipeline::Pipeline;
-use lacuna_orchestrator::text::ClipTokenizer;
+use lacuna_orchestrator::text::{ClipTextLayers, ClipTokenizer};
 use lacuna_worker::Model;
-use tests::golden::{Golden, model_dir};
+use serde_json::{Value, json};
+use tests::golden::{Golden, model_dir, repository};
 use tests::journey::{Files, Journey};
 
 const MODELS: [&str; 3] = ["sd1", "sd2", "xl"];
@@ -117,12 +123,72 @@ fn clips_own_vocabulary_is_the_tokenizer() {
 }
 
 #[test]
-fn a_file_of_the_published_shape_needs_no_config() {
+fn without_a_config_a_model_is_taken_for_one_of_published_sizes() {
     let error = Pipeline::open(&file("sd1"), None, &[], &OpenDevice::cpu().device);
     let error = error.err().unwrap().to_string();
-    // Tiny widths have no 32 groups: told by its tensors alone, the config is that of a published model.
+    // Tiny widths have no 32 groups.
     assert!(
         error.contains("from its tensors") && error.contains("norm_num_groups"),
         "{error}"
     );
+}
+
+/// A file of zeros with the tensors of `shapes`, which takes no room: a header and a hole.
+fn hollow(path: &Path, shapes: &serde_json::Map<String, Value>) {
+    let mut at = 0;
+    let mut header = serde_json::Map::new();
+    for (name, shape) in shapes {
+        let sides: Vec<u64> = serde_json::from_value(shape.clone()).unwrap();
+        let end = at + sides.iter().product::<u64>();
+        let entry = json!({"dtype": "F8_E4M3", "shape": shape, "data_offsets": [at, end]});
+        header.insert(name.clone(), entry);
+        at = end;
+    }
+    let header = Value::Object(header).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(path, &bytes).unwrap();
+    let hollow = std::fs::File::options().write(true).open(path).unwrap();
+    hollow.set_len(bytes.len() as u64 + at).unwrap();
+}
+
+#[test]
+fn files_of_published_sizes_need_no_config() {
+    let packed = std::fs::File::open(file("sd1").with_file_name("published.json.gz")).unwrap();
+    let published: Value = serde_json::from_reader(flate2::read::GzDecoder::new(packed)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, config, family, widths) in [
+        ("sd1", "sd15", Family::StableDiffusion, [768].as_slice()),
+        ("xl", "sdxl", Family::StableDiffusionXl, &[768, 1280]),
+    ] {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        hollow(&path, published[name].as_object().unwrap());
+        let files = ModelFiles {
+            tokenizer: Some(model_dir("sd1")),
+            ..ModelFiles::of(&path)
+        };
+        let parts = files.open().unwrap();
+        assert_eq!(parts.family, family, "{name}");
+        let config = repository().join(format!("configs/models/{config}/unet/config.json"));
+        let config = UNetConfig::from_file(&config).unwrap();
+        assert_eq!(parts.unet_config.build(), config.build(), "{name}");
+        let text = parts.text.iter().map(|(_, stored)| stored.layers());
+        let text: Vec<usize> = text.map(ClipTextLayers::width).collect();
+        assert_eq!(text, widths, "{name}");
+        let values =
+            |parameters: &[Parameter]| -> usize { parameters.iter().map(Parameter::values).sum() };
+        // Of the published autoencoder and text encoders.
+        assert_eq!(values(&list(parts.vae.layers())), 83_653_863, "{name}");
+        let of_text = parts
+            .text
+            .iter()
+            .map(|(_, stored)| values(&list(stored.layers())));
+        let of_text: Vec<usize> = of_text.collect();
+        let wanted: &[usize] = match name {
+            "sd1" => &[123_060_480],
+            _ => &[123_060_480, 694_659_840],
+        };
+        assert_eq!(of_text, wanted, "{name}");
+        let predicts = parts.scheduler.prediction_type;
+        assert!(predicts.is_none(), "{name}: {predicts:?}");
+    }
 }

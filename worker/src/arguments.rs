@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     pub(crate) variant: Option<String>,
-    /// A low-rank adapter of the U-Net (LoRA), with its strength behind a colon if that is not 1; repeat it for several.
-    /// Whoever computes here must give the same. Of --model alone: models of --store have none.
+    /// A low-rank adapter (LoRA), with its strength behind a colon if that is not 1; repeat it for several. What of it is of
+    /// text encoders is passed over. Whoever computes here must give the same. Of --model alone: models of --store have none.
     #[arg(
         long,
         env = "LACUNA_LORA",
@@ -129,6 +129,7 @@ impl Doctor {
             precision: place.precision,
             allow_software: place.allow_software,
             model: place.model.clone(),
+            model_config: place.model_config.clone(),
             store: place.store.clone(),
             identity: channel.identity.clone(),
             tls: tls.map(Into::into),

@@ -202,6 +202,10 @@ fn load(
     target: (&Device, Precision),
 ) -> anyhow::Result<Model> {
     if model.is_file() {
+        anyhow::ensure!(
+            arguments.variant.is_none(),
+            "--variant is for a model's folder; a model in one file has no others"
+        );
         let config = arguments.place.model_config.as_ref();
         let config = config.map(|dir| dir.join("unet/config.json"));
         let loaded = Model::load_one_file(model, config.as_deref(), &arguments.lora, target);

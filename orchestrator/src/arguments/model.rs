@@ -48,7 +48,7 @@ pub struct ModelArguments {
     /// same, where it changes the U-Net; under --scheme blind without.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<AdapterFile>,
-    /// auto, cpu or wgpu: where your own part is computed, and workers started here.
+    /// auto, cpu, wgpu or cuda: where your own part is computed, and workers started here.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub device: DeviceChoice,
     /// Accept a GPU that is emulated in software (llvmpipe).
@@ -130,6 +130,11 @@ impl ModelArguments {
             ("--model-config", &files.config),
             ("--tokenizer", &files.tokenizer),
         ];
+        if files.model.is_file() && files.variant.is_some() {
+            return Err(Error::Request(
+                "--variant is for a model directory; a model in one file has no others".into(),
+            ));
+        }
         let given = one_file.into_iter().find(|(_, path)| path.is_some());
         match given.filter(|_| files.model.is_dir()) {
             Some((flag, _)) => Err(Error::Request(format!(
@@ -141,20 +146,29 @@ impl ModelArguments {
     }
 }
 
-/// The folder or file of a model, which may be named as in the hub.
+/// The folder of a model that is named as in the hub, `hf:OWNER/NAME`; any other path as it is.
+///
+/// # Errors
+/// [`Error::Request`] where the hub's cache has no such model, saying what to do.
+pub fn resolve(model: &Path) -> Result<PathBuf> {
+    let Some(name) = model.to_str().and_then(|name| name.strip_prefix("hf:")) else {
+        return Ok(model.to_owned());
+    };
+    let repository = hf_hub::Cache::from_env().model(name.to_owned());
+    let index = repository.get("model_index.json");
+    let folder = index.as_deref().and_then(Path::parent);
+    folder.map(Path::to_owned).ok_or_else(|| {
+        Error::Request(format!(
+            "hf:{name}: the hub's cache has no such model; get it by `hf download {name}`, which keeps it there"
+        ))
+    })
+}
+
+/// The folder or file of a model, which must be there.
 fn find(model: &Path) -> Result<PathBuf> {
-    if let Some(name) = model.to_str().and_then(|name| name.strip_prefix("hf:")) {
-        let repository = hf_hub::Cache::from_env().model(name.to_owned());
-        let index = repository.get("model_index.json");
-        let folder = index.as_deref().and_then(Path::parent);
-        return folder.map(Path::to_owned).ok_or_else(|| {
-            Error::Request(format!(
-                "hf:{name}: the hub's cache has no such model; get it by `hf download {name}`, which keeps it there"
-            ))
-        });
-    }
+    let model = resolve(model)?;
     match model.is_dir() || model.is_file() {
-        true => Ok(model.to_owned()),
+        true => Ok(model),
         false => Err(Error::Request(format!(
             "there is no model in {}; give --model a diffusers directory, or a model's one file \
              (this repository's own is assets/demo-model)",

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 
-use super::model::unet_config;
+use super::model::{resolve, unet_config};
 use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::limits;
@@ -44,7 +44,8 @@ impl PictureSize {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct SizeArguments {
-    /// sd15, sdxl, or a diffusers model directory, of which unet/config.json and vae/config.json are read.
+    /// sd15, sdxl, a diffusers model directory (unet/config.json and vae/config.json of it are read), a model's one file, or
+    /// hf:OWNER/NAME of the hub's cache.
     #[arg(short, long, env = "LACUNA_MODEL", default_value = "sd15")]
     pub model: PathBuf,
     /// Columns and rows of the picture.
@@ -66,7 +67,8 @@ pub struct SizeArguments {
 
 impl SizeArguments {
     fn config(&self) -> anyhow::Result<UNetConfig> {
-        let config = unet_config(&self.model, || self.model.join("unet/config.json"));
+        let model = resolve(&self.model)?;
+        let config = unet_config(&model, || model.join("unet/config.json"));
         config.context("cannot read the U-Net's config (--model takes sd15, sdxl or a directory)")
     }
 
@@ -87,7 +89,7 @@ impl SizeArguments {
             limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
             return Ok(pixels);
         }
-        let file = self.model.join("vae/config.json");
+        let file = resolve(&self.model)?.join("vae/config.json");
         match file.is_file() {
             true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
             false => Ok(PIXELS_PER_LATENT),
@@ -106,7 +108,7 @@ impl SizeArguments {
                 return Err(Error::Request(reason));
             }
             Some(guidance) => Some(guidance),
-            None => recommended_guidance(&self.model)?,
+            None => recommended_guidance(&resolve(&self.model)?)?,
         };
         let guidance = guidance.unwrap_or(Family::StableDiffusion.usual_guidance());
         // A model that takes the scale as an input is called once.

@@ -55,6 +55,13 @@ impl Package {
     /// # Errors
     /// A [`lacuna_model::Error`] naming the file; [`Error::Request`] for a name that workers do not take.
     pub fn open(model: &Path, variant: Option<&str>) -> Result<Self> {
+        if model.is_file() {
+            return Err(Error::Request(format!(
+                "{}: of a model in one file nothing is pushed, as all of it would leave; push its directory, or start the \
+                 workers with the file",
+                model.display()
+            )));
+        }
         let folder = model.join("unet");
         if let Some(variant) = variant.filter(|v| !Checkpoint::has_variant(&folder, v)) {
             return Err(Error::Request(format!(

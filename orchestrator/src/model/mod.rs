@@ -10,7 +10,7 @@ pub mod vocabulary;
 
 use std::path::PathBuf;
 
-use lacuna_model::unet::UNetConfig;
+use lacuna_model::unet::{UNetConfig, original};
 use lacuna_model::weights::{Checkpoint, Library, Stored};
 
 use crate::error::Result;
@@ -82,6 +82,22 @@ impl ModelFiles {
             parts.vae = one_file::open_vae(vae, parts.family)?;
         }
         Ok(parts)
+    }
+
+    /// Opens the U-Net alone, of a directory that may hold nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_unet(&self) -> Result<(UNetConfig, Checkpoint)> {
+        if self.model.is_file() {
+            let config = self.config.as_ref().map(|dir| dir.join("unet/config.json"));
+            return Ok(original::open(&self.model, config.as_deref())?);
+        }
+        let folder = self.model.join("unet");
+        let config = UNetConfig::from_file(&folder.join("config.json"))?;
+        let variant = self.variant.as_deref();
+        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
+        Ok((config, checkpoint))
     }
 
     fn open_dir(&self) -> Result<ModelParts> {

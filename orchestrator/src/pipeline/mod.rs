@@ -14,7 +14,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::{AdapterFile, Network, Stored};
+use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
 use lacuna_model::whole::Conditioning;
 use lacuna_wire::HostTensor;
 
@@ -45,6 +45,8 @@ pub struct Pipeline {
     scheduler: SchedulerConfig,
     /// Of the model's own scheduler.
     scheduler_class: String,
+    /// Of each.
+    adapters: Vec<String>,
     device: Device,
 }
 
@@ -67,20 +69,21 @@ impl Pipeline {
         Self::of(files.open()?, adapters, device)
     }
 
-    /// The pipeline of these `parts`, with `adapters` of the U-Net.
+    /// The pipeline of these `parts`, with `adapters` of the U-Net and the text encoders.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn of(parts: ModelParts, adapters: &[AdapterFile], device: &Device) -> Result<Self> {
         let config = parts.unet_config;
         let unet = Stored::new(config.build(), parts.unet)?;
-        let of = |network| AdapterFile::open_all(adapters, network);
-        let unet = unet.with_adapters(of(Network::UNet)?)?;
-        AdapterFile::check_networks(adapters, parts.text.len())?;
+        let mut adapters = AdapterFile::open_all(adapters)?;
+        let unet = unet.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
         let mut text = Vec::with_capacity(parts.text.len());
         for (i, (tokenizer, stored)) in parts.text.into_iter().enumerate() {
-            text.push((tokenizer, stored.with_adapters(of(Network::Text(i))?)?));
+            let own = Adapter::take_all(&mut adapters, Network::Text(i));
+            text.push((tokenizer, stored.with_adapters(own)?));
         }
+        adapters.iter().try_for_each(Adapter::check_taken)?;
         let family = parts.family;
         let pipeline = Self {
             family,
@@ -92,6 +95,7 @@ impl Pipeline {
             whole_words: parts.whole_words,
             sample_size: corrections::sample_size(&config, family)?,
             unet: Arc::new(UNetSource::of_files(unet, device)?),
+            adapters: adapters.iter().map(|it| it.digest().to_owned()).collect(),
             device: device.clone(),
         };
         pipeline.check()?;
@@ -139,6 +143,11 @@ impl Pipeline {
     /// Digest of the U-Net's weights (see [`Checkpoint::digest`](lacuna_model::weights::Checkpoint::digest)).
     pub fn digest(&self) -> &str {
         self.unet.digest()
+    }
+
+    /// Identifies each of the adapters with its strength, those of text encoders among them, in their order.
+    pub fn adapters(&self) -> &[String] {
+        &self.adapters
     }
 
     /// The U-Net, and where its weights come from.

@@ -4,7 +4,7 @@ use super::config::SchedulerConfig;
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::tables::{Tables, Training, whole};
-use super::{Scheduler, SchedulerError, assert_same_length};
+use super::{Scheduler, SchedulerError, add_noise};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `DDIMScheduler`.
@@ -110,23 +110,19 @@ impl Scheduler for Ddim {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let step = &self.steps[i];
         let weights = [step.signal, step.noise];
-        let pairs = || model_output.iter().zip(sample);
-        let mut x0: Vec<f32> = pairs()
-            .map(|(&output, &x)| self.prediction.x0(weights, output, x))
-            .collect();
-        self.limit.apply(&mut x0);
+        let x0 = self
+            .limit
+            .x0(self.prediction, weights, model_output, sample);
         let next = |((&output, &x), x0): ((&f32, &f32), f32)| {
             let noise = self.prediction.noise(weights, output, x);
             step.next_signal * x0 + step.direction * noise
         };
-        let mut out: Vec<f32> = pairs().zip(x0).map(next).collect();
+        let pairs = model_output.iter().zip(sample);
+        let mut out: Vec<f32> = pairs.zip(x0).map(next).collect();
         if self.stochastic {
-            for (x, noise) in out.iter_mut().zip(rng.randn(sample.len())) {
-                *x += step.sigma * noise;
-            }
+            add_noise(&mut out, [1.0, step.sigma], rng);
         }
         out
     }

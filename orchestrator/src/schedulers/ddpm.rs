@@ -5,7 +5,7 @@ use super::keys::{choose, unsupported};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::tables::{Tables, Training, whole};
-use super::{BetaSchedule, Scheduler, SchedulerError, assert_same_length};
+use super::{BetaSchedule, Scheduler, SchedulerError, add_noise};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `DDPMScheduler`.
@@ -142,21 +142,16 @@ impl Scheduler for Ddpm {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let step = &self.steps[i];
-        let pairs = model_output.iter().zip(sample);
-        let mut x0: Vec<f32> = pairs
-            .map(|(&output, &x)| self.prediction.x0(step.weights, output, x))
-            .collect();
-        self.limit.apply(&mut x0);
+        let x0 = self
+            .limit
+            .x0(self.prediction, step.weights, model_output, sample);
         let means = x0.iter().zip(sample);
         let mut out: Vec<f32> = means
             .map(|(x0, x)| step.x0 * x0 + step.sample * x)
             .collect();
         if let Some(fresh) = step.fresh {
-            for (x, noise) in out.iter_mut().zip(rng.randn(sample.len())) {
-                *x += fresh * noise;
-            }
+            add_noise(&mut out, [1.0, fresh], rng);
         }
         out
     }

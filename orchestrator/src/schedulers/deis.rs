@@ -3,13 +3,14 @@
 
 use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::noise_left;
+use super::history::History;
 use super::keys::choose;
 use super::levels::{LastLevel, Level, Orders, Schedule, Steps, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::Curve;
 use super::tables::{Tables, Training};
-use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `DEISMultistepScheduler`.
@@ -24,10 +25,8 @@ pub(super) struct Deis {
     prediction: PredictionType,
     /// How far the predicted x0 may go.
     limit: Limit,
-    /// The last predictions of the noise, newest last, at most three.
-    history: Vec<Vec<f32>>,
-    /// Index of the step that is due.
-    due: usize,
+    /// The last predictions of the noise, at most three.
+    history: History,
 }
 
 /// The numbers of one step from time s to time t.
@@ -84,8 +83,7 @@ impl Deis {
             levels,
             prediction,
             limit,
-            history: Vec::new(),
-            due: 0,
+            history: History::new(3),
         })
     }
 }
@@ -164,20 +162,12 @@ impl Scheduler for Deis {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let level = self.levels[i];
-        let pairs = model_output.iter().zip(sample);
-        let mut x0: Vec<f32> = pairs
-            .map(|(&output, &x)| self.prediction.x0(level.weights(), output, x))
-            .collect();
-        self.limit.apply(&mut x0);
-        if self.history.len() == 3 {
-            self.history.remove(0);
-        }
+        let x0 = self
+            .limit
+            .x0(self.prediction, level.weights(), model_output, sample);
         self.history.push(noise_left(level, &x0, sample));
-        let newest_first: Vec<&[f32]> = self.history.iter().rev().map(Vec::as_slice).collect();
+        let newest_first = self.history.newest_first();
         let update = &self.updates[i];
         let next = |(k, &x): (usize, &f32)| update.apply(x, |age| newest_first[age][k]);
         sample.iter().enumerate().map(next).collect()

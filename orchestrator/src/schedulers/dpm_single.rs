@@ -3,13 +3,14 @@
 
 use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::{Algorithm, Converter, Rule, Weights, refuse_learned};
+use super::history::History;
 use super::keys::unsupported;
 use super::levels::{LastLevel, Level, Schedule, Steps, kept, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, final_sigma};
 use super::tables::{Tables, Training};
-use super::{Scheduler, SchedulerError, SchedulerKind, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError, SchedulerKind};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `DPMSolverSinglestepScheduler`.
@@ -21,12 +22,10 @@ pub(super) struct DpmSingle {
     /// The numbers of each call.
     updates: Vec<Update>,
     converter: Converter,
-    /// The last predictions, newest last, at most three.
-    history: Vec<Vec<f32>>,
+    /// The last predictions, at most three.
+    history: History,
     /// The sample at the start of the group.
     start: Vec<f32>,
-    /// Index of the call that is due.
-    due: usize,
 }
 
 /// One call, from the start of its group to the level after it.
@@ -79,9 +78,8 @@ impl DpmSingle {
             timesteps,
             levels,
             converter,
-            history: Vec::new(),
+            history: History::new(3),
             start: Vec::new(),
-            due: 0,
         })
     }
 }
@@ -178,13 +176,7 @@ impl Scheduler for DpmSingle {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let newest = self.converter.convert(self.levels[i], model_output, sample);
-        if self.history.len() == 3 {
-            self.history.remove(0);
-        }
         self.history.push(newest);
         let update = &self.updates[i];
         if update.order == 1 {
@@ -193,7 +185,7 @@ impl Scheduler for DpmSingle {
         // On the last call, too, where it counts for nothing, as the reference does.
         let stochastic = self.converter.algorithm.stochastic;
         let noise = stochastic.then(|| rng.randn(sample.len()));
-        let newest_first: Vec<&[f32]> = self.history.iter().rev().map(Vec::as_slice).collect();
+        let newest_first = self.history.newest_first();
         let differences = |k: usize| update.differences(|age| newest_first[age][k]);
         update.weights.combine(&self.start, differences, noise)
     }

@@ -3,13 +3,14 @@
 
 use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::{Algorithm, Converter, Rule, Weights, refuse_learned};
+use super::history::History;
 use super::keys::unsupported;
 use super::levels::{LastLevel, Level, Orders, Schedule, Steps, kept, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, final_sigma};
 use super::tables::Tables;
-use super::{Scheduler, SchedulerError, SchedulerKind, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError, SchedulerKind};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `DPMSolverMultistepScheduler`.
@@ -21,10 +22,8 @@ pub(super) struct DpmSolver {
     /// The numbers of each step.
     updates: Vec<Update>,
     converter: Converter,
-    /// The last predictions, newest last, at most three.
-    history: Vec<Vec<f32>>,
-    /// Index of the step that is due.
-    due: usize,
+    /// The last predictions, at most three.
+    history: History,
 }
 
 /// One step: its formula, and how the finite differences of the last predictions are scaled.
@@ -94,8 +93,7 @@ impl DpmSolver {
             timesteps,
             levels,
             converter,
-            history: Vec::new(),
-            due: 0,
+            history: History::new(3),
         })
     }
 }
@@ -158,18 +156,12 @@ impl Scheduler for DpmSolver {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let newest = self.converter.convert(self.levels[i], model_output, sample);
-        if self.history.len() == 3 {
-            self.history.remove(0);
-        }
         self.history.push(newest);
         // On the last step, too, where it counts for nothing, as the reference does.
         let stochastic = self.converter.algorithm.stochastic;
         let noise = stochastic.then(|| rng.randn(sample.len()));
-        let newest_first: Vec<&[f32]> = self.history.iter().rev().map(Vec::as_slice).collect();
+        let newest_first = self.history.newest_first();
         let update = &self.updates[i];
         let differences = |k: usize| update.differences(|age| newest_first[age][k]);
         update.weights.combine(sample, differences, noise)

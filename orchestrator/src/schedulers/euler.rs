@@ -6,7 +6,7 @@ use super::keys::choose;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, Interpolation, SigmaSchedule, final_sigma, to_unit_variance};
 use super::tables::Tables;
-use super::{Scheduler, SchedulerError, assert_same_length};
+use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `EulerDiscreteScheduler`.
@@ -63,7 +63,6 @@ impl Scheduler for Euler {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let to = self.schedule.sigmas[i + 1];
         let pairs = model_output.iter().zip(sample);
         pairs

@@ -5,7 +5,7 @@ use super::config::SchedulerConfig;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, Interpolation, SigmaSchedule, to_unit_variance};
 use super::tables::Tables;
-use super::{Scheduler, SchedulerError, assert_same_length};
+use super::{Scheduler, SchedulerError, add_noise};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `EulerAncestralDiscreteScheduler`.
@@ -49,15 +49,14 @@ impl Scheduler for EulerAncestral {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let (from, to) = (self.schedule.sigmas[i], self.schedule.sigmas[i + 1]);
         let [up, down] = split(from, to);
-        // Noise is drawn on the last step too, where it counts for nothing, as the reference does.
-        let noise = rng.randn(sample.len());
-        let numbers = model_output.iter().zip(sample).zip(noise);
-        numbers
-            .map(|((&output, &x), noise)| self.schedule.euler(i, down, output, x) + noise * up)
-            .collect()
+        let pairs = model_output.iter().zip(sample);
+        let next = pairs.map(|(&output, &x)| self.schedule.euler(i, down, output, x));
+        let mut out: Vec<f32> = next.collect();
+        // On the last step too, where it counts for nothing, as the reference does.
+        add_noise(&mut out, [1.0, up], rng);
+        out
     }
 }
 

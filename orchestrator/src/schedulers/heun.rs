@@ -8,7 +8,7 @@ use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{SigmaSchedule, to_unit_variance};
 use super::tables::{Tables, Training};
-use super::{BetaSchedule, Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{BetaSchedule, Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `HeunDiscreteScheduler`.
@@ -21,8 +21,6 @@ pub(super) struct Heun {
     limit: Limit,
     /// Between the calls of one step: the sample it starts from, and the slope there.
     first: Option<(Vec<f32>, Vec<f32>)>,
-    /// Index of the call that is due.
-    due: usize,
 }
 
 impl Heun {
@@ -43,7 +41,6 @@ impl Heun {
             schedule,
             limit,
             first: None,
-            due: 0,
         })
     }
 
@@ -90,9 +87,6 @@ impl Scheduler for Heun {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let slope = self.slope(i, model_output, sample);
         match self.first.take() {
             None => {

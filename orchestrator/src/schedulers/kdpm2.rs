@@ -9,7 +9,7 @@ use super::euler_ancestral::split;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, SigmaSchedule, to_unit_variance};
 use super::tables::{Tables, Training};
-use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError, add_noise};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler`.
@@ -22,8 +22,6 @@ pub(super) struct Kdpm2 {
     steps: Vec<Step>,
     /// The sample that a step starts from, between its calls.
     start: Option<Vec<f32>>,
-    /// Index of the call that is due.
-    due: usize,
 }
 
 /// One step of two calls.
@@ -84,7 +82,6 @@ impl Kdpm2 {
             timesteps,
             steps,
             start: None,
-            due: 0,
         })
     }
 
@@ -138,9 +135,6 @@ impl Scheduler for Kdpm2 {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let (sigma, step) = (self.sigma(i), &self.steps[i / 2]);
         let from = self.schedule.sigmas[i / 2];
         let slope = |(&output, &x): (&f32, &f32)| self.schedule.slope(sigma, output, x);
@@ -154,9 +148,7 @@ impl Scheduler for Kdpm2 {
         let pairs = origin.iter().zip(slopes);
         let mut out: Vec<f32> = pairs.map(|(x, slope)| x + slope * far).collect();
         if let Some(fresh) = fresh {
-            for (x, noise) in out.iter_mut().zip(rng.randn(sample.len())) {
-                *x += noise * fresh;
-            }
+            add_noise(&mut out, [1.0, fresh], rng);
         }
         if start.is_none() {
             self.start = Some(sample.to_vec());

@@ -6,7 +6,7 @@ use super::keys::unsupported;
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::tables::{Tables, Training, weights};
-use super::{Scheduler, SchedulerError, assert_same_length, teacher};
+use super::{Scheduler, SchedulerError, add_noise, teacher};
 use crate::noise::TorchRng;
 
 /// The standard deviation of clean latents in the boundary condition.
@@ -89,20 +89,15 @@ impl Scheduler for Lcm {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let step = &self.steps[i];
-        let pairs = model_output.iter().zip(sample);
-        let mut latents: Vec<f32> = pairs
-            .map(|(&output, &x)| self.prediction.x0(step.weights, output, x))
-            .collect();
-        self.limit.apply(&mut latents);
+        let mut latents = self
+            .limit
+            .x0(self.prediction, step.weights, model_output, sample);
         for (latent, x) in latents.iter_mut().zip(sample) {
             *latent = step.out * *latent + step.skip * x;
         }
-        if let Some([signal, noise]) = step.next {
-            for (latent, fresh) in latents.iter_mut().zip(rng.randn(sample.len())) {
-                *latent = signal * *latent + noise * fresh;
-            }
+        if let Some(next) = step.next {
+            add_noise(&mut latents, next, rng);
         }
         latents
     }

@@ -4,6 +4,7 @@
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
 use super::keys::unsupported;
+use super::prediction::PredictionType;
 
 /// How far predictions of the clean latents may go.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,21 @@ impl Limit {
             Self::None => Self::clipping(config, clip),
             limit => Ok(limit),
         }
+    }
+
+    /// x0 in the sample x = `alpha` x0 + `sigma` eps, number by number, in range; `weights` are `alpha` and `sigma`.
+    pub(super) fn x0(
+        self,
+        prediction: PredictionType,
+        weights: [f32; 2],
+        output: &[f32],
+        sample: &[f32],
+    ) -> Vec<f32> {
+        let pairs = output.iter().zip(sample);
+        let x0 = pairs.map(|(&output, &x)| prediction.x0(weights, output, x));
+        let mut x0: Vec<f32> = x0.collect();
+        self.apply(&mut x0);
+        x0
     }
 
     /// Brings the predictions for one picture, C x H x W of them, into range.

@@ -2,10 +2,11 @@
 //! it), of up to the fourth order.
 
 use super::config::SchedulerConfig;
+use super::history::History;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, SigmaSchedule, to_unit_variance};
 use super::tables::{Tables, Training};
-use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// The most slopes that one step combines.
@@ -17,10 +18,8 @@ pub(super) struct Lms {
     schedule: SigmaSchedule,
     /// The weights of the slopes in each step, the newest slope's first.
     weights: Vec<Vec<f32>>,
-    /// The last slopes, newest last, at most four.
-    slopes: Vec<Vec<f32>>,
-    /// Index of the step that is due.
-    due: usize,
+    /// The last slopes.
+    slopes: History,
 }
 
 impl Lms {
@@ -45,8 +44,7 @@ impl Lms {
         Ok(Self {
             weights: (0..steps).map(of_step).collect::<Result<_, _>>()?,
             schedule,
-            slopes: Vec::new(),
-            due: 0,
+            slopes: History::new(ORDER),
         })
     }
 }
@@ -90,22 +88,11 @@ impl Scheduler for Lms {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let sigma = self.schedule.sigmas[i];
         let pairs = model_output.iter().zip(sample);
         let newest = pairs.map(|(&output, &x)| self.schedule.slope(sigma, output, x));
-        if self.slopes.len() == ORDER {
-            self.slopes.remove(0);
-        }
         self.slopes.push(newest.collect());
-        let mut sum = vec![0.0; sample.len()];
-        for (weight, slope) in self.weights[i].iter().zip(self.slopes.iter().rev()) {
-            for (sum, slope) in sum.iter_mut().zip(slope) {
-                *sum += weight * slope;
-            }
-        }
+        let sum = self.slopes.weighted(&self.weights[i]);
         sample.iter().zip(sum).map(|(x, sum)| x + sum).collect()
     }
 }

@@ -13,6 +13,7 @@
 //! - `sigmas`: noise levels, and the curves that they may follow;
 //! - `levels`: the same in the letters of the solvers that step along the log signal-to-noise ratio;
 //! - `prediction`, `limit`: what the network's output says of the clean latents, and how those are kept in range;
+//! - `history`: what multistep schedulers remember;
 //! - `dpm_formula`: what the two DPM-Solvers share; `teacher`: what the two schedulers of distilled models share;
 //! - `ddim`, `ddpm`, `pndm`, `lms`, `euler`, `euler_ancestral`, `heun`, `kdpm2`, `dpm_solver`, `dpm_single`, `deis`,
 //!   `unipc`, `lcm`, `tcd`: the schedulers;
@@ -29,6 +30,7 @@ mod error;
 mod euler;
 mod euler_ancestral;
 mod heun;
+mod history;
 mod kdpm2;
 mod keys;
 mod kind;
@@ -122,7 +124,7 @@ pub fn build(
         return Err(SchedulerError::EtaUnused(kind));
     }
     use SchedulerKind as Kind;
-    Ok(match kind {
+    let scheduler: Box<dyn Scheduler> = match kind {
         Kind::Ddim => Box::new(ddim::Ddim::new(config, steps, eta)?),
         Kind::Ddpm => Box::new(ddpm::Ddpm::new(config, steps)?),
         Kind::Pndm => Box::new(pndm::Pndm::new(config, steps)?),
@@ -139,15 +141,56 @@ pub fn build(
         Kind::UniPc => Box::new(unipc::UniPc::new(config, steps)?),
         Kind::Lcm => Box::new(lcm::Lcm::new(config, steps)?),
         Kind::Tcd => Box::new(tcd::Tcd::new(config, steps, eta)?),
-    })
+    };
+    Ok(Box::new(InOrder { scheduler, due: 0 }))
 }
 
-/// Two latents that are combined number by number must have equally many.
-fn assert_same_length(a: &[f32], b: &[f32]) {
-    assert_eq!(a.len(), b.len(), "latents of different sizes");
+/// A scheduler whose steps are asked for in order, of latents of one size: some remember earlier steps.
+struct InOrder {
+    scheduler: Box<dyn Scheduler>,
+    /// Index of the call that is due.
+    due: usize,
 }
 
-/// A scheduler that remembers earlier steps must see them in order.
-fn assert_next(i: usize, due: usize) {
-    assert_eq!(i, due, "sampler steps out of order");
+impl Scheduler for InOrder {
+    fn timesteps(&self) -> &[f64] {
+        self.scheduler.timesteps()
+    }
+
+    fn init_noise_sigma(&self) -> f32 {
+        self.scheduler.init_noise_sigma()
+    }
+
+    fn scale_model_input(&self, i: usize, sample: &mut [f32]) {
+        self.scheduler.scale_model_input(i, sample);
+    }
+
+    fn level(&self, i: usize) -> [f32; 2] {
+        self.scheduler.level(i)
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: &[f32],
+        sample: &[f32],
+        rng: &mut TorchRng,
+    ) -> Vec<f32> {
+        assert_eq!(
+            model_output.len(),
+            sample.len(),
+            "latents of different sizes"
+        );
+        assert_eq!(i, self.due, "sampler steps out of order");
+        self.due += 1;
+        self.scheduler.step(i, model_output, sample, rng)
+    }
+}
+
+/// `kept` times the sample and `fresh` times noise of standard deviation 1, in place.
+fn add_noise(sample: &mut [f32], [kept, fresh]: [f32; 2], rng: &mut TorchRng) {
+    let noise = rng.randn(sample.len());
+    for (x, noise) in sample.iter_mut().zip(noise) {
+        *x = kept * *x + fresh * noise;
+    }
 }

@@ -6,9 +6,10 @@
 //! steps + 1 times. With it, the first three steps take four network calls each.
 
 use super::config::SchedulerConfig;
+use super::history::History;
 use super::prediction::PredictionType;
 use super::tables::{Tables, Training, whole};
-use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// Steps that the Runge-Kutta start looks at, and the fewest that it needs.
@@ -22,14 +23,12 @@ pub(super) struct Pndm {
     calls: Vec<Call>,
     /// What the network's output means.
     prediction: PredictionType,
-    /// The last noise predictions, newest last, at most four.
-    history: Vec<Vec<f32>>,
+    /// The last noise predictions, at most four.
+    history: History,
     /// The sample that the current group of calls starts from.
     origin: Vec<f32>,
     /// Weighted sum of the noise predictions in the current Runge-Kutta step.
     sum: Vec<f32>,
-    /// Index of the call that is due.
-    due: usize,
 }
 
 /// One network call: how its output is combined with earlier ones, and the transfer that follows.
@@ -115,10 +114,9 @@ impl Pndm {
             timesteps,
             calls,
             prediction,
-            history: Vec::new(),
+            history: History::new(ORDER),
             origin: Vec::new(),
             sum: Vec::new(),
-            due: 0,
         })
     }
 }
@@ -203,14 +201,6 @@ impl Transfer {
 }
 
 impl Pndm {
-    /// Adds a noise prediction to the history, of which four are kept.
-    fn remember(&mut self, output: &[f32]) {
-        if self.history.len() == ORDER {
-            self.history.remove(0);
-        }
-        self.history.push(output.to_vec());
-    }
-
     /// The noise prediction of the Adams-Bashforth formula for the history's length.
     fn multistep(&self) -> Vec<f32> {
         let (weights, divisor): (&[f32], f32) = match self.history.len() {
@@ -218,12 +208,7 @@ impl Pndm {
             3 => (&[23.0, -16.0, 5.0], 12.0),
             _ => (&[55.0, -59.0, 37.0, -9.0], 24.0),
         };
-        let mut sum = vec![0.0; self.history.last().map_or(0, Vec::len)];
-        for (eps, weight) in self.history.iter().rev().zip(weights) {
-            for (sum, eps) in sum.iter_mut().zip(eps) {
-                *sum += weight * eps;
-            }
-        }
+        let mut sum = self.history.weighted(weights);
         for sum in &mut sum {
             *sum /= divisor;
         }
@@ -238,7 +223,7 @@ impl Pndm {
             1.0 / 3.0
         };
         if call == 0 {
-            self.remember(output);
+            self.history.push(output.to_vec());
             self.sum = vec![0.0; output.len()];
         }
         for (sum, eps) in self.sum.iter_mut().zip(output) {
@@ -268,9 +253,6 @@ impl Scheduler for Pndm {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let (output, from_origin) = match self.calls[i].rule {
             Rule::RungeKutta(call) => {
                 if call == 0 {
@@ -280,20 +262,20 @@ impl Scheduler for Pndm {
             }
             Rule::First => {
                 self.origin = sample.to_vec();
-                self.remember(model_output);
+                self.history.push(model_output.to_vec());
                 (model_output.to_vec(), false)
             }
             Rule::Again => {
-                let both = model_output.iter().zip(&self.history[0]);
+                let first = self.history.newest_first();
+                let both = model_output.iter().zip(first[0]);
                 (both.map(|(new, old)| (new + old) / 2.0).collect(), true)
             }
             Rule::Multistep => {
-                self.remember(model_output);
+                self.history.push(model_output.to_vec());
                 (self.multistep(), false)
             }
         };
         let sample = if from_origin { &self.origin } else { sample };
-        assert_same_length(&output, sample);
         let transfer = &self.calls[i].transfer;
         let pairs = output.iter().zip(sample);
         pairs

@@ -4,7 +4,7 @@
 use super::config::SchedulerConfig;
 use super::prediction::PredictionType;
 use super::tables::{Tables, Training, weights};
-use super::{Scheduler, SchedulerError, assert_same_length, teacher};
+use super::{Scheduler, SchedulerError, add_noise, teacher};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `TCDScheduler`.
@@ -88,7 +88,6 @@ impl Scheduler for Tcd {
         sample: &[f32],
         rng: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
         let step = &self.steps[i];
         let [signal, noise] = step.below;
         let next = |(&output, &x): (&f32, &f32)| {
@@ -96,10 +95,8 @@ impl Scheduler for Tcd {
             signal * x0 + noise * self.prediction.noise(step.weights, output, x)
         };
         let mut out: Vec<f32> = model_output.iter().zip(sample).map(next).collect();
-        if let Some([kept, up]) = step.up {
-            for (x, fresh) in out.iter_mut().zip(rng.randn(sample.len())) {
-                *x = kept * *x + up * fresh;
-            }
+        if let Some(up) = step.up {
+            add_noise(&mut out, up, rng);
         }
         out
     }

@@ -7,13 +7,14 @@
 
 use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::{Algorithm, Converter};
+use super::history::History;
 use super::keys::{choose, unsupported};
 use super::levels::{LastLevel, Level, Schedule, Steps, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, final_sigma};
 use super::tables::Tables;
-use super::{Scheduler, SchedulerError, assert_next, assert_same_length};
+use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
 /// `diffusers`' `UniPCMultistepScheduler`.
@@ -25,12 +26,10 @@ pub(super) struct UniPc {
     /// The numbers of each step.
     steps: Vec<Step>,
     converter: Converter,
-    /// The last predictions, newest last, at most three.
-    history: Vec<Vec<f32>>,
+    /// The last predictions, at most three.
+    history: History,
     /// The sample that the last step started from, after its correction.
     start: Vec<f32>,
-    /// Index of the step that is due.
-    due: usize,
 }
 
 /// The numbers of one step.
@@ -135,9 +134,8 @@ impl UniPc {
             timesteps,
             levels,
             converter,
-            history: Vec::new(),
+            history: History::new(3),
             start: Vec::new(),
-            due: 0,
         })
     }
 }
@@ -277,21 +275,15 @@ impl Scheduler for UniPc {
         sample: &[f32],
         _: &mut TorchRng,
     ) -> Vec<f32> {
-        assert_same_length(model_output, sample);
-        assert_next(i, self.due);
-        self.due += 1;
         let step = &self.steps[i];
         let said = self.converter.convert(self.levels[i], model_output, sample);
         let corrected = step.corrector.as_ref().map(|corrector| {
-            let earlier: Vec<&[f32]> = self.history.iter().rev().map(Vec::as_slice).collect();
+            let earlier = self.history.newest_first();
             corrector.apply(&self.start, &earlier, Some(&said))
         });
         self.start = corrected.unwrap_or_else(|| sample.to_vec());
-        if self.history.len() == 3 {
-            self.history.remove(0);
-        }
         self.history.push(said);
-        let known: Vec<&[f32]> = self.history.iter().rev().map(Vec::as_slice).collect();
+        let known = self.history.newest_first();
         step.predictor.apply(&self.start, &known, None)
     }
 }

@@ -15,7 +15,7 @@ use crate::tokens::Tokens;
 
 pub(super) fn examine(asked: &Asked) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(asked.model.as_deref().map(model_of));
+    findings.extend(asked.model.as_deref().map(|model| model_of(model, asked)));
     findings.extend(asked.store.as_deref().map(store));
     let mut tls = asked.tls.clone();
     if let Some(dir) = &asked.identity {
@@ -53,10 +53,12 @@ pub(super) fn examine(asked: &Asked) -> Vec<Finding> {
     findings
 }
 
-fn model_of(path: &Path) -> Finding {
+fn model_of(path: &Path, asked: &Asked) -> Finding {
     let what = "--model";
     if path.is_file() {
-        return match original::open(path, None) {
+        let config = asked.model_config.as_ref();
+        let config = config.map(|dir| dir.join("unet/config.json"));
+        return match original::open(path, config.as_deref()) {
             Ok(_) => Finding::ok(what, format!("{}, a model in one file", path.display())),
             Err(error) => Finding::broken(what, error.to_string()).stopping(),
         };

@@ -99,8 +99,10 @@ pub struct Asked {
     pub precision: Precision,
     /// Whether a GPU may be emulated.
     pub allow_software: bool,
-    /// A model's folder.
+    /// A model's folder, or its one file.
     pub model: Option<PathBuf>,
+    /// Of a model in one file: a folder of the same kind.
+    pub model_config: Option<PathBuf>,
     /// The folder of the store.
     pub store: Option<PathBuf>,
     /// The folder of an identity.

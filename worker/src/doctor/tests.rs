@@ -285,6 +285,21 @@ fn folders_and_ports_are_looked_at() {
     assert!(of_model(folder.path()).said.contains("no .safetensors"));
     std::fs::write(unet.join("model.safetensors"), "").unwrap();
     assert_eq!(of_model(folder.path()).state, State::Ok);
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+    let one_file = |config: bool| {
+        let asked = Asked {
+            model: Some(goldens.join("one-file/sd1.safetensors")),
+            model_config: config.then(|| goldens.join("models/sd1")),
+            ..Asked::default()
+        };
+        of(&files::examine(&asked), "--model").clone()
+    };
+    assert_eq!(one_file(true).state, State::Ok);
+    let finding = one_file(false);
+    assert!(
+        finding.stops && finding.said.contains("norm_num_groups"),
+        "{finding}"
+    );
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

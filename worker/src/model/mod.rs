@@ -15,7 +15,9 @@ use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
 use lacuna_model::unet::{Layer, UNet, UNetConfig, original};
-use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Network, Stored, Weights, list};
+use lacuna_model::weights::{
+    Adapter, AdapterFile, Checkpoint, Library, Network, Stored, Weights, list,
+};
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
 use lacuna_protocol::{Error, Result};
@@ -118,7 +120,9 @@ impl Model {
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
         let stored = Stored::new(config.build(), checkpoint)?;
-        let stored = stored.with_adapters(AdapterFile::open_all(adapters, Network::UNet)?)?;
+        // What of them is of text encoders is the user's.
+        let mut adapters = AdapterFile::open_all(adapters)?;
+        let stored = stored.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
         let weights = stored.load(target)?;
         Ok(Self::new(stored.layers().clone(), weights))
     }

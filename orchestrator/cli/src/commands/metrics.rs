@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// auto, cpu or wgpu: where the networks run.
+    /// auto, cpu, wgpu or cuda: where the networks run.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     device: DeviceChoice,
     /// Accept a GPU that is emulated in software (llvmpipe).

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use tokio::task::spawn_blocking;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
+use lacuna_orchestrator::arguments::model::resolve;
 use lacuna_orchestrator::arguments::terms::WayArguments;
 use lacuna_orchestrator::fleet::config::{FleetConfig, WorkerConfig};
 use lacuna_orchestrator::fleet::line::short;
@@ -85,7 +86,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn push(arguments: PushArguments) -> anyhow::Result<()> {
     let config = arguments.at.config()?;
-    let (model, variant) = (arguments.model, arguments.variant);
+    let (model, variant) = (resolve(&arguments.model)?, arguments.variant);
     let package = spawn_blocking(move || {
         Package::open(&model, variant.as_deref())
             .with_context(|| format!("cannot read the model {}", model.display()))

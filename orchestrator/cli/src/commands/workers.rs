@@ -1,24 +1,26 @@
 //! `lacuna workers`: how the workers are.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::{AdapterFile, Checkpoint, Library, Network, Stored};
+use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
 use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
+use lacuna_orchestrator::arguments::model::resolve;
 use lacuna_orchestrator::arguments::terms::WayArguments;
+use lacuna_orchestrator::error::Error;
 use lacuna_orchestrator::fleet::client::Client;
 use lacuna_orchestrator::fleet::config::WorkerConfig;
 use lacuna_orchestrator::fleet::line::held;
 use lacuna_orchestrator::fleet::watch::Doing;
 use lacuna_orchestrator::interrupt;
+use lacuna_orchestrator::model::ModelFiles;
 use lacuna_orchestrator::output::console::Console;
 
 /// Arguments of `lacuna workers`.
@@ -31,12 +33,20 @@ pub struct Arguments {
     fleet: FleetArguments,
     #[command(flatten)]
     way: WayArguments,
-    /// The diffusers model directory that they should hold [default: any, but all of them the same].
+    /// The model that they should hold, a diffusers directory or one file [default: any, but all of them the same].
     #[arg(short, long, env = "LACUNA_MODEL")]
     model: Option<PathBuf>,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
+    /// Of a model in one file: a model directory of the same kind, whose unet/config.json is taken.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LACUNA_MODEL_CONFIG",
+        requires = "model"
+    )]
+    model_config: Option<PathBuf>,
     /// A low-rank adapter that they should hold; repeat it for several.
     #[arg(long, value_name = "FILE[:STRENGTH]", requires = "model")]
     lora: Vec<AdapterFile>,
@@ -67,8 +77,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let wanted = match arguments.model {
         Some(model) => {
-            let (variant, lora) = (arguments.variant, arguments.lora);
-            Some(spawn_blocking(move || digest(&model, variant.as_deref(), &lora)).await??)
+            let files = ModelFiles {
+                variant: arguments.variant,
+                config: arguments.model_config,
+                ..ModelFiles::of(resolve(&model)?)
+            };
+            let lora = arguments.lora;
+            Some(spawn_blocking(move || digest(&files, &lora)).await??)
         }
         None => None,
     };
@@ -160,22 +175,15 @@ async fn watch(workers: &[WorkerConfig], pause: Duration, looks: usize) -> anyho
 }
 
 /// Digest of the U-Net of a model.
-fn digest(model: &Path, variant: Option<&str>, lora: &[AdapterFile]) -> anyhow::Result<String> {
+fn digest(files: &ModelFiles, lora: &[AdapterFile]) -> anyhow::Result<String> {
     let digest = || {
-        let (config, checkpoint) = match model.is_file() {
-            true => original::open(model, None)?,
-            false => {
-                let folder = model.join("unet");
-                let config = UNetConfig::from_file(&folder.join("config.json"))?;
-                let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
-                (config, checkpoint)
-            }
-        };
+        let (config, checkpoint) = files.open_unet()?;
         let unet = Stored::new(config.build(), checkpoint)?;
-        let unet = unet.with_adapters(AdapterFile::open_all(lora, Network::UNet)?)?;
-        Ok::<_, lacuna_model::Error>(unet.digest()?.to_owned())
+        let mut adapters = AdapterFile::open_all(lora)?;
+        let unet = unet.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
+        Ok::<_, Error>(unet.digest()?.to_owned())
     };
-    digest().with_context(|| format!("cannot read the model {}", model.display()))
+    digest().with_context(|| format!("cannot read the model {}", files.model.display()))
 }
 
 /// What a worker says of itself.

@@ -77,7 +77,7 @@ pub struct UNetArguments {
     /// Weight file variant of the model, e.g. fp16.
     #[arg(long, requires = "model", conflicts_with = "config")]
     pub variant: Option<String>,
-    /// auto, cpu or wgpu.
+    /// auto, cpu, wgpu or cuda.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub device: DeviceChoice,
     /// Accept a GPU that is emulated in software (llvmpipe).

@@ -256,6 +256,27 @@ impl Checkpoint {
         Ok(tensor)
     }
 
+    /// The whole number that a tensor is, such as a count of steps; none where it is anything else.
+    pub fn whole_number(&self, name: &str) -> Option<i64> {
+        let entry = self.entries.get(name)?;
+        if entry.shape.iter().product::<usize>() != 1 {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        self.each_part(entry, |part| bytes.extend_from_slice(part))
+            .ok()?;
+        match entry.dtype {
+            Dtype::I64 => bytes.try_into().map(i64::from_le_bytes).ok(),
+            Dtype::I32 => bytes.try_into().map(i32::from_le_bytes).map(i64::from).ok(),
+            _ => {
+                let [value] = self.read(name).ok()?.data[..] else {
+                    return None;
+                };
+                (value.fract() == 0.0).then_some(value as i64)
+            }
+        }
+    }
+
     /// A digest of the weights: BLAKE3 over each tensor's name, type, shape and bytes in the order
     /// of names. It does not depend on how the file is sharded, but does on the number type.
     ///
@@ -315,10 +336,16 @@ fn decoder(dtype: Dtype) -> Option<Decode> {
         Dtype::BF16 => Some(|bytes, out| numbers(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
         // The reference's sums are in f32, too.
         Dtype::F64 => Some(|bytes, out| numbers(bytes, out, |b| f64::from_le_bytes(b) as f32)),
-        Dtype::F8_E4M3 => Some(|bytes, out| numbers(bytes, out, |[b]| small_float(b, 4))),
-        Dtype::F8_E5M2 => Some(|bytes, out| numbers(bytes, out, |[b]| small_float(b, 5))),
+        Dtype::F8_E4M3 => Some(|bytes, out| small_floats(bytes, out, 4)),
+        Dtype::F8_E5M2 => Some(|bytes, out| small_floats(bytes, out, 5)),
         _ => None,
     }
+}
+
+/// Appends numbers of eight bits as f32.
+fn small_floats(bytes: &[u8], out: &mut Vec<f32>, exponent_bits: u32) {
+    let all: [f32; 256] = std::array::from_fn(|byte| small_float(byte as u8, exponent_bits));
+    out.extend(bytes.iter().map(|byte| all[usize::from(*byte)]));
 }
 
 /// A number of eight bits with so many bits of exponent (Micikevicius et al. 2022, table 1): of 4, no infinity, and of

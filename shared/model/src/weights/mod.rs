@@ -14,7 +14,7 @@ mod file;
 mod files;
 mod stored;
 
-pub use adapter::{Adapter, AdapterFile, LowRank, Network};
+pub use adapter::{Adapter, AdapterFile, AdapterPart, LowRank, Network};
 pub use apart::Apart;
 pub use checkpoint::{Checkpoint, View};
 pub use files::{Library, WeightFiles};

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::adapter::{Adapter, LowRank, fit_all, merge_all};
+use super::adapter::{AdapterPart, Fitted, LowRank, fit_all, merge_all};
 use super::apart::{Apart, Reader};
 use super::{Checkpoint, Weights, list};
 use crate::device::Target;
@@ -17,7 +17,7 @@ use lacuna_wire::HostTensor;
 pub struct Stored<L> {
     layers: L,
     checkpoint: Arc<Checkpoint>,
-    adapters: Vec<Adapter>,
+    adapters: Vec<Fitted>,
     digest: OnceLock<String>,
 }
 
@@ -42,9 +42,9 @@ impl<L: Parameters> Stored<L> {
     /// # Errors
     /// [`Error::UnknownTensor`](crate::Error::UnknownTensor) for a layer that there is none of,
     /// [`WrongShape`](lacuna_wire::Error::WrongShape) for one of other sizes.
-    pub fn with_adapters(self, adapters: Vec<Adapter>) -> Result<Self> {
+    pub fn with_adapters(self, adapters: Vec<AdapterPart>) -> Result<Self> {
         Ok(Self {
-            adapters: fit_all(&self, adapters)?,
+            adapters: fit_all(&self.layers, adapters)?,
             digest: OnceLock::new(),
             ..self
         })
@@ -81,7 +81,7 @@ impl<L: Parameters> Stored<L> {
         Ok(self.digest.get_or_init(|| digest))
     }
 
-    fn digest_with(&self, adapters: &[Adapter]) -> Result<String> {
+    fn digest_with(&self, adapters: &[Fitted]) -> Result<String> {
         let weights = self.checkpoint.digest()?;
         let arithmetic = self.layers.arithmetic();
         Ok(match (arithmetic.as_str(), adapters) {
@@ -92,7 +92,7 @@ impl<L: Parameters> Stored<L> {
                 hasher.update(weights.as_bytes());
                 hasher.update(blake3::hash(told.as_bytes()).as_bytes());
                 for adapter in adapters {
-                    hasher.update(adapter.digest().as_bytes());
+                    hasher.update(adapter.digest.as_bytes());
                 }
                 hasher.finalize().to_hex().to_string()
             }
@@ -140,7 +140,7 @@ impl<L: Parameters> Stored<L> {
         weights.set_apart(&theirs, apart, reader)?;
         let changes = |layer: &String| {
             let of_each = self.adapters.iter();
-            let of_each = of_each.filter_map(|adapter| adapter.of_layer(layer).cloned());
+            let of_each = of_each.filter_map(|adapter| adapter.changes.get(layer).cloned());
             let changes: Vec<LowRank> = of_each.collect();
             (!changes.is_empty()).then(|| (layer.clone(), changes))
         };

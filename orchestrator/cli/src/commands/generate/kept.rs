@@ -20,6 +20,7 @@ pub(super) fn open(
     let sampling = &generator.sampling;
     let asked = Asked {
         model: generator.pipeline.digest().to_owned(),
+        adapters: generator.pipeline.adapters().to_vec(),
         prompt: arguments.sampling.words.prompt(arguments.prompt()),
         seed: arguments.sampling.seed.unwrap_or_default(),
         count: arguments.count,

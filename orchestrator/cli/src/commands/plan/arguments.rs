@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Your memory, in 10^9 bytes [default: what is free here].
     #[arg(long, value_name = "GB")]
     pub(super) memory_gb: Option<f64>,
-    /// auto, cpu or wgpu: where your own part would be computed.
+    /// auto, cpu, wgpu or cuda: where your own part would be computed.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub(super) device: DeviceChoice,
     /// Accept a GPU that is emulated in software (llvmpipe).
