@@ -8,6 +8,7 @@ mod error {
     pub type Result<T, E = Error> = std::result::Result<T, E>;
 
     #[derive(Debug)]
+    #[expect(dead_code, reason = "what is in them is read where it is printed")]
     pub enum Error {
         UnknownSession(String),
         Sequence { want: u64, got: u64 },
@@ -61,6 +62,8 @@ struct Open {
 /// Sessions, and what must be true of them.
 struct Checked {
     room: Room,
+    /// Bytes of replies that are kept at most.
+    kept: usize,
     sessions: Sessions<u8>,
     open: Vec<Open>,
 }
@@ -80,11 +83,11 @@ impl Checked {
             // No time at all, of those that can be told without a clock.
             unused: if mode % 3 == 1 { Duration::ZERO } else { HOUR },
             total: if mode % 3 == 2 { Duration::ZERO } else { HOUR },
-            kept: kept.into(),
         };
         assert!(room.least_patience() <= room.idle);
         Self {
             room,
+            kept: kept.into(),
             sessions: Sessions::new(room),
             open: Vec::new(),
         }
@@ -218,10 +221,10 @@ impl Checked {
     }
 
     fn trim(&mut self) {
-        self.sessions.trim();
+        self.sessions.trim(self.kept);
         let len = |open: &Open| open.reply.as_ref().map_or(0, Bytes::len);
         let free = || self.open.iter().filter(|open| open.held.is_none());
-        let enough = free().map(len).sum::<usize>() <= self.room.kept;
+        let enough = free().map(len).sum::<usize>() <= self.kept;
         let mut kept = 0;
         for open in self.open.iter_mut().filter(|open| open.held.is_none()) {
             let Some(session) = &open.session else {
@@ -239,7 +242,7 @@ impl Checked {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(kept <= self.room.kept, "{kept} bytes are kept");
+        assert!(kept <= self.kept, "{kept} bytes are kept");
     }
 
     fn check(&self) {
