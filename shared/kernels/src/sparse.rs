@@ -1,8 +1,9 @@
 //! Products of weights with few features: what carries of shares are multiplied by.
 //!
 //! Weights lie by input, `[K, outputs]`: of each feature the weights of all outputs, one after the other, so that a feature
-//! adds a line of them to its outputs. Which features there are decides over addresses alone: a carry of zero
-//! takes as long as any other.
+//! adds a line of them to its outputs. What meets at a position is found first, so that its sums stay in registers
+//! while one line after the other is added. Which features there are decides over addresses, and over how many meet at
+//! which position: a carry of zero is as much work as any other, and so is one at an edge.
 
 use std::ops::Range;
 
@@ -11,12 +12,11 @@ use rayon::prelude::*;
 use super::simd::{mul_add, vectorised};
 use super::sizes::Sizes;
 
-/// The fewest outputs of one task: their weights of one feature are a few lines of the cache.
+/// Outputs whose sums are in registers at a time, and that a task has.
 const OUTPUTS: usize = 64;
 
-/// Sums of one task, about: they stay in a core's own cache, and the more outputs they are of, the longer a line of
-/// weights is read on.
-const SUMS: usize = 1 << 17;
+/// Weights of one task's outputs that are read again and again, at most: they stay in a core's own cache.
+const WEIGHTS: usize = 1 << 18;
 
 /// Positions whose outputs are turned at a time.
 const POSITIONS: usize = 16;
@@ -31,32 +31,83 @@ pub struct Sparse<'a> {
 }
 
 impl Sparse<'_> {
-    fn each(&self) -> impl Iterator<Item = (usize, f32)> {
+    fn each(&self) -> impl Iterator<Item = (usize, f32)> + Clone {
         let pairs = self.at.iter().zip(self.values);
         pairs.map(|(at, value)| (*at as usize, *value as f32))
     }
 }
 
-/// A feature that meets a line of weights, and where that goes.
-struct Meeting {
-    /// Which line.
-    weights: usize,
-    /// The position whose outputs it is added to; the one behind the last is nobody's.
-    position: usize,
+/// One of few features.
+#[derive(Clone, Copy)]
+struct Feature {
+    channel: usize,
+    /// Its pixel, of all batch entries'.
+    pixel: usize,
     value: f32,
 }
 
+/// A feature that meets a line of weights.
+#[derive(Clone, Copy, Default)]
+struct Meeting {
+    /// Which line.
+    line: u32,
+    value: f32,
+}
+
+/// What meets of some channels.
+#[derive(Default)]
+struct Part {
+    meetings: Vec<Meeting>,
+    /// Where those of a position begin, and where the last's end. The position behind the last is nobody's.
+    starts: Vec<usize>,
+}
+
 vectorised! {
-    /// Adds to the sums of each position, of `len` outputs from `first` on of `outputs`, what meets there.
-    fn add(sums: &mut [f32], meetings: &[Meeting], weight: &[f32], first: usize, len: usize, outputs: usize) {
-        for Meeting { weights, position, value } in meetings {
-            let sums = &mut sums[position * len..][..len];
-            let line = &weight[weights * outputs + first..][..len];
-            for (sum, weight) in sums.iter_mut().zip(line) {
-                *sum = mul_add::<FMA>(*value, *weight, *sum);
+    /// Adds to the sums `[positions, len]` of `len` outputs from `first` on of `outputs` what meets at each position.
+    fn add(sums: &mut [f32], part: &Part, weight: &[f32], first: usize, len: usize, outputs: usize) {
+        let positions = sums.chunks_exact_mut(len).zip(part.starts.windows(2));
+        for (sums, starts) in positions {
+            let meetings = &part.meetings[starts[0]..starts[1]];
+            let (wide, rest) = sums.as_chunks_mut();
+            let mut from = first;
+            for sums in wide {
+                gather::<FMA, OUTPUTS>(sums, meetings, &weight[from..], outputs);
+                from += OUTPUTS;
+            }
+            let (narrow, rest) = rest.as_chunks_mut();
+            for sums in narrow {
+                gather::<FMA, NARROW>(sums, meetings, &weight[from..], outputs);
+                from += NARROW;
+            }
+            for sum in rest.as_chunks_mut().0 {
+                gather::<FMA, 1>(sum, meetings, &weight[from..], outputs);
+                from += 1;
             }
         }
     }
+}
+
+/// Outputs that are fewer than [`OUTPUTS`] are taken so many at a time.
+const NARROW: usize = 16;
+
+/// Adds to the sums of one position the lines that meet there.
+#[inline(always)]
+fn gather<const FMA: bool, const N: usize>(
+    sums: &mut [f32; N],
+    meetings: &[Meeting],
+    weight: &[f32],
+    outputs: usize,
+) {
+    let mut all = *sums;
+    for Meeting { line, value } in meetings {
+        let Some(line) = weight[*line as usize * outputs..].first_chunk::<N>() else {
+            continue;
+        };
+        for (sum, weight) in all.iter_mut().zip(line) {
+            *sum = mul_add::<FMA>(*value, *weight, *sum);
+        }
+    }
+    *sums = all;
 }
 
 /// A linear map of `tokens` tokens `[T, K]` of which `x` are the features that are not zero: `[T, outputs]`, with weights
@@ -66,20 +117,23 @@ vectorised! {
 /// When the weights are not of as many outputs, or a feature is not of these tokens.
 pub fn linear(x: Sparse<'_>, weight: &[f32], [tokens, outputs]: [usize; 2]) -> Vec<f32> {
     let fan_in = weight.len().checked_div(outputs).unwrap_or_default();
-    assert_eq!(
-        fan_in * outputs,
-        weight.len(),
-        "weights of {outputs} outputs"
-    );
-    let meetings: Vec<Meeting> = (x.each())
-        .map(|(at, value)| Meeting {
-            weights: at % fan_in,
-            position: at / fan_in,
-            value,
-        })
-        .collect();
+    let sizes = Sizes {
+        batch: 1,
+        c_in: fan_in,
+        c_out: outputs,
+        size: [1, tokens],
+        kernel: 1,
+        stride: 1,
+        padding: [0, 0],
+        odd: false,
+    };
+    let features = x.each().map(|(at, value)| Feature {
+        channel: at % fan_in,
+        pixel: at / fan_in,
+        value,
+    });
     let mut y = vec![0.0; tokens * outputs];
-    for (range, sums) in in_blocks(&meetings, weight, tokens, outputs) {
+    for (range, sums) in in_blocks(features, weight, sizes) {
         let rows = y
             .chunks_exact_mut(outputs)
             .zip(sums.chunks_exact(range.len()));
@@ -95,40 +149,21 @@ pub fn linear(x: Sparse<'_>, weight: &[f32], [tokens, outputs]: [usize; 2]) -> V
 /// When the sizes do not agree.
 pub fn conv2d(x: Sparse<'_>, weight: &[f32], sizes: Sizes) -> Vec<f32> {
     let Sizes {
-        batch,
-        c_in,
-        c_out,
-        size: [h, w],
-        kernel,
-        stride,
-        padding: [above, left],
-        ..
+        batch, c_in, c_out, ..
     } = sizes;
-    assert_eq!(weight.len(), c_in * c_out * kernel * kernel, "weights");
+    let [h, w] = sizes.size;
     let [h_out, w_out] = sizes.out_size();
     let pixels = h_out * w_out;
-    let mut meetings = Vec::with_capacity(x.at.len() * kernel * kernel);
-    for (at, value) in x.each() {
-        let (plane, at) = (at / (h * w), at % (h * w));
-        let (entry, channel) = (plane / c_in, plane % c_in);
-        let (row, column) = (at / w, at % w);
-        for down in 0..kernel {
-            let row = output(row + above, down, stride, h_out);
-            for across in 0..kernel {
-                let column = output(column + left, across, stride, w_out);
-                // Beyond an edge it is as much work, for nobody.
-                let pixel = row.zip(column).map(|(row, column)| row * w_out + column);
-                let position = pixel.map_or(batch * pixels, |pixel| entry * pixels + pixel);
-                meetings.push(Meeting {
-                    weights: (channel * kernel + down) * kernel + across,
-                    position,
-                    value,
-                });
-            }
+    let features = x.each().map(|(at, value)| {
+        let (plane, pixel) = (at / (h * w), at % (h * w));
+        Feature {
+            channel: plane % c_in,
+            pixel: plane / c_in * h * w + pixel,
+            value,
         }
-    }
+    });
     let mut y = vec![0.0; batch * c_out * pixels];
-    for (range, sums) in in_blocks(&meetings, weight, batch * pixels, c_out) {
+    for (range, sums) in in_blocks(features, weight, sizes) {
         let len = range.len();
         let entries = y.chunks_exact_mut((c_out * pixels).max(1));
         for (y, sums) in entries.zip(sums.chunks_exact((pixels * len).max(1))) {
@@ -145,32 +180,118 @@ pub fn conv2d(x: Sparse<'_>, weight: &[f32], sizes: Sizes) -> Vec<f32> {
     y
 }
 
-/// Which output the padded input at `place` meets at the `tap`-th place of the kernel, of `outputs`.
-fn output(place: usize, tap: usize, stride: usize, outputs: usize) -> Option<usize> {
-    let from = place.checked_sub(tap)?;
-    let output = from / stride;
-    (from.is_multiple_of(stride) && output < outputs).then_some(output)
-}
-
 /// The sums of each range of some outputs, `[positions, len]`.
 fn in_blocks(
-    meetings: &[Meeting],
+    features: impl Iterator<Item = Feature> + Clone,
     weight: &[f32],
-    positions: usize,
-    outputs: usize,
+    sizes: Sizes,
 ) -> Vec<(Range<usize>, Vec<f32>)> {
-    let most = outputs.div_ceil(rayon::current_num_threads()).max(OUTPUTS);
-    let len = (SUMS / positions.max(1)).clamp(OUTPUTS, most);
-    let starts: Vec<usize> = (0..outputs).step_by(len).collect();
+    let outputs = sizes.c_out;
+    let lines = sizes.c_in * sizes.kernel * sizes.kernel;
+    assert_eq!(
+        weight.len(),
+        lines * outputs,
+        "weights of {outputs} outputs"
+    );
+    let parts = parts(features, sizes);
+    let [h, w] = sizes.out_size();
+    let positions = sizes.batch * h * w;
+    let starts: Vec<usize> = (0..outputs).step_by(OUTPUTS).collect();
     let blocks = starts.into_par_iter().map(|start| {
-        let range = start..(start + len).min(outputs);
+        let range = start..(start + OUTPUTS).min(outputs);
         // One position more, for what is nobody's.
         let mut sums = vec![0.0; (positions + 1) * range.len()];
-        add(&mut sums, meetings, weight, start, range.len(), outputs);
+        for part in &parts {
+            add(&mut sums, part, weight, start, range.len(), outputs);
+        }
         sums.truncate(positions * range.len());
         (range, sums)
     });
     blocks.collect()
+}
+
+/// What meets where, of so many channels at a time that the weights of a task's outputs stay near.
+fn parts(features: impl Iterator<Item = Feature> + Clone, sizes: Sizes) -> Vec<Part> {
+    let Sizes { batch, c_in, .. } = sizes;
+    let [h, w] = sizes.size;
+    let pixels = batch * h * w;
+    let taps = sizes.kernel * sizes.kernel;
+    let channels = (WEIGHTS / (taps * OUTPUTS)).max(1);
+    let number = c_in.div_ceil(channels);
+    // Sorted by part and pixel: where each pixel's begin, and then the features.
+    let place = |feature: &Feature| feature.channel / channels * pixels + feature.pixel;
+    let mut starts = vec![0; number * pixels + 1];
+    features.clone().for_each(|x| starts[place(&x) + 1] += 1);
+    for i in 1..starts.len() {
+        starts[i] += starts[i - 1];
+    }
+    let mut next = starts.clone();
+    let mut sorted = vec![Meeting::default(); starts.last().copied().unwrap_or_default()];
+    for feature in features {
+        let next = &mut next[place(&feature)];
+        sorted[*next] = Meeting {
+            line: (feature.channel * taps) as u32,
+            value: feature.value,
+        };
+        *next += 1;
+    }
+    let of_part = |part: usize| &starts[part * pixels..][..pixels + 1];
+    let parts = (0..number).map(|part| meet(&sorted, of_part(part), sizes));
+    parts.collect()
+}
+
+/// What meets at each position, where the features of each pixel begin at `starts` in `sorted`.
+fn meet(sorted: &[Meeting], starts: &[usize], sizes: Sizes) -> Part {
+    let Sizes {
+        batch,
+        size: [h, w],
+        kernel,
+        stride,
+        padding: [above, left],
+        ..
+    } = sizes;
+    let [h_out, w_out] = sizes.out_size();
+    // As many outputs as a feature meets at most: at an edge, or between steps, the rest is for nobody.
+    let most = kernel.div_ceil(stride).pow(2);
+    let all = (starts[starts.len() - 1] - starts[0]) * most;
+    let mut part = Part {
+        meetings: Vec::with_capacity(all),
+        starts: Vec::with_capacity(batch * h_out * w_out + 2),
+    };
+    part.starts.push(0);
+    for entry in 0..batch {
+        for row in 0..h_out {
+            for column in 0..w_out {
+                let down = inside(row * stride, kernel, above, h);
+                for (down, row) in down {
+                    for (across, column) in inside(column * stride, kernel, left, w) {
+                        let pixel = (entry * h + row) * w + column;
+                        let tap = (down * kernel + across) as u32;
+                        let here = &sorted[starts[pixel]..starts[pixel + 1]];
+                        part.meetings.extend(here.iter().map(|x| Meeting {
+                            line: x.line + tap,
+                            ..*x
+                        }));
+                    }
+                }
+                part.starts.push(part.meetings.len());
+            }
+        }
+    }
+    part.meetings.resize(all, Meeting::default());
+    part.starts.push(all);
+    part
+}
+
+/// Which taps of a kernel at `place` of the padded rows are on a row, of `rows`, and which row that is.
+fn inside(
+    place: usize,
+    kernel: usize,
+    padding: usize,
+    rows: usize,
+) -> impl Iterator<Item = (usize, usize)> {
+    let taps = padding.saturating_sub(place)..kernel.min((rows + padding).saturating_sub(place));
+    taps.map(move |tap| (tap, place + tap - padding))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::pack::{bytes, pack, unpack};
+use crate::pack::{Packer, Unpacker, bytes};
 
 /// How a layer's output rows follow from those of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +146,11 @@ impl Planes {
         self.number * rows.len() * self.width
     }
 
+    /// Where these rows of a plane are in it.
+    fn of_plane(self, rows: &Range<usize>) -> Range<usize> {
+        rows.start * self.width..rows.end * self.width
+    }
+
     /// The `rows` of `all`, `[planes, rows, width]`.
     pub fn take<T: Copy>(self, all: &[T], rows: &Range<usize>) -> Vec<T> {
         self.take_as(all, rows, |value| value)
@@ -160,7 +165,7 @@ impl Planes {
     ) -> Vec<U> {
         let mut some = Vec::with_capacity(self.values_of(rows));
         for plane in all.chunks((self.rows * self.width).max(1)) {
-            let rows = &plane[rows.start * self.width..rows.end * self.width];
+            let rows = &plane[self.of_plane(rows)];
             some.extend(rows.iter().map(|value| map(*value)));
         }
         some
@@ -171,7 +176,7 @@ impl Planes {
         let planes = all.chunks_mut((self.rows * self.width).max(1));
         let len = (rows.len() * self.width).max(1);
         for (plane, some) in planes.zip(some.chunks(len)) {
-            plane[rows.start * self.width..rows.end * self.width].copy_from_slice(some);
+            plane[self.of_plane(rows)].copy_from_slice(some);
         }
     }
 
@@ -226,10 +231,11 @@ impl Planes {
     ) -> Result<Vec<u8>> {
         let mut packed = Vec::new();
         for rows in rows {
-            match rows.len() == self.rows {
-                true => packed.extend(pack(words, bits)?),
-                false => packed.extend(pack(&self.take(words, &rows), bits)?),
+            let mut packer = Packer::new(self.values_of(&rows), bits)?;
+            for plane in words.chunks((self.rows * self.width).max(1)) {
+                packer.add(&plane[self.of_plane(&rows)], |word| *word);
             }
+            packed.append(&mut packer.packed());
         }
         Ok(packed)
     }
@@ -249,13 +255,10 @@ impl Planes {
         let values = self.values_of(rows);
         let len = bytes(values, bits).map_or(packed.len(), |len| len.min(packed.len()));
         let (band, rest) = packed.split_at(len);
-        let band = unpack(band, values, bits)?;
-        match rows.len() == self.rows {
-            true => *words = band,
-            false => {
-                words.resize(self.values(), 0);
-                self.put(words, rows, &band);
-            }
+        let mut band = Unpacker::new(band, values, bits)?;
+        words.resize(self.values(), 0);
+        for plane in words.chunks_mut((self.rows * self.width).max(1)) {
+            band.fill(&mut plane[self.of_plane(rows)]);
         }
         Ok(rest)
     }

@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::kind::Shares;
 use crate::norms::{norms, norms_by_input, scale};
+use crate::pack::Packer;
 use crate::precision::{centre, nearest};
 
 /// What products are multiplied with before they are rounded, `2^f / |w|` of each output, from weights `[outputs, K]`.
@@ -43,15 +44,19 @@ impl Outputs<'_> {
     }
 }
 
-/// A share's products as the words that go back: of their lowest `m` bits.
-pub fn round(products: &[f32], outputs: Outputs<'_>) -> Vec<i32> {
-    let mut words = vec![0; products.len()];
+/// A share's products as the words that go back, packed: of their lowest `bits` bits.
+///
+/// # Errors
+/// [`Error::Bits`].
+pub fn round(products: &[f32], outputs: Outputs<'_>, bits: u32) -> Result<Vec<u8>> {
+    let mut packer = Packer::new(products.len(), bits)?;
     for (output, range) in outputs.each(products.len()) {
         let scale = outputs.scales.get(output).copied().map_or(0.0, f64::from);
-        let pairs = words[range.clone()].iter_mut().zip(&products[range]);
-        pairs.for_each(|(word, product)| *word = nearest(f64::from(*product) * scale));
+        packer.add(&products[range], |product| {
+            nearest(f64::from(*product) * scale)
+        });
     }
-    words
+    Ok(packer.packed())
 }
 
 /// Outputs from the `words` of all workers and the product `W e` of the carries, which become the outputs, with the `bias`
@@ -117,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::Precision;
+    use crate::pack::unpack;
 
     fn normal(rng: &mut StdRng) -> f32 {
         (0..12).map(|_| rng.random_range(-0.5..0.5_f32)).sum()
@@ -130,7 +136,7 @@ mod tests {
             scales: &[],
             values: 0,
         };
-        assert!(round(&[], none).is_empty());
+        assert_eq!(round(&[], none, 14), Ok(Vec::new()));
         assert_eq!(
             join(&[vec![]], &mut [], none, &[], 1.0, Precision::SPEED),
             Ok(())
@@ -158,13 +164,11 @@ mod tests {
         let products = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
         let scales = [2.0, 5.0];
         let round = |values| {
-            round(
-                &products,
-                Outputs {
-                    scales: &scales,
-                    values,
-                },
-            )
+            let outputs = Outputs {
+                scales: &scales,
+                values,
+            };
+            unpack(&round(&products, outputs, 14).unwrap(), 8, 14).unwrap()
         };
         assert_eq!(round(1), [2, 5, 2, 5, 2, 5, 2, 5]);
         assert_eq!(round(2), [2, 2, 5, 5, 2, 2, 5, 5]);

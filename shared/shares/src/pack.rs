@@ -10,30 +10,120 @@ pub fn bytes(words: usize, bits: u32) -> Option<usize> {
     words.checked_mul(bits as usize).map(|all| all.div_ceil(8))
 }
 
+/// Words that begin and end with a byte, whatever their width.
+const BLOCK: usize = 8;
+
+/// Calls `$function` with the constant that `$bits` is, from 1 to [`MOST_BITS`]: where each word lies in its block, and by how much it
+/// is shifted, is known to the compiler then.
+macro_rules! of_width {
+    ($bits:expr, $function:ident($($argument:expr),*)) => {
+        of_width!($bits, $function($($argument),*);
+            1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32)
+    };
+    ($bits:expr, $function:ident $arguments:tt; $($width:literal)*) => {
+        match $bits {
+            $($width => of_width!(@call $function::<$width> $arguments),)*
+            _ => unreachable!("no word has {} bits", $bits),
+        }
+    };
+    (@call $function:ident::<$width:literal> ($($argument:expr),*)) => {
+        $function::<$width>($($argument),*)
+    };
+}
+
+/// Words that are packed or unpacked at a time, in whole blocks: few enough for the nearest cache.
+const AT_ONCE: usize = 128 * BLOCK;
+
 /// The lowest `bits` bits of each word.
 ///
 /// # Errors
 /// [`Error::Bits`].
 pub fn pack(words: &[i32], bits: u32) -> Result<Vec<u8>> {
-    check("words", bits, 1, MOST_BITS)?;
-    let size = bytes(words.len(), bits).unwrap_or_default();
-    let mut packed = Vec::with_capacity(size + size_of::<u64>());
-    let mask = u64::MAX >> (64 - bits);
-    let (mut held, mut filled) = (0_u64, 0);
-    for word in words {
-        let word = i64::from(*word) as u64 & mask;
-        held |= word << filled;
-        filled += bits;
-        if filled >= 64 {
-            packed.extend_from_slice(&held.to_le_bytes());
-            filled -= 64;
-            // A word that began at bit 0 has no part in the next eight bytes, and is none of 64 bits.
-            held = word >> (bits - filled);
+    let mut packer = Packer::new(words.len(), bits)?;
+    packer.add(words, |word| *word);
+    Ok(packer.packed())
+}
+
+/// Packs words some at a time, so that they need not lie anywhere before.
+pub struct Packer {
+    packed: Vec<u8>,
+    bits: u32,
+    held: [i32; AT_ONCE],
+    filled: usize,
+}
+
+impl Packer {
+    /// For about so many `words` of `bits` bits.
+    ///
+    /// # Errors
+    /// [`Error::Bits`].
+    pub fn new(words: usize, bits: u32) -> Result<Self> {
+        check("words", bits, 1, MOST_BITS)?;
+        Ok(Self {
+            packed: Vec::with_capacity(bytes(words, bits).unwrap_or_default()),
+            bits,
+            held: [0; AT_ONCE],
+            filled: 0,
+        })
+    }
+
+    /// Adds a word for each value, by `word`.
+    pub fn add<T>(&mut self, values: &[T], word: impl Fn(&T) -> i32) {
+        let mut rest = values;
+        while !rest.is_empty() {
+            let (some, later) = rest.split_at(rest.len().min(AT_ONCE - self.filled));
+            let held = self.held[self.filled..].iter_mut().zip(some);
+            held.for_each(|(to, from)| *to = word(from));
+            self.filled += some.len();
+            if self.filled == AT_ONCE {
+                self.pack_held();
+            }
+            rest = later;
         }
     }
-    packed.extend_from_slice(&held.to_le_bytes());
-    packed.truncate(size);
-    Ok(packed)
+
+    fn pack_held(&mut self) {
+        let held = self.held[..self.filled.next_multiple_of(BLOCK)]
+            .as_chunks()
+            .0;
+        of_width!(self.bits, pack_blocks(held, &mut self.packed));
+        self.filled = 0;
+    }
+
+    /// All words that were added.
+    pub fn packed(mut self) -> Vec<u8> {
+        let size = self.packed.len() + bytes(self.filled, self.bits).unwrap_or_default();
+        self.held[self.filled..].fill(0);
+        self.pack_held();
+        self.packed.truncate(size);
+        self.packed
+    }
+}
+
+fn pack_blocks<const BITS: usize>(blocks: &[[i32; BLOCK]], packed: &mut Vec<u8>) {
+    for block in blocks {
+        packed.extend_from_slice(&pack_block::<BITS>(block)[..BITS]);
+    }
+}
+
+/// Eight words as the first `BITS` bytes.
+#[inline(always)]
+fn pack_block<const BITS: usize>(block: &[i32; BLOCK]) -> [u8; 4 * BLOCK] {
+    let mut all = [0_u64; BLOCK / 2];
+    for (i, word) in block.iter().enumerate() {
+        let word = i64::from(*word) as u64 & (u64::MAX >> (64 - BITS));
+        let (at, before) = (i * BITS / 64, i * BITS % 64);
+        all[at] |= word << before;
+        if before + BITS > 64 {
+            all[at + 1] |= word >> (64 - before);
+        }
+    }
+    let mut packed = [0; 4 * BLOCK];
+    let eights = packed.as_chunks_mut().0.iter_mut();
+    eights
+        .zip(all)
+        .for_each(|(to, from)| *to = from.to_le_bytes());
+    packed
 }
 
 /// `words` words of `bits` bits each, centred: what [`pack`] packed, if it had that range.
@@ -41,41 +131,101 @@ pub fn pack(words: &[i32], bits: u32) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Bits`]; [`Error::Length`] for bytes that are more or fewer than those of so many words.
 pub fn unpack(packed: &[u8], words: usize, bits: u32) -> Result<Vec<i32>> {
-    check("words", bits, 1, MOST_BITS)?;
-    let wanted = bytes(words, bits);
-    if wanted != Some(packed.len()) {
-        return Err(Error::Length {
-            bytes: packed.len(),
-            wanted: wanted.unwrap_or(usize::MAX),
-            words,
-            bits,
-        });
-    }
-    let (width, unused) = (bits as usize, 64 - bits);
-    // A word and the bits before it in its first byte are within eight bytes.
-    let word = |eight: [u8; 8], before: usize| {
-        let word = (u64::from_le_bytes(eight) >> before) << unused;
-        (word as i64 >> unused) as i32
-    };
+    let mut unpacker = Unpacker::new(packed, words, bits)?;
     let mut unpacked = Vec::with_capacity(words);
-    // Eight words begin and end with a byte, so each eight are read alike.
-    let blocks = packed.len().saturating_sub(size_of::<u64>()) / width;
-    for block in 0..blocks {
-        let from = &packed[block * width..];
-        unpacked.extend((0..8).map(|i| {
-            let (byte, before) = (i * width / 8, i * width % 8);
-            let eight = from[byte..].first_chunk().copied();
-            word(eight.unwrap_or_default(), before)
-        }));
-    }
-    for i in unpacked.len()..words {
-        let (byte, before) = (i * width / 8, i * width % 8);
-        let mut eight = [0; 8];
-        let some = packed[byte..].iter().zip(&mut eight);
-        some.for_each(|(from, to)| *to = *from);
-        unpacked.push(word(eight, before));
+    while unpacked.len() < words {
+        unpacked.extend_from_slice(unpacker.some(words - unpacked.len()));
     }
     Ok(unpacked)
+}
+
+/// Unpacks words some at a time, so that they need not lie anywhere between.
+pub struct Unpacker<'a> {
+    rest: &'a [u8],
+    bits: u32,
+    held: [i32; AT_ONCE],
+    used: usize,
+}
+
+impl<'a> Unpacker<'a> {
+    /// Of `words` words of `bits` bits.
+    ///
+    /// # Errors
+    /// As [`unpack`].
+    pub fn new(packed: &'a [u8], words: usize, bits: u32) -> Result<Self> {
+        check("words", bits, 1, MOST_BITS)?;
+        let wanted = bytes(words, bits);
+        match wanted == Some(packed.len()) {
+            true => Ok(Self {
+                rest: packed,
+                bits,
+                held: [0; AT_ONCE],
+                used: AT_ONCE,
+            }),
+            false => Err(Error::Length {
+                bytes: packed.len(),
+                wanted: wanted.unwrap_or(usize::MAX),
+                words,
+                bits,
+            }),
+        }
+    }
+
+    /// Puts the next words into `to`; behind the last there are zeros.
+    pub fn fill(&mut self, to: &mut [i32]) {
+        let mut rest = to;
+        while !rest.is_empty() {
+            let some = self.some(rest.len());
+            let (to, later) = rest.split_at_mut(some.len());
+            to.copy_from_slice(some);
+            rest = later;
+        }
+    }
+
+    /// The next words, up to `most` of them and at least one.
+    fn some(&mut self, most: usize) -> &[i32] {
+        if self.used == AT_ONCE {
+            let bits = self.bits;
+            self.rest = of_width!(bits, unpack_blocks(self.rest, &mut self.held));
+            self.used = 0;
+        }
+        let start = self.used;
+        self.used = AT_ONCE.min(start + most);
+        &self.held[start..self.used]
+    }
+}
+
+/// Bytes that a block's words are read from: its own, and those that are read with the last word and cut off.
+const READ: usize = 5 * BLOCK;
+
+/// Gives what is left of `packed`.
+fn unpack_blocks<'a, const BITS: usize>(packed: &'a [u8], words: &mut [i32]) -> &'a [u8] {
+    let mut rest = packed;
+    for words in words.as_chunks_mut().0 {
+        *words = match rest.first_chunk() {
+            Some(block) => unpack_block::<BITS>(block),
+            None => {
+                let mut block = [0; READ];
+                block[..rest.len()].copy_from_slice(rest);
+                unpack_block::<BITS>(&block)
+            }
+        };
+        rest = &rest[BITS.min(rest.len())..];
+    }
+    rest
+}
+
+/// Eight words, from the first `BITS` bytes.
+#[inline(always)]
+fn unpack_block<const BITS: usize>(block: &[u8; READ]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| {
+        let (byte, before) = (i * BITS / 8, i * BITS % 8);
+        // A word and the bits before it in its first byte are within eight bytes.
+        let mut eight = [0; 8];
+        eight.copy_from_slice(&block[byte..byte + 8]);
+        let word = u64::from_le_bytes(eight) << (64 - BITS - before);
+        (word as i64 >> (64 - BITS)) as i32
+    })
 }
 
 /// That there are from `least` to `most` bits of `what`.

@@ -5,6 +5,8 @@
 //! stays at home. `r` is uniform and unknown to whoever has `u`, so `u` is uniform whatever `q` is. For a third worker `u`
 //! is split in the same way by a wider mask, and so on. In a ring (`ring`) every mask is as wide as the ring, and there is no `e`.
 
+use std::cmp::Ordering;
+
 use crate::error::{Error, Result};
 use crate::kind::Shares;
 use crate::precision::{Precision, centre, nearest};
@@ -153,65 +155,103 @@ pub fn split(
 ) -> Result<(Vec<i32>, Carries)> {
     let shares = shares.into();
     let bits = shares.masks(masks.len() + 1)?;
+    if let Some(mask) = masks.iter().find(|mask| mask.len() != x.len()) {
+        return Err(Error::Words {
+            got: mask.len(),
+            wanted: x.len(),
+        });
+    }
     let per_step = 1.0 / step;
-    // 2^30 steps are far beyond any product's range; the sum of nothing but numbers is one.
-    let most = f64::from(1_u32 << 30) * step;
-    if !x.iter().all(|x| f64::from(x.abs()) < most) {
+    // 2^30 steps are far beyond any product's range; what is not below them, and no number at all, counts.
+    let most = (f64::from(1_u32 << 30) * step) as f32;
+    let beyond = |x: &f32| u32::from(!matches!(x.abs().partial_cmp(&most), Some(Ordering::Less)));
+    if x.iter().map(beyond).fold(0, u32::max) > 0 {
         return Err(Error::NotFinite);
     }
-    let mut share: Vec<i32> = x
-        .iter()
-        .map(|x| nearest(f64::from(*x) * per_step))
-        .collect();
-    let mut carries = Carries::default();
-    for (mask, bits) in masks.iter().zip(bits) {
-        if mask.len() != share.len() {
-            return Err(Error::Words {
-                got: mask.len(),
-                wanted: share.len(),
-            });
-        }
-        match shares {
-            Shares::Carry(precision) => {
-                carries.hide(
-                    &mut share,
-                    mask,
-                    [bits, bits - precision.up()],
-                    capacity(x.len(), precision),
-                );
+    let room = match shares {
+        Shares::Carry(precision) => capacity(x.len(), precision),
+        Shares::Ring(_) => 0,
+    };
+    let mut found: Vec<Found> = masks.iter().map(|_| Found::new(room)).collect();
+    let mut share = vec![0; x.len()];
+    for (i, (share, x)) in share.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+        let start = i * BLOCK;
+        let pairs = share.iter_mut().zip(x);
+        pairs.for_each(|(word, x)| *word = nearest(f64::from(*x) * per_step));
+        for ((mask, bits), found) in masks.iter().zip(&bits).zip(&mut found) {
+            let mask = &mask[start..start + share.len()];
+            let mut left = [0; BLOCK];
+            let left = &mut left[..share.len()];
+            for ((left, word), mask) in left.iter_mut().zip(&mut *share).zip(mask) {
+                *left = word.wrapping_sub(*mask);
+                *word = centre(*left, *bits);
             }
-            Shares::Ring(_) => {
-                let pairs = share.iter_mut().zip(mask);
-                pairs.for_each(|(word, mask)| *word = centre(word.wrapping_sub(*mask), bits));
+            if let Shares::Carry(precision) = shares {
+                found.add(start, left, share, [*bits, bits - precision.up()]);
             }
         }
     }
+    let mut carries = Carries::default();
+    found
+        .into_iter()
+        .for_each(|found| found.append_to(&mut carries));
     Ok((share, carries))
 }
 
-impl Carries {
-    /// `share` less `mask` modulo `2^bits`, with a carry of `2^further` for each time that it wraps; there is
-    /// `room` for so many.
-    fn hide(&mut self, share: &mut [i32], mask: &[i32], [bits, further]: [u32; 2], room: usize) {
-        // A place for each, so that which of them have a carry decides over no branch.
-        let mut at = vec![0_u32; share.len() + 1];
-        let mut times = vec![0_i32; share.len() + 1];
+/// Features that are split at a time: few enough for the nearest cache.
+const BLOCK: usize = 1024;
+
+/// The carries of one mask as they are found. There is a place for each feature of a block, so that which of them have a
+/// carry decides over no branch.
+struct Found {
+    carries: Carries,
+    /// How many there are; behind them are carries of 0.
+    number: usize,
+    /// For so many there is room, or for so many more.
+    room: usize,
+}
+
+impl Found {
+    fn new(room: usize) -> Self {
+        Self {
+            carries: Carries::default(),
+            number: 0,
+            room,
+        }
+    }
+
+    /// Of the features from `start` on: what was `left` of them is `word` and a carry of `2^further`
+    /// for each time that it wraps around `2^bits`.
+    fn add(&mut self, start: usize, left: &[i32], words: &[i32], [bits, further]: [u32; 2]) {
+        let Self {
+            carries: Carries { at, times },
+            number,
+            room,
+        } = self;
+        if at.len() < *number + BLOCK {
+            at.resize(at.len() + *room + BLOCK, 0);
+            times.resize(at.len(), 0);
+        }
+        let (at, times) = (&mut at[*number..], &mut times[*number..]);
         let mut found = 0;
-        for (i, (word, mask)) in share.iter_mut().zip(mask).enumerate() {
-            let left = *word - mask;
-            *word = centre(left, bits);
-            let carry = (left - *word) >> bits;
-            at[found] = i as u32;
+        for (i, (left, word)) in left.iter().zip(words).enumerate() {
+            let carry = left.wrapping_sub(*word) >> bits;
+            at[found] = (start + i) as u32;
             times[found] = carry << further;
             found += usize::from(carry != 0);
         }
-        let room = room * found.div_ceil(room).max(1);
-        at.truncate(found);
-        times.truncate(found);
+        *number += found;
+    }
+
+    fn append_to(self, carries: &mut Carries) {
+        let Carries { mut at, mut times } = self.carries;
+        let room = self.room * self.number.div_ceil(self.room.max(1)).max(1);
+        at.truncate(self.number);
         at.resize(room, 0);
+        times.truncate(self.number);
         times.resize(room, 0);
-        self.at.append(&mut at);
-        self.times.append(&mut times);
+        carries.at.append(&mut at);
+        carries.times.append(&mut times);
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 use lacuna_shares::join::{Outputs, join, round, scales};
+use lacuna_shares::pack::unpack;
 use lacuna_shares::split::{Carries, Extent, split};
 use lacuna_shares::stream::Masks;
 use lacuna_shares::{Precision, Ring, Shares};
@@ -98,7 +99,12 @@ impl Layer {
                     scales: &scales,
                     values: 1,
                 };
-                let words = shares.iter().map(|s| round(&self.in_f32(s), outputs));
+                let down = precision.down();
+                let words = shares.iter().map(|share| {
+                    let products = self.in_f32(share);
+                    let words = round(&products, outputs, down).unwrap();
+                    unpack(&words, products.len(), down).unwrap()
+                });
                 (words.collect(), scales)
             }
             Shares::Ring(ring) => {

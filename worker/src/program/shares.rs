@@ -290,7 +290,7 @@ impl Holder {
                             _ => 1,
                         },
                     };
-                    round(&product.data, outputs)
+                    round(&product.data, outputs, self.holding.form.down())?
                 }
                 Form::Ring { bits, down } => {
                     let ring = Ring::new(bits, down)?;
@@ -303,10 +303,10 @@ impl Holder {
                         &needed,
                         asked.columns,
                     )?;
-                    ring.round(&product)
+                    pack(&ring.round(&product), down)?
                 }
             };
-            packed.extend(pack(&words, self.holding.form.down())?);
+            packed.extend(words);
         }
         Ok(packed)
     }

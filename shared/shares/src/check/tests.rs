@@ -3,6 +3,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::join::{round, scales};
+use crate::pack::{MOST_BITS, unpack};
 
 const OUTPUTS: usize = 64;
 const FAN_IN: usize = 96;
@@ -77,7 +78,8 @@ impl Layer {
                 |row: &[f32]| -> f32 { row.iter().zip(share).map(|(w, s)| w * *s as f32).sum() };
             let rows = self.weights.chunks_exact(FAN_IN);
             let products: Vec<f32> = rows.map(product).collect();
-            let mut words = round(&products, self.outputs());
+            let words = round(&products, self.outputs(), MOST_BITS).unwrap();
+            let mut words = unpack(&words, products.len(), MOST_BITS).unwrap();
             tamper(position, &mut words);
             all.extend(words);
             expected.extend(check.weights().chunks_exact(FAN_IN).map(product));
