@@ -25,8 +25,7 @@ use lacuna_shares::join::{Outputs, join, round, scales};
 use lacuna_shares::pack::pack;
 use lacuna_shares::split::split;
 use lacuna_shares::stream::Masks;
-use lacuna_wire::HostTensor;
-use lacuna_worker::Model;
+use lacuna_worker::{Model, Operand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -138,11 +137,11 @@ fn main() -> anyhow::Result<()> {
             for (own, at) in layers {
                 // The same layer as it is, and by a share: on one machine, in turn, and once the one first and once the other.
                 if call % 2 == 0 {
-                    worker.time("the layer", || at.plain(&x))?;
+                    worker.time("the layer", || at.plain(&words))?;
                 }
                 let answer = worker.time("its share", || at.answer(shares, &words, &bands))?;
                 if call % 2 == 1 {
-                    worker.time("the layer", || at.plain(&x))?;
+                    worker.time("the layer", || at.plain(&words))?;
                 }
                 let alone = Sent {
                     layers: vec![at.layer.clone()],
@@ -212,48 +211,42 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    /// Rows of an input as a product takes them: what they are made of, their shape, and columns that they are enlarged to.
-    fn rows(&self, band: &Band) -> (Needed, Vec<usize>, Option<usize>) {
-        let sent = self.sent;
-        let [batch, _, columns] = sent.input;
-        let needed = sent.rows().needed(&band.output);
-        let rows = needed.input.len();
-        match sent.form {
-            Form::Map { enlarged, .. } => {
-                let shape = vec![batch, sent.c_in, rows, columns];
-                (needed, shape, enlarged.map(|[_, columns]| columns))
-            }
-            Form::Tokens => (needed, vec![batch, rows, sent.c_in], None),
+    /// The rows of `words` that a band is made of.
+    fn operand<'a>(&self, words: &'a [i32], needed: &'a Needed) -> Operand<'a> {
+        let columns = match self.sent.form {
+            Form::Map { enlarged, .. } => enlarged.map(|[_, columns]| columns),
+            Form::Tokens => None,
+        };
+        Operand {
+            share: words,
+            planes: self.sent.planes(),
+            needed,
+            columns,
         }
     }
 
-    /// The product with `x`, the rows that a band is made of.
-    fn product(&self, x: Vec<f32>, band: &Band) -> anyhow::Result<HostTensor> {
-        let (needed, shape, enlarged) = self.rows(band);
-        let (name, odd) = (&self.layer.layer, band.output.start % 2 == 1);
-        let x = HostTensor::new(shape, x)?;
-        Ok(self
-            .model
-            .multiply(name, x, &needed, enlarged, (odd, Precision::F32))?)
-    }
-
-    /// The product with `x`.
-    fn plain(&self, x: &[f32]) -> anyhow::Result<()> {
-        let whole = self.sent.bands(1)?;
-        let mut each = whole.iter();
-        each.try_for_each(|band| self.product(x.to_vec(), band).map(drop))
+    /// The product with `words`, as with any input.
+    fn plain(&self, words: &[i32]) -> anyhow::Result<()> {
+        for band in &self.sent.bands(1)? {
+            let needed = self.sent.rows().needed(&band.output);
+            let operand = self.operand(words, &needed);
+            self.model
+                .multiply(&self.layer.layer, operand, (false, Precision::F32))?;
+        }
+        Ok(())
     }
 
     /// What a worker makes of a share, band by band.
     fn answer(&self, shares: Shares, words: &[i32], bands: &[Band]) -> anyhow::Result<Vec<u8>> {
         let mut answer = Vec::new();
+        let name = &self.layer.layer;
         for band in bands.iter().filter(|band| !band.output.is_empty()) {
-            let (needed, shape, enlarged) = self.rows(band);
+            let needed = self.sent.rows().needed(&band.output);
+            let operand = self.operand(words, &needed);
             let words = match shares {
                 Shares::Carry(_) => {
-                    let planes = self.sent.planes();
-                    let x = planes.take_as(words, &needed.input, |word| word as f32);
-                    let product = self.product(x, band)?;
+                    let odd = band.output.start % 2 == 1;
+                    let product = self.model.multiply(name, operand, (odd, Precision::F32))?;
                     let lie = Outputs {
                         scales: &self.scales,
                         values: match product.shape[..] {
@@ -264,16 +257,8 @@ impl At<'_> {
                     round(&product.data, lie, shares.down())?
                 }
                 Shares::Ring(ring) => {
-                    let x = self.sent.planes().take(words, &needed.input);
-                    let name = &self.layer.layer;
-                    let product = self.model.multiply_in(
-                        (ring, Precision::F32),
-                        name,
-                        x,
-                        &shape,
-                        &needed,
-                        enlarged,
-                    )?;
+                    let of = (ring, Precision::F32);
+                    let product = self.model.multiply_in(of, name, operand)?;
                     pack(&ring.round(&product), ring.down())?
                 }
             };

@@ -61,9 +61,7 @@ enum Largest {
 /// A share of a layer's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Its shape: `[B, C, H, W]`, or `[B, T, D]` of a linear map.
-    pub shape: Vec<usize>,
-    /// The same as rows.
+    /// It as rows.
     pub input: Planes,
     /// How rows of the output follow from it.
     pub rows: Rows,
@@ -177,7 +175,6 @@ impl Bounds {
                 }
                 let (kernel, stride, padding) = (conv.kernel, conv.stride, conv.padding);
                 Ok(Share {
-                    shape: vec![batch, *c, rows, columns],
                     input: Planes {
                         number: batch * c,
                         rows,
@@ -208,7 +205,6 @@ impl Bounds {
                     width,
                 };
                 Ok(Share {
-                    shape: vec![batch, rows, *d],
                     input: planes(*d),
                     rows: Rows::of_tokens(rows),
                     output: planes(*outputs),

@@ -51,7 +51,7 @@ pub mod tokens;
 pub mod turns;
 pub mod visitors;
 
-pub use model::Model;
+pub use model::{Model, Operand};
 pub use options::Options;
 pub use serve::{Door, serve, serve_while_loading, watch};
 pub use service::Service;

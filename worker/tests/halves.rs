@@ -7,9 +7,8 @@ use lacuna_model::device::{OpenDevice, Precision};
 use lacuna_model::layers::Parameter;
 use lacuna_model::weights::list;
 use lacuna_shares::Ring;
-use lacuna_shares::bands::{Needed, Rows};
-use lacuna_wire::HostTensor;
-use lacuna_worker::Model;
+use lacuna_shares::bands::{Needed, Planes, Rows};
+use lacuna_worker::{Model, Operand};
 
 /// The U-Net of a tiny model, of which no weight is a half.
 fn model(precision: Precision) -> Model {
@@ -61,23 +60,26 @@ fn products_are_the_same_whoever_rounded_the_weights() {
     for (parameter, shape, needed) in products {
         let name = parameter.layer();
         let words = words(&shape);
-        let product = |model: &Model, precision| {
-            let x = words.iter().map(|word| *word as f32).collect();
-            let x = HostTensor::new(shape.clone(), x).unwrap();
-            model
-                .multiply(name, x, &needed, None, (false, precision))
-                .unwrap()
+        let (planes, rows) = shape.split_at(shape.len() - 2);
+        let operand = Operand {
+            share: &words,
+            planes: Planes {
+                number: planes.iter().product(),
+                rows: rows[0],
+                width: rows[1],
+            },
+            needed: &needed,
+            columns: None,
         };
+        let product =
+            |model: &Model, precision| model.multiply(name, operand, (false, precision)).unwrap();
         let [here, there] = [&whole, &halved].map(|model| product(model, Precision::F16));
         assert_eq!(here, there, "{name}");
         assert_ne!(here, product(&whole, Precision::F32), "{name}");
         for ring in [Ring::SPEED, Ring::QUALITY] {
             let product = |model: &Model| {
                 let of = (ring, Precision::F16);
-                let x = words.clone();
-                model
-                    .multiply_in(of, name, x, &shape, &needed, None)
-                    .unwrap()
+                model.multiply_in(of, name, operand).unwrap()
             };
             assert_eq!(product(&whole), product(&halved), "{name}");
         }

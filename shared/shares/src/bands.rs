@@ -152,21 +152,26 @@ impl Planes {
     }
 
     /// The `rows` of `all`, `[planes, rows, width]`.
-    pub fn take<T: Copy>(self, all: &[T], rows: &Range<usize>) -> Vec<T> {
-        self.take_as(all, rows, |value| value)
+    pub fn take<T: Copy + Default>(self, all: &[T], rows: &Range<usize>) -> Vec<T> {
+        self.take_as(all, rows, [0, 0], |value| value)
     }
 
-    /// The same, each value by `map`.
-    pub fn take_as<T: Copy, U>(
+    /// The same, each value by `map`, with so many rows of `zeros` above and below in each plane.
+    pub fn take_as<T: Copy, U: Copy + Default>(
         self,
         all: &[T],
         rows: &Range<usize>,
+        zeros: [usize; 2],
         map: impl Fn(T) -> U,
     ) -> Vec<U> {
-        let mut some = Vec::with_capacity(self.values_of(rows));
+        let [above, below] = zeros.map(|rows| rows * self.width);
+        let more = self.number * (above + below);
+        let mut some = Vec::with_capacity(self.values_of(rows) + more);
         for plane in all.chunks((self.rows * self.width).max(1)) {
+            some.resize(some.len() + above, U::default());
             let rows = &plane[self.of_plane(rows)];
             some.extend(rows.iter().map(|value| map(*value)));
+            some.resize(some.len() + below, U::default());
         }
         some
     }

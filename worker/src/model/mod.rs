@@ -24,6 +24,7 @@ use lacuna_protocol::{Error, Result};
 use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 use products::Integers;
+pub use products::Operand;
 
 use burn::tensor::Tensor;
 

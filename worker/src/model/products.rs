@@ -15,6 +15,39 @@ use lacuna_wire::HostTensor;
 
 use super::{Model, Owned, expect};
 
+/// Some rows of a share, as a layer multiplies them.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// The share, of the input of a convolution, `[B, C, H, W]`, or of a linear map, `[B, T, D]`.
+    pub share: &'a [i32],
+    /// The same as rows.
+    pub planes: Planes,
+    /// Those that are multiplied, and the zeros around.
+    pub needed: &'a Needed,
+    /// Columns that a convolution's input is enlarged to before, as its rows are; none where it is not.
+    pub columns: Option<usize>,
+}
+
+impl Operand<'_> {
+    /// The batch entries, where each has `planes` planes of `width` values in a row, if a width is given.
+    fn entries(&self, name: &str, planes: usize, width: Option<usize>) -> Result<usize> {
+        let Planes { number, rows, .. } = self.planes;
+        let (entries, width) = (number / planes.max(1), width.unwrap_or(self.planes.width));
+        let fits = entries * planes == number
+            && width == self.planes.width
+            && self.share.len() == self.planes.values()
+            && self.needed.input.end <= rows
+            && !self.share.is_empty();
+        expect(
+            fits,
+            name,
+            &[entries, planes, rows, width],
+            &[number, rows, self.planes.width],
+        )?;
+        Ok(entries)
+    }
+}
+
 impl Model {
     /// That shares can be multiplied with weights as they are in `precision`, to the last bit of each.
     ///
@@ -51,51 +84,68 @@ impl Model {
         }
     }
 
-    /// Some rows of the product of a layer's weights with an input, without the bias: `x` are the rows of the input that
-    /// are `needed`, of a convolution's `[B, C, H, W]`, whose columns are `enlarged` before to so many, as its rows are, or
-    /// of a linear map's `[B, T, D]`. `odd` says whether the first output row is an odd one.
+    /// Some rows of the product of a layer's weights with a share, without the bias. `odd` says whether the first output row
+    /// is an odd one.
     ///
     /// # Errors
     /// As [`Self::run`]; [`Error::NoLayer`] for a layer of another kind, or what cannot be enlarged.
     pub fn multiply(
         &self,
         name: &str,
-        x: HostTensor,
-        needed: &Needed,
-        enlarged: Option<usize>,
+        operand: Operand<'_>,
         (odd, precision): (bool, Precision),
     ) -> Result<HostTensor> {
         let device = self.weights.device();
         let weights = &self.weights.widened(name, precision)?;
-        match (self.layers.get(name), enlarged) {
+        let Operand {
+            share,
+            planes,
+            needed,
+            columns,
+        } = operand;
+        let rows = needed.input.len();
+        let on_device = |shape: Vec<usize>, zeros| {
+            let x = planes.take_as(share, &needed.input, zeros, |word| word as f32);
+            HostTensor::new(shape, x)
+        };
+        match (self.layers.get(name), columns) {
             (Some(Owned::Conv(conv)), _) => {
-                let [b, _, h, w] = x.dims()?;
-                expect(b * h * w > 0, name, &[b, conv.c_in, h, w], &x.shape)?;
-                let mut x: Tensor<4> = x.into_device(device)?;
-                if let Some(columns) = enlarged {
-                    x = ops::enlarge(x, [2 * h, columns]);
-                }
-                let [skipped, rows] = needed.enlarged;
-                let [b, c, h, w] = x.dims();
-                if skipped + rows > h {
-                    expect(false, name, &[b, c, skipped + rows, w], &[b, c, h, w])?;
-                }
-                let x = x.narrow(2, skipped, rows);
-                let y = match needed.zeros == [conv.padding; 2] {
-                    true => ops::conv2d_unbiased(weights, conv, x)?,
-                    false => {
-                        let zeros = |rows| Tensor::zeros([b, c, rows, w], (device, x.dtype()));
-                        let [above, below] = needed.zeros.map(zeros);
-                        let x = Tensor::cat(vec![above, x, below], 2);
-                        ops::conv2d_of_strip_unbiased(weights, conv, x, odd)?
+                let (b, c) = (operand.entries(name, conv.c_in, None)?, conv.c_in);
+                // A convolution has zeros of its own around the whole.
+                let is_whole = needed.zeros == [conv.padding; 2];
+                let zeros = if is_whole { [0, 0] } else { needed.zeros };
+                let x = match columns {
+                    None => {
+                        let rows = zeros.iter().sum::<usize>() + rows;
+                        on_device(vec![b, c, rows, planes.width], zeros)?.into_device(device)?
                     }
+                    Some(columns) => {
+                        let x = on_device(vec![b, c, rows, planes.width], [0, 0])?;
+                        let [skipped, len] = needed.enlarged;
+                        let high = 2 * rows;
+                        if skipped + len > high {
+                            expect(false, name, &[b, c, skipped + len], &[b, c, high])?;
+                        }
+                        let x = ops::enlarge(x.into_device(device)?, [high, columns]);
+                        let x: Tensor<4> = x.narrow(2, skipped, len);
+                        let [above, below] = zeros
+                            .map(|rows| Tensor::zeros([b, c, rows, columns], (device, x.dtype())));
+                        match is_whole {
+                            true => x,
+                            false => Tensor::cat(vec![above, x, below], 2),
+                        }
+                    }
+                };
+                let y = match is_whole {
+                    true => ops::conv2d_unbiased(weights, conv, x)?,
+                    false => ops::conv2d_of_strip_unbiased(weights, conv, x, odd)?,
                 };
                 Ok(HostTensor::from_device(y)?)
             }
             (Some(Owned::Linear(linear)), None) => {
-                let [b, t, _] = x.dims()?;
-                expect(b * t > 0, name, &[b, t, linear.d_in], &x.shape)?;
-                let x: Tensor<3> = x.into_device(device)?;
+                let b = operand.entries(name, 1, Some(linear.d_in))?;
+                let x: Tensor<3> =
+                    on_device(vec![b, rows, linear.d_in], [0, 0])?.into_device(device)?;
                 let y = ops::linear_unbiased(weights, linear, x)?;
                 Ok(HostTensor::from_device(y)?)
             }
@@ -103,8 +153,8 @@ impl Model {
         }
     }
 
-    /// The same of a share of a `ring`, whose rows that are needed are `x`, of such a `shape`: products with integer weights,
-    /// of which the ring's lowest bits count, of weights as they are in `precision`.
+    /// The same of a share of a `ring`: products with integer weights, of which the ring's lowest bits count, of weights as
+    /// they are in `precision`.
     ///
     /// # Errors
     /// As [`Self::multiply`].
@@ -112,24 +162,26 @@ impl Model {
         &self,
         (ring, precision): (Ring, Precision),
         name: &str,
-        x: Vec<i32>,
-        shape: &[usize],
-        needed: &Needed,
-        enlarged: Option<usize>,
+        operand: Operand<'_>,
     ) -> Result<Vec<i32>> {
-        match (self.layers.get(name), shape, enlarged) {
-            (Some(Owned::Conv(conv)), &[b, c, rows, columns], _) => {
-                let fits = c == conv.c_in && x.len() == b * c * rows * columns && !x.is_empty();
-                expect(fits, name, &[b, conv.c_in, rows, columns], shape)?;
-                let planes = Planes {
-                    number: b * c,
-                    rows,
-                    width: columns,
+        let Operand {
+            share,
+            planes,
+            needed,
+            columns,
+        } = operand;
+        let some = planes.take(share, &needed.input);
+        match (self.layers.get(name), columns) {
+            (Some(Owned::Conv(conv)), _) => {
+                let batch = operand.entries(name, conv.c_in, None)?;
+                let some_rows = Planes {
+                    rows: needed.input.len(),
+                    ..planes
                 };
-                let (planes, x) = planes.padded(&x, needed, enlarged);
+                let (planes, x) = some_rows.padded(&some, needed, columns);
                 let sizes = Sizes {
-                    batch: b,
-                    c_in: c,
+                    batch,
+                    c_in: conv.c_in,
                     c_out: conv.c_out,
                     size: [planes.rows, planes.width],
                     kernel: conv.kernel,
@@ -150,16 +202,15 @@ impl Model {
                 })?;
                 Ok(weights.conv2d(&x, sizes)?)
             }
-            (Some(Owned::Linear(linear)), &[b, t, d], None) => {
-                let fits = d == linear.d_in && x.len() == b * t * d && !x.is_empty();
-                expect(fits, name, &[b, t, linear.d_in], shape)?;
+            (Some(Owned::Linear(linear)), None) => {
+                let batch = operand.entries(name, 1, Some(linear.d_in))?;
                 let weights = self.integers.of((ring, precision), name, || {
                     let (rows, outputs) = self.rows_of(name, precision)?;
                     let integers = ring.quantise(&rows, outputs).weights;
                     let device = self.weights.device();
                     Ok(integer::Weights::of_linear(&integers, outputs, device))
                 })?;
-                Ok(weights.linear(&x, b * t)?)
+                Ok(weights.linear(&some, batch * needed.input.len())?)
             }
             _ => Err(self.no_product(name)),
         }

@@ -14,14 +14,13 @@ use lacuna_shares::pack::{pack, unpack};
 use lacuna_shares::precision::check_holding;
 use lacuna_shares::ring::Ring;
 use lacuna_shares::stream::Key;
-use lacuna_wire::HostTensor;
 use lacuna_wire::head::Head;
 
 use crate::bounds::Share;
 use crate::compute::{Compute, caught};
 use crate::error::{Error, Result};
 use crate::ground::Loan;
-use crate::model::Model;
+use crate::model::{Model, Operand};
 
 /// A session's program that multiplies shares.
 pub struct Shares {
@@ -271,18 +270,16 @@ impl Holder {
                 continue;
             }
             let needed = of.rows.needed(output);
-            let mut shape = of.shape.clone();
-            // `[B, C, H, W]` and `[B, T, D]` alike: rows come before the last axis.
-            if let Some(rows) = shape.iter_mut().nth_back(1) {
-                *rows = needed.input.len();
-            }
+            let operand = Operand {
+                share,
+                planes: of.input,
+                needed: &needed,
+                columns: asked.columns,
+            };
             let words = match self.holding.form {
                 Form::Carry { fraction, .. } => {
-                    let some = of.input.take_as(share, &needed.input, |word| word as f32);
-                    let x = HostTensor::new(shape, some)?;
                     let odd = output.start % 2 == 1;
-                    let product =
-                        model.multiply(layer, x, &needed, asked.columns, (odd, precision))?;
+                    let product = model.multiply(layer, operand, (odd, precision))?;
                     let outputs = Outputs {
                         scales: &self.scales(model, layer, fraction)?,
                         values: match product.shape[..] {
@@ -294,15 +291,7 @@ impl Holder {
                 }
                 Form::Ring { bits, down } => {
                     let ring = Ring::new(bits, down)?;
-                    let some = of.input.take(share, &needed.input);
-                    let product = model.multiply_in(
-                        (ring, precision),
-                        layer,
-                        some,
-                        &shape,
-                        &needed,
-                        asked.columns,
-                    )?;
+                    let product = model.multiply_in((ring, precision), layer, operand)?;
                     pack(&ring.round(&product), down)?
                 }
             };
