@@ -59,6 +59,14 @@ impl UNetSource {
         }
     }
 
+    /// Whether adapters change its weights.
+    pub fn is_adapted(&self) -> bool {
+        match &self.weights {
+            Origin::Files(stored) => stored.is_adapted(),
+            Origin::Seed(..) => false,
+        }
+    }
+
     /// [`Weights::digest`].
     pub fn digest(&self) -> &str {
         &self.digest

@@ -7,8 +7,9 @@ use lacuna_model::device::OpenDevice;
 use lacuna_model::weights::{AdapterFile, Checkpoint, Library};
 use lacuna_wire::{HostTensor, to_safetensors};
 use lacuna_worker::{Model, Options};
+use serde_json::Value;
 use tests::golden::{Golden, model_dir};
-use tests::journey::Journey;
+use tests::journey::{Files, Journey};
 use tests::model_copy::ModelCopy;
 use tests::workers::{RunningWorker, fleet_file};
 
@@ -112,6 +113,14 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let over = resident.clone().with("--fleet", &fleet);
     let split = over.clone().with("--lora", &lora).go().await.unwrap();
     assert!(split.latents() == got);
+    assert!(views(&split).all(|view| view["adapters"] == true));
+    // A policy may keep it from providers, and then it is theirs by no scheme that gives it to workers.
+    let hidden = hiding(&resident);
+    let kept = over.clone().with("--lora", &lora).with("--policy", hidden);
+    let error = kept.go().await.err().expect("a refusal");
+    for part in ["adapters = hidden", "--lora", "--scheme blind"] {
+        assert!(error.contains(part), "{error}");
+    }
 
     // One side alone knows of it.
     let error = over.go().await.err().expect("a failure");
@@ -121,6 +130,24 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let run = resident.with("--fleet", &fleet).with("--lora", &lora);
     let error = run.go().await.err().expect("a failure");
     assert!(error.contains("holds the model"), "{error}");
+}
+
+/// A policy that keeps adapters from providers.
+fn hiding(journey: &Journey) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/policies");
+    let text = std::fs::read_to_string(folder.join("fast.toml")).unwrap();
+    assert!(!text.contains("adapters"), "{text}");
+    let path = journey.file("hiding.toml");
+    std::fs::write(&path, format!("adapters = \"hidden\"\n{text}")).unwrap();
+    path
+}
+
+/// What each provider saw.
+fn views(files: &Files) -> impl Iterator<Item = Value> {
+    let report = files.report();
+    let ledger = report["ledger"].as_object().unwrap().clone();
+    assert!(!ledger.is_empty());
+    ledger.into_iter().map(|(_, view)| view)
 }
 
 /// Under `blind` workers hold the model without the adapter, whose layers the user adds to.
@@ -146,12 +173,15 @@ async fn an_adapter_can_stay_at_home() {
     let fleet = fleet_file(plain.file("").as_path(), &workers);
     let blind = adapted.with("--scheme", "blind").with("--fleet", &fleet);
     let blind = blind.with("--share-bits", "quality");
+    let hidden = hiding(&plain);
+    let blind = blind.with("--policy", hidden);
     let distance = |a: &HostTensor, b: &HostTensor| {
         let pairs = a.data.iter().zip(&b.data);
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
     for options in ["", "--share-layers all", "--shares ring --share-layers all"] {
         let blind = blind.clone().with_all(options).go().await.unwrap();
+        assert!(views(&blind).all(|view| view["adapters"] == false));
         let of = [&want, &without].map(|files| distance(&blind.latents(), &files.latents()));
         let [near, far] = of;
         println!("{options}: {near} from the picture with the adapter, {far} from that without");

@@ -122,9 +122,13 @@ async fn a_run_sends_and_computes_what_was_counted() {
         let pairs = words.chunks(2);
         let pairs: Vec<_> = pairs.map(|pair| (&pair[0][2..], pair[1])).collect();
         let scheme = tests::scheme::scheme("blind", &pairs);
-        let [first, later] = Setting { scheme, sizes }
-            .first_calls(&unet, workers)
-            .unwrap();
+        let [first, later] = Setting {
+            scheme,
+            sizes,
+            adapted: false,
+        }
+        .first_calls(&unet, workers)
+        .unwrap();
         // Some schedulers call more than once a step.
         let requests = report["workers"][0]["requests"].as_u64().unwrap();
         let calls = requests / later.exchanges.len() as u64;

@@ -131,6 +131,7 @@ fn setting() -> Setting {
             levels: 4,
             tokens: TOKENS,
         },
+        adapted: false,
     }
 }
 

@@ -94,6 +94,7 @@ impl Order {
             _ => None,
         };
         let setting = Setting::new(scheme, pipeline.unet(), latents, pipeline.tokens());
+        let setting = setting.adapted(pipeline.adapts_unet());
         let setting = setting.of_calls(pipeline.calls(&sampling)?);
         Ok(Ready {
             setting: setting.linked(fleet.is_some()),

@@ -135,6 +135,11 @@ impl Pipeline {
         self.unet.layers()
     }
 
+    /// Whether adapters change the U-Net, and not the text encoders alone.
+    pub fn adapts_unet(&self) -> bool {
+        self.unet.is_adapted()
+    }
+
     /// Which of the reference's pipelines it follows.
     pub fn family(&self) -> Family {
         self.family

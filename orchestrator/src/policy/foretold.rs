@@ -68,6 +68,9 @@ pub fn sight(view: &View) -> String {
         true => "what the prompt became, from which its words can be told".into(),
         false => "not the prompt, but enough to guess most of what it says (`lacuna audit`)".into(),
     });
+    if view.adapters {
+        parts.push("the adapters of the U-Net (--lora)".into());
+    }
     parts.join("; ")
 }
 
@@ -88,6 +91,9 @@ pub fn sight_in_short(ledger: &Ledger) -> String {
     }
     if most.prompt {
         short.push_str(", the prompt");
+    }
+    if most.adapters {
+        short.push_str(", the adapters");
     }
     short
 }

@@ -42,6 +42,8 @@ pub struct View {
     pub latents: bool,
     /// Whether it gets the prompt's embedding, or keys and values made of it.
     pub prompt: bool,
+    /// Whether it holds the U-Net's adapters, or knows their digest.
+    pub adapters: bool,
     /// Words of shares that it is sent or draws: of one U-Net call where they are foreseen, and of all pictures where they
     /// are counted. They are uniform and independent of the picture to whoever lacks another worker's share or seed
     /// (`docs/blind.md`), so they are no part of it.
@@ -98,6 +100,7 @@ impl Ledger {
             tiles: std::array::from_fn(|i| a.tiles[i].max(b.tiles[i])),
             latents: a.latents || b.latents,
             prompt: a.prompt || b.prompt,
+            adapters: a.adapters || b.adapters,
             words: Words {
                 sent: a.words.sent.max(b.words.sent),
                 drawn: a.words.drawn.max(b.words.drawn),
@@ -169,6 +172,7 @@ impl Ledger {
             prompt,
             latents,
             keys_and_values,
+            adapters,
         } = setting.scheme.exposure(setting.sizes.levels);
         let view = |(provider, (workers, seen)): (&str, (BTreeSet<&str>, Seen))| {
             let rows = seen.rows.share();
@@ -181,6 +185,7 @@ impl Ledger {
                 tiles: seen.tiles.map(|part| part.share()),
                 latents,
                 prompt,
+                adapters: adapters && setting.adapted,
                 words: seen.words,
             };
             (provider.to_owned(), view)

@@ -67,6 +67,9 @@ pub struct Policy {
     /// Whether providers may get their rows of the noisy latents, and give those of the prediction.
     #[serde(default)]
     pub latents: Latents,
+    /// Whether providers may hold the U-Net's adapters, or know their digest.
+    #[serde(default)]
+    pub adapters: Adapters,
     /// How self-attention may be done.
     pub self_attention: Vec<SelfAttention>,
     /// Number types that features may travel in.
@@ -90,6 +93,17 @@ pub enum Views {
     Bounded,
     /// Nothing: what it has is independent of the picture.
     Nothing,
+}
+
+/// Whether providers may hold the U-Net's adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Adapters {
+    /// They may.
+    #[default]
+    Shared,
+    /// They may not, nor their digest: which face or style a picture is of stays with the user.
+    Hidden,
 }
 
 /// How many providers may collude.
@@ -127,10 +141,11 @@ impl Collusion {
 }
 
 /// Its rules.
-const RULES: [&str; 8] = [
+const RULES: [&str; 9] = [
     "max_rows",
     "prompt",
     "latents",
+    "adapters",
     "self_attention",
     "wires",
     "quality",
@@ -276,6 +291,9 @@ impl Policy {
         if self.latents == Latents::Shared && other.latents == Latents::Hidden {
             weaker.push("latents = shared".into());
         }
+        if self.adapters == Adapters::Shared && other.adapters == Adapters::Hidden {
+            weaker.push("adapters = shared".into());
+        }
         if self.views == Views::Bounded && other.views == Views::Nothing {
             weaker.push("views = bounded".into());
         }
@@ -357,6 +375,12 @@ impl Policy {
             if view.latents && self.latents == Latents::Hidden {
                 let reason = format!("provider {provider} would get its rows of the latents");
                 return refuse("latents = hidden", reason);
+            }
+            if view.adapters && self.adapters == Adapters::Hidden {
+                let reason =
+                    format!("provider {provider} would hold the adapters of the U-Net (--lora)");
+                let advice = "; --scheme blind keeps them with you, as --scheme local does".into();
+                return refuse_with("adapters = hidden", reason, advice);
             }
         }
         let Uses {

@@ -28,6 +28,8 @@ pub struct Question<'a> {
     pub schemes: Vec<Arc<dyn Scheme>>,
     /// Sizes of the U-Net calls.
     pub sizes: Sizes,
+    /// Whether the U-Net has adapters.
+    pub adapted: bool,
     /// Who would compute.
     pub fleet: &'a FleetConfig,
     /// How fast everything is.
@@ -90,6 +92,7 @@ impl Question<'_> {
         let setting = Setting {
             scheme: scheme.clone(),
             sizes: self.sizes,
+            adapted: self.adapted,
         };
         let wires = scheme.uses(self.sizes.levels).wires;
         let free = Policy {

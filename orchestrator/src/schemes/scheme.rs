@@ -63,6 +63,8 @@ pub struct Exposure {
     pub latents: bool,
     /// Everybody's keys and values: from these alone the picture can be told.
     pub keys_and_values: bool,
+    /// The U-Net's adapters, where it has any: their numbers, or their digest.
+    pub adapters: bool,
 }
 
 /// A scheme with its options: how the U-Net is placed.
@@ -275,6 +277,8 @@ pub struct Setting {
     pub scheme: Arc<dyn Scheme>,
     /// Sizes of the U-Net calls.
     pub sizes: Sizes,
+    /// Whether the U-Net has adapters.
+    pub adapted: bool,
 }
 
 impl Setting {
@@ -285,15 +289,24 @@ impl Setting {
             levels: unet.levels(),
             tokens,
         };
-        Self { scheme, sizes }
+        Self {
+            scheme,
+            sizes,
+            adapted: false,
+        }
     }
 
     /// The same sizes by another scheme.
     pub fn by(&self, scheme: Arc<dyn Scheme>) -> Self {
         Self {
             scheme,
-            sizes: self.sizes,
+            ..self.clone()
         }
+    }
+
+    /// The same, knowing whether the U-Net has adapters.
+    pub fn adapted(self, adapted: bool) -> Self {
+        Self { adapted, ..self }
     }
 
     /// The same, knowing whether workers are behind a link.

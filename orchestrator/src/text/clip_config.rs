@@ -21,8 +21,9 @@ fn take_encoder(
     let activation = match name.as_str() {
         "quick_gelu" => Activation::QuickGelu,
         "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
         _ => {
-            let hint = "only quick_gelu and gelu are";
+            let hint = "quick_gelu, gelu and gelu_new are";
             return Err(keys.unsupported("hidden_act", &json!(name), hint).into());
         }
     };
@@ -364,7 +365,7 @@ mod tests {
         for (key, value) in [
             ("pruned_heads", json!({"0": [1]})),
             ("is_decoder", json!(true)),
-            ("hidden_act", json!("gelu_new")),
+            ("hidden_act", json!("relu")),
             ("num_attention_heads", json!(7)),
             ("model_type", json!("t5")),
             ("use_attention_mask", json!(true)),

@@ -1,7 +1,7 @@
 //! The transformer layers that CLIP's text and vision models have in common.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, sigmoid};
+use burn::tensor::activation::{gelu, gelu_approximate, sigmoid};
 use lacuna_model::layers::{Attention, LayerNorm, Linear, Parameter, Parameters};
 use lacuna_model::ops;
 use lacuna_model::weights::Weights;
@@ -15,6 +15,18 @@ pub enum Activation {
     QuickGelu,
     /// By the error function.
     Gelu,
+    /// By the hyperbolic tangent, which is near the error function (Hendrycks and Gimpel 2016).
+    GeluTanh,
+}
+
+impl Activation {
+    fn of(self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::QuickGelu => x.clone() * sigmoid(x * 1.702),
+            Self::Gelu => gelu(x),
+            Self::GeluTanh => gelu_approximate(x),
+        }
+    }
 }
 
 /// What the configs of both models say of their transformer layers.
@@ -98,11 +110,7 @@ impl EncoderLayer {
 
         let h = ops::layer_norm(weights, &self.norm2, x.clone())?;
         let h = ops::linear(weights, &self.up, h)?;
-        let h = match self.activation {
-            Activation::QuickGelu => h.clone() * sigmoid(h * 1.702),
-            Activation::Gelu => gelu(h),
-        };
-        Ok(x + ops::linear(weights, &self.down, h)?)
+        Ok(x + ops::linear(weights, &self.down, self.activation.of(h))?)
     }
 }
 
@@ -113,5 +121,46 @@ impl Parameters for EncoderLayer {
         self.norm2.parameters(out);
         self.up.parameters(out);
         self.down.parameters(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use lacuna_model::device::OpenDevice;
+
+    use super::*;
+
+    /// What `transformers.activations.ACT2FN` makes of them.
+    #[test]
+    fn activations_are_the_references() {
+        let x = [-3.0_f32, -1.0, -0.25, 0.0, 0.5, 1.0, 2.5];
+        let device = OpenDevice::cpu().device;
+        for (activation, want) in [
+            (
+                Activation::QuickGelu,
+                [
+                    -0.0180713, -0.1542042, -0.0988003, 0.0, 0.3503884, 0.8457958, 2.465014,
+                ],
+            ),
+            (
+                Activation::Gelu,
+                [
+                    -0.0040502, -0.1586553, -0.1003234, 0.0, 0.3457312, 0.8413447, 2.4844759,
+                ],
+            ),
+            (
+                Activation::GeluTanh,
+                [
+                    -0.0036374, -0.158808, -0.1003246, 0.0, 0.345714, 0.841192, 2.4849157,
+                ],
+            ),
+        ] {
+            let x = Tensor::from_data(TensorData::new(x.to_vec(), [1, 1, 7]), &device);
+            let got: Vec<f32> = activation.of(x).into_data().to_vec().unwrap();
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() < 2e-6, "{activation:?}: {got} {want}");
+            }
+        }
     }
 }

@@ -113,7 +113,7 @@ impl<'a> Target<'a> {
             }
             Ok(())
         })?;
-        let Setting { scheme, sizes } = &denoiser.setting;
+        let Setting { scheme, sizes, .. } = &denoiser.setting;
         let steps = run.calls.len();
         let watch = watch::of(&**scheme)?;
         let mut each: Vec<Vec<View>> = (0..steps).map(|_| Vec::new()).collect();

@@ -88,6 +88,7 @@ impl Scheme for Ppidm {
             prompt: true,
             latents: true,
             keys_and_values: false,
+            adapters: true,
         }
     }
 

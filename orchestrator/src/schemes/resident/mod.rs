@@ -209,6 +209,7 @@ impl Scheme for Resident {
             prompt: placement.prompt == Prompt::Shared,
             latents: placement.latents == Latents::Shared,
             keys_and_values: attentions.contains(&SelfAttention::Broadcast),
+            adapters: true,
         }
     }
 

@@ -50,6 +50,11 @@ impl<L: Parameters> Stored<L> {
         })
     }
 
+    /// Whether adapters change it.
+    pub fn is_adapted(&self) -> bool {
+        !self.adapters.is_empty()
+    }
+
     /// One parameter, adapters included.
     ///
     /// # Errors

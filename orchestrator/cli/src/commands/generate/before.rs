@@ -97,13 +97,9 @@ impl Before<'_> {
         );
         let seen = foretell(&ledger, self.policy, &Policy::private()?);
         let apart = setting.scheme.apart(self.pipeline.unet(), &setting.sizes)?;
-        let adapters = match (self.arguments.model.lora.is_empty(), apart) {
-            (true, _) => None,
-            (false, None) => {
-                Some("whoever runs a worker holds the adapters (--lora), too".to_owned())
-            }
-            (false, Some(_)) => Some("the adapters (--lora) stay with you".to_owned()),
-        };
+        // Where they do not, it is said with what else will be seen.
+        let stay = !self.arguments.model.lora.is_empty() && (!setting.adapted || apart.is_some());
+        let adapters = stay.then(|| "the adapters (--lora) stay with you".to_owned());
         let heard = (self.arguments.terms.way.insecure && !self.fleet.is_own()).then(|| {
             "--insecure: whoever listens on the way to all workers has what all of them have"
                 .to_owned()
@@ -127,6 +123,7 @@ impl Before<'_> {
             policy,
             schemes,
             sizes: setting.sizes,
+            adapted: setting.adapted,
             fleet,
             speeds,
             calls: self.pipeline.calls(self.sampling)?,

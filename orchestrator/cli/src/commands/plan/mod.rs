@@ -72,6 +72,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         policy: &policy,
         schemes: all_schemes(),
         sizes: base.sizes,
+        adapted: base.adapted,
         fleet: &fleet,
         speeds: &speeds,
         calls: arguments.steps,
