@@ -2,6 +2,7 @@
 //! elsewhere.
 
 pub mod audit;
+mod before;
 pub mod bench;
 pub mod cost;
 pub mod eval;
