@@ -76,6 +76,8 @@ impl Denoiser {
     /// The same U-Net on the same workers by another setting, for pictures of another size: what becomes of the workers, and
     /// the accounts, are of both.
     pub fn by(&self, setting: Setting) -> Self {
+        // Nobody else's part of a U-Net that is computed here.
+        let workers = setting.scheme.needs_workers();
         Self {
             unet: self.unet.clone(),
             setting,
@@ -83,7 +85,7 @@ impl Denoiser {
             policy: self.policy.clone(),
             on_loss: self.on_loss,
             taps: Vec::new(),
-            roster: self.roster.clone(),
+            roster: self.roster.clone().filter(|_| workers),
             accounts: self.accounts.clone(),
         }
     }

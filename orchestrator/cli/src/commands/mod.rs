@@ -10,4 +10,5 @@ pub mod generate;
 pub mod metrics;
 pub mod models;
 pub mod plan;
+pub mod unet;
 pub mod workers;

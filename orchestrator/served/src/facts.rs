@@ -1,0 +1,47 @@
+//! What is told of the model: what a `UNet2DConditionModel` of `diffusers` says of itself in its `config`.
+
+use std::path::Path;
+
+use lacuna_files::small::read_small;
+use lacuna_model::unet::{UNet, UNetConfig};
+use serde_json::{Map, Value, json};
+
+/// The config of `unet`: the keys of its file in the folder `model`, if that is one, and in any case those that pipelines
+/// read. Keys that are in neither have the defaults of `diffusers`.
+pub fn config(model: &Path, config: &UNetConfig, unet: &UNet) -> Map<String, Value> {
+    let file = model.join("unet").join("config.json");
+    let text = read_small(&file).unwrap_or_default();
+    let mut all: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+    let size = config.sample_size.map(|size| size.sides());
+    let added = unet.time.added.as_ref();
+    let kind = added.map(|_| "text_time");
+    let own = [
+        ("in_channels", json!(unet.in_channels)),
+        ("out_channels", json!(unet.out_channels)),
+        ("cross_attention_dim", json!(unet.context_width)),
+        ("addition_embed_type", json!(kind)),
+        (
+            "addition_time_embed_dim",
+            json!(added.map(|it| it.channels)),
+        ),
+        (
+            "projection_class_embeddings_input_dim",
+            json!(added.map(|it| it.linear_1.d_in)),
+        ),
+        (
+            "time_cond_proj_dim",
+            json!(unet.time.guidance.as_ref().map(|map| map.d_in)),
+        ),
+        (
+            "sample_size",
+            match size {
+                Some([rows, columns]) if rows == columns => json!(rows),
+                other => json!(other),
+            },
+        ),
+    ];
+    for (key, value) in own {
+        all.entry(key).or_insert(value);
+    }
+    all
+}
