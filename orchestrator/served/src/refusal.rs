@@ -36,7 +36,7 @@ pub enum Refusal {
     },
     /// The request is longer than any.
     #[error(
-        "the request has more than the {most} bytes that any may have; pictures are bounded by --max-batch, --max-rows and --max-columns of `lacuna unet`"
+        "the request has more than the {most} bytes that any may have; pictures are bounded by --max-batch and --max-size of `lacuna unet`"
     )]
     TooLong {
         /// Bytes at most.
@@ -50,7 +50,7 @@ pub enum Refusal {
     Invalid(String),
     /// The picture is larger than any.
     #[error(
-        "latents of {wanted:?} (batch, rows, columns) are more than {most:?}; start `lacuna unet` with larger --max-batch, --max-rows or --max-columns"
+        "latents of {wanted:?} (batch, rows, columns) are more than {most:?}; start `lacuna unet` with a larger --max-batch or --max-size"
     )]
     TooLarge {
         /// Batch, rows and columns of the picture.

@@ -8,6 +8,7 @@ use clap::Args;
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::model::{ModelArguments, load_unet};
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
+use lacuna_orchestrator::arguments::size::{PIXELS_PER_LATENT, parse_size};
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
 use lacuna_orchestrator::error::Result;
@@ -78,22 +79,15 @@ pub struct Arguments {
     /// Batch entries of a U-Net call at most; guidance takes two for each picture.
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Serving")]
     max_batch: usize,
-    /// Rows of latents at most (height / 8 for Stable Diffusion).
+    /// The largest picture, in pixels.
     #[arg(
         long,
-        value_name = "N",
-        default_value_t = 128,
+        value_name = "WxH",
+        default_value = "1024x1024",
+        value_parser = parse_size,
         help_heading = "Serving"
     )]
-    max_rows: usize,
-    /// Columns of latents at most.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 128,
-        help_heading = "Serving"
-    )]
-    max_columns: usize,
+    max_size: [usize; 2],
     /// U-Net calls of your pictures: plans go by it, and what wires of changes promise.
     #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Serving")]
     steps: usize,
@@ -112,17 +106,14 @@ pub struct Arguments {
 
 /// What can be refused before anything is loaded. Gives the largest latents.
 fn check(arguments: &Arguments) -> Result<[usize; 3]> {
-    let Arguments {
-        max_batch,
-        max_rows,
-        max_columns,
-        ..
-    } = *arguments;
-    limits::check("--max-batch", max_batch, limits::COUNT)?;
-    limits::check("--max-rows", max_rows, limits::SIDE)?;
-    limits::check("--max-columns", max_columns, limits::SIDE)?;
-    let latents = [max_batch, max_rows, max_columns];
-    limits::check_latents("--max-batch, --max-rows and --max-columns", latents)?;
+    let [width, height] = arguments.max_size;
+    for side in [width, height] {
+        limits::check_side("--max-size", side, PIXELS_PER_LATENT)?;
+    }
+    limits::check("--max-batch", arguments.max_batch, limits::COUNT)?;
+    let [rows, columns] = [height, width].map(|side| side / PIXELS_PER_LATENT);
+    let latents = [arguments.max_batch, rows, columns];
+    limits::check_latents("--max-batch and --max-size", latents)?;
     limits::check("--steps", arguments.steps, limits::COUNT)?;
     limits::check("--idle", arguments.idle, limits::COUNT)?;
     arguments.workers.check()?;
@@ -173,7 +164,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         }
     };
     let local = own.local.as_ref().map(|local| local.config().clone());
-    let fleet = fleet.or(local).filter(|_| scheme.needs_workers() || linked);
+    let fleet = fleet.or(local);
     let terms = match (policy, &fleet) {
         (Some(policy), Some(fleet)) => {
             let (adapted, insecure) = (
