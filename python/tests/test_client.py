@@ -102,11 +102,11 @@ class ClientTest(unittest.TestCase):
             ("stopping", lacuna.NotServed),
             ("new in a later version", lacuna.LacunaError),
         ):
-            error = of_answer(400, {"code": code, "message": "why", "worker": "http://w/"})
+            error = of_answer(400, {"code": code, "error": "why", "worker": "http://w/"})
             self.assertIs(type(error), kind)
             self.assertEqual((str(error), error.code, error.worker), ("why", code, "http://w/"))
         self.assertIn("status 502", str(of_answer(502, None)))
-        refused = json.dumps({"code": "policy", "message": "its rule max_rows", "worker": None}).encode()
+        refused = json.dumps({"code": "policy", "error": "its rule max_rows", "worker": None}).encode()
         answers = {("GET", "/v1/unet"): (200, json.dumps(FACTS).encode()), ("POST", "/v1/pictures"): (403, refused)}
         with Server(answers) as server:
             client = lacuna.Client(server.door)

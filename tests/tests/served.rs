@@ -12,6 +12,7 @@ use lacuna_model::unet::UNetConfig;
 use lacuna_model::weights::{Checkpoint, Library, Stored};
 use lacuna_model::whole::{AddedConditioning, Conditioning, Guidance, Whole};
 use lacuna_orchestrator::fleet::config::FleetConfig;
+use lacuna_orchestrator::fleet::line::http_client;
 use lacuna_orchestrator::generator::denoiser::Denoiser;
 use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::noise::TorchRng;
@@ -203,7 +204,7 @@ impl Served {
         });
         Self {
             service,
-            http: Client::new(),
+            http: http_client().no_proxy().build().unwrap(),
             url: told["url"].as_str().unwrap().to_owned(),
             token: told["token"].as_str().unwrap().to_owned(),
             stop: Some(stop),
@@ -455,14 +456,14 @@ async fn what_does_not_fit_is_refused_by_name_and_before_anything_is_sent() {
     ] {
         let (status, said) = open(latents, told).await;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{said}");
-        let text = said["message"].as_str().unwrap();
+        let text = said["error"].as_str().unwrap();
         assert!(text.contains(words), "{words:?} is not in: {text}");
     }
     let mut poisoned = model.told(2);
     poisoned[0].1.data[3] = f32::NAN;
     let (_, said) = open(fine, poisoned).await;
     assert!(
-        said["message"].as_str().unwrap().contains("not finite"),
+        said["error"].as_str().unwrap().contains("not finite"),
         "{said}"
     );
     // No message, and one that is longer than any.
@@ -483,7 +484,7 @@ async fn what_does_not_fit_is_refused_by_name_and_before_anything_is_sent() {
         .await
         .unwrap_err();
     assert!(
-        wrong["message"]
+        wrong["error"]
             .as_str()
             .unwrap()
             .contains("sample has shape [1, 4, 16, 16]"),
@@ -494,7 +495,7 @@ async fn what_does_not_fit_is_refused_by_name_and_before_anything_is_sent() {
         .await
         .unwrap_err();
     assert!(
-        wrong["message"].as_str().unwrap().contains("timestep"),
+        wrong["error"].as_str().unwrap().contains("timestep"),
         "{wrong}"
     );
     // It is still the same picture.
@@ -587,7 +588,7 @@ async fn a_lost_worker_is_told_of() {
                 assert_eq!(said["code"], "worker");
                 assert_eq!(said["worker"], lost.url.as_str());
                 assert!(
-                    said["message"].as_str().unwrap().contains(&lost.url),
+                    said["error"].as_str().unwrap().contains(&lost.url),
                     "{said}"
                 );
                 let gone = served.call(&opened.id, model.sample(2, 5), 400.0).await;
@@ -612,7 +613,7 @@ async fn a_policy_refuses_before_anything_is_sent() {
     let refused = served.open(&model, 2).await.unwrap_err();
     assert_eq!(refused["code"], "policy");
     assert!(
-        refused["message"].as_str().unwrap().contains("max_rows"),
+        refused["error"].as_str().unwrap().contains("max_rows"),
         "{refused}"
     );
     assert_eq!(

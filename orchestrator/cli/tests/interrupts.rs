@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lacuna_model::device::OpenDevice;
+use lacuna_orchestrator::fleet::line::http_client;
 use lacuna_served::message::{Opening, tensors};
 use lacuna_wire::{HostTensor, Message};
 use lacuna_worker::{Model, Options, Service, serve};
@@ -311,7 +312,7 @@ async fn a_served_u_net_ends_by_a_signal() {
             },
             tensors: [(tensors::CONTEXT.to_owned(), noise(&[2, 7, 32]))].into(),
         };
-        let http = reqwest::Client::new();
+        let http = http_client().no_proxy().build().unwrap();
         let open = http.post(format!("{url}/v1/pictures"));
         let open = open.bearer_auth(token.as_str().unwrap());
         let opened = open.body(opening.encode().unwrap()).send().await.unwrap();

@@ -113,7 +113,7 @@ impl IntoResponse for Refusal {
         let (status, code) = self.status();
         let body = json!({
             "code": code,
-            "message": self.to_string(),
+            "error": self.to_string(),
             "worker": self.worker(),
         });
         (status, Json(body)).into_response()

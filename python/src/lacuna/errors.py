@@ -66,4 +66,4 @@ def of_answer(status: int, answer: object) -> LacunaError:
     if not isinstance(code, str):
         return LacunaError(f"the server answers with status {status}; is it `lacuna unet`?", "answer")
     worker = answer.get("worker")
-    return _KINDS.get(code, LacunaError)(str(answer.get("message")), code, worker if isinstance(worker, str) else None)
+    return _KINDS.get(code, LacunaError)(str(answer.get("error")), code, worker if isinstance(worker, str) else None)
