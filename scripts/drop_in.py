@@ -29,12 +29,15 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.utils import logging
 
 import lacuna
+from goldens import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "tests/goldens/models"
@@ -78,6 +81,25 @@ def picture(pipe, **call) -> torch.Tensor:
 
 def decibels(one: torch.Tensor, other: torch.Tensor) -> float:
     return -10 * math.log10(float(((one - other) ** 2).mean()) + 1e-30)
+
+
+def of_channels(channels: int, pipeline, folder: Path) -> Path:
+    """A tiny model whose U-Net takes more than latents: a mask and a masked picture, or the picture to change."""
+    unet, vae, text_encoder, scheduler, tokenizer = tiny.sd2()[0]
+    unet = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
+    for seed, model in enumerate([unet, vae, text_encoder]):
+        tiny.randomise(model, torch.Generator("cpu").manual_seed(70 + seed))
+    pipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
 
 
 def scheduled(pipe, scheduler, **keys):
@@ -130,6 +152,26 @@ CASES = [
         ),
     ),
     (
+        "a U-Net for inpainting, 9 channels",
+        9,
+        StableDiffusionInpaintPipeline,
+        lambda p: p,
+        dict(
+            num_inference_steps=5,
+            height=32,
+            width=32,
+            image=noise(1, 3, 32, 32),
+            mask_image=(noise(1, 1, 32, 32, seed=2) > 0.5).float(),
+        ),
+    ),
+    (
+        "a U-Net for instructions, 8 channels, batch of 3",
+        8,
+        StableDiffusionInstructPix2PixPipeline,
+        lambda p: p,
+        dict(num_inference_steps=5, image=noise(1, 3, 32, 32)),
+    ),
+    (
         "latent consistency",
         MODELS / "consistency",
         LatentConsistencyModelPipeline,
@@ -142,7 +184,10 @@ CASES = [
 
 def compare(program: Path) -> bool:
     good = True
+    made = tempfile.TemporaryDirectory()
     for name, model, pipeline, change, call in CASES:
+        if isinstance(model, int):
+            model = of_channels(model, pipeline, Path(made.name, str(model)))
         theirs = picture(change(pipeline.from_pretrained(model, dtype=torch.float32)), **call)
         with served(program, model) as door, lacuna.UNet.connect(door) as unet:
             pipe = change(pipeline.from_pretrained(model, unet=unet, dtype=torch.float32))
@@ -150,13 +195,14 @@ def compare(program: Path) -> bool:
                 warnings.simplefilter("error", lacuna.LacunaWarning)
                 ours = [picture(pipe, **call) for _ in range(2)]
             unet.end_picture()
-            views = {name: view for name, view in unet.report()["ledger"].items()}
+            views = unet.report()["ledger"]
         db = min(decibels(theirs, one) for one in ours)
         # Each run of the pipeline is a picture, though the prompt is the same.
         pictures = {view["pictures"] for view in views.values()}
         fine = db >= LEAST and pictures == {2} and len(views) == 2
         good &= fine
-        print(f"{name:<46} {db:6.1f} dB{'' if fine else f'  FAILED ({pictures} pictures)'}", flush=True)
+        print(f"{name:<48} {db:6.1f} dB{'' if fine else f'  FAILED ({pictures} pictures)'}", flush=True)
+    made.cleanup()
     return good
 
 

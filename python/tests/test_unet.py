@@ -6,6 +6,7 @@ import warnings
 
 try:
     import torch
+    from diffusers import UNet2DConditionModel
     from safetensors.torch import load, save
 
     from lacuna.unet import UNet
@@ -76,6 +77,8 @@ class UNetTest(unittest.TestCase):
         return [picture.timesteps for picture in self.server.pictures]
 
     def test_it_is_what_pipelines_look_at(self) -> None:
+        self.assertIsInstance(self.unet, UNet2DConditionModel)
+        self.assertEqual(sum(1 for _ in self.unet.parameters()), 0)
         self.assertEqual(self.unet.config.in_channels, 4)
         # The default of diffusers.
         self.assertEqual(self.unet.config.time_cond_proj_dim, None)
@@ -185,12 +188,14 @@ class UNetTest(unittest.TestCase):
             self.unet(SAMPLE, torch.tensor([1, 2]), prompt(1))
         with self.assertRaises(lacuna.Refused):
             self.unet(SAMPLE[0], 900, prompt(1))
-        for name in ("load_lora_adapter", "_load_ip_adapter_weights", "enable_freeu", "attn_processors", "fuse_lora"):
+        for name in ("load_lora_adapter", "_load_ip_adapter_weights", "enable_freeu", "fuse_lora", "save_pretrained"):
+            with self.assertRaisesRegex(lacuna.NotSupported, name):
+                getattr(self.unet, name)("somewhere")
+        for name in ("attn_processors", "down_blocks"):
             with self.assertRaisesRegex(lacuna.NotSupported, name):
                 getattr(self.unet, name)
+            # Who only looks finds nothing.
             self.assertFalse(hasattr(self.unet, name))
-        with self.assertRaisesRegex(lacuna.NotSupported, "save_pretrained"):
-            self.unet.save_pretrained("somewhere")
         self.assertEqual(self.server.pictures, [])
         self.unet(SAMPLE, torch.tensor([5, 5]), prompt(1), cross_attention_kwargs={"scale": 1.0}, added_cond_kwargs={})
 

@@ -189,7 +189,7 @@ impl Served {
         // Lines would go between those of the tests.
         let console = Console::new(true);
         let places = Places::new(model.source.clone(), setting, denoiser, terms, console);
-        let config = facts::config(&model_dir(model.name), &model.config, unet);
+        let config = facts::config(Some(&model_dir(model.name)), &model.config, unet);
         let service = Service::new(config, Bounds::new(unet, MOST), places, how.idle);
         let path = folder.path().join("unet.json");
         let mut door = Door::open(0, &path).await.unwrap();

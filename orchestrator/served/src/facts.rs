@@ -6,11 +6,12 @@ use lacuna_files::small::read_small;
 use lacuna_model::unet::{UNet, UNetConfig};
 use serde_json::{Map, Value, json};
 
-/// The config of `unet`: the keys of its file in the folder `model`, if that is one, and in any case those that pipelines
+/// The config of `unet`: the keys of its file in the model's `folder`, if there is one, and in any case those that pipelines
 /// read. Keys that are in neither have the defaults of `diffusers`.
-pub fn config(model: &Path, config: &UNetConfig, unet: &UNet) -> Map<String, Value> {
-    let file = model.join("unet").join("config.json");
-    let text = read_small(&file).unwrap_or_default();
+pub fn config(folder: Option<&Path>, config: &UNetConfig, unet: &UNet) -> Map<String, Value> {
+    let text = folder.map(|folder| read_small(&folder.join("unet").join("config.json")));
+    // That it can be read is known: the layers are of it.
+    let text = text.and_then(Result::ok).unwrap_or_default();
     let mut all: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
     let size = config.sample_size.map(|size| size.sides());
     let added = unet.time.added.as_ref();

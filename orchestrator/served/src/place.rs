@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lacuna_model::memory;
 use lacuna_model::weights::Weights;
 use lacuna_orchestrator::cost::time::Speeds;
 use lacuna_orchestrator::error::Result;
@@ -162,7 +163,10 @@ impl Places {
     /// What was done, and who saw what, of all pictures that ended.
     pub fn report(&self) -> Report {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.clone()
+        Report {
+            peak_memory: memory::peak(),
+            ..report.clone()
+        }
     }
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 try:
     import torch
-    from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+    from diffusers import ModelMixin, UNet2DConditionModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 except ImportError as missing:
     raise ImportError(f"lacuna.UNet takes the place of a U-Net of diffusers, and needs it: {missing}") from missing
@@ -99,7 +99,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
 
 
-class UNet(ModelMixin, ConfigMixin):
+class UNet(UNet2DConditionModel):
     """The U-Net of a running `lacuna unet`, for any pipeline of diffusers that takes a `UNet2DConditionModel`.
 
         unet = lacuna.UNet.connect()
@@ -110,10 +110,9 @@ class UNet(ModelMixin, ConfigMixin):
     nobody calls for a while.
     """
 
-    config_name = "config.json"
-
     def __init__(self, client: Client) -> None:
-        super().__init__()
+        # Not that of its own base, which would make the layers.
+        ModelMixin.__init__(self)
         own = inspect.signature(UNet2DConditionModel.__init__).parameters.values()
         defaults = {it.name: it.default for it in own if it.default is not inspect.Parameter.empty}
         # Of a config as of JSON: diffusers has tuples in some places.
@@ -291,16 +290,19 @@ class UNet(ModelMixin, ConfigMixin):
         return super().__getattr__(name)
 
 
-# What a base class has is found before __getattr__ is asked.
 def _refusing(name: str, why: str) -> Any:
-    def refuse(self: UNet, *_: object, **__: object) -> None:
-        raise _lacking(name, why)
+    def refuse(self: UNet, *_: object, **__: object) -> Any:
+        raise _LackingAttribute(_words(name, why), "not_supported")
 
     return refuse
 
 
+# What the base has is found before __getattr__ is asked.
 for _name, _why in _LACKING.items():
-    if hasattr(ModelMixin, _name):
+    _its = getattr(UNet2DConditionModel, _name, None)
+    if isinstance(_its, property):
+        setattr(UNet, _name, property(_refusing(_name, _why)))
+    elif _its is not None:
         setattr(UNet, _name, _refusing(_name, _why))
 
 

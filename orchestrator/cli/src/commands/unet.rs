@@ -199,7 +199,11 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let kept = terms.as_ref().map(|terms| terms.policy.clone());
     let denoiser = Denoiser::new(model.source.clone(), setting.clone(), own.whole, fleet);
     let denoiser = denoiser.under(kept).on_loss(arguments.on_loss);
-    let config = facts::config(&arguments.model.files()?.model, &model.config, unet);
+    let files = arguments.model.files()?;
+    let folder = files
+        .config
+        .or(Some(files.model).filter(|model| model.is_dir()));
+    let config = facts::config(folder.as_deref(), &model.config, unet);
     let bounds = Bounds::new(unet, most);
     let places = Places::new(
         model.source.clone(),
