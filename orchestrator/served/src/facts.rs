@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lacuna_files::small::read_small;
-use lacuna_model::unet::{UNet, UNetConfig};
+use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 use serde_json::{Map, Value, json};
 
 /// The config of `unet`: the keys of its file in the model's `folder`, if there is one, and in any case those that pipelines
@@ -13,7 +13,7 @@ pub fn config(folder: Option<&Path>, config: &UNetConfig, unet: &UNet) -> Map<St
     // That it can be read is known: the layers are of it.
     let text = text.and_then(Result::ok).unwrap_or_default();
     let mut all: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
-    let size = config.sample_size.map(|size| size.sides());
+    let size = config.sample_size.map(SampleSize::sides);
     let added = unet.time.added.as_ref();
     let kind = added.map(|_| "text_time");
     let own = [

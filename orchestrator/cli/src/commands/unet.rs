@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use lacuna_model::unet::SampleSize;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::model::{ModelArguments, load_unet};
@@ -148,7 +149,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
             .line("what of the adapters (--lora) is not of the U-Net is for your pipeline to load");
     }
     let unet = model.source.layers();
-    let side = model.config.sample_size.map(|size| size.sides());
+    let side = model.config.sample_size.map(SampleSize::sides);
     let [rows, columns] = side.unwrap_or([SIDE; 2]);
     let usual = [BATCH, rows, columns];
     let usual: [usize; 3] = std::array::from_fn(|i| usual[i].min(most[i]));
