@@ -246,7 +246,7 @@ mod tests {
         });
         let mut named = 0;
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for folder in ["src", "../src", "../instruments/src"] {
+        for folder in ["src", "../src", "../instruments/src", "../served/src"] {
             each_source(&here.join(folder), &mut |path, text| {
                 // Tests may name what there is not.
                 let code = text.split("#[cfg(test)]\nmod tests").next();

@@ -76,7 +76,10 @@ mod tests {
             let refused = admit(&[host.clone(), (header::AUTHORIZATION, wrong)]);
             assert!(matches!(refused, Err(Refusal::Token)), "{wrong}");
         }
-        assert!(matches!(admit(std::slice::from_ref(&host)), Err(Refusal::Token)));
+        assert!(matches!(
+            admit(std::slice::from_ref(&host)),
+            Err(Refusal::Token)
+        ));
         for foreign in [
             "evil.example:1234",
             "127.0.0.1",

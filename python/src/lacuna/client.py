@@ -21,6 +21,8 @@ HEADER = "lacuna"
 
 # A U-Net call takes as long as it takes: minutes, on a slow machine.
 _TIMEOUT = httpx.Timeout(None, connect=5.0)
+# What is closed behind a call that nobody waits for is closed without them.
+_CLOSING = httpx.Timeout(10.0)
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ class Client:
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         return json.loads(self._send(method, path, body))
 
-    def _send(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _send(self, method: str, path: str, body: bytes | None = None, timeout: httpx.Timeout = _TIMEOUT) -> bytes:
         try:
-            answer = self._http.request(method, path, content=body)
+            answer = self._http.request(method, path, content=body, timeout=timeout)
         except httpx.HTTPError as error:
             hint = f"`lacuna unet` does not answer at {self._http.base_url}: {error}; was it ended?"
             raise NotServed(hint, "not_served") from error
@@ -162,7 +164,7 @@ class Picture:
 
     def close(self) -> None:
         """Closes it, with its sessions on the workers. One that has ended is closed."""
-        self._client._send("DELETE", f"/v1/pictures/{self.id}")
+        self._client._send("DELETE", f"/v1/pictures/{self.id}", timeout=_CLOSING)
 
 
 def read_call(answer: bytes) -> Call:

@@ -17,6 +17,9 @@ use lacuna_orchestrator::policy::ways::{Question, Way, all_schemes, best, table,
 use lacuna_orchestrator::schemes::Setting;
 use lacuna_orchestrator::unet_source::UNetSource;
 
+/// Said where a fleet is given and no policy holds.
+pub(super) const OWN_FLEET: &str = "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private";
+
 /// A run whose placement is to be settled.
 pub(super) struct Before<'a> {
     /// The U-Net.

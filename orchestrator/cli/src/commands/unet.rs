@@ -26,7 +26,7 @@ use lacuna_served::facts;
 use lacuna_served::place::{Places, Terms};
 use lacuna_served::service::Service;
 
-use super::before::Before;
+use super::before::{Before, OWN_FLEET};
 
 /// Tokens of CLIP's prompts, and entries of a guided call: what a pipeline asks for where nobody says otherwise.
 const TOKENS: usize = 77;
@@ -195,7 +195,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
                 insecure,
             })
         }
-        _ => None,
+        _ => {
+            if linked {
+                console.line(OWN_FLEET);
+            }
+            None
+        }
     };
     let kept = terms.as_ref().map(|terms| terms.policy.clone());
     let denoiser = Denoiser::new(model.source.clone(), setting.clone(), own.whole, fleet);

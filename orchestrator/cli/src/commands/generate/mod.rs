@@ -12,7 +12,7 @@ use lacuna_model::memory;
 use lacuna_model::whole::Conditioning;
 use tokio::task::spawn_blocking;
 
-use super::before::Before;
+use super::before::{Before, OWN_FLEET};
 pub use arguments::Arguments;
 use arguments::check;
 use lacuna_orchestrator::arguments::model::load;
@@ -104,9 +104,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
             before.settle(ready.setting.clone(), &console).await?.0
         }
         (None, Some(_)) if given => {
-            console.line(
-                "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private",
-            );
+            console.line(OWN_FLEET);
             ready.setting.clone()
         }
         _ => ready.setting.clone(),
