@@ -9,7 +9,7 @@ features() { cargo tree --locked --no-default-features --edges normal,build,dev 
 below=$(features --package lacuna-model | cut -d ' ' -f 1,2 | sort -u)
 all=$(features --workspace)
 differ=0
-for package in lacuna lacuna-instruments lacuna-model lacuna-orchestrator lacuna-protocol lacuna-worker tests; do
+for package in lacuna lacuna-instruments lacuna-model lacuna-orchestrator lacuna-protocol lacuna-served lacuna-worker tests; do
     alone=$(comm -23 <(features --package "$package") <(printf '%s\n' "$all") | grep -F "$below" || true)
     [ -z "$alone" ] && continue
     differ=1

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{audit, bench, cost, eval, generate, metrics, models, plan, workers};
+use crate::commands::{audit, bench, cost, eval, generate, metrics, models, plan, unet, workers};
 use crate::given;
 use lacuna_instruments::bench::process;
 
@@ -32,6 +32,8 @@ pub struct Cli {
 enum Command {
     /// Makes pictures from a prompt.
     Generate(Box<generate::Arguments>),
+    /// Serves the U-Net to other programs on this machine: pipelines of `diffusers`, split.
+    Unet(Box<unet::Arguments>),
     /// Measures pictures against others: two files, or two folders.
     Metrics(metrics::Arguments),
     /// Makes and measures many pictures under several settings.
@@ -83,6 +85,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Generate(arguments) => generate::run(*arguments).await,
+            Command::Unet(arguments) => unet::run(*arguments).await,
             Command::Metrics(arguments) => metrics::run(arguments).await,
             Command::Eval(arguments) => eval::run(*arguments).await,
             Command::Workers(arguments) => workers::run(arguments).await,
@@ -243,7 +246,7 @@ mod tests {
         });
         let mut named = 0;
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for folder in ["src", "../src", "../instruments/src"] {
+        for folder in ["src", "../src", "../instruments/src", "../served/src"] {
             each_source(&here.join(folder), &mut |path, text| {
                 // Tests may name what there is not.
                 let code = text.split("#[cfg(test)]\nmod tests").next();

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lacuna_model::device::OpenDevice;
+use lacuna_orchestrator::fleet::line::http_client;
+use lacuna_served::message::{Opening, tensors};
+use lacuna_wire::{HostTensor, Message};
 use lacuna_worker::{Model, Options, Service, serve};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -279,6 +282,55 @@ async fn a_run_with_a_checkpoint_goes_on_behind_any_end() {
     assert!(std::fs::read(workers.path("pic.png")).unwrap() == want);
     assert!(!folder.exists());
     assert_eq!(workers.sessions(), workers.services.len());
+}
+
+/// A served U-Net ends as other commands do, in the middle of a picture too: no session is left, nor the file with the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_served_u_net_ends_by_a_signal() {
+    let workers = Workers::start().await;
+    let (door, report) = (workers.path("unet.json"), workers.path("report.json"));
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let more = [
+            "--door",
+            door.to_str().unwrap(),
+            "--report",
+            report.to_str().unwrap(),
+        ];
+        let child = workers.lacuna(&["unet"], &more);
+        let there = async {
+            while !door.exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, there).await.expect("it serves");
+        let told: Value = serde_json::from_slice(&std::fs::read(&door).unwrap()).unwrap();
+        let (url, token) = (told["url"].as_str().unwrap(), &told["token"]);
+        let noise = |shape: &[usize]| HostTensor::zeros(shape).into();
+        let opening = Message {
+            header: Opening {
+                latents: [2, 16, 16],
+            },
+            tensors: [(tensors::CONTEXT.to_owned(), noise(&[2, 7, 32]))].into(),
+        };
+        let http = http_client().no_proxy().build().unwrap();
+        let open = http.post(format!("{url}/v1/pictures"));
+        let open = open.bearer_auth(token.as_str().unwrap());
+        let opened = open.body(opening.encode().unwrap()).send().await.unwrap();
+        assert_eq!(opened.status(), 201, "{}", opened.text().await.unwrap());
+        assert!(workers.sessions() > 0);
+        let output = end_by(signal, child).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{signal}: {said}");
+        assert_eq!(workers.sessions(), 0, "{signal}: {said}");
+        assert!(!door.exists(), "{signal}: {said}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains(url) && !said.contains(token.as_str().unwrap()),
+            "{said}"
+        );
+        let report: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+        assert_eq!(report["ledger"]["p0"]["pictures"], 1, "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::error::{Error, Result};
 use crate::fleet::config::MAX_WORKERS;
 use crate::limits;
+use crate::schemes::Scheme;
 
 /// The workers: of a file, or so many.
 #[derive(Args, Clone, Debug)]
@@ -69,6 +70,26 @@ impl FleetArguments {
         match self.workers {
             Some(Workers::Number(n)) => Some(n),
             _ => None,
+        }
+    }
+
+    /// Where nobody else computes, nothing is asked of workers or of the way to them.
+    ///
+    /// # Errors
+    /// [`Error::Request`], naming the flag.
+    pub fn check_used(&self, scheme: &dyn Scheme, insecure: bool, measure: bool) -> Result<()> {
+        let flags = [
+            ("--fleet", self.file().is_some()),
+            ("--workers", self.number().is_some()),
+            ("--insecure", insecure),
+            ("--measure", measure),
+        ];
+        match flags.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) if !scheme.can_use_workers() => Err(Error::Request(format!(
+                "{flag}: the scheme {} has no workers; leave it out",
+                scheme.name()
+            ))),
+            _ => Ok(()),
         }
     }
 

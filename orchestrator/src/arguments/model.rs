@@ -9,12 +9,13 @@ use lacuna_model::config::ConfigReader;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::selftest;
 use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::AdapterFile;
+use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
 use crate::model::ModelFiles;
 use crate::pipeline::Pipeline;
+use crate::unet_source::UNetSource;
 
 /// Which model, and where the user's part of it runs.
 #[derive(Args, Clone, Debug)]
@@ -113,7 +114,65 @@ pub fn check_model(arguments: &ModelArguments) -> Result<()> {
     arguments.files().map(drop)
 }
 
+/// A model's U-Net, opened, without its other parts.
+pub struct OpenUNet {
+    /// What its config says.
+    pub config: UNetConfig,
+    /// Its layers, and where their weights come from.
+    pub source: Arc<UNetSource>,
+    /// Whether any adapter holds something that is not the U-Net's, which is not used.
+    pub adapters_hold_more: bool,
+    /// Where it is computed.
+    pub device: OpenDevice,
+}
+
+/// Opens the device and the model's U-Net, of a directory that may hold nothing else.
+///
+/// # Errors
+/// Those of the device, its self-test and the U-Net's files; [`Error::Request`] for flags that are about other parts.
+pub async fn load_unet(arguments: &ModelArguments) -> anyhow::Result<OpenUNet> {
+    let arguments = arguments.clone();
+    let others = [
+        ("--vae", &arguments.vae),
+        ("--tokenizer", &arguments.tokenizer),
+    ];
+    if let Some((flag, _)) = others.into_iter().find(|(_, path)| path.is_some()) {
+        let reason = format!("{flag}: of the model the U-Net alone is used; leave it out");
+        return Err(Error::Request(reason).into());
+    }
+    spawn_blocking(move || {
+        let device = arguments.open_device()?;
+        let open = || -> Result<_> {
+            let (config, checkpoint) = arguments.files()?.open_unet()?;
+            let stored = Stored::new(config.build(), checkpoint)?;
+            let mut adapters = AdapterFile::open_all(&arguments.lora)?;
+            let stored = stored.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
+            let more = adapters.iter().any(|it| it.check_taken().is_err());
+            let source = UNetSource::of_files(stored, &device.device)?;
+            Ok((config, Arc::new(source), more))
+        };
+        let opened = open();
+        let (config, source, adapters_hold_more) = opened
+            .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
+        Ok(OpenUNet {
+            config,
+            source,
+            adapters_hold_more,
+            device,
+        })
+    })
+    .await?
+}
+
 impl ModelArguments {
+    fn open_device(&self) -> Result<OpenDevice, lacuna_model::Error> {
+        let device = device::open(self.device, self.allow_software)?;
+        // Not inside the macro: that evaluates nothing unless the line is logged.
+        let report = selftest::run(&device, Precision::F32)?;
+        tracing::debug!("self-test: {report}");
+        Ok(device)
+    }
+
     /// Where the model and its parts lie.
     ///
     /// # Errors
@@ -184,10 +243,7 @@ fn find(model: &Path) -> Result<PathBuf> {
 pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, OpenDevice)> {
     let arguments = arguments.clone();
     spawn_blocking(move || {
-        let device = device::open(arguments.device, arguments.allow_software)?;
-        // Not inside the macro: that evaluates nothing unless the line is logged.
-        let report = selftest::run(&device, Precision::F32)?;
-        tracing::debug!("self-test: {report}");
+        let device = arguments.open_device()?;
         let parts = arguments.files()?.open();
         let opened = parts.and_then(|parts| Pipeline::of(parts, &arguments.lora, &device.device));
         let pipeline = opened

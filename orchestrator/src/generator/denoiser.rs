@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 
-use super::failover::{Failover, Note, OnLoss, Terms};
+use super::failover::{Failover, Note, OnLoss, Terms, Told};
 use crate::error::Result;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
@@ -30,8 +30,8 @@ pub struct Denoiser {
     /// Who listens to what workers are sent, and to which.
     taps: Vec<(usize, Tap)>,
     /// The workers, if there are any, as the pictures so far left them.
-    roster: Option<Mutex<Roster>>,
-    accounts: Mutex<Accounts>,
+    roster: Option<Arc<Mutex<Roster>>>,
+    accounts: Arc<Mutex<Accounts>>,
 }
 
 /// What was done and seen, over all pictures.
@@ -63,14 +63,31 @@ impl Denoiser {
             policy: None,
             on_loss: OnLoss::default(),
             taps: Vec::new(),
-            roster: fleet.map(|fleet| Mutex::new(Roster::new(fleet))),
-            accounts: Mutex::default(),
+            roster: fleet.map(|fleet| Arc::new(Mutex::new(Roster::new(fleet)))),
+            accounts: Arc::default(),
         }
     }
 
     /// Keeps to `policy`, if there is one.
     pub fn under(self, policy: Option<Policy>) -> Self {
         Self { policy, ..self }
+    }
+
+    /// The same U-Net on the same workers by another setting, for pictures of another size: what becomes of the workers, and
+    /// the accounts, are of both.
+    pub fn by(&self, setting: Setting) -> Self {
+        // Nobody else's part of a U-Net that is computed here.
+        let workers = setting.scheme.needs_workers();
+        Self {
+            unet: self.unet.clone(),
+            setting,
+            whole: self.whole.clone(),
+            policy: self.policy.clone(),
+            on_loss: self.on_loss,
+            taps: Vec::new(),
+            roster: self.roster.clone().filter(|_| workers),
+            accounts: self.accounts.clone(),
+        }
     }
 
     /// Does `on_loss` when a worker is lost.
@@ -113,7 +130,7 @@ impl Denoiser {
         conditioning: Conditioning,
         calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
     ) -> Result<T> {
-        let note = Box::new(|_: &[Shown]| Ok(()));
+        let note = Box::new(|_: Told<'_>| Ok(()));
         self.predict_on(weights, conditioning, Vec::new(), note, calls)
     }
 

@@ -41,9 +41,18 @@ pub enum OnLoss {
 /// Makes the whole U-Net ready here.
 pub type Home<'a> = &'a dyn Fn() -> Result<Whole>;
 
-/// Hears what the sessions that are opened next will have shown, with those before of the same picture; before anything is
-/// sent.
-pub type Note<'a> = Box<dyn FnMut(&[Shown]) -> Result<()> + 'a>;
+/// What is told of a picture's workers while it is made.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// Sessions are about to be opened, and nothing is sent yet: what they will have shown, with those before of the same
+    /// picture.
+    Opening(&'a [Shown]),
+    /// A worker was lost, and how it went on.
+    WentOn(&'a str),
+}
+
+/// Hears what is told.
+pub type Note<'a> = Box<dyn FnMut(Told<'_>) -> Result<()> + 'a>;
 
 /// What is computed, and under which conditions.
 #[derive(Clone, Copy)]
@@ -229,7 +238,7 @@ impl<'a> Failover<'a> {
             provider: worker.provider.clone(),
             seen,
         });
-        (self.note)(&before.chain(next).collect::<Vec<_>>())?;
+        (self.note)(Told::Opening(&before.chain(next).collect::<Vec<_>>()))?;
         let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
         // The first call does the most.
         let [first, _] = setting.first_calls(unet, config.workers.len())?;
@@ -257,10 +266,15 @@ impl<'a> Failover<'a> {
         })?;
         let [batch, ..] = self.terms.setting.sizes.latents;
         self.current = Some(at_home(self.terms.unet, whole.of_entries(0, batch)));
-        tracing::warn!(
+        self.went_on(&format!(
             "{error}; went on at home, where nobody else computes (--on-loss fewer would have ended it)"
-        );
-        Ok(())
+        ))
+    }
+
+    /// Says how it went on.
+    fn went_on(&mut self, how: &str) -> Result<()> {
+        tracing::warn!("{how}");
+        (self.note)(Told::WentOn(how))
     }
 
     /// Begins again after `error`, with the worker that it is of if that is back, else without; `changes`
@@ -277,9 +291,8 @@ impl<'a> Failover<'a> {
             *changes -= 1;
             match self.begin() {
                 Ok(()) => {
-                    tracing::warn!("{error}; it is back");
                     self.came_back.push(lost);
-                    return Ok(());
+                    return self.went_on(&format!("{error}; it is back"));
                 }
                 // The first word on it says more.
                 Err(again) if again.lost_worker() == error.lost_worker() => {}
@@ -330,8 +343,7 @@ impl<'a> Failover<'a> {
             match self.begin() {
                 Ok(()) => {
                     let left = self.roster.config().workers.len();
-                    tracing::warn!("{before}{error}; went on with {left} workers");
-                    return Ok(());
+                    return self.went_on(&format!("{before}{error}; went on with {left} workers"));
                 }
                 Err(next) if next.lost_worker().or(next.useless_worker()).is_some() => {
                     before += &format!("{error}; ");

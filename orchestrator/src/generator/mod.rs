@@ -29,7 +29,7 @@ use crate::picture::Picture;
 use crate::pipeline::{Pipeline, Reached, Sampling, Start, Step, go_on};
 use crate::schemes::{Predictor, Setting};
 use denoiser::{Denoiser, lock};
-use failover::OnLoss;
+use failover::{OnLoss, Told};
 
 /// What all pictures share.
 pub struct Generator {
@@ -190,7 +190,11 @@ impl Generator {
             begun: Begun { predictions, shown },
         } = request;
         let hear = RefCell::new(hear);
-        let note = Box::new(|shown: &[Shown]| go_on(hear.borrow_mut()(Event::Opening(shown))));
+        let note = Box::new(|told: Told<'_>| match told {
+            Told::Opening(shown) => go_on(hear.borrow_mut()(Event::Opening(shown))),
+            // The log has it.
+            Told::WentOn(_) => Ok(()),
+        });
         let calls = |predictor: &mut dyn Predictor| {
             let mut watch =
                 |step: Step, reached: Reached<'_>| hear.borrow_mut()(Event::Step(step, reached));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lacuna_model::device::OpenDevice;
+use lacuna_model::unet::UNet;
 use lacuna_model::weights::Weights;
 use lacuna_worker::Model;
 use tokio::task::spawn_blocking;
@@ -47,7 +48,7 @@ pub struct Ready {
     pub setting: Setting,
     /// Who computes, where that is anybody else.
     pub fleet: Option<FleetConfig>,
-    /// What loading the whole U-Net took, where that was needed.
+    /// What loading the whole U-Net took, where that was needed, and starting workers here.
     pub loading: Duration,
     whole: Option<Weights>,
     local: Option<LocalWorkers>,
@@ -55,9 +56,51 @@ pub struct Ready {
 
 /// Workers to start in this process where nobody says how many: as many as is usual and latents of `rows` have rows
 /// for.
-pub fn default_workers(scheme: &dyn Scheme, pipeline: &Pipeline, rows: usize) -> usize {
-    let most = scheme.most_workers(pipeline.unet(), rows);
-    scheme.usual_workers().min(most)
+pub fn default_workers(scheme: &dyn Scheme, unet: &UNet, rows: usize) -> usize {
+    scheme.usual_workers().min(scheme.most_workers(unet, rows))
+}
+
+/// Who computes where nobody else was given: this process.
+#[derive(Default)]
+pub struct Own {
+    /// The whole U-Net's weights.
+    pub whole: Option<Weights>,
+    /// Workers of one's own, which live as long as this, where the scheme needs some.
+    pub local: Option<LocalWorkers>,
+}
+
+impl Own {
+    /// Loads the `unet`, unless it is loaded as `whole`, and starts as many workers as are asked for, or as many as is usual,
+    /// for latents of `[B, H, W]`.
+    ///
+    /// # Errors
+    /// As [`load_whole`] and [`LocalWorkers::start`].
+    pub async fn start(
+        unet: &Arc<UNetSource>,
+        whole: Option<Weights>,
+        device: &OpenDevice,
+        scheme: &dyn Scheme,
+        workers: Option<usize>,
+        latents: [usize; 3],
+    ) -> Result<Self> {
+        let weights = match whole {
+            Some(whole) => whole,
+            None => load_whole(unet).await?,
+        };
+        let local = match scheme.needs_workers() {
+            true => {
+                let [_, rows, _] = latents;
+                let n = workers.unwrap_or_else(|| default_workers(scheme, unet.layers(), rows));
+                let model = Arc::new(Model::new(unet.layers().clone(), weights.clone()));
+                Some(LocalWorkers::start(n, &model, device, latents).await?)
+            }
+            false => None,
+        };
+        Ok(Self {
+            whole: Some(weights),
+            local,
+        })
+    }
 }
 
 impl Order {
@@ -77,22 +120,16 @@ impl Order {
             workers,
         } = self;
         let start = Instant::now();
-        let whole = match (whole, &fleet) {
-            (Some(whole), _) => Some(whole),
-            (None, Some(_)) => None,
-            (None, None) => Some(load_whole(pipeline.source()).await?),
-        };
-        let loading = start.elapsed();
         let [_, _, rows, columns] = shape;
         let latents = [sampling.batch(), rows, columns];
-        let local = match (&whole, &fleet) {
-            (Some(weights), None) if scheme.needs_workers() => {
-                let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
-                let n = workers.unwrap_or_else(|| default_workers(&*scheme, &pipeline, rows));
-                Some(LocalWorkers::start(n, &model, &device, latents).await?)
+        let Own { whole, local } = match fleet {
+            Some(_) => Own { whole, local: None },
+            None => {
+                let unet = pipeline.source();
+                Own::start(unet, whole, &device, &*scheme, workers, latents).await?
             }
-            _ => None,
         };
+        let loading = start.elapsed();
         let setting = Setting::new(scheme, pipeline.unet(), latents, pipeline.tokens());
         let setting = setting.adapted(pipeline.adapts_unet());
         let setting = setting.of_calls(pipeline.calls(&sampling)?);

@@ -15,7 +15,7 @@ use burn::tensor::Device;
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::UNet;
 use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
-use lacuna_model::whole::Conditioning;
+use lacuna_model::whole::{Conditioning, Guidance};
 use lacuna_wire::HostTensor;
 
 use crate::corrections;
@@ -237,7 +237,7 @@ impl Pipeline {
         let text = &self.text;
         let conditioning = text.encode(prompt, sampling.guided(), size, &self.device)?;
         Ok(Conditioning {
-            guidance: sampling.embedded.then_some(sampling.guidance),
+            guidance: (sampling.embedded).then_some(Guidance::Scale(sampling.guidance)),
             ..conditioning
         })
     }

@@ -1,9 +1,53 @@
 //! What will be shown to whom, in words, before it is.
 
+use lacuna_model::unet::UNet;
 use lacuna_shares::precision::WORKERS;
 
 use super::ledger::{Ledger, SLACK, View};
 use super::{PRIVATE, Policy};
+use crate::error::Result;
+use crate::fleet::config::FleetConfig;
+use crate::schemes::Setting;
+
+/// A run that is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// What the run keeps to.
+    pub policy: &'a Policy,
+    /// Who computes.
+    pub fleet: &'a FleetConfig,
+    /// Whether there are adapters, be they of the U-Net or of text encoders alone.
+    pub adapted: bool,
+    /// Whether workers may be reached in plain.
+    pub insecure: bool,
+}
+
+impl Run<'_> {
+    /// What is about to be done by `setting`, and what each provider will see, in lines.
+    ///
+    /// # Errors
+    /// As [`Ledger::foresee`].
+    pub fn foretell(&self, unet: &UNet, setting: &Setting) -> Result<Vec<String>> {
+        let ledger = Ledger::foresee(unet, setting, self.fleet, &[])?;
+        let quality = match setting.scheme.promised_psnr() {
+            None => "the uncut picture".to_owned(),
+            Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
+        };
+        let label = setting.scheme.label();
+        let title = format!("{label} ({quality}); policy {}", self.policy.file.display());
+        let seen = foretell(&ledger, self.policy, &Policy::private()?);
+        let apart = setting.scheme.apart(unet, &setting.sizes)?;
+        // Where they do not, it is said with what else will be seen.
+        let stay = self.adapted && (!setting.adapted || apart.is_some());
+        let adapters = stay.then(|| "the adapters (--lora) stay with you".to_owned());
+        let heard = (self.insecure && !self.fleet.is_own()).then(|| {
+            "--insecure: whoever listens on the way to all workers has what all of them have"
+                .to_owned()
+        });
+        let lines = std::iter::once(title).chain(seen);
+        Ok(lines.chain(adapters).chain(heard).collect())
+    }
+}
 
 /// A line on what each provider will see, and one on what `policy` gives away beyond `private`, if it does;
 /// nothing where there is no provider.

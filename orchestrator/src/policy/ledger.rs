@@ -52,6 +52,17 @@ pub struct View {
 }
 
 impl View {
+    /// Counts other pictures in, of which the most that was seen of one counts.
+    fn add(&mut self, other: &Self) {
+        self.pictures += other.pictures;
+        self.rows = self.rows.max(other.rows);
+        self.rows_with_halo = self.rows_with_halo.max(other.rows_with_halo);
+        self.keys_and_values = self.keys_and_values.max(other.keys_and_values);
+        for (most, part) in self.tiles.iter_mut().zip(other.tiles) {
+            *most = most.max(part);
+        }
+    }
+
     /// Whether there is nothing of the picture in it.
     pub fn is_of_nothing(&self) -> bool {
         self.rows <= SLACK
@@ -144,17 +155,23 @@ impl Ledger {
         }
         for tallies in pictures {
             for (provider, of_one) in Self::new(setting, tallies.iter().map(shown)).providers {
-                let view = all.providers.entry(provider).or_default();
-                view.pictures += 1;
-                view.rows = view.rows.max(of_one.rows);
-                view.rows_with_halo = view.rows_with_halo.max(of_one.rows_with_halo);
-                view.keys_and_values = view.keys_and_values.max(of_one.keys_and_values);
-                for (most, part) in view.tiles.iter_mut().zip(of_one.tiles) {
-                    *most = most.max(part);
-                }
+                all.providers.entry(provider).or_default().add(&of_one);
             }
         }
         all
+    }
+
+    /// Adds what other pictures than those in it have shown.
+    pub fn add(&mut self, others: Self) {
+        for (provider, of_others) in others.providers {
+            let view = self.providers.entry(provider).or_default();
+            view.add(&of_others);
+            view.workers = view.workers.max(of_others.workers);
+            view.latents |= of_others.latents;
+            view.prompt |= of_others.prompt;
+            view.adapters |= of_others.adapters;
+            view.words.add(of_others.words);
+        }
     }
 
     /// `shown`: provider, address and what was seen, of each session.

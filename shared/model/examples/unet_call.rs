@@ -15,7 +15,7 @@ use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::host::OnDevice;
 use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::{AddedConditioning, Conditioning, Whole};
+use lacuna_model::whole::{AddedConditioning, Conditioning, Guidance, Whole};
 use lacuna_wire::HostTensor;
 
 #[global_allocator]
@@ -93,7 +93,7 @@ fn conditioning(unet: &UNet, opened: &OpenDevice) -> lacuna_model::Result<Condit
     };
     Ok(Conditioning {
         added,
-        guidance: unet.time.guidance.is_some().then_some(5.0),
+        guidance: unet.time.guidance.is_some().then_some(Guidance::Scale(5.0)),
         ..Conditioning::of_text(context)
     })
 }

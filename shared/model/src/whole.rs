@@ -19,7 +19,32 @@ pub struct Conditioning {
     /// SDXL's second input.
     pub added: Option<AddedConditioning>,
     /// The guidance scale, for a model that takes it as an input.
-    pub guidance: Option<f32>,
+    pub guidance: Option<Guidance>,
+}
+
+/// A guidance scale as an input of the U-Net.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Guidance {
+    /// The scale.
+    Scale(f32),
+    /// What became of it elsewhere, `[time_cond_proj_dim]`, as [`TimeEmbedding::guidance_embedding`] makes it.
+    Embedding(Vec<f32>),
+}
+
+impl Guidance {
+    /// Its embedding, of so many channels.
+    ///
+    /// # Errors
+    /// [`Error::Conditioning`] for an embedding of another width.
+    fn embedding(self, channels: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Scale(scale) => Ok(TimeEmbedding::guidance_embedding(scale, channels)),
+            Self::Embedding(values) if values.len() == channels => Ok(values),
+            Self::Embedding(_) => Err(Error::Conditioning(
+                "the guidance scale's embedding is not as wide as time_cond_proj_dim says",
+            )),
+        }
+    }
 }
 
 impl Conditioning {
@@ -84,7 +109,7 @@ impl Whole {
                 pooled: added.pooled.clone().narrow(0, start, len),
                 sizes: added.sizes.iter().skip(start).take(len).copied().collect(),
             }),
-            guidance: all.guidance,
+            guidance: all.guidance.clone(),
         });
         Self {
             conditioning,
@@ -300,11 +325,12 @@ impl Executor for Whole {
         };
         let mut sinusoid = row(layer.sinusoid(timestep, layer.channels));
         if let Some(project) = &layer.guidance {
-            let scale = self.conditioning.as_ref().and_then(|c| c.guidance);
-            let scale = scale.ok_or(Error::Conditioning(
+            let known = self.conditioning.as_ref();
+            let guidance = known.and_then(|known| known.guidance.clone());
+            let guidance = guidance.ok_or(Error::Conditioning(
                 "the model wants the guidance scale (time_cond_proj_dim)",
             ))?;
-            let embedding = row(TimeEmbedding::guidance_embedding(scale, project.d_in));
+            let embedding = row(guidance.embedding(project.d_in)?);
             sinusoid = sinusoid + self.apply(project, embedding)?;
         }
         let h = self.apply(&layer.linear_1, sinusoid)?;

@@ -2,6 +2,7 @@
 //! elsewhere.
 
 pub mod audit;
+mod before;
 pub mod bench;
 pub mod cost;
 pub mod eval;
@@ -9,4 +10,5 @@ pub mod generate;
 pub mod metrics;
 pub mod models;
 pub mod plan;
+pub mod unet;
 pub mod workers;

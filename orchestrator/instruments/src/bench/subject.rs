@@ -10,7 +10,7 @@ use lacuna_model::device::{self, OpenDevice};
 use lacuna_model::host::OnDevice;
 use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::weights::Weights;
-use lacuna_model::whole::{AddedConditioning, Conditioning};
+use lacuna_model::whole::{AddedConditioning, Conditioning, Guidance};
 use lacuna_wire::HostTensor;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -206,7 +206,7 @@ impl Subject {
         let conditioning = Conditioning {
             context: context.into_device(device)?,
             added,
-            guidance: unet.time.guidance.is_some().then_some(GUIDANCE),
+            guidance: (unet.time.guidance.is_some()).then_some(Guidance::Scale(GUIDANCE)),
         };
         Ok(Self {
             latents,

@@ -91,7 +91,7 @@ impl Maker {
         let unet = self.pipeline.unet();
         let given = self.fleet.as_ref().map(|fleet| fleet.workers.len());
         let n = arm.options.workers.or(given).or(self.local_workers);
-        let n = n.unwrap_or_else(|| default_workers(&*arm.scheme, &self.pipeline, rows));
+        let n = n.unwrap_or_else(|| default_workers(&*arm.scheme, self.pipeline.unet(), rows));
         let most = given.unwrap_or(MAX_WORKERS);
         if n == 0 || n > most {
             return Err(refuse(format!("{n} workers, from 1 to {most} can be had")));

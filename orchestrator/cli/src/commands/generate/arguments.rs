@@ -12,7 +12,7 @@ use lacuna_orchestrator::arguments::scheme::SchemeArguments;
 use lacuna_orchestrator::arguments::size::PictureSize;
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
-use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::error::Result;
 use lacuna_orchestrator::generator::failover::OnLoss;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::Outputs;
@@ -103,25 +103,6 @@ impl Arguments {
         let words = self.prompt.as_deref().or(self.words.as_deref());
         words.unwrap_or_default()
     }
-
-    /// Where nobody else computes, nothing is asked of workers or of the way to them.
-    pub(super) fn check_workers(&self) -> Result<()> {
-        let flags = [
-            ("--fleet", self.workers.file().is_some()),
-            ("--workers", self.workers.number().is_some()),
-            ("--insecure", self.terms.way.insecure),
-            ("--measure", self.compute.measure),
-        ];
-        match flags.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) if !self.scheme.scheme.can_use_workers() => {
-                Err(Error::Request(format!(
-                    "{flag}: the scheme {} has no workers; leave it out",
-                    self.scheme.scheme.name()
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// What can be refused before anything is loaded. Gives the files that will be written.
@@ -129,7 +110,11 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
     limits::check("--count", arguments.count, limits::PICTURES)?;
     limits::check("--parallel", arguments.parallel, limits::AT_A_TIME)?;
     arguments.workers.check()?;
-    arguments.check_workers()?;
+    let (scheme, way) = (&*arguments.scheme.scheme, &arguments.terms.way);
+    let measure = arguments.compute.measure;
+    arguments
+        .workers
+        .check_used(scheme, way.insecure, measure)?;
     arguments.sampling.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;

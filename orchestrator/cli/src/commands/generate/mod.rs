@@ -1,7 +1,6 @@
 //! `lacuna generate`: a prompt to pictures.
 
 mod arguments;
-mod before;
 mod kept;
 mod noises;
 mod picture;
@@ -13,14 +12,15 @@ use lacuna_model::memory;
 use lacuna_model::whole::Conditioning;
 use tokio::task::spawn_blocking;
 
+use super::before::{Before, OWN_FLEET};
 pub use arguments::Arguments;
 use arguments::check;
-use before::Before;
 use lacuna_orchestrator::arguments::model::load;
 use lacuna_orchestrator::generator::order::Order;
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::output::write_whole;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::policy::foretold;
 use lacuna_orchestrator::report::Report;
 use noises::Noises;
 use picture::Run;
@@ -89,19 +89,22 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let setting = match (&policy, &ready.fleet) {
         (Some(policy), Some(fleet)) => {
             let before = Before {
-                arguments: &arguments,
-                pipeline: &ready.pipeline,
-                sampling: &ready.sampling,
+                unet: ready.pipeline.source(),
                 device: &users,
-                policy,
-                fleet,
+                compute: &arguments.compute,
+                link: &arguments.speed,
+                run: foretold::Run {
+                    policy,
+                    fleet,
+                    adapted: !arguments.model.lora.is_empty(),
+                    insecure: arguments.terms.way.insecure,
+                },
+                calls: ready.pipeline.calls(&ready.sampling)?,
             };
-            before.settle(ready.setting.clone(), &console).await?
+            before.settle(ready.setting.clone(), &console).await?.0
         }
         (None, Some(_)) if given => {
-            console.line(
-                "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private",
-            );
+            console.line(OWN_FLEET);
             ready.setting.clone()
         }
         _ => ready.setting.clone(),

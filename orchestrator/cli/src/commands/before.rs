@@ -6,40 +6,40 @@ use burn::tensor::Device;
 use lacuna_model::device::is_cpu;
 use tokio::task::spawn_blocking;
 
-use super::arguments::Arguments;
+use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::cost::time::{Source, Speeds};
 use lacuna_orchestrator::error::Result;
-use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::memory;
 use lacuna_orchestrator::output::console::Console;
-use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
-use lacuna_orchestrator::policy::Policy;
-use lacuna_orchestrator::policy::foretold::foretell;
-use lacuna_orchestrator::policy::ledger::Ledger;
+use lacuna_orchestrator::policy::foretold::Run;
 use lacuna_orchestrator::policy::plan::choose;
 use lacuna_orchestrator::policy::ways::{Question, Way, all_schemes, best, table, ways};
 use lacuna_orchestrator::schemes::Setting;
+use lacuna_orchestrator::unet_source::UNetSource;
+
+/// Said where a fleet is given and no policy holds.
+pub(super) const OWN_FLEET: &str = "all workers are on this machine, so nobody else's; if a tunnel leads to a provider, give --policy private";
 
 /// A run whose placement is to be settled.
 pub(super) struct Before<'a> {
-    /// What was asked for.
-    pub arguments: &'a Arguments,
-    /// The model.
-    pub pipeline: &'a Arc<Pipeline>,
-    /// How it samples.
-    pub sampling: &'a Sampling,
+    /// The U-Net.
+    pub unet: &'a Arc<UNetSource>,
     /// Where the user computes.
     pub device: &'a Device,
-    /// What the run must keep to.
-    pub policy: &'a Policy,
-    /// Who computes.
-    pub fleet: &'a FleetConfig,
+    /// What is said of the machines.
+    pub compute: &'a ComputeArguments,
+    /// What is said of the connection.
+    pub link: &'a SpeedArguments,
+    /// Who computes, and on which terms.
+    pub run: Run<'a>,
+    /// U-Net calls of a picture.
+    pub calls: usize,
 }
 
 impl Before<'_> {
-    /// The setting under the policy: planned where that is possible, checked in any case. Nothing has been
-    /// sent before the policy allows something, and before it is said what providers will see; then the connection is
-    /// measured, with zeros. Where workers are providers', says what a picture would take at home, too.
+    /// The setting under the policy: planned where that is possible, checked in any case; and how fast everything is.
+    /// Nothing has been sent before the policy allows something, and before it is said what providers will see; then the
+    /// connection is measured, with zeros. Where workers are providers', says what a picture would take at home, too.
     ///
     /// # Errors
     /// [`lacuna_orchestrator::Error::Policy`], naming the rule; those of measuring, where that is asked for.
@@ -47,25 +47,25 @@ impl Before<'_> {
         &self,
         setting: Setting,
         console: &Console,
-    ) -> anyhow::Result<Setting> {
-        let Self { arguments, .. } = self;
-        let (compute, link) = (&arguments.compute, &arguments.speed);
-        let mut speeds = compute.given(link, self.fleet)?;
+    ) -> anyhow::Result<(Setting, Speeds)> {
+        let Self { compute, link, .. } = self;
+        let fleet = self.run.fleet;
+        let mut speeds = compute.given(link, fleet)?;
         // Refused now, rather than after measuring.
         let first = self.permitted(&setting, &speeds)?;
         let foreseen = self.foreseen(&first)?;
         tell(&foreseen, console);
-        let foreign = !self.fleet.is_own();
+        let foreign = !fleet.is_own();
         if foreign {
-            let (compute, link, fleet) = (compute.clone(), link.clone(), self.fleet.clone());
-            let (device, pipeline) = (self.device.clone(), self.pipeline.clone());
+            let (compute, link, fleet) = ((*compute).clone(), (*link).clone(), fleet.clone());
+            let (device, unet) = (self.device.clone(), self.unet.clone());
             let sizes = setting.sizes;
-            let here = move || compute.here(&link, &fleet, &device, pipeline.unet(), &sizes);
+            let here = move || compute.here(&link, &fleet, &device, unet.layers(), &sizes);
             speeds = spawn_blocking(here).await??;
         }
         if compute.measure || (foreign && speeds.sources.link == Source::Assumed) {
             // A worker that does not answer is for the run to deal with: it may have a spare.
-            match speeds.clone().refine(self.fleet).await {
+            match speeds.clone().refine(fleet).await {
                 Ok(measured) => speeds = measured,
                 Err(error) => tracing::warn!("the connection is not measured: {error}"),
             }
@@ -79,38 +79,21 @@ impl Before<'_> {
         if foreign {
             self.compare(&settled, &speeds, console)?;
         }
-        Ok(settled)
+        Ok((settled, speeds))
     }
 
     fn permitted(&self, setting: &Setting, speeds: &Speeds) -> Result<Setting> {
-        let unet = self.pipeline.unet();
-        Ok(choose(unet, self.policy, setting, self.fleet, speeds)?.setting)
+        let Run { policy, fleet, .. } = self.run;
+        Ok(choose(self.unet.layers(), policy, setting, fleet, speeds)?.setting)
     }
 
-    /// What is about to be done, and what each provider will see, in lines.
     fn foreseen(&self, setting: &Setting) -> Result<Vec<String>> {
-        let ledger = Ledger::foresee(self.pipeline.unet(), setting, self.fleet, &[])?;
-        let title = format!(
-            "{}; policy {}",
-            this_run(setting),
-            self.policy.file.display()
-        );
-        let seen = foretell(&ledger, self.policy, &Policy::private()?);
-        let apart = setting.scheme.apart(self.pipeline.unet(), &setting.sizes)?;
-        // Where they do not, it is said with what else will be seen.
-        let stay = !self.arguments.model.lora.is_empty() && (!setting.adapted || apart.is_some());
-        let adapters = stay.then(|| "the adapters (--lora) stay with you".to_owned());
-        let heard = (self.arguments.terms.way.insecure && !self.fleet.is_own()).then(|| {
-            "--insecure: whoever listens on the way to all workers has what all of them have"
-                .to_owned()
-        });
-        let lines = std::iter::once(title).chain(seen);
-        Ok(lines.chain(adapters).chain(heard).collect())
+        self.run.foretell(self.unet.layers(), setting)
     }
 
     /// What a picture takes by this and by the other ways.
     fn compare(&self, setting: &Setting, speeds: &Speeds, console: &Console) -> Result<()> {
-        let (unet, fleet, policy) = (self.pipeline.unet(), self.fleet, self.policy);
+        let Run { policy, fleet, .. } = self.run;
         // A row for each scheme; of the run's own the one that it takes.
         let own = setting.scheme.name();
         let mut schemes = all_schemes();
@@ -119,14 +102,14 @@ impl Before<'_> {
             schemes.insert(at, setting.scheme.clone());
         }
         let mut ways = ways(&Question {
-            unet,
+            unet: self.unet.layers(),
             policy,
             schemes,
             sizes: setting.sizes,
             adapted: setting.adapted,
             fleet,
             speeds,
-            calls: self.pipeline.calls(self.sampling)?,
+            calls: self.calls,
             memory: is_cpu(self.device).then(memory::available).flatten(),
         })?;
         // What is not allowed is `lacuna plan`'s to tell; this run and home are told in any case.
@@ -141,15 +124,6 @@ impl Before<'_> {
         }
         Ok(())
     }
-}
-
-/// What is about to be done, in a few words.
-fn this_run(setting: &Setting) -> String {
-    let quality = match setting.scheme.promised_psnr() {
-        None => "the uncut picture".to_owned(),
-        Some(db) => format!("{db:.0} dB at least from the uncut picture, by the demo model"),
-    };
-    format!("{} ({quality})", setting.scheme.label())
 }
 
 fn tell(lines: &[String], console: &Console) {
