@@ -284,6 +284,7 @@ async fn the_house_takes_it_as_it_takes_its_own() {
             levels: unet.levels(),
             tokens,
         },
+        adapted: false,
     };
 
     // It is foreseen, and refused by a policy that forbids what it shows.
