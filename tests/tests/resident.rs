@@ -234,6 +234,7 @@ async fn the_bytes_are_those_that_were_promised() {
                 levels: 0,
                 tokens: 77,
             },
+            adapted: false,
         };
         let promised = promise(setting, n);
         let calls = golden.host("pipe.timesteps").data.len();
@@ -274,9 +275,13 @@ fn promise(setting: Setting, workers: usize) -> [Count; 2] {
         ..setting.sizes
     };
     let scheme = setting.scheme;
-    Setting { scheme, sizes }
-        .first_calls(&unet, workers)
-        .unwrap()
+    Setting {
+        scheme,
+        sizes,
+        adapted: false,
+    }
+    .first_calls(&unet, workers)
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
