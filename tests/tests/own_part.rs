@@ -80,6 +80,7 @@ fn user_parameters(unet: &UNet, [scheme, attention, prompt]: [&str; 3]) -> Vec<P
             levels: unet.levels(),
             tokens: 77,
         },
+        adapted: false,
     };
     setting.user_parameters(unet).unwrap()
 }

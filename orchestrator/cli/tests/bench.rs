@@ -80,6 +80,7 @@ fn assert_row_as_counted(report: &Value, config: &Path) {
                 levels: unet.levels(),
                 tokens: TOKENS,
             },
+            adapted: false,
         };
         let workers = row["workers"].as_u64().unwrap() as usize;
         let count = setting.count(&unet, workers).unwrap();
