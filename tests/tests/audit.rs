@@ -80,6 +80,7 @@ async fn overhear(scheme: &str, self_attention: &str, prompt: &str) -> Overheard
                 levels: unet.levels(),
                 tokens,
             },
+            adapted: false,
         };
         let opened = setting.open(&config, pipeline.digest(), unet);
         let mut fleet = runtime.block_on(opened).unwrap();

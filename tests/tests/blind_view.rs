@@ -47,6 +47,7 @@ async fn tell(schemes: &'static [(&'static str, usize)]) -> Vec<Told> {
                 // Both halves of a guided step come in one message.
                 scheme: scheme(name, &[("lanes", "false")]),
                 sizes,
+                adapted: false,
             };
             of_scheme(&pipeline, &weights, &model, local.config(), &setting, *runs)
         };
