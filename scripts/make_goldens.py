@@ -25,6 +25,7 @@ PARTS = {
     "models": ("models", "write"),
     "large": ("models", "write_large"),
     "families": ("families", "write"),
+    "pictures-in": ("pictures_in", "write"),
     "one-file": ("one_file", "write"),
     "adapters": ("adapters", "write"),
     "variations": ("variations", "write"),

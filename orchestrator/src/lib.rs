@@ -7,6 +7,7 @@
 //! - [`family`]: what differs in how models are used.
 //! - [`text`]: prompt to tokens to embeddings.
 //! - [`noise`]: torch's random numbers.
+//! - [`init_image`]: pictures that others are made from.
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
@@ -44,6 +45,7 @@ pub mod error;
 pub mod family;
 pub mod fleet;
 pub mod generator;
+pub mod init_image;
 pub mod interrupt;
 pub mod limits;
 pub mod memory;

@@ -3,6 +3,7 @@
 //! - [`model`]: which model, and opening it.
 //! - [`size`]: of the picture, or of the latents of a model of which there is the config alone.
 //! - [`prompt`]: how a prompt is read.
+//! - [`init_image`]: which picture others are made from.
 //! - [`sampling`]: how pictures are sampled.
 //! - [`scheme`]: the scheme and its options.
 //! - [`fleet`]: the workers.
@@ -10,6 +11,7 @@
 //! - [`speed`]: how fast everything is.
 
 pub mod fleet;
+pub mod init_image;
 pub mod model;
 pub mod prompt;
 pub mod sampling;

@@ -62,6 +62,32 @@ impl VaeLayers {
         latents * std / self.scaling_factor + mean
     }
 
+    /// The inverse of [`Self::unscaled`], on latents `[1, C, H, W]`, in place.
+    pub fn scale(&self, latents: &mut [f32]) {
+        let factor = self.scaling_factor as f32;
+        latents.iter_mut().for_each(|x| *x *= factor);
+    }
+
+    /// The inverse of [`Self::unnormalised`], on latents `[1, C, H, W]`, in place.
+    pub fn normalise(&self, latents: &mut [f32]) {
+        let Some([mean, std]) = &self.mean_std else {
+            return self.scale(latents);
+        };
+        let factor = self.scaling_factor as f32;
+        let channel = latents.len() / mean.len();
+        let channels = latents.chunks_exact_mut(channel.max(1));
+        for (values, (mean, std)) in channels.zip(mean.iter().zip(std)) {
+            values
+                .iter_mut()
+                .for_each(|x| *x = (*x - mean) * factor / std);
+        }
+    }
+
+    /// Channels of the pictures that are encoded.
+    pub fn picture_channels(&self) -> usize {
+        self.encoder.conv_in.c_in
+    }
+
     /// Channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.decoder.conv_in.c_in
@@ -77,6 +103,16 @@ impl VaeLayers {
     pub fn least_memory(&self, pixels: usize) -> usize {
         let each = 2 * size_of::<f32>() * self.decoder.finest_channels();
         pixels.saturating_mul(each)
+    }
+
+    /// The parameters that [`Vae::encode`] takes.
+    pub fn of_encoding(&self) -> Vec<Parameter> {
+        let mut out = Vec::new();
+        self.encoder.parameters(&mut out);
+        if let Some(conv) = &self.quant_conv {
+            conv.parameters(&mut out);
+        }
+        out
     }
 
     /// The parameters that [`Vae::decode`] takes.
@@ -111,10 +147,7 @@ impl VaeConfig {
 
 impl Parameters for VaeLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
-        self.encoder.parameters(out);
-        if let Some(conv) = &self.quant_conv {
-            conv.parameters(out);
-        }
+        out.extend(self.of_encoding());
         out.extend(self.of_decoding());
     }
 }
@@ -177,6 +210,18 @@ impl Vae {
         let layers = stored.layers().clone();
         Ok(Self {
             weights: stored.load_part(&layers.of_decoding(), device)?,
+            layers,
+        })
+    }
+
+    /// Loads of it the part that encodes; to decode is then an error.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_encoder(stored: &Stored<VaeLayers>, device: &Device) -> Result<Self> {
+        let layers = stored.layers().clone();
+        Ok(Self {
+            weights: stored.load_part(&layers.of_encoding(), device)?,
             layers,
         })
     }

@@ -15,6 +15,7 @@ use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::checkpoint::{Checkpoint, Kept};
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::generator::{Begun, Event, Generator, Made, Request};
+use lacuna_orchestrator::init_image::InitImage;
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::output::console::{Console, note};
@@ -32,6 +33,8 @@ pub(super) struct Run {
     /// What the prompt became.
     conditioning: Conditioning,
     noises: Noises,
+    /// What pictures are made from, if that is another picture.
+    init_image: Option<InitImage>,
     checkpoint: Option<Checkpoint>,
     done: Mutex<BTreeMap<usize, Done>>,
 }
@@ -53,6 +56,7 @@ impl Run {
         generator: Generator,
         conditioning: Conditioning,
         noises: Noises,
+        init_image: Option<InitImage>,
         checkpoint: Option<Checkpoint>,
     ) -> Self {
         Self {
@@ -60,6 +64,7 @@ impl Run {
             generator,
             conditioning,
             noises,
+            init_image,
             checkpoint,
             done: Mutex::default(),
         }
@@ -78,7 +83,7 @@ impl Run {
         let Arguments {
             count, parallel, ..
         } = self.arguments;
-        let bar = Progress::new("step", count * self.generator.sampling.steps);
+        let bar = Progress::new("step", count * self.steps());
         let made = side_by_side(parallel, 0..count, |index| {
             self.picture(index, &bar, console)
         });
@@ -101,6 +106,13 @@ impl Run {
             );
         }
         Ok(())
+    }
+
+    /// Sampler steps that each picture takes: fewer than were asked for where it begins with another one.
+    fn steps(&self) -> usize {
+        let sampling = &self.generator.sampling;
+        let calls = self.generator.pipeline.calls(sampling);
+        calls.map_or(sampling.steps, |calls| calls.min(sampling.steps))
     }
 
     /// Of the `index`-th picture.
@@ -143,9 +155,14 @@ impl Run {
             ..
         } = &self.arguments;
         let mut rng = TorchRng::new(self.seed(index));
-        let noise = match self.noises.get(index) {
-            Some(noise) => noise,
-            None => draw_noise(&mut rng, self.noises.shape)?,
+        let noise = self.noises.get(index);
+        let (noise, origin) = match (&self.init_image, noise) {
+            (Some(image), noise) => {
+                let (noise, origin) = image.draw(&self.generator.pipeline, &mut rng, noise)?;
+                (noise, Some(origin))
+            }
+            (None, Some(noise)) => (noise, None),
+            (None, None) => (draw_noise(&mut rng, self.noises.shape)?, None),
         };
         let path = numbered(out, index, *count);
         let checkpoint = self.checkpoint.as_ref();
@@ -165,6 +182,7 @@ impl Run {
         let before = begun.predictions.len();
         let request = Request {
             begun,
+            origin,
             ..Request::new(self.conditioning.clone(), noise, rng)
         };
         let mut load = Duration::ZERO;
@@ -211,7 +229,7 @@ impl Run {
             "{} ({:.1} s for {} steps{before}, seed {})",
             path.display(),
             denoise.as_secs_f64(),
-            self.arguments.sampling.steps,
+            self.steps(),
             self.seed(index),
         ));
         self.done().insert(index, Done { path, load, decode });
@@ -251,6 +269,9 @@ impl Run {
             ("size", format!("{width}x{height}")),
             ("model", self.generator.pipeline.digest().to_owned()),
         ];
+        if let Some(from) = self.generator.sampling.from {
+            text.push(("strength", from.strength.to_string()));
+        }
         if !adapters.is_empty() {
             text.push(("lora", adapters.join(", ")));
         }
