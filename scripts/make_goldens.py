@@ -27,6 +27,7 @@ PARTS = {
     "families": ("families", "write"),
     "pictures-in": ("pictures_in", "write"),
     "one-file": ("one_file", "write"),
+    "previews": ("previews", "write"),
     "adapters": ("adapters", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),

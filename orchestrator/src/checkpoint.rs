@@ -445,6 +445,7 @@ mod tests {
         let reached = Reached {
             prediction: &values,
             latents: &values,
+            clean: &values,
         };
         checkpoint.keep_step(0, done, [1, 1, 2, 2], reached)
     }

@@ -11,6 +11,7 @@
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`preview`]: pictures of unfinished pictures.
 //! - [`unet_source`]: the U-Net, and where its weights come from.
 //! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
@@ -56,6 +57,7 @@ pub mod output;
 pub mod picture;
 pub mod pipeline;
 pub mod policy;
+pub mod preview;
 pub mod progress;
 pub mod report;
 pub mod schedulers;

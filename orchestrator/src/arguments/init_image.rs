@@ -27,6 +27,19 @@ pub struct InitImageArguments {
     pub mask: Option<PathBuf>,
 }
 
+/// Checks how far a picture may go from another one.
+///
+/// # Errors
+/// [`Error::Request`], naming the flag.
+pub fn check_strength(strength: f64) -> Result<()> {
+    match (0.0..=1.0).contains(&strength) {
+        true => Ok(()),
+        false => Err(Error::Request(format!(
+            "--strength {strength}: give a number from 0 to 1"
+        ))),
+    }
+}
+
 impl InitImageArguments {
     /// What can be refused before anything is read.
     ///
@@ -34,9 +47,7 @@ impl InitImageArguments {
     /// [`Error::Request`], naming the flag.
     pub fn check(&self) -> Result<()> {
         let refuse = |reason: String| Err(Error::Request(reason));
-        if let Some(strength) = self.strength.filter(|s| !(0.0..=1.0).contains(s)) {
-            return refuse(format!("--strength {strength}: give a number from 0 to 1"));
-        }
+        self.strength.map_or(Ok(()), check_strength)?;
         let alone = [
             ("--mask", self.mask.is_some()),
             ("--strength", self.strength.is_some()),

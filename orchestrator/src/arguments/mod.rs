@@ -5,6 +5,7 @@
 //! - [`prompt`]: how a prompt is read.
 //! - [`init_image`]: which picture others are made from.
 //! - [`sampling`]: how pictures are sampled.
+//! - [`preview`]: pictures of unfinished pictures.
 //! - [`scheme`]: the scheme and its options.
 //! - [`fleet`]: the workers.
 //! - [`terms`]: what they may see, and how they may be reached.
@@ -13,6 +14,7 @@
 pub mod fleet;
 pub mod init_image;
 pub mod model;
+pub mod preview;
 pub mod prompt;
 pub mod sampling;
 pub mod scheme;

@@ -25,7 +25,7 @@ use crate::limits;
 use crate::model::{ModelFiles, ModelParts};
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, Begin, Scheduler, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::text::{Prompt, TextEncoders};
 use crate::unet_source::UNetSource;
 use crate::vae::{Vae, VaeLayers};
@@ -258,6 +258,13 @@ impl Pipeline {
     pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
         let scheduler = self.scheduler(sampling)?;
         Ok(scheduler.timesteps().len() - scheduler.first())
+    }
+
+    /// What the network's output means.
+    fn prediction(&self, sampling: &Sampling) -> Result<PredictionType> {
+        let chosen = sampling.scheduler.is_some();
+        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
+        Ok(config.prediction_type()?)
     }
 
     /// The scheduler of one picture.

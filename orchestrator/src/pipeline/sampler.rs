@@ -150,6 +150,8 @@ pub struct Reached<'a> {
     pub prediction: &'a [f32],
     /// The latents after it, `[1, C, H, W]`.
     pub latents: &'a [f32],
+    /// The clean latents by this prediction alone, `[1, C, H, W]`: what the picture would be if this were the last step.
+    pub clean: &'a [f32],
 }
 
 impl Pipeline {
@@ -200,6 +202,7 @@ impl Pipeline {
             noise.iter().map(|x| x * sigma).collect()
         });
         let beside = origin.as_ref().map_or(&[][..], |origin| &origin.beside);
+        let prediction = self.prediction(sampling)?;
         let mut made = made.into_iter();
         for (i, &timestep) in timesteps.iter().enumerate().skip(first) {
             interrupt::check()?;
@@ -220,6 +223,7 @@ impl Pipeline {
                     }
                 }
             };
+            let mut clean = prediction.clean(scheduler.level(i), &output, &latents);
             latents = scheduler.step(i, &output, &latents, rng);
             if let Some(origin) = &origin {
                 let last = i + 1 == timesteps.len();
@@ -229,6 +233,7 @@ impl Pipeline {
                     scheduler.blended(i + 1)
                 };
                 origin.put_back(weights, &noise, &mut latents);
+                origin.put_back([1.0, 0.0], &noise, &mut clean);
             }
             check_range(&latents, "--guidance or the model's config is off")?;
             let step = Step {
@@ -240,6 +245,7 @@ impl Pipeline {
             let reached = Reached {
                 prediction: &output,
                 latents: &latents,
+                clean: &clean,
             };
             go_on(watch(step, reached))?;
         }

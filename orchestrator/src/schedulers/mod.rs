@@ -131,6 +131,20 @@ pub enum Begin {
     PictureOfTeacher(f64),
 }
 
+/// How many of `steps` sampler steps, the last ones, a picture takes that goes so far from another one, 0 to 1.
+///
+/// # Errors
+/// [`SchedulerError::NoSteps`].
+pub fn last_steps(steps: usize, strength: f64) -> Result<usize, SchedulerError> {
+    match (steps as f64 * strength) as usize {
+        0 => Err(SchedulerError::NoSteps {
+            steps,
+            least: 1.0 / steps as f64,
+        }),
+        last => Ok(last.min(steps)),
+    }
+}
+
 /// Builds a scheduler for one picture of `steps` sampler steps that begins with noise.
 ///
 /// `kind` may be another scheduler than the configuration's own. `eta` (0 to 1) is DDIM's and
@@ -172,12 +186,7 @@ pub fn build_from(
         Begin::Noise => (0, 1.0),
         Begin::PictureOfTeacher(strength) if kind.of_a_teacher() => (0, strength),
         Begin::Picture(strength) | Begin::PictureOfTeacher(strength) => {
-            let last = (steps as f64 * strength) as usize;
-            if last == 0 {
-                let least = 1.0 / steps as f64;
-                return Err(SchedulerError::NoSteps { steps, least });
-            }
-            (steps.saturating_sub(last), 1.0)
+            (steps.saturating_sub(last_steps(steps, strength)?), 1.0)
         }
     };
     use SchedulerKind as Kind;

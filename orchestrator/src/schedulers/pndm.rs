@@ -259,11 +259,6 @@ impl Scheduler for Pndm {
     }
 
     fn level(&self, i: usize) -> [f32; 2] {
-        let transfer = &self.calls[i].transfer;
-        [transfer.signal, transfer.noise]
-    }
-
-    fn blended(&self, i: usize) -> [f32; 2] {
         self.calls[i].told
     }
 

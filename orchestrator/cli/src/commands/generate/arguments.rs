@@ -8,6 +8,7 @@ use clap::Args;
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::init_image::InitImageArguments;
 use lacuna_orchestrator::arguments::model::{ModelArguments, check_model};
+use lacuna_orchestrator::arguments::preview::PreviewArguments;
 use lacuna_orchestrator::arguments::sampling::SamplingArguments;
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
 use lacuna_orchestrator::arguments::size::PictureSize;
@@ -56,6 +57,8 @@ pub struct Arguments {
     pub(super) size: PictureSize,
     #[command(flatten)]
     pub(super) init_image: InitImageArguments,
+    #[command(flatten)]
+    pub(super) preview: PreviewArguments,
     /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     #[arg(
         long,
@@ -137,11 +140,15 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
     arguments.check_workers()?;
     arguments.sampling.check()?;
     arguments.init_image.check()?;
+    arguments.preview.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;
     outputs.add_ending("--out", &arguments.out, count, "png")?;
     if let Some(path) = &arguments.save_latents {
         outputs.add("--save-latents", path, count)?;
+    }
+    if let Some(path) = &arguments.preview.preview {
+        outputs.add_ending("--preview", path, count, "png")?;
     }
     if let Some(path) = &arguments.report {
         outputs.add("--report", path, 1)?;
@@ -156,6 +163,10 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
         ("--latents", arguments.latents.as_deref()),
         ("--init-image", arguments.init_image.init_image.as_deref()),
         ("--mask", arguments.init_image.mask.as_deref()),
+        (
+            "--preview-decoder",
+            arguments.preview.preview_decoder.as_deref(),
+        ),
     ];
     for (flag, path) in inputs {
         path.into_iter().for_each(|path| outputs.reads(flag, path));

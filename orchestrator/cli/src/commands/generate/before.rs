@@ -106,12 +106,11 @@ impl Before<'_> {
         };
         // What is computed from the picture has its rows in it, whatever is painted.
         let given = self.arguments.init_image.init_image.is_some();
-        let of_image = (given && ledger.most().is_some_and(|view| !view.is_of_nothing())).then(
-            || {
+        let of_image =
+            (given && ledger.most().is_some_and(|view| !view.is_of_nothing())).then(|| {
                 "these are rows of the picture that you give (--init-image), too, where it is kept"
                     .to_owned()
-            },
-        );
+            });
         let heard = (self.arguments.terms.way.insecure && !self.fleet.is_own()).then(|| {
             "--insecure: whoever listens on the way to all workers has what all of them have"
                 .to_owned()

@@ -22,6 +22,7 @@ use lacuna_orchestrator::init_image::{Given, InitImage};
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::output::write_whole;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
+use lacuna_orchestrator::preview::Preview;
 use lacuna_orchestrator::report::Report;
 use noises::Noises;
 use picture::Run;
@@ -79,6 +80,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let noises = Noises::prepare(&arguments, &pipeline, given_image.as_ref())?;
     let digests = given_image.as_ref().map(|given| given.digests().clone());
     let conditioning = encode(&arguments, &sampling, noises.shape, &pipeline, &mut report).await?;
+    let preview = preview(&arguments, &pipeline).await?;
     let init_image = encode_image(given_image, noises.shape, &pipeline, &mut report).await?;
     let given = fleet.is_some();
     let users = device.device.clone();
@@ -130,6 +132,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         conditioning,
         noises,
         init_image,
+        preview,
         checkpoint,
     ));
     let (making, to) = (run.clone(), console.clone());
@@ -192,4 +195,17 @@ async fn encode_image(
     let encoded = spawn_blocking(move || InitImage::encode(&pipeline, given, shape)).await??;
     report.seconds.encode = start.elapsed().as_secs_f64();
     Ok(Some(encoded))
+}
+
+/// What shows pictures before they are finished, where that is asked for.
+async fn preview(
+    arguments: &Arguments,
+    pipeline: &Arc<Pipeline>,
+) -> anyhow::Result<Option<Preview>> {
+    if arguments.preview.preview.is_none() {
+        return Ok(None);
+    }
+    let (file, pipeline) = (arguments.preview.preview_decoder.clone(), pipeline.clone());
+    let preview = spawn_blocking(move || Preview::of(&pipeline, file.as_deref()));
+    Ok(Some(preview.await??))
 }

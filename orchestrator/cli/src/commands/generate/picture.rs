@@ -20,9 +20,11 @@ use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::output::console::{Console, note};
 use lacuna_orchestrator::output::numbered;
-use lacuna_orchestrator::pipeline::{Step, write_latents};
+use lacuna_orchestrator::pipeline::{Reached, Step, write_latents};
+use lacuna_orchestrator::preview::Preview;
 use lacuna_orchestrator::progress::Progress;
 use lacuna_orchestrator::side_by_side::side_by_side;
+use lacuna_wire::HostTensor;
 
 /// What all pictures of a run share.
 pub(super) struct Run {
@@ -35,6 +37,8 @@ pub(super) struct Run {
     noises: Noises,
     /// What pictures are made from, if that is another picture.
     init_image: Option<InitImage>,
+    /// Shows unfinished pictures.
+    preview: Option<Preview>,
     checkpoint: Option<Checkpoint>,
     done: Mutex<BTreeMap<usize, Done>>,
 }
@@ -57,6 +61,7 @@ impl Run {
         conditioning: Conditioning,
         noises: Noises,
         init_image: Option<InitImage>,
+        preview: Option<Preview>,
         checkpoint: Option<Checkpoint>,
     ) -> Self {
         Self {
@@ -65,6 +70,7 @@ impl Run {
             conditioning,
             noises,
             init_image,
+            preview,
             checkpoint,
             done: Mutex::default(),
         }
@@ -199,9 +205,10 @@ impl Run {
                 Event::Step(step, reached) => {
                     show(bar, *count, step);
                     let shape = self.noises.shape;
-                    checkpoint.map_or(Ok(()), |kept| {
+                    let kept = checkpoint.map_or(Ok(()), |kept| {
                         kept.keep_step(index, step.done, shape, reached)
-                    })
+                    });
+                    kept.and_then(|()| self.show_unfinished(index, step, reached))
                 }
                 // What was computed is not lost, should the decoder fail.
                 Event::Denoised(latents) => save_latents.as_ref().map_or(Ok(()), |path| {
@@ -234,6 +241,25 @@ impl Run {
         ));
         self.done().insert(index, Done { path, load, decode });
         Ok(())
+    }
+
+    /// Writes a preview, where one is wanted after this step.
+    ///
+    /// # Errors
+    /// As [`Preview::write`].
+    fn show_unfinished(&self, index: usize, step: Step, reached: Reached<'_>) -> Result<()> {
+        let arguments = &self.arguments.preview;
+        let (Some(preview), Some(path)) = (&self.preview, &arguments.preview) else {
+            return Ok(());
+        };
+        if step.done < step.of && !step.done.is_multiple_of(arguments.every()) {
+            return Ok(());
+        }
+        let latents = HostTensor::new(self.noises.shape, reached.clean.to_vec())?;
+        let [_, _, rows, columns] = self.noises.shape;
+        let pixels = self.generator.pipeline.pixels_per_latent();
+        let path = numbered(path, index, self.arguments.count);
+        preview.write(&path, latents, columns * pixels, rows * pixels)
     }
 
     /// The picture's parameters, for the PNG; none where they are not wanted.
