@@ -340,13 +340,23 @@ impl Pipeline {
         let noise = rng.randn(latents.mean.len());
         let distributions = latents.mean.iter().zip(&latents.std);
         let drawn = distributions.zip(noise);
-        let mut drawn: Vec<f32> = drawn.map(|((mean, std), x)| mean + std * x).collect();
+        self.scaled(drawn.map(|((mean, std), x)| mean + std * x).collect())
+    }
+
+    /// The most likely latents, `[1, C, H, W]`, as the U-Net has them.
+    pub fn most_likely(&self, latents: &Latents) -> Vec<f32> {
+        self.scaled(latents.mean.clone())
+    }
+
+    /// What the VAE encodes, as the U-Net has it. (The reference's pipeline for SDXL's inpainting leaves mean and standard deviation out
+    /// here, and not when it decodes.)
+    fn scaled(&self, mut latents: Vec<f32>) -> Vec<f32> {
         let layers = self.vae.layers();
         match self.family {
-            Family::StableDiffusionXl => layers.normalise(&mut drawn),
-            Family::StableDiffusion | Family::LatentConsistency => layers.scale(&mut drawn),
+            Family::StableDiffusionXl => layers.normalise(&mut latents),
+            Family::StableDiffusion | Family::LatentConsistency => layers.scale(&mut latents),
         }
-        drawn
+        latents
     }
 
     /// Latents `[1, C, H, W]` to a picture. The VAE's decoder is loaded for it.

@@ -1,4 +1,4 @@
-//! Colours by a linear map of the latents. Its weights are fitted to what the model's own VAE decodes, so every model has one.
+//! Colours by a linear map of the latents. Its weights are fitted to what the model's own VAE makes of colours, so every model has one.
 
 use lacuna_wire::HostTensor;
 
@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::noise::TorchRng;
 use crate::pipeline::Pipeline;
 
-/// Rows (and columns) of latents in a patch of one value, and of patches in the sample that is decoded.
+/// Rows (and columns) of latents in a patch of one colour, and of patches in the picture that is encoded.
 const PATCH: usize = 4;
 const PATCHES: usize = 6;
 
-/// What it is fitted to is drawn by this seed, so that previews of one model are alike.
+/// The colours are drawn by this seed, so that previews of one model are alike.
 const SEED: u64 = 0;
 
 /// A colour for each position of the latents.
@@ -20,45 +20,38 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Least squares over patches of latents of one value each, as the VAE of `pipeline` decodes them. Its decoder is loaded for that.
+    /// Least squares over patches of one colour each, as the VAE of `pipeline` encodes them. Its encoder is loaded for that.
     ///
     /// # Errors
-    /// As [`Pipeline::decode`].
+    /// As [`Pipeline::encode_image`].
     pub fn fit(pipeline: &Pipeline) -> Result<Self> {
-        let channels = pipeline.unet().latent_channels();
         let side = PATCH * PATCHES;
         let mut rng = TorchRng::new(SEED);
-        let drawn = rng.randn(channels * PATCHES * PATCHES);
-        let value = |i: usize| {
-            let (channel, at) = (i / (side * side), i % (side * side));
-            let patch = at / side / PATCH * PATCHES + at % side / PATCH;
-            drawn[channel * PATCHES * PATCHES + patch]
+        let mut drawn = || 2.0 * rng.below(255) as f32 / 255.0 - 1.0;
+        let patches: Vec<[f32; 3]> = (0..PATCHES * PATCHES)
+            .map(|_| std::array::from_fn(|_| drawn()))
+            .collect();
+        let colour_at = |row: usize, column: usize, colour: usize| {
+            patches[row / PATCH * PATCHES + column / PATCH][colour]
         };
-        let latents = (0..channels * side * side).map(value).collect();
-        let picture = pipeline.decode(HostTensor::new([1, channels, side, side], latents)?)?;
-        // The middle of each patch, where its neighbours count least.
         let pixels = pipeline.pixels_per_latent();
-        let inner = (PATCH - 2) * pixels;
-        let mean = |patch: usize, colour: usize| {
-            let plane = &picture.rgb[colour * picture.width * picture.height..];
-            let (top, left) = (patch / PATCHES * PATCH + 1, patch % PATCHES * PATCH + 1);
-            let rows = (0..inner).map(|y| (top * pixels + y) * picture.width + left * pixels);
-            let sum: f32 = rows
-                .map(|at| plane[at..at + inner].iter().sum::<f32>())
-                .sum();
-            // As the decoder gives it, in -1..1.
-            2.0 * f64::from(sum) / (inner * inner) as f64 - 1.0
+        let width = side * pixels;
+        let value = |i: usize| {
+            let (colour, at) = (i / (width * width), i % (width * width));
+            colour_at(at / width / pixels, at % width / pixels, colour)
         };
-        let known = |patch: usize| -> Vec<f64> {
-            let of = |channel: usize| f64::from(drawn[channel * PATCHES * PATCHES + patch]);
-            (0..channels).map(of).chain([1.0]).collect()
+        let picture = (0..3 * width * width).map(value).collect();
+        let picture = HostTensor::new([1, 3, width, width], picture)?;
+        let latents = pipeline.most_likely(&pipeline.encode_image(picture)?);
+        let known = |at: usize| -> Vec<f64> {
+            let channels = latents.iter().skip(at).step_by(side * side);
+            channels.map(|x| f64::from(*x)).chain([1.0]).collect()
         };
-        let patches: Vec<Vec<f64>> = (0..PATCHES * PATCHES).map(known).collect();
+        let positions: Vec<Vec<f64>> = (0..side * side).map(known).collect();
         let weights = std::array::from_fn(|colour| {
-            let colours: Vec<f64> = (0..patches.len())
-                .map(|patch| mean(patch, colour))
-                .collect();
-            least_squares(&patches, &colours)
+            let at = |at: usize| f64::from(colour_at(at / side, at % side, colour));
+            let colours: Vec<f64> = (0..side * side).map(at).collect();
+            least_squares(&positions, &colours)
         });
         Ok(Self { weights })
     }

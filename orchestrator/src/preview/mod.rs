@@ -28,7 +28,7 @@ pub enum Preview {
 }
 
 impl Preview {
-    /// By the tiny autoencoder in `file`, or else by a linear map, for which the VAE's decoder is loaded.
+    /// By the tiny autoencoder in `file`, or else by a linear map, for which the VAE's encoder is loaded.
     ///
     /// # Errors
     /// As [`Tiny::open`]; as [`Linear::fit`].

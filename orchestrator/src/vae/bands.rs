@@ -17,6 +17,11 @@ use lacuna_model::ops;
 use lacuna_model::weights::Weights;
 use lacuna_wire::HostTensor;
 
+use crate::memory;
+
+/// No map is held that is larger, and follows from another one.
+const MOST_HELD: usize = 1 << 31;
+
 /// How large maps may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -29,7 +34,8 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// As usual on the device of `weights`: where bands would go to it and back, only what may not fit is cut.
+    /// As usual on the device of `weights`: where bands would go to it and back, only what may not fit is cut. While two maps are made of a third, a
+    /// third of the memory that is free may be held.
     pub(super) fn of(weights: &Weights) -> Self {
         Self {
             bands: if is_cpu(weights.device()) {
@@ -37,8 +43,10 @@ impl Bounds {
             } else {
                 1 << 30
             },
-            held: 1 << 31,
-            band: 1 << 26,
+            held: memory::available().map_or(MOST_HELD, |free| {
+                (free / 3).clamp(1 << 28, MOST_HELD as u64) as usize
+            }),
+            band: 1 << 24,
         }
     }
 }
