@@ -73,6 +73,15 @@ pub struct Asked {
     pub scheduler: Option<String>,
     /// `[1, C, H, W]`.
     pub latents: [usize; 4],
+    /// Digest of the picture that pictures are made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_image: Option<String>,
+    /// Digest of its mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
+    /// How far they may go from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
 }
 
 impl Asked {
@@ -417,6 +426,9 @@ mod tests {
             eta: 0.0,
             scheduler: None,
             latents: [1, 1, 2, 2],
+            init_image: None,
+            mask: None,
+            strength: None,
         }
     }
 
@@ -433,6 +445,7 @@ mod tests {
         let reached = Reached {
             prediction: &values,
             latents: &values,
+            clean: &values,
         };
         checkpoint.keep_step(0, done, [1, 1, 2, 2], reached)
     }

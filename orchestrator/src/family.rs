@@ -33,8 +33,18 @@ impl Family {
 }
 
 /// The pipeline classes whose parts this program has.
-pub const PIPELINES: [(&str, Family); 3] = [
+pub const PIPELINES: [(&str, Family); 7] = [
     ("StableDiffusionPipeline", Family::StableDiffusion),
     ("StableDiffusionXLPipeline", Family::StableDiffusionXl),
     ("LatentConsistencyModelPipeline", Family::LatentConsistency),
+    ("StableDiffusionInpaintPipeline", Family::StableDiffusion),
+    (
+        "StableDiffusionXLInpaintPipeline",
+        Family::StableDiffusionXl,
+    ),
+    ("StableDiffusionImg2ImgPipeline", Family::StableDiffusion),
+    (
+        "LatentConsistencyModelImg2ImgPipeline",
+        Family::LatentConsistency,
+    ),
 ];

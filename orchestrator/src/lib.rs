@@ -7,9 +7,11 @@
 //! - [`family`]: what differs in how models are used.
 //! - [`text`]: prompt to tokens to embeddings.
 //! - [`noise`]: torch's random numbers.
+//! - [`init_image`]: pictures that others are made from.
 //! - [`schedulers`]: how noise is taken out of the latents.
 //! - [`vae`]: latents to picture and back.
 //! - [`picture`]: the decoder's output to a PNG file.
+//! - [`preview`]: pictures of unfinished pictures.
 //! - [`unet_source`]: the U-Net, and where its weights come from.
 //! - [`corrections`]: what the reference changes after it has read the files.
 //! - [`pipeline`]: all of these in a row.
@@ -44,6 +46,7 @@ pub mod error;
 pub mod family;
 pub mod fleet;
 pub mod generator;
+pub mod init_image;
 pub mod interrupt;
 pub mod limits;
 pub mod memory;
@@ -54,6 +57,7 @@ pub mod output;
 pub mod picture;
 pub mod pipeline;
 pub mod policy;
+pub mod preview;
 pub mod progress;
 pub mod report;
 pub mod schedulers;

@@ -56,6 +56,8 @@ pub struct Seconds {
     pub denoise: f64,
     /// Latents to pictures.
     pub decode: f64,
+    /// A picture that others are made from to latents.
+    pub encode: f64,
     /// Everything.
     pub total: f64,
 }

@@ -68,19 +68,26 @@ impl Journey {
 
     /// The prompts and settings of a golden file with the model in `model`.
     pub fn of(golden: &Golden, model: &Path) -> Self {
+        let flags = golden.case()["flags"].as_array().into_iter().flatten();
+        let flags: Vec<&str> = flags.map(|flag| flag.as_str().unwrap()).collect();
+        let pairs = flags.chunks(2);
+        pairs.fold(Self::bare(golden, model), |journey, pair| {
+            journey.with(pair[0], pair[1])
+        })
+    }
+
+    /// The same without the golden file's own flags.
+    pub fn bare(golden: &Golden, model: &Path) -> Self {
         let case = golden.case();
         let journey = Self {
             arguments: vec!["generate".into(), case["prompt"].as_str().unwrap().into()],
             folder: Arc::new(tempfile::tempdir().unwrap()),
         };
-        let flags = case["flags"].as_array().into_iter().flatten();
-        let mut flags: Vec<&str> = flags.map(|flag| flag.as_str().unwrap()).collect();
-        if let Some(negative) = case["negative_prompt"].as_str() {
-            flags.extend(["--negative-prompt", negative]);
-        }
-        let pairs = flags.chunks(2);
-        pairs
-            .fold(journey, |journey, pair| journey.with(pair[0], pair[1]))
+        let journey = match case["negative_prompt"].as_str() {
+            Some(negative) => journey.with("--negative-prompt", negative),
+            None => journey,
+        };
+        journey
             .with("--model", model)
             .with("--device", "cpu")
             .with("--steps", case["steps"].to_string())

@@ -104,10 +104,15 @@ impl ModelCopy {
     /// Changes the tensors of a weight file.
     pub fn change_tensors(&self, file: &str, change: impl FnOnce(&mut Tensors)) -> &Self {
         let path = self.dir.path().join(file);
-        let mut tensors = read_tensors(&path);
-        change(&mut tensors);
-        write_tensors(&path, &tensors);
+        Self::change_file(&path, &path, change);
         self
+    }
+
+    /// Writes the tensors of one weight file, changed, as another.
+    pub fn change_file(from: &Path, to: &Path, change: impl FnOnce(&mut Tensors)) {
+        let mut tensors = read_tensors(from);
+        change(&mut tensors);
+        write_tensors(to, &tensors);
     }
 
     /// Writes the tensors of a weight file in f32, times `factor`, as the file `to`.

@@ -239,3 +239,42 @@ async fn pictures_that_are_written_are_not_made_again() {
         assert!(latents(&files) == latents(&want), "{index}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_is_made_from_another_one_goes_on_to_the_same_bytes() {
+    let [first, second] = [worker().await, worker().await];
+    let pictures = tests::golden::golden_png("pictures").with_extension("");
+    let begun = tempfile::tempdir().unwrap();
+    let [image, mask] = ["photo.png", "mask.png"].map(|name| {
+        let path = begun.path().join(name);
+        std::fs::copy(pictures.join(name), &path).unwrap();
+        path
+    });
+    let journey = Journey::seeded(&Golden::load(MODEL))
+        .with_all("--scheme resident --steps 5 --strength 0.8 --on-loss fewer")
+        .with("--init-image", &image)
+        .with("--mask", &mask);
+    let want = undisturbed(&journey, &first.url, &second.url).await;
+    let folder = journey.file("run");
+    let urls = [&*first.url, &second.url];
+    let files = broken_off(&journey, urls, behind_two_steps(&want), &folder).await;
+    assert!(kept(&folder).contains(&"step-0002.safetensors".to_owned()));
+    journey.fleet(&two(&first.url, &second.url));
+    // With another picture, mask or strength it is another one.
+    for (flag, value, said) in [
+        ("--strength", PathBuf::from("0.6"), "its strength is 0.8"),
+        ("--init-image", mask.clone(), "its init image is"),
+        ("--mask", image.clone(), "its mask is"),
+    ] {
+        let error = resume(&folder, &[(flag, value)]).await.unwrap_err();
+        assert_names(&error, &[said, "other pictures"]);
+    }
+    let kept_away = begun.path().join("elsewhere.png");
+    std::fs::rename(&image, &kept_away).unwrap();
+    let error = resume(&folder, &[]).await.unwrap_err();
+    assert_names(&error, &["photo.png"]);
+    std::fs::rename(&kept_away, &image).unwrap();
+    resume(&folder, &[]).await.unwrap();
+    assert!(files.latents() == want.latents());
+    assert_eq!(files.png(), want.png());
+}

@@ -1,8 +1,12 @@
 //! Autoencoder against the reference library.
 
 use burn::tensor::{Device, Tensor};
+use lacuna_model::host::OnDevice;
+use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::vae::Vae;
+use lacuna_wire::HostTensor;
 use tests::golden::{Golden, MODELS, model_dir};
+use tests::reference::psnr;
 
 /// Compares a block's output where the golden file has it, and counts it.
 fn check_block(golden: &Golden, block: &str, x: &Tensor<4>, checked: &mut usize) {
@@ -61,4 +65,52 @@ fn another_number_of_channels_is_an_error() {
     assert!(error.contains("latents has shape [1, 5, 4, 4]"), "{error}");
     let error = vae.encode(x()).unwrap_err().to_string();
     assert!(error.contains("picture has shape [1, 5, 4, 4]"), "{error}");
+}
+
+/// Values of a tensor.
+fn values(x: Tensor<4>) -> Vec<f64> {
+    let data = HostTensor::from_device(x).unwrap().data;
+    data.into_iter().map(f64::from).collect()
+}
+
+#[test]
+fn in_bands_of_rows_it_is_what_it_is_as_a_whole() {
+    let device = Device::flex();
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let vae = Vae::load(&model_dir(name).join("vae"), None, &device).unwrap();
+        let [_, channels, ..] = golden.host("vae.latents").dims::<4>().unwrap();
+        let random = |seed: u64, shape: [usize; 4]| -> Tensor<4> {
+            let values = TorchRng::new(seed).randn(shape.iter().product());
+            HostTensor::new(shape, values)
+                .unwrap()
+                .into_device(&device)
+                .unwrap()
+        };
+        // Rows that neither bands nor pairs divide.
+        let stored = Vae::open(&model_dir(name).join("vae"), None).unwrap();
+        let pixels = stored.layers().pixels_per_latent();
+        let latents = random(1, [1, channels, 21, 12]);
+        let picture = random(2, [1, 3, 21 * pixels, 12 * pixels]);
+        let decoded = values(vae.decode(latents.clone()).unwrap());
+        let encoded = values(vae.encode(picture.clone()).unwrap().mean);
+        for (held, bits) in [(usize::MAX, true), (0, false)] {
+            let bands = vae.clone().bounded(0, held, 1);
+            for (got, want) in [
+                (values(bands.decode(latents.clone()).unwrap()), &decoded),
+                (
+                    values(bands.encode(picture.clone()).unwrap().mean),
+                    &encoded,
+                ),
+            ] {
+                let range = want.iter().fold(0f64, |most, x| most.max(x.abs())) * 2.0;
+                let db = psnr(&got, want, range);
+                println!("{name}: in bands {db:.1} dB");
+                assert!(
+                    if bits { got == *want } else { db >= 100.0 },
+                    "{name}: {db:.1} dB"
+                );
+            }
+        }
+    }
 }

@@ -176,6 +176,8 @@ impl Terms {
             policy: &self.policy,
             fleet: &self.fleet,
             adapted: self.adapted,
+            // The library's pipeline knows.
+            given: false,
             insecure: self.insecure,
         }
     }

@@ -26,7 +26,7 @@ use crate::fleet::local::LocalWorkers;
 use crate::fleet::tally::Shown;
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::pipeline::{Pipeline, Reached, Sampling, Start, Step, go_on};
+use crate::pipeline::{Origin, Pipeline, Reached, Sampling, Start, Step, go_on};
 use crate::schemes::{Predictor, Setting};
 use denoiser::{Denoiser, lock};
 use failover::{OnLoss, Told};
@@ -58,6 +58,8 @@ pub struct Request {
     pub rng: TorchRng,
     /// What was made of it before.
     pub begun: Begun,
+    /// Of a picture that is made from another one.
+    pub origin: Option<Origin>,
 }
 
 impl Request {
@@ -69,6 +71,7 @@ impl Request {
             noise,
             rng,
             begun: Begun::default(),
+            origin: None,
         }
     }
 }
@@ -188,6 +191,7 @@ impl Generator {
             noise,
             mut rng,
             begun: Begun { predictions, shown },
+            origin,
         } = request;
         let hear = RefCell::new(hear);
         let note = Box::new(|told: Told<'_>| match told {
@@ -203,6 +207,7 @@ impl Generator {
                 noise,
                 rng: &mut rng,
                 made: predictions,
+                origin,
             };
             pipeline.sample(predictor, sampling, start, &mut watch)
         };

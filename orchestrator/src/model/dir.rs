@@ -10,20 +10,16 @@ use crate::family::{Family, PIPELINES};
 use crate::schedulers::SchedulerConfig;
 
 /// Pipelines that people are likely to try, and what each lacks here.
-const NOT_YET: [(&str, &str); 4] = [
+const NOT_YET: [(&str, &str); 3] = [
     (
         "StableDiffusionXLImg2ImgPipeline",
-        "a refiner only changes pictures of another model, which is not supported yet",
+        "a refiner has one text encoder and takes an aesthetic score, which is not supported yet",
     ),
     (
         "StableDiffusion3Pipeline",
         "it has a transformer in place of the U-Net",
     ),
     ("FluxPipeline", "it has a transformer in place of the U-Net"),
-    (
-        "StableDiffusionInpaintPipeline",
-        "its U-Net also takes a mask, which is not supported yet",
-    ),
 ];
 
 /// Keys of `model_index.json` that never change the picture.
@@ -115,7 +111,11 @@ impl ModelDir {
             });
         }
         let zeros_for_no_prompt = match family {
-            Family::StableDiffusionXl => index.keys.flag("force_zeros_for_empty_prompt", true)?,
+            Family::StableDiffusionXl => {
+                let keys = &mut index.keys;
+                keys.only("requires_aesthetics_score", &[false.into()])?;
+                keys.flag("force_zeros_for_empty_prompt", true)?
+            }
             Family::StableDiffusion | Family::LatentConsistency => false,
         };
         // Which schedulers there are is for the schedulers to say.

@@ -6,7 +6,7 @@ mod latents;
 mod sampler;
 
 pub use latents::{read_latents, write_latents};
-pub use sampler::{Reached, Sampling, Start, Step, go_on};
+pub use sampler::{FromImage, Origin, Reached, Sampling, Start, Step, go_on};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,11 +23,19 @@ use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::limits;
 use crate::model::{ModelFiles, ModelParts};
+use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, Scheduler, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind};
 use crate::text::{Prompt, TextEncoders};
 use crate::unet_source::UNetSource;
 use crate::vae::{Vae, VaeLayers};
+
+/// What latents are drawn from: a normal distribution for each, before the scaling factor.
+#[derive(Clone, Debug)]
+pub struct Latents {
+    mean: Vec<f32>,
+    std: Vec<f32>,
+}
 
 /// A model whose parts are loaded to the user's device when they are needed, and dropped after.
 pub struct Pipeline {
@@ -119,7 +127,7 @@ impl Pipeline {
                 unet.latent_channels(),
             );
         }
-        if unet.in_channels != unet.latent_channels() {
+        if unet.in_channels != unet.latent_channels() && !self.takes_mask() {
             return unfit(
                 "the U-Net's in_channels are",
                 unet.in_channels,
@@ -138,6 +146,11 @@ impl Pipeline {
     /// Whether adapters change the U-Net, and not the text encoders alone.
     pub fn adapts_unet(&self) -> bool {
         self.unet.is_adapted()
+    }
+
+    /// Whether the U-Net takes a mask and the latents of what it leaves behind those of the picture: an inpainting model.
+    pub fn takes_mask(&self) -> bool {
+        self.unet().in_channels == 2 * self.unet().latent_channels() + 1
     }
 
     /// Which of the reference's pipelines it follows.
@@ -218,6 +231,7 @@ impl Pipeline {
             guidance: guidance.unwrap_or_else(|| self.family.usual_guidance()),
             embedded: self.unet().time.guidance.is_some(),
             eta: 0.0,
+            from: None,
         }
     }
 
@@ -247,7 +261,15 @@ impl Pipeline {
     /// # Errors
     /// Those of the scheduler's settings.
     pub fn calls(&self, sampling: &Sampling) -> Result<usize> {
-        Ok(self.scheduler(sampling)?.timesteps().len())
+        let scheduler = self.scheduler(sampling)?;
+        Ok(scheduler.timesteps().len() - scheduler.first())
+    }
+
+    /// What the network's output means.
+    fn prediction(&self, sampling: &Sampling) -> Result<PredictionType> {
+        let chosen = sampling.scheduler.is_some();
+        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
+        Ok(config.prediction_type()?)
     }
 
     /// The scheduler of one picture.
@@ -262,13 +284,21 @@ impl Pipeline {
         let chosen = sampling.scheduler.is_some();
         let config = corrections::scheduler(&self.scheduler, self.family, chosen);
         let (steps, eta) = (sampling.steps, sampling.eta);
-        Ok(schedulers::build(kind, &config, steps, eta)?)
+        let begin = match (sampling.from, self.family) {
+            (None, _) => Begin::Noise,
+            (Some(from), Family::LatentConsistency) if !from.masked => {
+                Begin::PictureOfTeacher(from.strength)
+            }
+            (Some(from), _) => Begin::Picture(from.strength),
+        };
+        Ok(schedulers::build_from(begin, kind, &config, steps, eta)?)
     }
 
     /// Checks that pictures can be sampled so, before any work is done.
     ///
     /// # Errors
-    /// [`Error::Scheduler`], naming the setting; [`Error::Request`] for a guidance scale that is no number.
+    /// [`Error::Scheduler`], naming the setting; [`Error::Request`] for a guidance scale that is no number, and where an inpainting model has nothing to
+    /// fill in.
     pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
         if !sampling.guidance.is_finite() {
             return Err(Error::Request(format!(
@@ -276,7 +306,62 @@ impl Pipeline {
                 sampling.guidance
             )));
         }
+        if self.takes_mask() && !sampling.from.is_some_and(|from| from.masked) {
+            return Err(Error::Request(
+                "this model fills in a part of a picture: give --init-image and --mask (a white mask has all of it painted anew)".into(),
+            ));
+        }
         self.scheduler(sampling).map(drop)
+    }
+
+    /// Pictures `[1, 3, height, width]` in -1..1 to what their latents are drawn from. The VAE's encoder is loaded for it.
+    ///
+    /// # Errors
+    /// Those of the device; as [`Stored::load_part`]; [`Error::Request`] for a VAE of other channels.
+    pub fn encode_image(&self, picture: HostTensor) -> Result<Latents> {
+        let channels = self.vae.layers().picture_channels();
+        if channels != 3 {
+            return Err(Error::Request(format!(
+                "--init-image: the model's VAE takes {channels} channels, pictures that are read have 3; take another model, or \
+                 another --vae"
+            )));
+        }
+        let picture = picture.into_device::<4>(&self.device)?;
+        let vae = Vae::load_encoder(&self.vae, &self.device)?;
+        let posterior = vae.encode(picture)?;
+        let mean = HostTensor::from_device(posterior.mean)?;
+        mean.check_finite("the picture's latents")?;
+        let log_variance = HostTensor::from_device(posterior.log_variance)?.data;
+        // Between the bounds of the reference (DiagonalGaussianDistribution).
+        let std = |x: f32| (0.5 * x.clamp(-30.0, 20.0)).exp();
+        Ok(Latents {
+            mean: mean.data,
+            std: log_variance.into_iter().map(std).collect(),
+        })
+    }
+
+    /// One picture's latents, `[1, C, H, W]`, as the U-Net has them.
+    pub fn draw(&self, latents: &Latents, rng: &mut TorchRng) -> Vec<f32> {
+        let noise = rng.randn(latents.mean.len());
+        let distributions = latents.mean.iter().zip(&latents.std);
+        let drawn = distributions.zip(noise);
+        self.scaled(drawn.map(|((mean, std), x)| mean + std * x).collect())
+    }
+
+    /// The most likely latents, `[1, C, H, W]`, as the U-Net has them.
+    pub fn most_likely(&self, latents: &Latents) -> Vec<f32> {
+        self.scaled(latents.mean.clone())
+    }
+
+    /// What the VAE encodes, as the U-Net has it. (The reference's pipeline for SDXL's inpainting leaves mean and standard deviation out
+    /// here, and not when it decodes.)
+    fn scaled(&self, mut latents: Vec<f32>) -> Vec<f32> {
+        let layers = self.vae.layers();
+        match self.family {
+            Family::StableDiffusionXl => layers.normalise(&mut latents),
+            Family::StableDiffusion | Family::LatentConsistency => layers.scale(&mut latents),
+        }
+        latents
     }
 
     /// Latents `[1, C, H, W]` to a picture. The VAE's decoder is loaded for it.

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
 use crate::interrupt;
 use crate::noise::TorchRng;
-use crate::schedulers::SchedulerKind;
+use crate::schedulers::{Scheduler, SchedulerKind};
 use crate::schemes::Predictor;
 
 /// Noise of the strongest schedules is some 10^4.
@@ -29,6 +29,24 @@ pub struct Sampling {
     pub embedded: bool,
     /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     pub eta: f32,
+    /// Where the picture is made from another one.
+    pub from: Option<FromImage>,
+}
+
+/// How a picture is made from another one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FromImage {
+    /// How far it may go from that, 0 to 1: so large a share of the steps is made.
+    pub strength: f64,
+    /// Whether a part of it is kept.
+    pub masked: bool,
+}
+
+impl FromImage {
+    /// Whether nothing of the other picture is left in what the sampler begins with.
+    pub fn begins_with_noise(self) -> bool {
+        self.masked && self.strength >= 1.0
+    }
 }
 
 impl Sampling {
@@ -51,6 +69,53 @@ pub struct Start<'a> {
     pub rng: &'a mut TorchRng,
     /// Guided predictions `[1, C, H, W]` of the first steps, where these were made before.
     pub made: Vec<Vec<f32>>,
+    /// What is begun with beside the noise, where [`Sampling::from`] says that there is something.
+    pub origin: Option<Origin>,
+}
+
+/// What is begun with beside noise.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Whether the first latents are noise alone.
+    pub noise_alone: bool,
+    /// The other picture's latents, `[C, H, W]`.
+    pub latents: Option<Vec<f32>>,
+    /// 1 where the picture is painted anew, else 0, `[H, W]`: there the other picture's latents take the place of the sample after each
+    /// step.
+    pub mask: Option<Vec<f32>>,
+    /// What the U-Net takes behind the sample's channels, `[C', H, W]`.
+    pub beside: Vec<f32>,
+}
+
+impl Origin {
+    /// The first latents, by a scheduler whose first call is `first`.
+    fn begin(&self, scheduler: &dyn Scheduler, first: usize, noise: &[f32]) -> Option<Vec<f32>> {
+        let latents = self.latents.as_ref().filter(|_| !self.noise_alone)?;
+        Some(mixed(scheduler.level(first), latents, noise))
+    }
+
+    /// Puts the other picture's latents in the place of the sample's outside the mask, with as much noise as `weights` say.
+    fn put_back(&self, weights: [f32; 2], noise: &[f32], sample: &mut [f32]) {
+        let (Some(mask), Some(latents)) = (&self.mask, &self.latents) else {
+            return;
+        };
+        let kept = mixed(weights, latents, noise);
+        let anew = mask.iter().cycle();
+        for ((x, kept), _) in sample
+            .iter_mut()
+            .zip(kept)
+            .zip(anew)
+            .filter(|(_, m)| **m < 0.5)
+        {
+            *x = kept;
+        }
+    }
+}
+
+/// Clean latents and noise with these weights.
+fn mixed([signal, fresh]: [f32; 2], latents: &[f32], noise: &[f32]) -> Vec<f32> {
+    let pairs = latents.iter().zip(noise);
+    pairs.map(|(x, noise)| signal * x + fresh * noise).collect()
 }
 
 impl<'a> Start<'a> {
@@ -60,6 +125,7 @@ impl<'a> Start<'a> {
             noise,
             rng,
             made: Vec::new(),
+            origin: None,
         }
     }
 }
@@ -84,6 +150,8 @@ pub struct Reached<'a> {
     pub prediction: &'a [f32],
     /// The latents after it, `[1, C, H, W]`.
     pub latents: &'a [f32],
+    /// The clean latents by this prediction alone, `[1, C, H, W]`: what the picture would be if this were the last step.
+    pub clean: &'a [f32],
 }
 
 impl Pipeline {
@@ -115,16 +183,28 @@ impl Pipeline {
         hold: &mut dyn FnMut([f32; 2], &mut [f32]),
         watch: &mut dyn FnMut(Step, Reached<'_>) -> ControlFlow<()>,
     ) -> Result<HostTensor> {
-        let Start { noise, rng, made } = start;
+        let Start {
+            noise,
+            rng,
+            made,
+            origin,
+        } = start;
         let mut scheduler = self.scheduler(sampling)?;
         let timesteps = scheduler.timesteps().to_vec();
         let [_, c, h, w] = noise.dims()?;
-        let mut latents = noise.data;
-        check_range(&latents, "the initial noise is off (--latents)")?;
-        let sigma = scheduler.init_noise_sigma();
-        latents.iter_mut().for_each(|x| *x *= sigma);
+        let noise = noise.data;
+        check_range(&noise, "the initial noise is off (--latents)")?;
+        let first = scheduler.first();
+        let begun = origin.as_ref();
+        let begun = begun.and_then(|origin| origin.begin(&*scheduler, first, &noise));
+        let mut latents = begun.unwrap_or_else(|| {
+            let sigma = scheduler.init_noise_sigma();
+            noise.iter().map(|x| x * sigma).collect()
+        });
+        let beside = origin.as_ref().map_or(&[][..], |origin| &origin.beside);
+        let prediction = self.prediction(sampling)?;
         let mut made = made.into_iter();
-        for (i, &timestep) in timesteps.iter().enumerate() {
+        for (i, &timestep) in timesteps.iter().enumerate().skip(first) {
             interrupt::check()?;
             let start = Instant::now();
             hold(scheduler.level(i), &mut latents);
@@ -133,8 +213,9 @@ impl Pipeline {
                 None => {
                     let mut input = latents.clone();
                     scheduler.scale_model_input(i, &mut input);
-                    let batch = sampling.batch();
-                    let input = HostTensor::new([batch, c, h, w], input.repeat(batch))?;
+                    input.extend_from_slice(beside);
+                    let (batch, channels) = (sampling.batch(), c + beside.len() / (h * w));
+                    let input = HostTensor::new([batch, channels, h, w], input.repeat(batch))?;
                     let output = predictor.predict(input, timestep)?;
                     match sampling.guided() {
                         true => guide(&output.data, sampling.guidance),
@@ -142,17 +223,29 @@ impl Pipeline {
                     }
                 }
             };
+            let mut clean = prediction.clean(scheduler.level(i), &output, &latents);
             latents = scheduler.step(i, &output, &latents, rng);
+            if let Some(origin) = &origin {
+                let last = i + 1 == timesteps.len();
+                let weights = if last {
+                    [1.0, 0.0]
+                } else {
+                    scheduler.blended(i + 1)
+                };
+                origin.put_back(weights, &noise, &mut latents);
+                origin.put_back([1.0, 0.0], &noise, &mut clean);
+            }
             check_range(&latents, "--guidance or the model's config is off")?;
             let step = Step {
-                done: i + 1,
-                of: timesteps.len(),
+                done: i + 1 - first,
+                of: timesteps.len() - first,
                 took: start.elapsed(),
                 traffic: predictor.traffic(),
             };
             let reached = Reached {
                 prediction: &output,
                 latents: &latents,
+                clean: &clean,
             };
             go_on(watch(step, reached))?;
         }

@@ -18,6 +18,8 @@ pub struct Run<'a> {
     pub fleet: &'a FleetConfig,
     /// Whether there are adapters, be they of the U-Net or of text encoders alone.
     pub adapted: bool,
+    /// Whether the picture is made from one that the user gives.
+    pub given: bool,
     /// Whether workers may be reached in plain.
     pub insecure: bool,
 }
@@ -40,12 +42,18 @@ impl Run<'_> {
         // Where they do not, it is said with what else will be seen.
         let stay = self.adapted && (!setting.adapted || apart.is_some());
         let adapters = stay.then(|| "the adapters (--lora) stay with you".to_owned());
+        // What is computed from the picture has its rows in it, whatever is painted.
+        let of_image = self.given && ledger.most().is_some_and(|view| !view.is_of_nothing());
+        let of_image = of_image.then(|| {
+            "these are rows of the picture that you give (--init-image), too, where it is kept"
+                .to_owned()
+        });
         let heard = (self.insecure && !self.fleet.is_own()).then(|| {
             "--insecure: whoever listens on the way to all workers has what all of them have"
                 .to_owned()
         });
         let lines = std::iter::once(title).chain(seen);
-        Ok(lines.chain(adapters).chain(heard).collect())
+        Ok(lines.chain(of_image).chain(adapters).chain(heard).collect())
     }
 }
 

@@ -181,6 +181,14 @@ pub const UNREAD_BY_CLASS: &[(&str, WithoutEffect)] = &[
 ];
 
 impl SchedulerConfig {
+    /// What the network's output means.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Unsupported`] for one that no scheduler knows.
+    pub fn prediction_type(&self) -> Result<PredictionType, SchedulerError> {
+        self.prediction(PredictionType::ALL)
+    }
+
     /// Reads the text of a `scheduler_config.json`.
     ///
     /// `diffusers` writes the default of `lambda_min_clipped` as a bare `-Infinity`, which JSON does

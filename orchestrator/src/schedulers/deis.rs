@@ -42,7 +42,11 @@ enum Update {
 }
 
 impl Deis {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        first: usize,
+    ) -> Result<Self, SchedulerError> {
         refuse_flow(config)?;
         // Like the reference, takes the algorithms and rules of other solvers for its only ones.
         let algorithms = ["deis", "dpmsolver", "dpmsolver++"].map(|name| (name, ()));
@@ -65,6 +69,7 @@ impl Deis {
         let orders = Orders {
             max,
             count: timesteps.len(),
+            first,
             lower_last: false,
             lower_few: config.lower_order_final.unwrap_or(true),
         };

@@ -5,7 +5,7 @@ use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::{Algorithm, Converter, Rule, Weights, refuse_learned};
 use super::history::History;
 use super::keys::unsupported;
-use super::levels::{LastLevel, Level, Schedule, Steps, kept, order, refuse_flow};
+use super::levels::{LastLevel, Level, Schedule, Steps, kept, made, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, final_sigma};
@@ -40,7 +40,11 @@ struct Update {
 }
 
 impl DpmSingle {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        first: usize,
+    ) -> Result<Self, SchedulerError> {
         refuse_flow(config)?;
         refuse_learned(config)?;
         let algorithm = Algorithm::new(config, SchedulerKind::DpmSingle)?;
@@ -67,6 +71,7 @@ impl DpmSingle {
         let to_zero = matches!(class.last, LastLevel::Zero);
         let orders = orders(config, timesteps.len(), to_zero)?;
         let update = |(i, &order): (usize, &usize)| {
+            let order = order.min(made(i, first) + 1);
             let update = Update::new(&levels, i, order, algorithm, rule);
             let fine = converter.divides(levels[i]) && update.is_finite();
             fine.then_some(update)

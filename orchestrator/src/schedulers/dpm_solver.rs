@@ -42,6 +42,7 @@ impl DpmSolver {
     pub(super) fn new(
         config: &SchedulerConfig,
         steps: usize,
+        first: usize,
         stochastic: bool,
     ) -> Result<Self, SchedulerError> {
         refuse_flow(config)?;
@@ -78,6 +79,7 @@ impl DpmSolver {
         let orders = Orders {
             max,
             count: timesteps.len(),
+            first,
             lower_last: config.euler_at_final.unwrap_or(false)
                 || matches!(class.last, LastLevel::Zero),
             lower_few: config.lower_order_final.unwrap_or(true),

@@ -44,6 +44,16 @@ pub enum SchedulerError {
         /// The most it can make: the timesteps of training.
         max: usize,
     },
+    /// A picture that begins with another one is to differ so little that no step is made.
+    #[error(
+        "of {steps} sampler steps none is left: give --strength {least:.2} or more, or more --steps"
+    )]
+    NoSteps {
+        /// What was asked for.
+        steps: usize,
+        /// The least strength that leaves one.
+        least: f64,
+    },
     /// `eta` is not a number between 0 and 1.
     #[error("eta {0} is not between 0 and 1")]
     EtaRange(f32),

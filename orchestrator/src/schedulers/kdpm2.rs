@@ -128,6 +128,10 @@ impl Scheduler for Kdpm2 {
         [1.0, self.sigma(i)]
     }
 
+    fn blended(&self, i: usize) -> [f32; 2] {
+        [1.0, self.schedule.sigmas[i.div_ceil(2)]]
+    }
+
     fn step(
         &mut self,
         i: usize,

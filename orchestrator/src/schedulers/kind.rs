@@ -194,6 +194,19 @@ impl SchedulerKind {
         matches!(self, Self::Ddim | Self::Tcd)
     }
 
+    /// Calls of the network in a sampler step, but for the last.
+    pub(super) fn calls_each(self) -> usize {
+        match self {
+            Self::Heun | Self::Kdpm2 | Self::Kdpm2Ancestral => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether it visits some of the timesteps that a distilled model's teacher visited.
+    pub(super) fn of_a_teacher(self) -> bool {
+        matches!(self, Self::Lcm | Self::Tcd)
+    }
+
     /// The classes that are known, with commas.
     pub(super) fn class_names() -> String {
         let mut names: Vec<&str> = ENTRIES.iter().map(|entry| entry.class).collect();

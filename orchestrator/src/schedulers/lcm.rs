@@ -37,7 +37,12 @@ struct Step {
 }
 
 impl Lcm {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    /// Among the lowest `share` of the teacher's timesteps.
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        share: f64,
+    ) -> Result<Self, SchedulerError> {
         let prediction = config.prediction(PredictionType::ALL)?;
         let limit = Limit::either(config, false)?;
         let scaling = config.timestep_scaling.unwrap_or(10.0);
@@ -46,7 +51,7 @@ impl Lcm {
             return Err(unsupported("timestep_scaling", scaling, reason));
         }
         let tables = Tables::new(config, Training::LATENT)?;
-        let timesteps = teacher::timesteps(config, tables.alphas_cumprod.len(), steps)?;
+        let timesteps = teacher::timesteps(config, tables.alphas_cumprod.len(), steps, share)?;
         let step = |(i, &timestep): (usize, &i64)| {
             let next = timesteps.get(i + 1);
             let next = next.map(|&next| tables.alpha(next).map(weights));

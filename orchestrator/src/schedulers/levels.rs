@@ -165,12 +165,19 @@ pub(super) fn refuse_flow(config: &SchedulerConfig) -> Result<(), SchedulerError
     refuse("use_dynamic_shifting", config.use_dynamic_shifting)
 }
 
+/// The steps that are made before step `i` where `first` is the first one.
+pub(super) fn made(i: usize, first: usize) -> usize {
+    i.saturating_sub(first)
+}
+
 /// Which order each step of a multistep solver has.
 pub(super) struct Orders {
     /// `solver_order`.
     pub max: usize,
     /// Steps of the picture.
     pub count: usize,
+    /// The step that is made first: there is nothing before it to remember.
+    pub first: usize,
     /// Whether the last step is first-order whatever the number of steps.
     pub lower_last: bool,
     /// Whether the last steps are of lower order when there are few.
@@ -187,6 +194,6 @@ impl Orders {
             1 if few => 2,
             _ => 3,
         };
-        self.max.min(i + 1).min(bound)
+        self.max.min(made(i, self.first) + 1).min(bound)
     }
 }

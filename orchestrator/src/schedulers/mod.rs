@@ -79,12 +79,27 @@ pub trait Scheduler: Send {
     /// If `i` is not an index of [`timesteps`](Self::timesteps).
     fn scale_model_input(&self, _i: usize, _sample: &mut [f32]) {}
 
+    /// The call that is made first: 0, where the picture begins with noise.
+    fn first(&self) -> usize {
+        0
+    }
+
     /// The weights of the clean latents and of noise of standard deviation 1 in the sample at call `i`, before scaling.
     ///
     /// # Panics
     ///
     /// If `i` is not an index of [`timesteps`](Self::timesteps).
     fn level(&self, i: usize) -> [f32; 2];
+
+    /// The same for what takes the place of the sample outside a mask: as [`level`](Self::level) has it, if the
+    /// reference does not know better.
+    ///
+    /// # Panics
+    ///
+    /// If `i` is not an index of [`timesteps`](Self::timesteps).
+    fn blended(&self, i: usize) -> [f32; 2] {
+        self.level(i)
+    }
 
     /// The next sample from the network's output at call `i` (after guidance) and the sample that
     /// it saw before scaling. All have the same B x C x H x W numbers. Only schedulers that add
@@ -103,11 +118,55 @@ pub trait Scheduler: Send {
     ) -> Vec<f32>;
 }
 
-/// Builds a scheduler for one picture of `steps` sampler steps.
+/// What a picture begins with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Begin {
+    /// Noise: all steps are made.
+    Noise,
+    /// Another picture with noise, from which it is to differ by this strength, 0 to 1: so large a share of the steps
+    /// is made, the last ones.
+    Picture(f64),
+    /// The same as the pipelines of latent consistency models have it: all steps are made, among so large a share of their
+    /// teacher's timesteps. By a scheduler that knows of no teacher, as [`Self::Picture`].
+    PictureOfTeacher(f64),
+}
+
+/// How many of `steps` sampler steps, the last ones, a picture takes that goes so far from another one, 0 to 1.
+///
+/// # Errors
+/// [`SchedulerError::NoSteps`].
+pub fn last_steps(steps: usize, strength: f64) -> Result<usize, SchedulerError> {
+    match (steps as f64 * strength) as usize {
+        0 => Err(SchedulerError::NoSteps {
+            steps,
+            least: 1.0 / steps as f64,
+        }),
+        last => Ok(last.min(steps)),
+    }
+}
+
+/// Builds a scheduler for one picture of `steps` sampler steps that begins with noise.
 ///
 /// `kind` may be another scheduler than the configuration's own. `eta` (0 to 1) is DDIM's and
 /// TCD's amount of fresh noise; it must be 0 for the others.
+///
+/// # Errors
+/// As [`build_from`].
 pub fn build(
+    kind: SchedulerKind,
+    config: &SchedulerConfig,
+    steps: usize,
+    eta: f32,
+) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    build_from(Begin::Noise, kind, config, steps, eta)
+}
+
+/// The same for one that begins with something else.
+///
+/// # Errors
+/// A [`SchedulerError`] that names what can be changed.
+pub fn build_from(
+    begin: Begin,
     kind: SchedulerKind,
     config: &SchedulerConfig,
     steps: usize,
@@ -123,31 +182,44 @@ pub fn build(
     if eta > 0.0 && !kind.takes_eta() {
         return Err(SchedulerError::EtaUnused(kind));
     }
+    let (first, share) = match begin {
+        Begin::Noise => (0, 1.0),
+        Begin::PictureOfTeacher(strength) if kind.of_a_teacher() => (0, strength),
+        Begin::Picture(strength) | Begin::PictureOfTeacher(strength) => {
+            (steps.saturating_sub(last_steps(steps, strength)?), 1.0)
+        }
+    };
     use SchedulerKind as Kind;
     let scheduler: Box<dyn Scheduler> = match kind {
         Kind::Ddim => Box::new(ddim::Ddim::new(config, steps, eta)?),
         Kind::Ddpm => Box::new(ddpm::Ddpm::new(config, steps)?),
-        Kind::Pndm => Box::new(pndm::Pndm::new(config, steps)?),
+        Kind::Pndm => Box::new(pndm::Pndm::new(config, steps, first)?),
         Kind::Lms => Box::new(lms::Lms::new(config, steps)?),
         Kind::Euler => Box::new(euler::Euler::new(config, steps)?),
         Kind::EulerAncestral => Box::new(euler_ancestral::EulerAncestral::new(config, steps)?),
         Kind::Heun => Box::new(heun::Heun::new(config, steps)?),
         Kind::Kdpm2 => Box::new(kdpm2::Kdpm2::new(config, steps, false)?),
         Kind::Kdpm2Ancestral => Box::new(kdpm2::Kdpm2::new(config, steps, true)?),
-        Kind::DpmSolver => Box::new(dpm_solver::DpmSolver::new(config, steps, false)?),
-        Kind::DpmSolverSde => Box::new(dpm_solver::DpmSolver::new(config, steps, true)?),
-        Kind::DpmSingle => Box::new(dpm_single::DpmSingle::new(config, steps)?),
-        Kind::Deis => Box::new(deis::Deis::new(config, steps)?),
-        Kind::UniPc => Box::new(unipc::UniPc::new(config, steps)?),
-        Kind::Lcm => Box::new(lcm::Lcm::new(config, steps)?),
-        Kind::Tcd => Box::new(tcd::Tcd::new(config, steps, eta)?),
+        Kind::DpmSolver => Box::new(dpm_solver::DpmSolver::new(config, steps, first, false)?),
+        Kind::DpmSolverSde => Box::new(dpm_solver::DpmSolver::new(config, steps, first, true)?),
+        Kind::DpmSingle => Box::new(dpm_single::DpmSingle::new(config, steps, first)?),
+        Kind::Deis => Box::new(deis::Deis::new(config, steps, first)?),
+        Kind::UniPc => Box::new(unipc::UniPc::new(config, steps, first)?),
+        Kind::Lcm => Box::new(lcm::Lcm::new(config, steps, share)?),
+        Kind::Tcd => Box::new(tcd::Tcd::new(config, steps, share, eta)?),
     };
-    Ok(Box::new(InOrder { scheduler, due: 0 }))
+    let first = first * kind.calls_each();
+    Ok(Box::new(InOrder {
+        scheduler,
+        first,
+        due: first,
+    }))
 }
 
 /// A scheduler whose steps are asked for in order, of latents of one size: some remember earlier steps.
 struct InOrder {
     scheduler: Box<dyn Scheduler>,
+    first: usize,
     /// Index of the call that is due.
     due: usize,
 }
@@ -165,8 +237,16 @@ impl Scheduler for InOrder {
         self.scheduler.scale_model_input(i, sample);
     }
 
+    fn first(&self) -> usize {
+        self.first
+    }
+
     fn level(&self, i: usize) -> [f32; 2] {
         self.scheduler.level(i)
+    }
+
+    fn blended(&self, i: usize) -> [f32; 2] {
+        self.scheduler.blended(i)
     }
 
     fn step(

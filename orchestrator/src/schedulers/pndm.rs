@@ -7,8 +7,10 @@
 
 use super::config::SchedulerConfig;
 use super::history::History;
+use super::keys::unsupported;
+use super::levels::made;
 use super::prediction::PredictionType;
-use super::tables::{Tables, Training, whole};
+use super::tables::{Tables, Training, weights, whole};
 use super::{Scheduler, SchedulerError};
 use crate::noise::TorchRng;
 
@@ -33,6 +35,8 @@ pub(super) struct Pndm {
 
 /// One network call: how its output is combined with earlier ones, and the transfer that follows.
 struct Call {
+    /// The weights of signal and noise at the timestep that the network is told.
+    told: [f32; 2],
     /// What becomes of the network's output.
     rule: Rule,
     /// Where the sample goes with it.
@@ -66,7 +70,11 @@ struct Transfer {
 }
 
 impl Pndm {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        first: usize,
+    ) -> Result<Self, SchedulerError> {
         let prediction =
             config.prediction(&[PredictionType::Epsilon, PredictionType::VPrediction])?;
         let tables = Tables::new(config, Training::PLAIN)?;
@@ -77,7 +85,10 @@ impl Pndm {
             .collect();
         let stride = (trained / steps) as i64;
         let plan = if config.skip_prk_steps.unwrap_or(false) {
-            multistep_only(&spaced, stride)
+            multistep_only(&spaced, stride, first)
+        } else if first > 0 {
+            let reason = "a picture cannot begin with another one so; choose another scheduler by --scheduler";
+            return Err(unsupported("skip_prk_steps", false, reason));
         } else if spaced.len() < ORDER {
             return Err(SchedulerError::Steps {
                 steps,
@@ -106,6 +117,7 @@ impl Pndm {
             }
             timesteps.push(planned.timestep as f64);
             calls.push(Call {
+                told: weights(tables.alpha(planned.timestep)?),
                 rule: planned.rule,
                 transfer,
             });
@@ -133,27 +145,32 @@ struct Planned {
     rule: Rule,
 }
 
-/// The calls without a Runge-Kutta start over descending timesteps: the second one is made twice,
-/// first to finish the first step again and then to start the second.
-fn multistep_only(spaced: &[i64], stride: i64) -> Vec<Planned> {
-    let mut plan = Vec::with_capacity(spaced.len() + 1);
-    for (i, &timestep) in spaced.iter().enumerate() {
-        if i == 1 {
-            plan.push(Planned {
-                timestep,
-                from: timestep + stride,
-                to: timestep,
-                rule: Rule::Again,
-            });
-        }
-        plan.push(Planned {
+/// The calls without a Runge-Kutta start over descending timesteps, of which the second is visited twice: first to
+/// finish the first step again and then to start the second. Where calls before `first` are left out, the second
+/// one that is made finishes the first again all the same, as the reference has it: so its end lies a step above that of
+/// the schedule.
+fn multistep_only(spaced: &[i64], stride: i64, first: usize) -> Vec<Planned> {
+    let twice = spaced.get(1).copied();
+    let (start, rest) = spaced.split_at(spaced.len().min(1));
+    let visited = start
+        .iter()
+        .copied()
+        .chain(twice)
+        .chain(rest.iter().copied());
+    let call = |(i, timestep): (usize, i64)| {
+        let (from, rule) = match made(i, first) {
+            0 => (timestep, Rule::First),
+            1 => (timestep + stride, Rule::Again),
+            _ => (timestep, Rule::Multistep),
+        };
+        Planned {
             timestep,
-            from: timestep,
-            to: timestep - stride,
-            rule: if i == 0 { Rule::First } else { Rule::Multistep },
-        });
-    }
-    plan
+            from,
+            to: from - stride,
+            rule,
+        }
+    };
+    visited.enumerate().map(call).collect()
 }
 
 /// The calls with a Runge-Kutta start: three steps of four calls at the start, the middle (twice)
@@ -242,8 +259,7 @@ impl Scheduler for Pndm {
     }
 
     fn level(&self, i: usize) -> [f32; 2] {
-        let transfer = &self.calls[i].transfer;
-        [transfer.signal, transfer.noise]
+        self.calls[i].told
     }
 
     fn step(

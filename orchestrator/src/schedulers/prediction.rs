@@ -45,6 +45,16 @@ impl PredictionType {
         }
     }
 
+    /// x0 in samples of which these are the `weights` of x0 and noise, however they are scaled.
+    pub fn clean(self, [alpha, sigma]: [f32; 2], output: &[f32], sample: &[f32]) -> Vec<f32> {
+        let norm = alpha.hypot(sigma);
+        let weights = [alpha / norm, sigma / norm];
+        let pairs = output.iter().zip(sample);
+        pairs
+            .map(|(output, x)| self.x0(weights, *output, x / norm))
+            .collect()
+    }
+
     /// What [`x0`](Self::x0) or [`noise`](Self::noise) divides by: it must not be 0.
     pub(super) fn divisor(self, [alpha, sigma]: [f32; 2], of_noise: bool) -> f32 {
         match (self, of_noise) {

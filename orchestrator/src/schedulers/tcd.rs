@@ -28,15 +28,16 @@ struct Step {
 }
 
 impl Tcd {
-    /// `eta` is the paper's gamma.
+    /// Among the lowest `share` of the teacher's timesteps; `eta` is the paper's gamma.
     pub(super) fn new(
         config: &SchedulerConfig,
         steps: usize,
+        share: f64,
         eta: f32,
     ) -> Result<Self, SchedulerError> {
         let prediction = config.prediction(PredictionType::ALL)?;
         let tables = Tables::new(config, Training::LATENT)?;
-        let timesteps = teacher::timesteps(config, tables.alphas_cumprod.len(), steps)?;
+        let timesteps = teacher::timesteps(config, tables.alphas_cumprod.len(), steps, share)?;
         // As many digits as were typed: the product below is cut to a whole timestep.
         let eta = eta.to_string().parse().unwrap_or(f64::from(eta));
         let kept = (1.0 - eta) as f32;

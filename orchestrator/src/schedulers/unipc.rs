@@ -9,7 +9,7 @@ use super::config::{SchedulerConfig, TimestepSpacing};
 use super::dpm_formula::{Algorithm, Converter};
 use super::history::History;
 use super::keys::{choose, unsupported};
-use super::levels::{LastLevel, Level, Schedule, Steps, order, refuse_flow};
+use super::levels::{LastLevel, Level, Schedule, Steps, made, order, refuse_flow};
 use super::limit::Limit;
 use super::prediction::PredictionType;
 use super::sigmas::{Curve, final_sigma};
@@ -61,7 +61,11 @@ enum Rule {
 }
 
 impl UniPc {
-    pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, SchedulerError> {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        steps: usize,
+        first: usize,
+    ) -> Result<Self, SchedulerError> {
         refuse_flow(config)?;
         let absent = [
             ("solver_p", &config.solver_p),
@@ -111,11 +115,11 @@ impl UniPc {
                 true => count - i,
                 false => max,
             };
-            max.min(bound).min(i + 1)
+            max.min(bound).min(made(i, first) + 1)
         };
         let uncorrected = config.disable_corrector.as_deref().unwrap_or_default();
         let step = |i: usize| {
-            let corrected = i > 0 && !uncorrected.contains(&(i - 1));
+            let corrected = i > first && !uncorrected.contains(&(i - 1));
             let update = |i: usize, corrects| {
                 Update::new(&levels, i, order_at(i), (rule, of_x0), corrects)
                     .filter(|_| converter.divides(levels[i]))

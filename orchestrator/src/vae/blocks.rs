@@ -6,6 +6,8 @@ use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter, Para
 use lacuna_model::ops;
 use lacuna_model::weights::Weights;
 
+use super::bands::{Bands, Map};
+
 /// The normalisations of one autoencoder, all alike but for name and channels.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norms {
@@ -61,15 +63,10 @@ impl Resnet {
             .collect()
     }
 
-    pub(super) fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
-        let h = ops::group_norm(weights, &self.norm1, x.clone(), true)?;
-        let h = ops::conv2d(weights, &self.conv1, h)?;
-        let h = ops::group_norm(weights, &self.norm2, h, true)?;
-        let h = ops::conv2d(weights, &self.conv2, h)?;
-        match &self.shortcut {
-            Some(conv) => Ok(h + ops::conv2d(weights, conv, x)?),
-            None => Ok(h + x),
-        }
+    pub(super) fn forward(&self, bands: Bands<'_>, x: Map<'_>) -> Result<Tensor<4>> {
+        let h = bands.normed_conv(&x, &self.norm1, &self.conv1, None)?;
+        let added = Some((&x, self.shortcut.as_ref()));
+        bands.normed_conv(&Map::Held(h), &self.norm2, &self.conv2, added)
     }
 }
 
@@ -96,9 +93,13 @@ pub(super) struct Level {
 
 impl Level {
     /// All resnets, one after the other.
-    pub(super) fn resnets(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
-        let mut resnets = self.resnets.iter();
-        resnets.try_fold(x, |x, resnet| resnet.forward(weights, x))
+    pub(super) fn resnets(&self, bands: Bands<'_>, x: Map<'_>) -> Result<Tensor<4>> {
+        let Some((first, rest)) = self.resnets.split_first() else {
+            return bands.hold(x);
+        };
+        let x = first.forward(bands, x)?;
+        let mut rest = rest.iter();
+        rest.try_fold(x, |x, resnet| resnet.forward(bands, Map::Held(x)))
     }
 }
 
@@ -170,13 +171,13 @@ impl Middle {
         }
     }
 
-    pub(super) fn forward(&self, weights: &Weights, x: Tensor<4>) -> Result<Tensor<4>> {
-        let x = self.before.forward(weights, x)?;
+    pub(super) fn forward(&self, bands: Bands<'_>, x: Tensor<4>) -> Result<Tensor<4>> {
+        let x = self.before.forward(bands, Map::Held(x))?;
         let x = match &self.attention {
-            Some(attention) => attention.forward(weights, x)?,
+            Some(attention) => attention.forward(bands.weights, x)?,
             None => x,
         };
-        self.after.forward(weights, x)
+        self.after.forward(bands, Map::Held(x))
     }
 }
 

@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use lacuna_model::error::Result;
 use lacuna_model::layers::{Conv2d, GroupNorm, Parameter, Parameters};
 use lacuna_model::ops;
-use lacuna_model::weights::Weights;
 
 use super::Observer;
+use super::bands::{Bands, Map};
 use super::blocks::{Level, Middle, Norms, Resnet};
 use super::config::VaeConfig;
 
@@ -67,22 +67,25 @@ impl Decoder {
 
     pub(super) fn forward(
         &self,
-        weights: &Weights,
+        bands: Bands<'_>,
         x: Tensor<4>,
         observe: Observer,
     ) -> Result<Tensor<4>> {
-        let mut x = ops::conv2d(weights, &self.conv_in, x)?;
-        x = self.middle.forward(weights, x)?;
+        let x = ops::conv2d(bands.weights, &self.conv_in, x)?;
+        let x = self.middle.forward(bands, x)?;
         observe("decoder.mid_block", &x);
+        let mut x = Map::Held(x);
         for level in &self.levels {
-            x = level.resnets(weights, x)?;
-            if let Some(conv) = &level.change {
-                x = ops::conv2d(weights, conv, ops::upsample2(x))?;
+            let y = level.resnets(bands, x)?;
+            x = match &level.change {
+                Some(conv) => bands.through(y, true, conv)?,
+                None => Map::Held(y),
+            };
+            if let Some(x) = x.held() {
+                observe(&level.name, x);
             }
-            observe(&level.name, &x);
         }
-        let x = ops::group_norm(weights, &self.conv_norm_out, x, true)?;
-        ops::conv2d(weights, &self.conv_out, x)
+        bands.normed_conv(&x, &self.conv_norm_out, &self.conv_out, None)
     }
 }
 

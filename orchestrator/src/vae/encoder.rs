@@ -1,13 +1,11 @@
 //! Pictures to latents.
 
 use burn::tensor::Tensor;
-use burn::tensor::ops::PadMode;
 use lacuna_model::error::Result;
 use lacuna_model::layers::{Conv2d, GroupNorm, Parameter, Parameters};
-use lacuna_model::ops;
-use lacuna_model::weights::Weights;
 
 use super::Observer;
+use super::bands::{Bands, Map};
 use super::blocks::{Level, Middle, Norms, Resnet};
 use super::config::VaeConfig;
 
@@ -58,24 +56,22 @@ impl Encoder {
 
     pub(super) fn forward(
         &self,
-        weights: &Weights,
+        bands: Bands<'_>,
         x: Tensor<4>,
         observe: Observer,
     ) -> Result<Tensor<4>> {
-        let mut x = ops::conv2d(weights, &self.conv_in, x)?;
+        let mut x = bands.through(x, false, &self.conv_in)?;
         for level in &self.levels {
-            x = level.resnets(weights, x)?;
+            let mut y = level.resnets(bands, x)?;
             if let Some(conv) = &level.change {
-                // One zero column to the right and one zero row below, none on the other sides.
-                x = x.pad((0, 1, 0, 1), PadMode::Constant(0.0));
-                x = ops::conv2d(weights, conv, x)?;
+                y = bands.halved(y, conv)?;
             }
-            observe(&level.name, &x);
+            observe(&level.name, &y);
+            x = Map::Held(y);
         }
-        x = self.middle.forward(weights, x)?;
+        let x = self.middle.forward(bands, bands.hold(x)?)?;
         observe("encoder.mid_block", &x);
-        let x = ops::group_norm(weights, &self.conv_norm_out, x, true)?;
-        ops::conv2d(weights, &self.conv_out, x)
+        bands.normed_conv(&Map::Held(x), &self.conv_norm_out, &self.conv_out, None)
     }
 }
 

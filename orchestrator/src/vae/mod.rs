@@ -1,9 +1,11 @@
 //! The autoencoder between pictures and latents (`AutoencoderKL`).
 //!
 //! - [`config`](VaeConfig): `vae/config.json` to layers.
+//! - `bands`: large maps, a band of rows at a time.
 //! - `blocks`: what both directions are made of.
 //! - `encoder`, `decoder`: the two directions.
 
+mod bands;
 mod blocks;
 mod config;
 mod decoder;
@@ -19,10 +21,11 @@ use lacuna_model::ops;
 use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
 
 use crate::error::Result;
+use bands::{Bands, Bounds};
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// Called with a block's name in the reference library and its output.
+/// Called with a block's name in the reference library and its output, where that is held as a whole.
 pub type Observer<'a> = &'a mut dyn FnMut(&str, &Tensor<4>);
 
 /// The autoencoder's layers.
@@ -62,6 +65,32 @@ impl VaeLayers {
         latents * std / self.scaling_factor + mean
     }
 
+    /// The inverse of [`Self::unscaled`], on latents `[1, C, H, W]`, in place.
+    pub fn scale(&self, latents: &mut [f32]) {
+        let factor = self.scaling_factor as f32;
+        latents.iter_mut().for_each(|x| *x *= factor);
+    }
+
+    /// The inverse of [`Self::unnormalised`], on latents `[1, C, H, W]`, in place.
+    pub fn normalise(&self, latents: &mut [f32]) {
+        let Some([mean, std]) = &self.mean_std else {
+            return self.scale(latents);
+        };
+        let factor = self.scaling_factor as f32;
+        let channel = latents.len() / mean.len();
+        let channels = latents.chunks_exact_mut(channel.max(1));
+        for (values, (mean, std)) in channels.zip(mean.iter().zip(std)) {
+            values
+                .iter_mut()
+                .for_each(|x| *x = (*x - mean) * factor / std);
+        }
+    }
+
+    /// Channels of the pictures that are encoded.
+    pub fn picture_channels(&self) -> usize {
+        self.encoder.conv_in.c_in
+    }
+
     /// Channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.decoder.conv_in.c_in
@@ -77,6 +106,16 @@ impl VaeLayers {
     pub fn least_memory(&self, pixels: usize) -> usize {
         let each = 2 * size_of::<f32>() * self.decoder.finest_channels();
         pixels.saturating_mul(each)
+    }
+
+    /// The parameters that [`Vae::encode`] takes.
+    pub fn of_encoding(&self) -> Vec<Parameter> {
+        let mut out = Vec::new();
+        self.encoder.parameters(&mut out);
+        if let Some(conv) = &self.quant_conv {
+            conv.parameters(&mut out);
+        }
+        out
     }
 
     /// The parameters that [`Vae::decode`] takes.
@@ -111,10 +150,7 @@ impl VaeConfig {
 
 impl Parameters for VaeLayers {
     fn parameters(&self, out: &mut Vec<Parameter>) {
-        self.encoder.parameters(out);
-        if let Some(conv) = &self.quant_conv {
-            conv.parameters(out);
-        }
+        out.extend(self.of_encoding());
         out.extend(self.of_decoding());
     }
 }
@@ -134,6 +170,7 @@ pub struct Posterior {
 pub struct Vae {
     layers: VaeLayers,
     weights: Weights,
+    bounds: Bounds,
 }
 
 impl Vae {
@@ -163,10 +200,7 @@ impl Vae {
     /// As there, and as [`Weights::load_part`].
     pub fn load(dir: &Path, variant: Option<&str>, device: &Device) -> Result<Self> {
         let stored = Self::open(dir, variant)?;
-        Ok(Self {
-            weights: stored.load(device)?,
-            layers: stored.layers().clone(),
-        })
+        Ok(Self::of(stored.layers().clone(), stored.load(device)?))
     }
 
     /// Loads of what [`Self::open`] opened the part that decodes; to encode is then an error.
@@ -175,10 +209,43 @@ impl Vae {
     /// As [`Weights::load_part`].
     pub fn load_decoder(stored: &Stored<VaeLayers>, device: &Device) -> Result<Self> {
         let layers = stored.layers().clone();
-        Ok(Self {
-            weights: stored.load_part(&layers.of_decoding(), device)?,
+        let weights = stored.load_part(&layers.of_decoding(), device)?;
+        Ok(Self::of(layers, weights))
+    }
+
+    /// Loads of it the part that encodes; to decode is then an error.
+    ///
+    /// # Errors
+    /// As [`Weights::load_part`].
+    pub fn load_encoder(stored: &Stored<VaeLayers>, device: &Device) -> Result<Self> {
+        let layers = stored.layers().clone();
+        let weights = stored.load_part(&layers.of_encoding(), device)?;
+        Ok(Self::of(layers, weights))
+    }
+
+    /// The autoencoder with weights that are loaded.
+    pub fn of(layers: VaeLayers, weights: Weights) -> Self {
+        Self {
+            bounds: Bounds::of(&weights),
             layers,
-        })
+            weights,
+        }
+    }
+
+    /// The same that computes feature maps of `bands` bytes and more in bands of `band` bytes, and computes those of `held` bytes and more
+    /// again where they are needed, rather than to hold them. Otherwise it chooses by the device.
+    pub fn bounded(self, bands: usize, held: usize, band: usize) -> Self {
+        Self {
+            bounds: Bounds { bands, held, band },
+            ..self
+        }
+    }
+
+    fn bands(&self) -> Bands<'_> {
+        Bands {
+            weights: &self.weights,
+            bounds: self.bounds,
+        }
     }
 
     /// Latents `[B, C, H, W]`, already divided by the scaling factor, to pictures
@@ -200,7 +267,7 @@ impl Vae {
             Some(conv) => ops::conv2d(&self.weights, conv, latents)?,
             None => latents,
         };
-        Ok(self.layers.decoder.forward(&self.weights, z, observe)?)
+        Ok(self.layers.decoder.forward(self.bands(), z, observe)?)
     }
 
     /// Pictures `[B, in_channels, rows, columns]` in -1..1 to distributions of latents, not yet multiplied
@@ -218,10 +285,8 @@ impl Vae {
     /// As [`Self::encode`].
     pub fn encode_observed(&self, picture: Tensor<4>, observe: Observer) -> Result<Posterior> {
         check_channels("picture", &picture, self.layers.encoder.conv_in.c_in)?;
-        let h = self
-            .layers
-            .encoder
-            .forward(&self.weights, picture, observe)?;
+        let encoder = &self.layers.encoder;
+        let h = encoder.forward(self.bands(), picture, observe)?;
         let h = match &self.layers.quant_conv {
             Some(conv) => ops::conv2d(&self.weights, conv, h)?,
             None => h,

@@ -182,6 +182,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
                     policy: &policy,
                     fleet,
                     adapted,
+                    given: false,
                     insecure,
                 },
                 calls: arguments.steps,

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
+use lacuna_orchestrator::arguments::init_image::InitImageArguments;
 use lacuna_orchestrator::arguments::model::{ModelArguments, check_model};
+use lacuna_orchestrator::arguments::preview::PreviewArguments;
 use lacuna_orchestrator::arguments::sampling::SamplingArguments;
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
 use lacuna_orchestrator::arguments::size::PictureSize;
@@ -24,6 +26,8 @@ use lacuna_orchestrator::output::Outputs;
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" -n blurry --seed 7 --steps 30 -o lighthouse.png
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --policy private --report report.json
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --scheme local --size 512x768 --out - | display
+  lacuna generate -m MODEL -p \"a lighthouse at night\" --init-image lighthouse.png --strength 0.6
+  lacuna generate -m MODEL -p \"a red boat\" --init-image lighthouse.png --mask sea.png
   lacuna generate -m MODEL -p \"a lighthouse at dusk\" --fleet fleet.toml --checkpoint run
   lacuna generate --resume run                      goes on with it, from its last step")]
 pub struct Arguments {
@@ -51,6 +55,10 @@ pub struct Arguments {
     pub(super) sampling: SamplingArguments,
     #[command(flatten)]
     pub(super) size: PictureSize,
+    #[command(flatten)]
+    pub(super) init_image: InitImageArguments,
+    #[command(flatten)]
+    pub(super) preview: PreviewArguments,
     /// DDIM's and TCD's amount of fresh noise, 0 to 1.
     #[arg(
         long,
@@ -116,11 +124,16 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
         .workers
         .check_used(scheme, way.insecure, measure)?;
     arguments.sampling.check()?;
+    arguments.init_image.check()?;
+    arguments.preview.check()?;
     let mut outputs = Outputs::default();
     let count = arguments.count;
     outputs.add_ending("--out", &arguments.out, count, "png")?;
     if let Some(path) = &arguments.save_latents {
         outputs.add("--save-latents", path, count)?;
+    }
+    if let Some(path) = &arguments.preview.preview {
+        outputs.add_ending("--preview", path, count, "png")?;
     }
     if let Some(path) = &arguments.report {
         outputs.add("--report", path, 1)?;
@@ -133,6 +146,12 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
         ("--fleet", arguments.workers.file()),
         ("--policy", arguments.terms.policy.as_deref()),
         ("--latents", arguments.latents.as_deref()),
+        ("--init-image", arguments.init_image.init_image.as_deref()),
+        ("--mask", arguments.init_image.mask.as_deref()),
+        (
+            "--preview-decoder",
+            arguments.preview.preview_decoder.as_deref(),
+        ),
     ];
     for (flag, path) in inputs {
         path.into_iter().for_each(|path| outputs.reads(flag, path));

@@ -7,8 +7,9 @@ use super::arguments::Arguments;
 use lacuna_orchestrator::checkpoint::{Asked, Checkpoint, Run};
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::generator::Generator;
+use lacuna_orchestrator::init_image::Digests;
 
-/// The checkpoint that is asked for, if any is, of pictures with latents of `[1, C, H, W]`.
+/// The checkpoint that is asked for, if any is, of pictures with latents of `[1, C, H, W]`, made `from` such files.
 ///
 /// # Errors
 /// As [`Checkpoint::create`] and [`Checkpoint::go_on`].
@@ -16,8 +17,10 @@ pub(super) fn open(
     arguments: &Arguments,
     generator: &Generator,
     latents: [usize; 4],
+    from: Option<Digests>,
 ) -> Result<Option<Checkpoint>> {
     let sampling = &generator.sampling;
+    let (init_image, mask) = from.map(|from| (from.image, from.mask)).unzip();
     let asked = Asked {
         model: generator.pipeline.digest().to_owned(),
         adapters: generator.pipeline.adapters().to_vec(),
@@ -29,6 +32,9 @@ pub(super) fn open(
         eta: sampling.eta,
         scheduler: sampling.scheduler.map(|kind| kind.to_string()),
         latents,
+        init_image,
+        mask: mask.flatten(),
+        strength: sampling.from.map(|from| from.strength),
     };
     match (&arguments.checkpoint, &arguments.resume) {
         (None, None) => Ok(None),

@@ -17,10 +17,12 @@ pub use arguments::Arguments;
 use arguments::check;
 use lacuna_orchestrator::arguments::model::load;
 use lacuna_orchestrator::generator::order::Order;
+use lacuna_orchestrator::init_image::{Given, InitImage};
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::output::write_whole;
 use lacuna_orchestrator::pipeline::{Pipeline, Sampling};
 use lacuna_orchestrator::policy::foretold;
+use lacuna_orchestrator::preview::Preview;
 use lacuna_orchestrator::report::Report;
 use noises::Noises;
 use picture::Run;
@@ -43,6 +45,8 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         }
     };
     let console = Console::new(check(&arguments)?.take_stdout());
+    let reading = arguments.init_image.clone();
+    let given_image = spawn_blocking(move || reading.read()).await??;
     let fleet = match arguments.workers.file() {
         Some(path) => Some(arguments.terms.way.fleet(path)?),
         None => None,
@@ -50,7 +54,10 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let policy = arguments.terms.policy(fleet.as_ref())?;
     arguments.scheme.under(policy.as_ref())?;
     let (pipeline, device) = load(&arguments.model).await?;
-    let sampling = arguments.sampling.settle(&pipeline, arguments.eta);
+    let sampling = Sampling {
+        from: given_image.as_ref().map(Given::from),
+        ..arguments.sampling.settle(&pipeline, arguments.eta)
+    };
     pipeline.check_sampling(&sampling)?;
     let mut unknown = pipeline.unknown_words(arguments.prompt())?;
     let words = &arguments.sampling.words;
@@ -70,8 +77,11 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         ..Report::default()
     };
     report.seconds.load = start.elapsed().as_secs_f64();
-    let noises = Noises::prepare(&arguments, &pipeline)?;
+    let noises = Noises::prepare(&arguments, &pipeline, given_image.as_ref())?;
+    let digests = given_image.as_ref().map(|given| given.digests().clone());
     let conditioning = encode(&arguments, &sampling, noises.shape, &pipeline, &mut report).await?;
+    let preview = preview(&arguments, &pipeline).await?;
+    let init_image = encode_image(given_image, noises.shape, &pipeline, &mut report).await?;
     let given = fleet.is_some();
     let users = device.device.clone();
     let order = Order {
@@ -97,6 +107,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
                     policy,
                     fleet,
                     adapted: !arguments.model.lora.is_empty(),
+                    given: arguments.init_image.init_image.is_some(),
                     insecure: arguments.terms.way.insecure,
                 },
                 calls: ready.pipeline.calls(&ready.sampling)?,
@@ -118,12 +129,14 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         ));
     }
     let generator = ready.generator(setting, policy).on_loss(arguments.on_loss);
-    let checkpoint = kept::open(&arguments, &generator, noises.shape)?;
+    let checkpoint = kept::open(&arguments, &generator, noises.shape, digests)?;
     let run = Arc::new(Run::new(
         arguments,
         generator,
         conditioning,
         noises,
+        init_image,
+        preview,
         checkpoint,
     ));
     let (making, to) = (run.clone(), console.clone());
@@ -169,4 +182,34 @@ async fn encode(
     let conditioning = conditioning.await??;
     report.seconds.text = start.elapsed().as_secs_f64();
     Ok(conditioning)
+}
+
+/// What a picture that is given becomes, before anything else takes memory.
+async fn encode_image(
+    given: Option<Given>,
+    shape: [usize; 4],
+    pipeline: &Arc<Pipeline>,
+    report: &mut Report,
+) -> anyhow::Result<Option<InitImage>> {
+    let Some(given) = given else {
+        return Ok(None);
+    };
+    let start = Instant::now();
+    let pipeline = pipeline.clone();
+    let encoded = spawn_blocking(move || InitImage::encode(&pipeline, given, shape)).await??;
+    report.seconds.encode = start.elapsed().as_secs_f64();
+    Ok(Some(encoded))
+}
+
+/// What shows pictures before they are finished, where that is asked for.
+async fn preview(
+    arguments: &Arguments,
+    pipeline: &Arc<Pipeline>,
+) -> anyhow::Result<Option<Preview>> {
+    if arguments.preview.preview.is_none() {
+        return Ok(None);
+    }
+    let (file, pipeline) = (arguments.preview.preview_decoder.clone(), pipeline.clone());
+    let preview = spawn_blocking(move || Preview::of(&pipeline, file.as_deref()));
+    Ok(Some(preview.await??))
 }

@@ -4,6 +4,7 @@ use lacuna_wire::HostTensor;
 
 use super::arguments::Arguments;
 use lacuna_orchestrator::error::{Error, Result};
+use lacuna_orchestrator::init_image::Given;
 use lacuna_orchestrator::pipeline::{Pipeline, read_latents};
 
 /// Initial noise for every picture: given, or by seed.
@@ -14,16 +15,21 @@ pub(super) struct Noises {
 }
 
 impl Noises {
-    /// Reads what is given, and checks that it fits.
+    /// Reads what is given, and checks that it fits. Without a size it is that of the picture `from` which pictures are made.
     ///
     /// # Errors
     /// [`Error::Input`] or [`Error::Request`], naming the file or the flag.
-    pub(super) fn prepare(arguments: &Arguments, pipeline: &Pipeline) -> Result<Self> {
+    pub(super) fn prepare(
+        arguments: &Arguments,
+        pipeline: &Pipeline,
+        from: Option<&Given>,
+    ) -> Result<Self> {
         let Some(path) = &arguments.latents else {
-            let shape = {
-                let [width, height] = arguments.size.sides();
-                pipeline.latent_shape(width, height)?
+            let [width, height] = match (arguments.size.sides(), from) {
+                ([None, None], Some(from)) => from.size(pipeline)?.map(Some),
+                (sides, _) => sides,
             };
+            let shape = pipeline.latent_shape(width, height)?;
             return Ok(Self { given: None, shape });
         };
         let given = read_latents(path)?;

@@ -15,13 +15,16 @@ use lacuna_orchestrator::arguments::sampling::draw_noise;
 use lacuna_orchestrator::checkpoint::{Checkpoint, Kept};
 use lacuna_orchestrator::error::{Error, Result};
 use lacuna_orchestrator::generator::{Begun, Event, Generator, Made, Request};
+use lacuna_orchestrator::init_image::InitImage;
 use lacuna_orchestrator::interrupt;
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::output::console::{Console, note};
 use lacuna_orchestrator::output::numbered;
-use lacuna_orchestrator::pipeline::{Step, write_latents};
+use lacuna_orchestrator::pipeline::{Reached, Step, write_latents};
+use lacuna_orchestrator::preview::Preview;
 use lacuna_orchestrator::progress::Progress;
 use lacuna_orchestrator::side_by_side::side_by_side;
+use lacuna_wire::HostTensor;
 
 /// What all pictures of a run share.
 pub(super) struct Run {
@@ -32,6 +35,10 @@ pub(super) struct Run {
     /// What the prompt became.
     conditioning: Conditioning,
     noises: Noises,
+    /// What pictures are made from, if that is another picture.
+    init_image: Option<InitImage>,
+    /// Shows unfinished pictures.
+    preview: Option<Preview>,
     checkpoint: Option<Checkpoint>,
     done: Mutex<BTreeMap<usize, Done>>,
 }
@@ -53,6 +60,8 @@ impl Run {
         generator: Generator,
         conditioning: Conditioning,
         noises: Noises,
+        init_image: Option<InitImage>,
+        preview: Option<Preview>,
         checkpoint: Option<Checkpoint>,
     ) -> Self {
         Self {
@@ -60,6 +69,8 @@ impl Run {
             generator,
             conditioning,
             noises,
+            init_image,
+            preview,
             checkpoint,
             done: Mutex::default(),
         }
@@ -78,7 +89,7 @@ impl Run {
         let Arguments {
             count, parallel, ..
         } = self.arguments;
-        let bar = Progress::new("step", count * self.generator.sampling.steps);
+        let bar = Progress::new("step", count * self.steps());
         let made = side_by_side(parallel, 0..count, |index| {
             self.picture(index, &bar, console)
         });
@@ -101,6 +112,13 @@ impl Run {
             );
         }
         Ok(())
+    }
+
+    /// Sampler steps that each picture takes: fewer than were asked for where it begins with another one.
+    fn steps(&self) -> usize {
+        let sampling = &self.generator.sampling;
+        let calls = self.generator.pipeline.calls(sampling);
+        calls.map_or(sampling.steps, |calls| calls.min(sampling.steps))
     }
 
     /// Of the `index`-th picture.
@@ -143,9 +161,14 @@ impl Run {
             ..
         } = &self.arguments;
         let mut rng = TorchRng::new(self.seed(index));
-        let noise = match self.noises.get(index) {
-            Some(noise) => noise,
-            None => draw_noise(&mut rng, self.noises.shape)?,
+        let noise = self.noises.get(index);
+        let (noise, origin) = match (&self.init_image, noise) {
+            (Some(image), noise) => {
+                let (noise, origin) = image.draw(&self.generator.pipeline, &mut rng, noise)?;
+                (noise, Some(origin))
+            }
+            (None, Some(noise)) => (noise, None),
+            (None, None) => (draw_noise(&mut rng, self.noises.shape)?, None),
         };
         let path = numbered(out, index, *count);
         let checkpoint = self.checkpoint.as_ref();
@@ -165,6 +188,7 @@ impl Run {
         let before = begun.predictions.len();
         let request = Request {
             begun,
+            origin,
             ..Request::new(self.conditioning.clone(), noise, rng)
         };
         let mut load = Duration::ZERO;
@@ -181,9 +205,10 @@ impl Run {
                 Event::Step(step, reached) => {
                     show(bar, *count, step);
                     let shape = self.noises.shape;
-                    checkpoint.map_or(Ok(()), |kept| {
+                    let kept = checkpoint.map_or(Ok(()), |kept| {
                         kept.keep_step(index, step.done, shape, reached)
-                    })
+                    });
+                    kept.and_then(|()| self.show_unfinished(index, step, reached))
                 }
                 // What was computed is not lost, should the decoder fail.
                 Event::Denoised(latents) => save_latents.as_ref().map_or(Ok(()), |path| {
@@ -211,11 +236,30 @@ impl Run {
             "{} ({:.1} s for {} steps{before}, seed {})",
             path.display(),
             denoise.as_secs_f64(),
-            self.arguments.sampling.steps,
+            self.steps(),
             self.seed(index),
         ));
         self.done().insert(index, Done { path, load, decode });
         Ok(())
+    }
+
+    /// Writes a preview, where one is wanted after this step.
+    ///
+    /// # Errors
+    /// As [`Preview::write`].
+    fn show_unfinished(&self, index: usize, step: Step, reached: Reached<'_>) -> Result<()> {
+        let arguments = &self.arguments.preview;
+        let (Some(preview), Some(path)) = (&self.preview, &arguments.preview) else {
+            return Ok(());
+        };
+        if step.done < step.of && !step.done.is_multiple_of(arguments.every()) {
+            return Ok(());
+        }
+        let latents = HostTensor::new(self.noises.shape, reached.clean.to_vec())?;
+        let [_, _, rows, columns] = self.noises.shape;
+        let pixels = self.generator.pipeline.pixels_per_latent();
+        let path = numbered(path, index, self.arguments.count);
+        preview.write(&path, latents, columns * pixels, rows * pixels)
     }
 
     /// The picture's parameters, for the PNG; none where they are not wanted.
@@ -251,6 +295,9 @@ impl Run {
             ("size", format!("{width}x{height}")),
             ("model", self.generator.pipeline.digest().to_owned()),
         ];
+        if let Some(from) = self.generator.sampling.from {
+            text.push(("strength", from.strength.to_string()));
+        }
         if !adapters.is_empty() {
             text.push(("lora", adapters.join(", ")));
         }

@@ -7,6 +7,7 @@ use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
+use lacuna_orchestrator::arguments::init_image::check_strength;
 use lacuna_orchestrator::arguments::size::SizeArguments;
 use lacuna_orchestrator::arguments::speed::{ComputeArguments, SpeedArguments};
 use lacuna_orchestrator::arguments::terms::TermsArguments;
@@ -15,6 +16,7 @@ use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::memory;
 use lacuna_orchestrator::policy::Policy;
+use lacuna_orchestrator::schedulers::last_steps;
 use lacuna_orchestrator::schemes::resident::Resident;
 use lacuna_orchestrator::schemes::{Options, Setting};
 
@@ -34,6 +36,9 @@ pub struct Arguments {
     /// Sampler steps of a picture.
     #[arg(long, default_value_t = 50)]
     pub(super) steps: usize,
+    /// How far a picture that is made from another one may go from it, 0 to 1: so large a share of the steps is made.
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub(super) strength: Option<f64>,
     #[command(flatten)]
     pub(super) workers: FleetArguments,
     #[command(flatten)]
@@ -78,7 +83,18 @@ impl Arguments {
         let scheme = Resident::default().scheme();
         let latents = self.size.latents(self.size.guided_batch()?)?;
         let setting = Setting::new(scheme, unet, latents, PROMPT_TOKENS);
-        Ok(setting.of_calls(self.steps))
+        Ok(setting.of_calls(self.calls()?))
+    }
+
+    /// U-Net calls of a picture.
+    pub(super) fn calls(&self) -> Result<usize> {
+        match self.strength {
+            None => Ok(self.steps),
+            Some(strength) => {
+                check_strength(strength)?;
+                Ok(last_steps(self.steps, strength)?)
+            }
+        }
     }
 
     /// Bytes that are free at home; none where that is not known.
@@ -105,7 +121,7 @@ impl Arguments {
         Ok(format!(
             "a picture of {width}x{height}, {}: {} U-Net calls of batch {batch}; {workers}; policy {}",
             self.size.model.display(),
-            self.steps,
+            self.calls()?,
             policy.file.display()
         ))
     }

@@ -75,7 +75,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         adapted: base.adapted,
         fleet: &fleet,
         speeds: &speeds,
-        calls: arguments.steps,
+        calls: arguments.calls()?,
         memory,
     })?;
     let mut refused = None;
@@ -127,7 +127,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     console.line(format_args!("\n{place}: {}", plan.summary()));
     let seconds = plan.average;
-    let calls = arguments.steps as f64;
+    let calls = arguments.calls()? as f64;
     for relaxed in without {
         let less = seconds - relaxed.seconds;
         // What saves less than a hundredth is no reason to give up a rule.
