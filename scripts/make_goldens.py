@@ -27,6 +27,7 @@ PARTS = {
     "families": ("families", "write"),
     "one-file": ("one_file", "write"),
     "adapters": ("adapters", "write"),
+    "prompts": ("prompts", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),

@@ -1,13 +1,18 @@
 //! From a prompt to what the U-Net is told of it, by all of a model's text encoders.
 
 use burn::tensor::{Device, Tensor};
+use lacuna_model::host::OnDevice;
+use lacuna_model::survey::MOST_PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 use lacuna_model::weights::Stored;
 use lacuna_model::whole::{AddedConditioning, Conditioning};
+use lacuna_wire::HostTensor;
 use serde::{Deserialize, Serialize};
 
-use super::clip::{ClipTextEncoder, ClipTextLayers, Encoded, Wanted};
-use super::tokenizer::ClipTokenizer;
+use super::clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
+use super::embedding::{Embedding, EmbeddingFile};
+use super::syntax::PromptSyntax;
+use super::tokenizer::{Chunk, ClipTokenizer, LeftOut};
 use crate::error::{Error, Result};
 use crate::family::Family;
 
@@ -30,6 +35,8 @@ pub struct PromptOptions {
     pub negative_prompt: Option<String>,
     /// Last layers of the text encoders that are left out; as in the reference, not for the negative prompt.
     pub clip_skip: usize,
+    /// How both prompts are written.
+    pub syntax: PromptSyntax,
     /// What an SDXL model is told of the picture's sizes.
     pub sizes: MicroConditioning,
 }
@@ -74,9 +81,40 @@ impl MicroConditioning {
 /// The text encoders of a model, in the order in which the U-Net takes what they give.
 pub struct TextEncoders {
     family: Family,
-    encoders: Vec<(ClipTokenizer, Stored<ClipTextLayers>)>,
+    encoders: Vec<One>,
+    /// What prompts call embeddings by.
+    embeddings: Vec<String>,
     /// Whether no negative prompt means zeros.
     zeros_for_none: bool,
+}
+
+/// A text encoder.
+struct One {
+    tokenizer: ClipTokenizer,
+    stored: Stored<ClipTextLayers>,
+    /// Tokens of embeddings.
+    own: OwnTokens,
+}
+
+impl One {
+    /// A text as it is encoded, and what of it is left out.
+    fn read(&self, text: &str, syntax: PromptSyntax) -> Result<(Vec<Chunk>, Option<LeftOut>)> {
+        match syntax {
+            PromptSyntax::Plain => {
+                let (ids, left_out) = self.tokenizer.cut(text)?;
+                let weights = vec![1.0; ids.len()];
+                Ok((vec![Chunk { ids, weights }], left_out))
+            }
+            PromptSyntax::Long | PromptSyntax::Weighted => {
+                Ok((self.tokenizer.chunks(&syntax.sections(text)?)?, None))
+            }
+        }
+    }
+
+    /// Fills up to `count` with chunks of no text.
+    fn fill(&self, chunks: &mut Vec<Chunk>, count: usize) {
+        chunks.resize_with(count.max(chunks.len()), || self.tokenizer.chunk(&[], &[]));
+    }
 }
 
 impl TextEncoders {
@@ -87,11 +125,35 @@ impl TextEncoders {
         encoders: Vec<(ClipTokenizer, Stored<ClipTextLayers>)>,
         zeros_for_none: bool,
     ) -> Self {
+        let one = |(tokenizer, stored)| One {
+            tokenizer,
+            stored,
+            own: OwnTokens::default(),
+        };
         Self {
             family,
-            encoders,
+            encoders: encoders.into_iter().map(one).collect(),
+            embeddings: Vec::new(),
             zeros_for_none,
         }
+    }
+
+    /// From now on knows the embedding of `file`. Gives what identifies it.
+    ///
+    /// # Errors
+    /// As [`Embedding::open`]; [`Error::Embedding`] where its name is a token already.
+    pub fn add(&mut self, file: &EmbeddingFile) -> Result<String> {
+        let layers = self.encoders.iter().map(|one| one.stored.layers());
+        let widths: Vec<usize> = layers.map(ClipTextLayers::width).collect();
+        let room = self.encoders.first().map_or(0, |one| one.tokenizer.room());
+        let embedding = Embedding::open(file, &widths, room)?;
+        for (one, vectors) in self.encoders.iter_mut().zip(&embedding.vectors) {
+            let ids = one.tokenizer.add(embedding.tokens().collect());
+            let ids = ids.map_err(|reason| Error::embedding(&file.path, reason))?;
+            one.own.add(&ids, vectors);
+        }
+        self.embeddings.push(embedding.token);
+        Ok(embedding.digest)
     }
 
     /// That they fit each other and the U-Net.
@@ -104,7 +166,7 @@ impl TextEncoders {
                 "the model's parts do not fit: {what} {got}, the U-Net takes {wanted}"
             )))
         };
-        let layers = || self.encoders.iter().map(|(_, stored)| stored.layers());
+        let layers = || self.encoders.iter().map(|one| one.stored.layers());
         let width = layers().map(ClipTextLayers::width).sum();
         if width != unet.context_width {
             return unfit(
@@ -135,7 +197,10 @@ impl TextEncoders {
                 ));
             }
         }
-        for (tokenizer, stored) in &self.encoders {
+        for One {
+            tokenizer, stored, ..
+        } in &self.encoders
+        {
             let (length, places) = (tokenizer.length(), stored.layers().places());
             if length > places {
                 return Err(Error::Tokens(format!(
@@ -152,27 +217,92 @@ impl TextEncoders {
         Ok(())
     }
 
-    /// Tokens `T` of every prompt.
+    /// Tokens `T` of every chunk of a prompt.
     pub fn tokens(&self) -> usize {
-        self.encoders.first().map_or(0, |(first, _)| first.length())
+        let first = self.encoders.first();
+        first.map_or(0, |one| one.tokenizer.length())
     }
 
-    /// The words of a prompt that are more than one token of the first tokenizer, each once.
+    /// The words of a prompt that are more than one token of the first tokenizer, each once; embeddings are none.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the tokenizer refuses.
-    pub fn split_words<'a>(&self, prompt: &'a str) -> Result<Vec<&'a str>> {
-        match self.encoders.first() {
-            Some((tokenizer, _)) => tokenizer.split_words(prompt),
-            None => Ok(Vec::new()),
+    /// [`Error::Prompt`] when the tokenizer refuses, or a weight is too large.
+    pub fn split_words(&self, prompt: &Prompt) -> Result<Vec<String>> {
+        let mut split: Vec<String> = Vec::new();
+        let Some(one) = self.encoders.first() else {
+            return Ok(split);
+        };
+        let negative = prompt.options.negative_prompt.as_deref();
+        for text in [Some(&*prompt.text), negative].into_iter().flatten() {
+            for run in prompt.options.syntax.sections(text)?.concat() {
+                let embeddings = self.embeddings.iter();
+                let text = embeddings.fold(run.text, |text, token| text.replace(token, " "));
+                for word in one.tokenizer.split_words(&text)? {
+                    if !split.iter().any(|known| known == word) {
+                        split.push(word.to_owned());
+                    }
+                }
+            }
         }
+        Ok(split)
     }
 
-    /// What the U-Net is told of `prompt`, for a picture of `size` rows and columns: the negative prompt's first if
+    /// The embeddings that neither of the prompts calls, as they are encoded.
+    ///
+    /// # Errors
+    /// As [`Self::split_words`].
+    pub fn unused(&self, prompt: &Prompt) -> Result<Vec<&str>> {
+        let mut unused: Vec<&str> = self.embeddings.iter().map(String::as_str).collect();
+        let Some(one) = self.encoders.first() else {
+            return Ok(unused);
+        };
+        let negative = prompt.options.negative_prompt.as_deref();
+        for text in [Some(&*prompt.text), negative].into_iter().flatten() {
+            let (chunks, _) = one.read(text, prompt.options.syntax)?;
+            let said = |token: &str| {
+                let id = one.tokenizer.id(token);
+                chunks
+                    .iter()
+                    .any(|chunk| id.is_some_and(|id| chunk.ids.contains(&id)))
+            };
+            unused.retain(|token| !said(token));
+        }
+        Ok(unused)
+    }
+
+    /// The chunks of both texts for each text encoder, equally many; without a negative text, of the one.
+    fn read(&self, texts: &[&str], syntax: PromptSyntax) -> Result<Vec<Vec<Vec<Chunk>>>> {
+        let mut all = Vec::with_capacity(self.encoders.len());
+        for (i, one) in self.encoders.iter().enumerate() {
+            let mut of_one = Vec::with_capacity(texts.len());
+            for text in texts {
+                let (chunks, left_out) = one.read(text, syntax)?;
+                if let Some(left_out) = left_out.filter(|_| i == 0) {
+                    tracing::warn!("{left_out}; --prompt-syntax long takes all of it");
+                }
+                of_one.push(chunks);
+            }
+            all.push(of_one);
+        }
+        let count = all.iter().flatten().map(Vec::len).max().unwrap_or(1);
+        let most = MOST_PROMPT_TOKENS / self.tokens().max(1);
+        if count > most.max(1) {
+            return Err(Error::Prompt(format!(
+                "it takes {count} chunks of {} tokens, at most {most} are taken; shorten it",
+                self.tokens()
+            )));
+        }
+        for (one, of_one) in self.encoders.iter().zip(&mut all) {
+            of_one.iter_mut().for_each(|chunks| one.fill(chunks, count));
+        }
+        Ok(all)
+    }
+
+    /// What the U-Net is told of `prompt`, `T` tokens for each of its chunks, for a picture of `size` rows and columns: the negative prompt's first if
     /// `guided`. Each text encoder is loaded on `device` for it, and dropped before the next.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when a tokenizer refuses; as [`Stored::load_part`].
+    /// [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as [`Stored::load_part`].
     pub fn encode(
         &self,
         prompt: &Prompt,
@@ -186,19 +316,25 @@ impl TextEncoders {
         let negative = (guided && !zeros).then_some(negative.unwrap_or_default());
         let mut states = Vec::new();
         let mut pooled = None;
-        for (tokenizer, stored) in &self.encoders {
-            let encoder = ClipTextEncoder::load_stored(stored, device)?;
-            let encode = |text: &str, skip| {
+        let texts: Vec<&str> = [Some(&**text), negative].into_iter().flatten().collect();
+        let read = self.read(&texts, options.syntax)?;
+        for (one, chunks) in self.encoders.iter().zip(read) {
+            let encoder = ClipTextEncoder::load_stored(&one.stored, device)?;
+            let encoder = encoder.knowing(one.own.clone());
+            let encode = |chunks: &[Chunk], skip| {
                 let wanted = match self.family {
                     Family::StableDiffusionXl => Wanted::Penultimate(skip),
                     Family::StableDiffusion | Family::LatentConsistency => Wanted::Normalised(skip),
                 };
-                encoder.encode(&[tokenizer.encode(text)?], wanted)
+                let ids: Vec<Vec<u32>> = chunks.iter().map(|chunk| chunk.ids.clone()).collect();
+                encoder.encode(&ids, wanted)?.joined(chunks)
             };
-            let mut both = vec![encode(text, options.clip_skip)?];
-            if let Some(negative) = negative {
-                both.insert(0, encode(negative, 0)?);
-            } else if zeros {
+            let mut chunks = chunks.iter();
+            let mut both = Vec::with_capacity(2);
+            for (chunks, skip) in chunks.by_ref().zip([options.clip_skip, 0]) {
+                both.insert(0, encode(chunks, skip)?);
+            }
+            if zeros {
                 both.insert(0, both[0].zeros_like());
             }
             let (each, whole): (Vec<_>, Vec<_>) =
@@ -224,6 +360,29 @@ impl TextEncoders {
 }
 
 impl Encoded {
+    /// Of chunks, one text `[1, N T, D]`: the states of each token are multiplied with its weight, and then those of its chunk
+    /// with what brings their mean back to what it was. The whole text's vector is the first chunk's.
+    fn joined(self, chunks: &[Chunk]) -> Result<Self> {
+        let weighs = |chunk: &Chunk| chunk.weights.iter().any(|weight| *weight != 1.0);
+        let [n, t, d] = self.states.dims();
+        let mut parts = Vec::with_capacity(n);
+        for (i, chunk) in chunks.iter().enumerate() {
+            let states = self.states.clone().narrow(0, i, 1);
+            if !weighs(chunk) {
+                parts.push(states);
+                continue;
+            }
+            let mut host = HostTensor::from_device(states)?;
+            weigh(&mut host.data, &chunk.weights, d);
+            let named = format!("the states of chunk {} of the weighted prompt", i + 1);
+            host.check_finite(&named)?;
+            parts.push(host.into_device(&self.states.device())?);
+        }
+        let states = Tensor::cat(parts, 0).reshape([1, n * t, d]);
+        let pooled = self.pooled.map(|pooled| pooled.narrow(0, 0, 1));
+        Ok(Self { states, pooled })
+    }
+
     fn zeros_like(&self) -> Self {
         Self {
             states: self.states.zeros_like(),
@@ -232,9 +391,39 @@ impl Encoded {
     }
 }
 
+/// Multiplies rows of `d` values with their weights, and all with what brings the mean back.
+fn weigh(states: &mut [f32], weights: &[f32], d: usize) {
+    let sum = |states: &[f32]| states.iter().map(|v| f64::from(*v)).sum::<f64>();
+    let before = sum(states);
+    for (row, weight) in states.chunks_mut(d.max(1)).zip(weights) {
+        row.iter_mut().for_each(|v| *v *= weight);
+    }
+    let back = (before / sum(states)) as f32;
+    // Of no weight at all there is nothing to bring back.
+    if back.is_finite() {
+        states.iter_mut().for_each(|v| *v *= back);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_leave_the_mean_as_it_was() {
+        let mut states = [1.0, 3.0, 2.0, -1.0];
+        weigh(&mut states, &[1.0, 2.0], 2);
+        // 1, 3, 4, -2 have a sum of 6, where it was 5.
+        let want = [5.0 / 6.0, 2.5, 20.0 / 6.0, -10.0 / 6.0];
+        let near = states
+            .iter()
+            .zip(want)
+            .all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-6);
+        assert!(near, "{states:?}");
+        let mut states = [1.0, 1.0];
+        weigh(&mut states, &[0.0], 2);
+        assert_eq!(states, [0.0, 0.0]);
+    }
 
     #[test]
     fn sizes_are_the_pictures_own_where_nobody_says() {

@@ -2,18 +2,22 @@
 
 mod clip;
 mod clip_config;
+mod embedding;
 mod encoder;
 mod encoders;
 mod json;
+mod syntax;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_files;
 
-pub use clip::{ClipTextEncoder, ClipTextLayers, Encoded, Wanted};
+pub use clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
 pub use clip_config::{
     ClipTextConfig, ClipVisionConfig, PooledAt, PooledConfig, WITHOUT_EFFECT as CLIP_WITHOUT_EFFECT,
 };
+pub use embedding::{Embedding, EmbeddingFile};
 pub use encoder::{Activation, EncoderConfig, EncoderLayer};
 pub use encoders::{MicroConditioning, Prompt, PromptOptions, TextEncoders};
+pub use syntax::PromptSyntax;
 pub use tokenizer::ClipTokenizer;
 pub use tokenizer_config::WITHOUT_EFFECT as TOKENIZER_WITHOUT_EFFECT;
