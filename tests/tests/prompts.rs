@@ -3,11 +3,22 @@
 use std::path::PathBuf;
 
 use lacuna_model::device::OpenDevice;
+use lacuna_model::survey::MOST_PROMPT_TOKENS;
 use lacuna_orchestrator::pipeline::Pipeline;
+use lacuna_orchestrator::schemes::Sizes;
+use lacuna_orchestrator::schemes::resident::layout::Layout;
+use lacuna_orchestrator::schemes::resident::places;
 use lacuna_orchestrator::text::{EmbeddingFile, Prompt, PromptOptions, PromptSyntax};
+use lacuna_protocol::placement::{self, Placement};
+use lacuna_protocol::session::{OpenSession, SessionKind};
+use lacuna_protocol::version::PROTOCOL;
+use lacuna_worker::Options;
+use reqwest::{Method, StatusCode};
+use tests::caller::Caller;
 use tests::golden::{Golden, golden_png, model_dir};
 use tests::journey::{Journey, Png};
 use tests::reference::psnr;
+use tests::workers::RunningWorker;
 
 /// The name of a case, its model, its embeddings, and the syntax of its prompts.
 const CASES: [(&str, &str, &[&str], PromptSyntax); 4] = [
@@ -96,7 +107,7 @@ async fn pictures_are_those_of_the_reference_whole_and_cut() {
         let shared = shared.with("--workers-prompt", "shared");
         for cut in [
             journey.clone().over_local_workers(2),
-            journey.clone().on_resident_strips(3).with("--wire", "f32"),
+            journey.clone().on_resident_strips(2).with("--wire", "f32"),
             shared,
         ] {
             let cut = cut.go().await.unwrap();
@@ -223,4 +234,55 @@ async fn a_prompt_of_one_chunk_is_the_same_plainly_and_at_length() {
         .with("--prompt-syntax", "weighted");
     let error = heavy.go().await.err().unwrap();
     assert!(error.contains("\"cat\" has a weight of 5000"), "{error}");
+}
+
+fn assignments(
+    prompt: placement::Prompt,
+    tokens: usize,
+) -> Vec<lacuna_protocol::exchange::Assignment> {
+    let pipeline = pipeline("sd1", &[]);
+    let unet = pipeline.unet();
+    let placement = Placement {
+        prompt,
+        ..Placement::default()
+    };
+    let sizes = Sizes {
+        latents: [2, 8, 8],
+        levels: unet.levels(),
+        tokens,
+    };
+    places::assignments(unet, &Layout::new(placement, true, &sizes), 1).unwrap()
+}
+
+#[test]
+fn who_is_not_given_the_prompt_is_not_told_its_length() {
+    for (prompt, told) in [
+        (placement::Prompt::Hidden, 77),
+        (placement::Prompt::Shared, 231),
+    ] {
+        for assignment in assignments(prompt, 231) {
+            assert_eq!(assignment.tokens, told, "{prompt:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_long_prompts_and_no_endless_ones() {
+    let worker = RunningWorker::start("sd1", &Options::default()).await;
+    let caller = Caller::new(&worker);
+    let model = caller.info().await.models[0].digest.clone();
+    let open = async |tokens| {
+        let body = OpenSession {
+            protocol: PROTOCOL,
+            model: model.clone(),
+            kind: SessionKind::Strip(assignments(placement::Prompt::Shared, tokens).remove(0)),
+            picture: None,
+        };
+        Caller::send(caller.request(Method::POST, "v1/sessions").json(&body)).await
+    };
+    assert_eq!(open(MOST_PROMPT_TOKENS).await.status, StatusCode::CREATED);
+    for tokens in [MOST_PROMPT_TOKENS + 1, usize::MAX, 0] {
+        let refusal = open(tokens).await.refusal(422);
+        assert!(refusal.contains("tokens"), "{refusal}");
+    }
 }

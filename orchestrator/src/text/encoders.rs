@@ -7,76 +7,15 @@ use lacuna_model::unet::UNet;
 use lacuna_model::weights::Stored;
 use lacuna_model::whole::{AddedConditioning, Conditioning};
 use lacuna_wire::HostTensor;
-use serde::{Deserialize, Serialize};
 
+use super::chunk::{Chunk, weigh};
 use super::clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
 use super::embedding::{Embedding, EmbeddingFile};
+use super::prompt::Prompt;
 use super::syntax::PromptSyntax;
-use super::tokenizer::{Chunk, ClipTokenizer, LeftOut};
+use super::tokenizer::{ClipTokenizer, LeftOut};
 use crate::error::{Error, Result};
 use crate::family::Family;
-
-/// What a picture is to be of.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Prompt {
-    /// What to see.
-    #[serde(rename = "prompt")]
-    pub text: String,
-    /// What belongs to it.
-    #[serde(flatten)]
-    pub options: PromptOptions,
-}
-
-/// How a prompt is read, and what else a model is told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PromptOptions {
-    /// What not to see. None is not the same as an empty text: of SDXL's models it may mean no text at all.
-    pub negative_prompt: Option<String>,
-    /// Last layers of the text encoders that are left out; as in the reference, not for the negative prompt.
-    pub clip_skip: usize,
-    /// How both prompts are written.
-    pub syntax: PromptSyntax,
-    /// What an SDXL model is told of the picture's sizes.
-    pub sizes: MicroConditioning,
-}
-
-impl Prompt {
-    /// What to see, and nothing else.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            options: PromptOptions::default(),
-        }
-    }
-
-    /// The same, and what not to see.
-    pub fn without(mut self, negative: impl Into<String>) -> Self {
-        self.options.negative_prompt = Some(negative.into());
-        self
-    }
-}
-
-/// What an SDXL model is told of a picture beside its text (Podell et al. 2023, section 2.2): as which picture of its
-/// training to see it. Rows before columns; what is none is the picture's own size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MicroConditioning {
-    /// The size before it was scaled for training.
-    pub original: Option<[usize; 2]>,
-    /// Rows and columns that were cut off at the top and at the left.
-    pub crop: [usize; 2],
-    /// The size that it was scaled to.
-    pub target: Option<[usize; 2]>,
-}
-
-impl MicroConditioning {
-    /// The six numbers, for a picture of `size` rows and columns.
-    fn of(self, size: [usize; 2]) -> [f32; 6] {
-        let [original, target] = [self.original, self.target].map(|it| it.unwrap_or(size));
-        let all = [original, self.crop, target];
-        std::array::from_fn(|i| all[i / 2][i % 2] as f32)
-    }
-}
 
 /// The text encoders of a model, in the order in which the U-Net takes what they give.
 pub struct TextEncoders {
@@ -298,8 +237,8 @@ impl TextEncoders {
         Ok(all)
     }
 
-    /// What the U-Net is told of `prompt`, `T` tokens for each of its chunks, for a picture of `size` rows and columns: the negative prompt's first if
-    /// `guided`. Each text encoder is loaded on `device` for it, and dropped before the next.
+    /// What the U-Net is told of `prompt`, `T` tokens for each of its chunks, for a picture of `size` rows and columns: the
+    /// negative prompt's first if `guided`. Each text encoder is loaded on `device` for it, and dropped before the next.
     ///
     /// # Errors
     /// [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as [`Stored::load_part`].
@@ -329,11 +268,10 @@ impl TextEncoders {
                 let ids: Vec<Vec<u32>> = chunks.iter().map(|chunk| chunk.ids.clone()).collect();
                 encoder.encode(&ids, wanted)?.joined(chunks)
             };
-            let mut chunks = chunks.iter();
-            let mut both = Vec::with_capacity(2);
-            for (chunks, skip) in chunks.by_ref().zip([options.clip_skip, 0]) {
-                both.insert(0, encode(chunks, skip)?);
-            }
+            let both = chunks.iter().zip([options.clip_skip, 0]);
+            let both = both.map(|(chunks, skip)| encode(chunks, skip));
+            let mut both = both.collect::<Result<Vec<_>>>()?;
+            both.reverse();
             if zeros {
                 both.insert(0, both[0].zeros_like());
             }
@@ -388,52 +326,5 @@ impl Encoded {
             states: self.states.zeros_like(),
             pooled: self.pooled.as_ref().map(Tensor::zeros_like),
         }
-    }
-}
-
-/// Multiplies rows of `d` values with their weights, and all with what brings the mean back.
-fn weigh(states: &mut [f32], weights: &[f32], d: usize) {
-    let sum = |states: &[f32]| states.iter().map(|v| f64::from(*v)).sum::<f64>();
-    let before = sum(states);
-    for (row, weight) in states.chunks_mut(d.max(1)).zip(weights) {
-        row.iter_mut().for_each(|v| *v *= weight);
-    }
-    let back = (before / sum(states)) as f32;
-    // Of no weight at all there is nothing to bring back.
-    if back.is_finite() {
-        states.iter_mut().for_each(|v| *v *= back);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_leave_the_mean_as_it_was() {
-        let mut states = [1.0, 3.0, 2.0, -1.0];
-        weigh(&mut states, &[1.0, 2.0], 2);
-        // 1, 3, 4, -2 have a sum of 6, where it was 5.
-        let want = [5.0 / 6.0, 2.5, 20.0 / 6.0, -10.0 / 6.0];
-        let near = states
-            .iter()
-            .zip(want)
-            .all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-6);
-        assert!(near, "{states:?}");
-        let mut states = [1.0, 1.0];
-        weigh(&mut states, &[0.0], 2);
-        assert_eq!(states, [0.0, 0.0]);
-    }
-
-    #[test]
-    fn sizes_are_the_pictures_own_where_nobody_says() {
-        let own = MicroConditioning::default();
-        assert_eq!(own.of([768, 512]), [768.0, 512.0, 0.0, 0.0, 768.0, 512.0]);
-        let other = MicroConditioning {
-            original: Some([100, 200]),
-            crop: [3, 4],
-            target: None,
-        };
-        assert_eq!(other.of([768, 512]), [100.0, 200.0, 3.0, 4.0, 768.0, 512.0]);
     }
 }

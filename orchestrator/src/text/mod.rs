@@ -1,11 +1,13 @@
 //! Prompt to embeddings: the tokenizer and the text encoder.
 
+mod chunk;
 mod clip;
 mod clip_config;
 mod embedding;
 mod encoder;
 mod encoders;
 mod json;
+mod prompt;
 mod syntax;
 mod tokenizer;
 mod tokenizer_config;
@@ -17,7 +19,8 @@ pub use clip_config::{
 };
 pub use embedding::{Embedding, EmbeddingFile};
 pub use encoder::{Activation, EncoderConfig, EncoderLayer};
-pub use encoders::{MicroConditioning, Prompt, PromptOptions, TextEncoders};
+pub use encoders::TextEncoders;
+pub use prompt::{MicroConditioning, Prompt, PromptOptions};
 pub use syntax::PromptSyntax;
 pub use tokenizer::ClipTokenizer;
 pub use tokenizer_config::WITHOUT_EFFECT as TOKENIZER_WITHOUT_EFFECT;

@@ -153,8 +153,9 @@ impl Reader {
             let section = sections.last_mut();
             match (run, section) {
                 (Some(run), Some(section)) => {
-                    // Not a number, too.
-                    if !(run.weight.abs() <= LARGEST) {
+                    // No number does not, either.
+                    let fits = run.weight.abs() <= LARGEST;
+                    if !fits {
                         return Err(Error::Prompt(format!(
                             "{:?} has a weight of {}; at most {LARGEST} is taken",
                             run.text, run.weight
