@@ -29,6 +29,7 @@ PARTS = {
     "one-file": ("one_file", "write"),
     "previews": ("previews", "write"),
     "adapters": ("adapters", "write"),
+    "prompts": ("prompts", "write"),
     "variations": ("variations", "write"),
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),

@@ -56,6 +56,9 @@ pub struct Asked {
     pub model: String,
     /// Digests of the adapters.
     pub adapters: Vec<String>,
+    /// Digests of the embeddings.
+    #[serde(default)]
+    pub embeddings: Vec<String>,
     /// What to see.
     #[serde(flatten)]
     pub prompt: Prompt,
@@ -418,6 +421,7 @@ mod tests {
         Asked {
             model: "abc".into(),
             adapters: Vec::new(),
+            embeddings: Vec::new(),
             prompt: Prompt::new("a red circle"),
             seed: 7,
             count: 2,
@@ -509,6 +513,16 @@ mod tests {
             error.to_string().contains("its steps is 3, not 4"),
             "{error}"
         );
+        let other = Asked {
+            embeddings: vec!["def".into()],
+            ..asked()
+        };
+        let error = Checkpoint::go_on(folder.path(), &other).unwrap_err();
+        assert!(error.to_string().contains("its embeddings is"), "{error}");
+        let mut other = asked();
+        other.prompt.options.syntax = crate::text::PromptSyntax::Weighted;
+        let error = Checkpoint::go_on(folder.path(), &other).unwrap_err();
+        assert!(error.to_string().contains("its syntax is"), "{error}");
         std::fs::write(folder.path().join(RUN), r#"{"format": 9}"#).unwrap();
         let error = Checkpoint::go_on(folder.path(), &asked()).unwrap_err();
         assert!(error.to_string().contains("format is 9"), "{error}");

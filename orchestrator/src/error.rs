@@ -36,6 +36,14 @@ pub enum Error {
     /// A token is unknown to the text encoder, or there are more of them than it has places.
     #[error("the tokenizer does not fit the text encoder: {0}")]
     Tokens(String),
+    /// An embedding of textual inversion is none, or not of this model.
+    #[error("embedding {path}: {reason}")]
+    Embedding {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// The directory is no model of a supported kind.
     #[error("{path}: {class} is not supported: {hint}")]
     UnsupportedModel {
@@ -285,6 +293,14 @@ impl Error {
     /// A bad tokenizer file.
     pub(crate) fn tokenizer(path: &Path, reason: impl ToString) -> Self {
         Self::Tokenizer {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// A bad embedding.
+    pub(crate) fn embedding(path: &Path, reason: impl ToString) -> Self {
+        Self::Embedding {
             path: path.to_owned(),
             reason: reason.to_string(),
         }

@@ -111,6 +111,12 @@ impl Journey {
         self
     }
 
+    /// With a flag once more.
+    pub fn with_more(mut self, flag: &str, value: impl Into<OsString>) -> Self {
+        self.arguments.extend([flag.into(), value.into()]);
+        self
+    }
+
     /// With flags and their values, as they are written.
     pub fn with_all(self, words: &str) -> Self {
         let words: Vec<&str> = words.split_whitespace().collect();

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use lacuna_model::layers::Conv2d;
 use lacuna_model::partition::Levels;
-use lacuna_model::survey::{Kind, survey};
+use lacuna_model::survey::{Kind, MOST_PROMPT_TOKENS, survey};
 use lacuna_model::unet::{Layer, UNet};
 use lacuna_protocol::exchange::Assignment;
 use lacuna_protocol::session::Work;
@@ -15,9 +15,6 @@ use lacuna_wire::HostTensor;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-
-/// Most tokens of a prompt: several times what CLIP makes of any.
-const MAX_TOKENS: usize = 1024;
 
 /// Most parts that an attention is cut into: more than any fleet has workers.
 const MAX_PARTS: usize = 1024;
@@ -119,10 +116,10 @@ impl Bounds {
             .iter()
             .zip(most)
             .all(|(w, most)| (1..=most).contains(w));
-        if !fits || !(1..=MAX_TOKENS).contains(&assignment.tokens) {
+        if !fits || !(1..=MOST_PROMPT_TOKENS).contains(&assignment.tokens) {
             return Err(Error::Invalid(format!(
                 "latents of {wanted:?} (batch, rows, columns) and {} tokens; this worker takes at most \
-                 {most:?} and {MAX_TOKENS}; see its --max-batch, --max-rows and --max-columns",
+                 {most:?} and {MOST_PROMPT_TOKENS}; see its --max-batch, --max-rows and --max-columns",
                 assignment.tokens
             )));
         }
@@ -298,14 +295,14 @@ fn largest(unet: &UNet, latents: [usize; 3]) -> Result<(HashMap<String, Largest>
     }
     let mut layers = HashMap::new();
     let mut most = 0;
-    for operation in survey(unet, latents, MAX_TOKENS)? {
+    for operation in survey(unet, latents, MOST_PROMPT_TOKENS)? {
         let input = operation.input;
         let [b, t, c, _] = input;
         let largest = match (operation.kind, convs.get(operation.layer.as_str())) {
             (Kind::Conv { .. }, Some(conv)) => Largest::Conv((*conv).clone(), input),
             (Kind::GroupNorm, _) => Largest::Norm(input),
             (Kind::SelfAttention, _) => Largest::Attention([b, t, c], t),
-            (Kind::CrossAttention, _) => Largest::Attention([b, t, c], MAX_TOKENS),
+            (Kind::CrossAttention, _) => Largest::Attention([b, t, c], MOST_PROMPT_TOKENS),
             (Kind::Linear, _) => Largest::Linear([b, t, c], operation.output[2]),
             _ => continue,
         };

@@ -8,6 +8,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use lacuna_model::weights::AdapterFile;
 use lacuna_orchestrator::checkpoint::Run;
+use lacuna_orchestrator::text::EmbeddingFile;
 
 /// The command that has checkpoints.
 pub const GENERATE: &str = "generate";
@@ -50,6 +51,7 @@ fn whole(flag: &Arg, value: &OsStr) -> std::io::Result<OsString> {
     let kind = flag.get_value_parser().type_id();
     let path = kind == std::any::TypeId::of::<PathBuf>()
         || kind == std::any::TypeId::of::<AdapterFile>()
+        || kind == std::any::TypeId::of::<EmbeddingFile>()
         // Either a number or, as it was before --fleet, a file.
         || (flag.get_id() == "workers" && Path::new(value).is_file());
     // A policy has a name, if it is no file.

@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use crate::error::{Error, Result};
 use crate::model::ModelFiles;
 use crate::pipeline::Pipeline;
+use crate::text::EmbeddingFile;
 use crate::unet_source::UNetSource;
 
 /// Which model, and where the user's part of it runs.
@@ -49,6 +50,10 @@ pub struct ModelArguments {
     /// same, where it changes the U-Net; under --scheme blind without.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<AdapterFile>,
+    /// An embedding of textual inversion (safetensors), with the token that prompts call it by behind a colon if that is not
+    /// the file's own; repeat it for several. It stays with you.
+    #[arg(long, value_name = "FILE[:TOKEN]")]
+    pub embedding: Vec<EmbeddingFile>,
     /// auto, cpu, wgpu or cuda: where your own part is computed, and workers started here.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub device: DeviceChoice,
@@ -246,6 +251,7 @@ pub async fn load(arguments: &ModelArguments) -> anyhow::Result<(Arc<Pipeline>, 
         let device = arguments.open_device()?;
         let parts = arguments.files()?.open();
         let opened = parts.and_then(|parts| Pipeline::of(parts, &arguments.lora, &device.device));
+        let opened = opened.and_then(|pipeline| pipeline.with_embeddings(&arguments.embedding));
         let pipeline = opened
             .with_context(|| format!("cannot load the model {}", arguments.model.display()))?;
         Ok((Arc::new(pipeline), device))

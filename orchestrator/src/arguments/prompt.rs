@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::size::parse_size;
-use crate::text::{MicroConditioning, Prompt, PromptOptions};
+use crate::text::{MicroConditioning, Prompt, PromptOptions, PromptSyntax};
 
 /// How a prompt is read, and what else a model is told.
 #[derive(Args, Clone, Debug)]
@@ -12,6 +12,9 @@ pub struct PromptArguments {
     /// What not to see [default: no text; of SDXL's models nothing at all, which "" is not].
     #[arg(short, long, allow_hyphen_values = true)]
     pub negative_prompt: Option<String>,
+    /// How the prompts are written.
+    #[arg(long, value_enum, value_name = "SYNTAX", default_value = "plain")]
+    pub prompt_syntax: PromptSyntax,
     /// Leave out so many of the text encoders' last layers.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub clip_skip: usize,
@@ -33,6 +36,7 @@ impl PromptArguments {
         PromptOptions {
             negative_prompt: self.negative_prompt.clone(),
             clip_skip: self.clip_skip,
+            syntax: self.prompt_syntax,
             sizes: MicroConditioning {
                 original: self.original_size.map(rows_first),
                 crop: self.crop.map(rows_first).unwrap_or_default(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use lacuna_model::survey::{MOST_PROMPT_TOKENS, PROMPT_TOKENS};
 use lacuna_model::unet::{SampleSize, UNet, UNetConfig};
 
 use super::model::{resolve, unet_config};
@@ -63,9 +64,21 @@ pub struct SizeArguments {
     /// no --guidance is given].
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Tokens of the prompt: 77 for each chunk that it takes.
+    #[arg(long, value_name = "N", default_value_t = PROMPT_TOKENS)]
+    pub prompt_tokens: usize,
 }
 
 impl SizeArguments {
+    /// Tokens of the prompt.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where no worker takes so many.
+    pub fn tokens(&self) -> Result<usize> {
+        limits::check("--prompt-tokens", self.prompt_tokens, MOST_PROMPT_TOKENS)?;
+        Ok(self.prompt_tokens)
+    }
+
     fn config(&self) -> anyhow::Result<UNetConfig> {
         let model = resolve(&self.model)?;
         let config = unet_config(&model, || model.join("unet/config.json"));

@@ -159,6 +159,9 @@ impl Denoiser {
             };
             Ok(Whole::new(weights, conditioning.clone()))
         };
+        let mut setting = self.setting.clone();
+        // Prompts of one run may be of different lengths.
+        setting.sizes.tokens = conditioning.tokens();
         let whole = Whole::new(weights, conditioning.clone());
         let unet = self.unet.layers();
         let calls = |predictor: &mut dyn Predictor| {
@@ -168,7 +171,7 @@ impl Denoiser {
             output
         };
         let Some(roster) = &self.roster else {
-            let mut predictor = self.setting.predictor(unet, whole, None)?;
+            let mut predictor = setting.predictor(unet, whole, None)?;
             let output = calls(&mut *predictor);
             self.accounts().user_flop += predictor.finish().user_flop;
             return output;
@@ -178,7 +181,7 @@ impl Denoiser {
         let terms = Terms {
             unet,
             digest: &digest,
-            setting: &self.setting,
+            setting: &setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,
             home: &home,

@@ -146,6 +146,12 @@ impl Order {
 }
 
 impl Ready {
+    /// The same for a prompt of so many tokens.
+    pub fn of_tokens(mut self, tokens: usize) -> Self {
+        self.setting.sizes.tokens = tokens;
+        self
+    }
+
     /// Generates by `setting`, which is [`Self::setting`] or what a plan made of it; a worker that is lost is gone on
     /// without as far as `policy` allows.
     pub fn generator(self, setting: Setting, policy: Option<Policy>) -> Generator {

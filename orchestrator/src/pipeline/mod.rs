@@ -26,7 +26,7 @@ use crate::model::{ModelFiles, ModelParts};
 use crate::noise::TorchRng;
 use crate::picture::Picture;
 use crate::schedulers::{self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind};
-use crate::text::{Prompt, TextEncoders};
+use crate::text::{EmbeddingFile, Prompt, TextEncoders};
 use crate::unet_source::UNetSource;
 use crate::vae::{Vae, VaeLayers};
 
@@ -55,6 +55,8 @@ pub struct Pipeline {
     scheduler_class: String,
     /// Of each.
     adapters: Vec<String>,
+    /// Of each.
+    embeddings: Vec<String>,
     device: Device,
 }
 
@@ -104,10 +106,22 @@ impl Pipeline {
             sample_size: corrections::sample_size(&config, family)?,
             unet: Arc::new(UNetSource::of_files(unet, device)?),
             adapters: adapters.iter().map(|it| it.digest().to_owned()).collect(),
+            embeddings: Vec::new(),
             device: device.clone(),
         };
         pipeline.check()?;
         Ok(pipeline)
+    }
+
+    /// The same, whose prompts may call embeddings of textual inversion.
+    ///
+    /// # Errors
+    /// As [`TextEncoders::add`].
+    pub fn with_embeddings(mut self, files: &[EmbeddingFile]) -> Result<Self> {
+        for file in files {
+            self.embeddings.push(self.text.add(file)?);
+        }
+        Ok(self)
     }
 
     /// The parts must fit each other.
@@ -168,6 +182,11 @@ impl Pipeline {
         &self.adapters
     }
 
+    /// Identifies each of the embeddings with its name, in their order.
+    pub fn embeddings(&self) -> &[String] {
+        &self.embeddings
+    }
+
     /// The U-Net, and where its weights come from.
     pub fn source(&self) -> &Arc<UNetSource> {
         &self.unet
@@ -205,16 +224,24 @@ impl Pipeline {
         Ok([1, self.unet().latent_channels(), rows, columns])
     }
 
-    /// Tokens `T` of every prompt.
+    /// Tokens `T` of every prompt that is one chunk.
     pub fn tokens(&self) -> usize {
         self.text.tokens()
+    }
+
+    /// The embeddings that `prompt` does not call.
+    ///
+    /// # Errors
+    /// As [`TextEncoders::unused`].
+    pub fn unused_embeddings(&self, prompt: &Prompt) -> Result<Vec<&str>> {
+        self.text.unused(prompt)
     }
 
     /// The words of a prompt that the model's makers say it does not know.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the tokenizer refuses.
-    pub fn unknown_words<'a>(&self, prompt: &'a str) -> Result<Vec<&'a str>> {
+    /// As [`TextEncoders::split_words`].
+    pub fn unknown_words(&self, prompt: &Prompt) -> Result<Vec<String>> {
         match self.whole_words {
             true => self.text.split_words(prompt),
             false => Ok(Vec::new()),

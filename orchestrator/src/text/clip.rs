@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use burn::tensor::module::embedding;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{LayerNorm, Linear, Parameter, Parameters};
 use lacuna_model::ops;
 use lacuna_model::weights::{Checkpoint, Library, Stored, Weights};
+use lacuna_wire::HostTensor;
 
 use super::clip_config::{ClipTextConfig, PooledAt, PooledConfig};
 use super::encoder::EncoderLayer;
@@ -111,11 +113,32 @@ impl Parameters for ClipTextLayers {
     }
 }
 
+/// Tokens of one's own, and their vectors in place of the vocabulary's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OwnTokens {
+    ids: Vec<u32>,
+    /// `D` values of each.
+    values: Vec<f32>,
+}
+
+impl OwnTokens {
+    /// And those of `ids` with `vectors` `[N, D]`.
+    pub fn add(&mut self, ids: &[u32], vectors: &HostTensor) {
+        self.ids.extend(ids);
+        self.values.extend(&vectors.data);
+    }
+
+    fn place(&self, id: u32) -> Option<usize> {
+        self.ids.iter().position(|own| *own == id)
+    }
+}
+
 /// The text encoder with its weights on a device.
 #[derive(Clone, Debug)]
 pub struct ClipTextEncoder {
     layers: ClipTextLayers,
     weights: Weights,
+    own: OwnTokens,
 }
 
 impl ClipTextEncoder {
@@ -187,7 +210,13 @@ impl ClipTextEncoder {
         Ok(Self {
             layers: stored.layers().clone(),
             weights: stored.load(device)?,
+            own: OwnTokens::default(),
         })
+    }
+
+    /// The same with tokens of one's own.
+    pub fn knowing(self, own: OwnTokens) -> Self {
+        Self { own, ..self }
     }
 
     /// Its layers.
@@ -254,8 +283,12 @@ impl ClipTextEncoder {
             )));
         }
         let mut ids = Vec::with_capacity(b * t);
+        let mut own = Vec::with_capacity(b * t);
         for &id in prompts.iter().flatten() {
+            own.push(self.own.place(id));
             match i32::try_from(id) {
+                // Any other stands in its place.
+                _ if own.last().is_some_and(Option::is_some) => ids.push(0),
                 Ok(index) if (id as usize) < self.layers.vocabulary => ids.push(index),
                 _ => {
                     return Err(Error::Tokens(format!(
@@ -267,7 +300,19 @@ impl ClipTextEncoder {
         }
         let device = self.weights.device();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [b, t]), device);
-        let tokens = embedding(self.weights.matrix(&weight(TOKEN_EMBEDDING))?, ids);
+        let mut tokens = embedding(self.weights.matrix(&weight(TOKEN_EMBEDDING))?, ids);
+        if own.iter().any(Option::is_some) {
+            let d = self.layers.width;
+            let is_own: Vec<bool> = own.iter().map(Option::is_some).collect();
+            let is_own = Tensor::<3, Bool>::from_data(TensorData::new(is_own, [b, t, 1]), device);
+            let zeros = vec![0.0; d];
+            let rows = own.iter().flat_map(|place| match place {
+                Some(i) => &self.own.values[i * d..][..d],
+                None => &zeros,
+            });
+            let rows = HostTensor::new([b, t, d], rows.copied().collect::<Vec<_>>())?;
+            tokens = tokens.mask_where(is_own.expand([b, t, d]), rows.into_device(device)?);
+        }
         let positions = self.weights.matrix(&weight(POSITION_EMBEDDING))?;
         Ok(tokens + positions.narrow(0, 0, t).unsqueeze::<3>())
     }

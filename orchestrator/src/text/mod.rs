@@ -1,19 +1,26 @@
 //! Prompt to embeddings: the tokenizer and the text encoder.
 
+mod chunk;
 mod clip;
 mod clip_config;
+mod embedding;
 mod encoder;
 mod encoders;
 mod json;
+mod prompt;
+mod syntax;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_files;
 
-pub use clip::{ClipTextEncoder, ClipTextLayers, Encoded, Wanted};
+pub use clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
 pub use clip_config::{
     ClipTextConfig, ClipVisionConfig, PooledAt, PooledConfig, WITHOUT_EFFECT as CLIP_WITHOUT_EFFECT,
 };
+pub use embedding::{Embedding, EmbeddingFile};
 pub use encoder::{Activation, EncoderConfig, EncoderLayer};
-pub use encoders::{MicroConditioning, Prompt, PromptOptions, TextEncoders};
+pub use encoders::TextEncoders;
+pub use prompt::{MicroConditioning, Prompt, PromptOptions};
+pub use syntax::PromptSyntax;
 pub use tokenizer::ClipTokenizer;
 pub use tokenizer_config::WITHOUT_EFFECT as TOKENIZER_WITHOUT_EFFECT;

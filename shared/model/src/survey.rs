@@ -8,6 +8,9 @@ use crate::unet::{TimeEmbedding, UNet};
 /// Tokens that CLIP makes of any prompt.
 pub const PROMPT_TOKENS: usize = 77;
 
+/// Most tokens of a prompt: thirteen times what CLIP makes of one.
+pub const MOST_PROMPT_TOKENS: usize = 1024;
+
 /// What an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -56,6 +56,12 @@ impl Conditioning {
             guidance: None,
         }
     }
+
+    /// Tokens `T` of the prompt.
+    pub fn tokens(&self) -> usize {
+        let [_, tokens, _] = self.context.dims();
+        tokens
+    }
 }
 
 /// SDXL's pooled text and picture sizes.

@@ -13,7 +13,7 @@ use lacuna_model::device::Target;
 use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
-use lacuna_model::survey::{Kind, PROMPT_TOKENS, survey};
+use lacuna_model::survey::{Kind, MOST_PROMPT_TOKENS, survey};
 use lacuna_model::unet::{Layer, UNet, UNetConfig, original};
 use lacuna_model::weights::{
     Adapter, AdapterFile, Checkpoint, Library, Network, Stored, Weights, list,
@@ -158,7 +158,7 @@ impl Model {
         [batch, rows, columns]: [usize; 3],
     ) -> lacuna_model::Result<usize> {
         let values = |[b, c, h, w]: [usize; 4]| b * c * h * w;
-        let largest = survey(&self.unet, [batch, rows, columns], PROMPT_TOKENS)?
+        let largest = survey(&self.unet, [batch, rows, columns], MOST_PROMPT_TOKENS)?
             .into_iter()
             .filter_map(|o| match o.kind {
                 Kind::Conv { .. } | Kind::GroupNorm => {
@@ -167,7 +167,7 @@ impl Model {
                 }
                 Kind::CrossAttention => {
                     let [b, t, c, _] = o.input;
-                    Some(values([b, t + 2 * PROMPT_TOKENS, c, 1]))
+                    Some(values([b, t + 2 * MOST_PROMPT_TOKENS, c, 1]))
                 }
                 // Everybody's queries, keys and values, where a worker attends alone.
                 Kind::SelfAttention => {

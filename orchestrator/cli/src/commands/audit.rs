@@ -168,6 +168,7 @@ fn open(arguments: &Arguments) -> anyhow::Result<(Trial, OpenDevice)> {
     let device = device::open(model.device, model.allow_software)?;
     let parts = model.files()?.open();
     let opened = parts.and_then(|parts| Pipeline::of(parts, &model.lora, &device.device));
+    let opened = opened.and_then(|pipeline| pipeline.with_embeddings(&model.embedding));
     let pipeline =
         opened.with_context(|| format!("cannot load the model {}", model.model.display()))?;
     let size = Size {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 use serde::Serialize;
 
@@ -96,7 +95,8 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
         None => 1,
     };
     let latents = arguments.size.latents(usual)?;
-    let setting = arguments.scheme.setting(unet, latents, PROMPT_TOKENS);
+    let tokens = arguments.size.tokens()?;
+    let setting = arguments.scheme.setting(unet, latents, tokens);
     let counts = setting.first_calls(unet, workers)?;
     let once_flop: u64 = once(&counts).iter().sum();
     let [_, count] = counts;

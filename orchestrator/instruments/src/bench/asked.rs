@@ -125,6 +125,7 @@ impl UNetArguments {
             tokenizer: None,
             vae: None,
             lora: Vec::new(),
+            embedding: Vec::new(),
             device: self.device,
             allow_software: self.allow_software,
         }

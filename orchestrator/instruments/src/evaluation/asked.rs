@@ -229,6 +229,7 @@ impl RunArguments {
         Ok(Record {
             experiment: self.experiment.map(|experiment| experiment.to_string()),
             model: maker.pipeline.digest().to_owned(),
+            added: [maker.pipeline.adapters(), maker.pipeline.embeddings()].concat(),
             model_name: self.model.model.display().to_string(),
             prompts: prompts.len(),
             prompts_digest: digest(prompts),

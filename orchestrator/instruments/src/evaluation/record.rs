@@ -21,6 +21,9 @@ pub struct Record {
     pub experiment: Option<String>,
     /// Digest of the U-Net's weights.
     pub model: String,
+    /// Digests of the adapters and the embeddings, those of text encoders among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<String>,
     /// The model's directory, as it was given.
     pub model_name: String,
     /// How many prompts there are, in all shards.

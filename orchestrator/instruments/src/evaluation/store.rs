@@ -249,6 +249,7 @@ pub(super) mod tests {
         Record {
             experiment: None,
             model: "abc".into(),
+            added: Vec::new(),
             model_name: "demo".into(),
             prompts: 3,
             prompts_digest: "def".into(),

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use lacuna_model::partition::{Levels, strips};
+use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 use lacuna_protocol::exchange::{Assignment, Seat};
-use lacuna_protocol::placement::{SelfAttention, Tile};
+use lacuna_protocol::placement::{Prompt, SelfAttention, Tile};
 use lacuna_protocol::session::SessionKind;
 
 use super::layout::Layout;
@@ -37,12 +38,17 @@ pub fn assignments(unet: &UNet, layout: &Layout, workers: usize) -> Result<Vec<A
     let [batch, rows, columns] = layout.of_lane().latents;
     let levels = Levels::new(rows, unet.levels());
     let strips = cut_strips(&levels, workers)?.into_iter();
+    // How long a hidden prompt is, is hidden too: only who gets the prompt needs to know.
+    let tokens = match layout.placement.prompt {
+        Prompt::Shared => layout.tokens,
+        Prompt::Hidden => PROMPT_TOKENS,
+    };
     let assign = |(strip, tile)| Assignment {
         batch,
         rows,
         columns,
         strip,
-        tokens: layout.tokens,
+        tokens,
         placement: layout.placement,
         tile,
     };

@@ -142,6 +142,9 @@ pub(super) fn check(arguments: &Arguments) -> Result<Outputs> {
     for adapter in &arguments.model.lora {
         outputs.reads("--lora", &adapter.path);
     }
+    for embedding in &arguments.model.embedding {
+        outputs.reads("--embedding", &embedding.path);
+    }
     let inputs = [
         ("--fleet", arguments.workers.file()),
         ("--policy", arguments.terms.policy.as_deref()),

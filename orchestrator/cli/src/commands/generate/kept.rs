@@ -24,6 +24,7 @@ pub(super) fn open(
     let asked = Asked {
         model: generator.pipeline.digest().to_owned(),
         adapters: generator.pipeline.adapters().to_vec(),
+        embeddings: generator.pipeline.embeddings().to_vec(),
         prompt: arguments.sampling.words.prompt(arguments.prompt()),
         seed: arguments.sampling.seed.unwrap_or_default(),
         count: arguments.count,

@@ -59,10 +59,15 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         ..arguments.sampling.settle(&pipeline, arguments.eta)
     };
     pipeline.check_sampling(&sampling)?;
-    let mut unknown = pipeline.unknown_words(arguments.prompt())?;
-    let words = &arguments.sampling.words;
-    let negative = words.negative_prompt.as_deref().unwrap_or_default();
-    unknown.extend(pipeline.unknown_words(negative)?);
+    let prompt = arguments.sampling.words.prompt(arguments.prompt());
+    let unused = pipeline.unused_embeddings(&prompt)?;
+    if !unused.is_empty() {
+        console.line(format_args!(
+            "neither prompt calls the embedding {}; write its name where it is to count",
+            unused.join(", ")
+        ));
+    }
+    let unknown = pipeline.unknown_words(&prompt)?;
     if !unknown.is_empty() {
         console.line(format_args!(
             "this model does not know: {}; what it makes of them is left to chance",
@@ -94,7 +99,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         fleet,
         workers: arguments.workers.number(),
     };
-    let ready = order.ready().await?;
+    let ready = order.ready().await?.of_tokens(conditioning.tokens());
     report.seconds.load += ready.loading.as_secs_f64();
     let setting = match (&policy, &ready.fleet) {
         (Some(policy), Some(fleet)) => {

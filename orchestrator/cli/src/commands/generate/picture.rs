@@ -24,6 +24,7 @@ use lacuna_orchestrator::pipeline::{Reached, Step, write_latents};
 use lacuna_orchestrator::preview::Preview;
 use lacuna_orchestrator::progress::Progress;
 use lacuna_orchestrator::side_by_side::side_by_side;
+use lacuna_orchestrator::text::{EmbeddingFile, PromptSyntax};
 use lacuna_wire::HostTensor;
 
 /// What all pictures of a run share.
@@ -300,6 +301,20 @@ impl Run {
         }
         if !adapters.is_empty() {
             text.push(("lora", adapters.join(", ")));
+        }
+        let embedding = |file: &EmbeddingFile| {
+            let name = file.path.file_name().unwrap_or_default();
+            let token = file.token.iter().map(|token| format!(":{token}"));
+            format!("{}{}", name.to_string_lossy(), token.collect::<String>())
+        };
+        let embeddings: Vec<String> = a.model.embedding.iter().map(embedding).collect();
+        if !embeddings.is_empty() {
+            text.push(("embedding", embeddings.join(", ")));
+        }
+        match sampling.words.prompt_syntax {
+            PromptSyntax::Plain => {}
+            PromptSyntax::Long => text.push(("prompt_syntax", "long".to_owned())),
+            PromptSyntax::Weighted => text.push(("prompt_syntax", "weighted".to_owned())),
         }
         text
     }

@@ -3,7 +3,6 @@
 use burn::tensor::Device;
 use clap::Args;
 use lacuna_model::device::{self, DeviceChoice};
-use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
@@ -82,7 +81,7 @@ impl Arguments {
         limits::check("--steps", self.steps, limits::COUNT)?;
         let scheme = Resident::default().scheme();
         let latents = self.size.latents(self.size.guided_batch()?)?;
-        let setting = Setting::new(scheme, unet, latents, PROMPT_TOKENS);
+        let setting = Setting::new(scheme, unet, latents, self.size.tokens()?);
         Ok(setting.of_calls(self.calls()?))
     }
 
