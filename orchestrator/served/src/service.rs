@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
+use futures::StreamExt;
 use lacuna_orchestrator::report::Report;
 use lacuna_wire::Message;
 use serde_json::{Map, Value, json};
@@ -158,8 +159,11 @@ async fn close(State(Service(inner)): State<Service>, Path(id): Path<String>) ->
 
 /// A request's bytes, of which there are `most`.
 async fn whole(body: Body, most: usize) -> Result<Bytes> {
-    // Who says so is not even listened to.
     if body.size_hint().lower() > most as u64 {
+        // Nothing of it is kept; but whoever still sends it would not hear why it is refused.
+        let mut passing = body.into_data_stream();
+        let pass = async { while let Some(Ok(_)) = passing.next().await {} };
+        let _ = timeout(COMING, pass).await;
         return Err(Refusal::TooLong { most });
     }
     let came = timeout(COMING, to_bytes(body, most)).await;
