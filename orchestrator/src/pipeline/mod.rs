@@ -349,7 +349,7 @@ impl Pipeline {
         let channels = self.vae.layers().picture_channels();
         if channels != 3 {
             return Err(Error::Request(format!(
-                "--init-image: the model's VAE takes {channels} channels, pictures that are read have 3; take another model, or \
+                "the model's VAE takes {channels} channels, where pictures have 3 (--init-image, --preview); take another model, or \
                  another --vae"
             )));
         }

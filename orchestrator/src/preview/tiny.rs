@@ -15,6 +15,9 @@ use crate::pipeline::Pipeline;
 /// Latents are kept within these bounds, softly.
 const MAGNITUDE: f32 = 3.0;
 
+/// How often rows and columns are doubled at most: of published ones three times.
+const MOST_DOUBLED: usize = 5;
+
 /// The names of the decoder's layers, before their number.
 const PREFIX: &str = "decoder.layers.";
 
@@ -103,6 +106,13 @@ impl Tiny {
             } else {
                 Layer::Double
             });
+        }
+        let doubled = layers.iter().filter(|layer| matches!(layer, Layer::Double));
+        let doubled = doubled.count();
+        if doubled > MOST_DOUBLED {
+            return Err(wrong(format!(
+                "it doubles rows and columns {doubled} times"
+            )));
         }
         let tiny = Self { layers };
         let channels = tiny.channels();

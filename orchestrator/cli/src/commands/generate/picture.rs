@@ -209,7 +209,11 @@ impl Run {
                     let kept = checkpoint.map_or(Ok(()), |kept| {
                         kept.keep_step(index, step.done, shape, reached)
                     });
-                    kept.and_then(|()| self.show_unfinished(index, step, reached))
+                    if let Err(error) = self.show_unfinished(index, step, reached) {
+                        // No picture is given up for that.
+                        tracing::warn!("--preview: {error}");
+                    }
+                    kept
                 }
                 // What was computed is not lost, should the decoder fail.
                 Event::Denoised(latents) => save_latents.as_ref().map_or(Ok(()), |path| {
