@@ -315,6 +315,7 @@ impl Checkpoint {
             delete(&self.mark(index))?;
         }
         delete(&self.folder.join(RUN))?;
+        delete_unfinished(&self.folder)?;
         // Somebody's own files may be there, too.
         let _ = std::fs::remove_dir(&self.folder);
         Ok(())
@@ -350,8 +351,19 @@ fn delete_picture(folder: &Path) -> Result<()> {
             delete(&entry.path())?;
         }
     }
+    delete_unfinished(folder)?;
     let _ = std::fs::remove_dir(folder);
     Ok(())
+}
+
+/// Begins the name of a file that is not whole yet, and never will be where the program is killed.
+const UNFINISHED: &str = ".unfinished-";
+
+/// Deletes what a program that was killed had begun to write.
+fn delete_unfinished(folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let begun = entries.filter(|it| it.file_name().to_string_lossy().starts_with(UNFINISHED));
+    begun.map(|entry| delete(&entry.path())).collect()
 }
 
 fn delete(path: &Path) -> Result<()> {
@@ -378,7 +390,10 @@ fn write_tensors(path: &Path, tensors: &[(&str, &HostTensor)]) -> Result<()> {
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     // Such a file has the mode 0600.
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| output(path, e))?;
+    let file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(folder);
+    let mut file = file.map_err(|e| output(path, e))?;
     let written = file
         .write_all(bytes)
         .and_then(|()| file.as_file().sync_all());
@@ -478,6 +493,12 @@ mod tests {
         let error = Checkpoint::go_on(&folder, &asked()).unwrap_err();
         assert!(error.to_string().contains("another process"), "{error}");
         drop(first);
+        // A program that is killed leaves what it was writing.
+        for place in ["", "picture-0", "picture-1"] {
+            let place = folder.join(place);
+            make_folder(&place).unwrap();
+            std::fs::write(place.join(format!("{UNFINISHED}a1")), "half").unwrap();
+        }
         let error = Checkpoint::create(&folder, &run()).unwrap_err();
         assert!(error.to_string().contains("--resume"), "{error}");
         assert_eq!(Run::read(&folder).unwrap(), run());
