@@ -104,6 +104,23 @@ fn without_guidance_a_call_has_one_entry() {
 }
 
 #[test]
+fn a_longer_prompt_is_more_work_and_no_more_bytes() {
+    let cost = |tokens: &str| json("cost", &["--prompt-tokens", tokens]);
+    let (one, three) = (cost("77"), cost("231"));
+    let times = number(&three["once_gflop"]) / number(&one["once_gflop"]);
+    assert!((times - 3.0).abs() < 1e-6, "{times}");
+    assert!(number(&three["user_gflop"]) > number(&one["user_gflop"]));
+    // Who is not given the prompt learns nothing of its length.
+    assert_eq!(three["bytes_up"], one["bytes_up"]);
+    assert_eq!(one, json("cost", &[]));
+    for tokens in ["0", "1025"] {
+        let output = lacuna("plan", &["--prompt-tokens", tokens]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("--prompt-tokens"), "{stderr}");
+    }
+}
+
+#[test]
 fn the_wire_is_chosen_by_the_number_of_calls() {
     let plan = |steps: &str| {
         let slow = ["--user-gflops", "20", "--memory-gb", "16", "--link", "5g"];
