@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 use lacuna_model::host::OnDevice;
+use lacuna_model::survey::MOST_PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
 use lacuna_model::whole::{AddedConditioning, Conditioning, Guidance};
 use lacuna_wire::{HostTensor, Message, head};
@@ -9,9 +10,6 @@ use serde::de::DeserializeOwned;
 
 use crate::message::{Call, Opening, tensors};
 use crate::refusal::{Refusal, Result};
-
-/// Most tokens of a prompt: several times what CLIP makes of any.
-pub const TOKENS: usize = 1024;
 
 /// SDXL's sizes: the original's, the crop's and the target's rows and columns.
 const SIZES: usize = 6;
@@ -87,7 +85,9 @@ impl Bounds {
     pub fn opening(&self) -> usize {
         let [batch, ..] = self.latents;
         let more = self.pooled.unwrap_or(0) + self.guidance.unwrap_or(0) + SIZES;
-        let entry = TOKENS.saturating_mul(self.context).saturating_add(more);
+        let entry = MOST_PROMPT_TOKENS
+            .saturating_mul(self.context)
+            .saturating_add(more);
         bytes(batch.saturating_mul(entry))
     }
 
@@ -113,9 +113,9 @@ impl Bounds {
         let [batch, ..] = latents;
         let context = take(&mut message, tensors::CONTEXT)?;
         match context.shape[..] {
-            [b, 1..=TOKENS, width] if b == batch && width == self.context => {}
+            [b, 1..=MOST_PROMPT_TOKENS, width] if b == batch && width == self.context => {}
             _ => {
-                let want = format!("[{batch}, 1 to {TOKENS}, {}]", self.context);
+                let want = format!("[{batch}, 1 to {MOST_PROMPT_TOKENS}, {}]", self.context);
                 return Err(shape(tensors::CONTEXT, &want, &context));
             }
         }

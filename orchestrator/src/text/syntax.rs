@@ -14,7 +14,8 @@ pub enum PromptSyntax {
     Plain,
     /// Plainly, in as many chunks of 77 tokens as it takes.
     Long,
-    /// (word), (word:1.3), [word], BREAK; in as many chunks as it takes.
+    /// With weights and breaks, in as many chunks of 77 tokens as it takes.
+    #[value(help = "(word), (word:1.3), [word], BREAK; in as many chunks as it takes")]
     Weighted,
 }
 
