@@ -362,8 +362,8 @@ const UNFINISHED: &str = ".unfinished-";
 /// Deletes what a program that was killed had begun to write.
 fn delete_unfinished(folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let begun = entries.filter(|it| it.file_name().to_string_lossy().starts_with(UNFINISHED));
-    begun.map(|entry| delete(&entry.path())).collect()
+    let mut begun = entries.filter(|it| it.file_name().to_string_lossy().starts_with(UNFINISHED));
+    begun.try_for_each(|entry| delete(&entry.path()))
 }
 
 fn delete(path: &Path) -> Result<()> {
