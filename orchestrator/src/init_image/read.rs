@@ -71,12 +71,16 @@ pub fn read(path: &Path) -> Result<Pixels> {
 mod tests {
     use super::*;
 
-    /// A PNG file's beginning that promises a picture of such a size.
+    /// A PNG file of 8 x 8 pixels that promises `side` x `side`.
     fn promises(side: u32) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut encoder = png::Encoder::new(&mut bytes, side, side);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.write_header().unwrap();
+        let picture = crate::picture::encode_png([8, 8], png::ColorType::Rgb, &[0; 192], &[]);
+        let mut bytes = picture.unwrap();
+        // Of the header: its name, width and height, and behind five bytes more their checksum.
+        bytes[16..20].copy_from_slice(&side.to_be_bytes());
+        bytes[20..24].copy_from_slice(&side.to_be_bytes());
+        let mut sum = flate2::Crc::new();
+        sum.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&sum.sum().to_be_bytes());
         bytes
     }
 
@@ -85,12 +89,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("photo.png");
         let mut cut = promises(8);
-        cut.truncate(40);
+        cut.truncate(20);
         for (bytes, said) in [
             (b"BM what is this".to_vec(), "no PNG, JPEG or WebP"),
-            (Vec::new(), "no PNG, JPEG or WebP"),
+            (Vec::new(), "damaged"),
             (promises(60_000), "at most"),
-            (promises(8), "damaged"),
+            (promises(9), "damaged"),
             (cut, "damaged"),
         ] {
             std::fs::write(&path, bytes).unwrap();
