@@ -227,7 +227,7 @@ impl Planes {
     /// `words` as bands of these `rows`, one after the other, each packed by itself.
     ///
     /// # Errors
-    /// As [`pack`].
+    /// As [`crate::pack::pack`].
     pub fn pack(
         self,
         words: &[i32],
@@ -249,7 +249,7 @@ impl Planes {
     /// are; gives what follows them.
     ///
     /// # Errors
-    /// As [`unpack`].
+    /// As [`crate::pack::unpack`].
     pub fn unpack<'a>(
         self,
         words: &mut Vec<i32>,
