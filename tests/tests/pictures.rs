@@ -210,7 +210,7 @@ async fn the_report_adds_up() {
         requests(report["kinds"].as_object().unwrap().values().collect())
     );
     let seconds = report["seconds"].as_object().unwrap();
-    assert_eq!(seconds.len(), 6);
+    assert_eq!(seconds.len(), 7);
     let total = number(&seconds["total"]);
     assert!(seconds.values().all(|s| (0.0..=total).contains(&number(s))));
 
