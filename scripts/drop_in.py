@@ -85,20 +85,9 @@ def decibels(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def of_channels(channels: int, pipeline, folder: Path) -> Path:
     """A tiny model whose U-Net takes more than latents: a mask and a masked picture, or the picture to change."""
-    unet, vae, text_encoder, scheduler, tokenizer = tiny.sd2()[0]
+    unet, *others = tiny.sd2()[0]
     unet = UNet2DConditionModel.from_config(unet.config, in_channels=channels)
-    for seed, model in enumerate([unet, vae, text_encoder]):
-        tiny.randomise(model, torch.Generator("cpu").manual_seed(70 + seed))
-    pipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    tiny.assembled([unet, *others], 70, pipeline).save_pretrained(folder)
     return folder
 
 

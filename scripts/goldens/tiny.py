@@ -33,14 +33,12 @@ CONTEXT_DIM = 32
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def build(name: str, folder: Path) -> None:
-    """Writes the tiny pipeline `name` into `folder`, replacing what was there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    parts, half = {"sd1": sd1, "sd2": sd2, "odd": odd}[name]()
+def assembled(parts, seed: int, pipeline=StableDiffusionPipeline):
+    """A pipeline of U-Net, VAE, text encoder, scheduler and tokenizer, with random weights of seeds from `seed` on."""
     unet, vae, text_encoder, scheduler, tokenizer = parts
-    for seed, model in enumerate([unet, vae, text_encoder]):
-        randomise(model, torch.Generator("cpu").manual_seed(1000 + seed))
-    pipe = StableDiffusionPipeline(
+    for i, model in enumerate([unet, vae, text_encoder]):
+        randomise(model, torch.Generator("cpu").manual_seed(seed + i))
+    return pipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -50,6 +48,14 @@ def build(name: str, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def build(name: str, folder: Path) -> None:
+    """Writes the tiny pipeline `name` into `folder`, replacing what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    parts, half = {"sd1": sd1, "sd2": sd2, "odd": odd}[name]()
+    tokenizer = parts[-1]
+    pipe = assembled(parts, 1000)
     if half:
         pipe.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)

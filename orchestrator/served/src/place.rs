@@ -29,7 +29,7 @@ pub struct Terms {
     pub fleet: FleetConfig,
     /// How fast everything is.
     pub speeds: Speeds,
-    /// Whether the U-Net has adapters.
+    /// Whether there are adapters, as in [`Run`].
     pub adapted: bool,
     /// Whether workers may be reached in plain.
     pub insecure: bool,

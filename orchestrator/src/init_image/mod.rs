@@ -30,11 +30,11 @@ pub struct Given {
     image: Pixels,
     mask: Option<Pixels>,
     from: FromImage,
-    /// Of the files' bytes.
+    /// Of both.
     digests: Digests,
 }
 
-/// Tell one file from another.
+/// Tell one picture from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digests {
     /// Of the picture.
@@ -50,27 +50,18 @@ impl Given {
     /// # Errors
     /// As [`fn@read`].
     pub fn read(image: &Path, mask: Option<&Path>, strength: f64) -> Result<Self> {
-        let digest = |path: &Path| -> Result<String> {
-            let bytes = std::fs::File::open(path);
-            let mut hasher = blake3::Hasher::new();
-            let read = bytes.and_then(|file| hasher.update_reader(file).map(drop));
-            read.map_err(|e| Error::Input {
-                path: path.to_owned(),
-                reason: e.to_string(),
-            })?;
-            Ok(hasher.finalize().to_hex().to_string())
-        };
+        let (image, mask) = (read(image)?, mask.map(read).transpose()?);
         Ok(Self {
-            image: read(image)?,
-            mask: mask.map(read).transpose()?,
+            digests: Digests {
+                image: image.digest(),
+                mask: mask.as_ref().map(Pixels::digest),
+            },
             from: FromImage {
                 strength,
                 masked: mask.is_some(),
             },
-            digests: Digests {
-                image: digest(image)?,
-                mask: mask.map(digest).transpose()?,
-            },
+            image,
+            mask,
         })
     }
 
@@ -79,7 +70,7 @@ impl Given {
         self.from
     }
 
-    /// Tell the files from others.
+    /// Tell the picture and its mask from others.
     pub fn digests(&self) -> &Digests {
         &self.digests
     }

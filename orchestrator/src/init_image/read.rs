@@ -23,6 +23,19 @@ pub struct Pixels {
     pub rgb: Vec<u8>,
 }
 
+impl Pixels {
+    /// Tells it from others: of what is seen, in whatever file it was.
+    pub fn digest(&self) -> String {
+        let mut hasher =
+            blake3::Hasher::new_derive_key("lacuna 2026-11 picture: width, height, pixels");
+        for side in [self.width, self.height] {
+            hasher.update(&(side as u64).to_le_bytes());
+        }
+        hasher.update(&self.rgb);
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
 /// Reads a picture as the reference's `load_image` does: turned as its EXIF data says, and without its opacity.
 ///
 /// # Errors
@@ -82,6 +95,18 @@ mod tests {
         sum.update(&bytes[12..29]);
         bytes[29..33].copy_from_slice(&sum.sum().to_be_bytes());
         bytes
+    }
+
+    #[test]
+    fn a_picture_is_told_from_its_like() {
+        let of = |width, height, first| {
+            let mut rgb = vec![0; 3 * width * height];
+            rgb[0] = first;
+            Pixels { width, height, rgb }.digest()
+        };
+        let one = of(2, 3, 0);
+        assert_eq!(one, of(2, 3, 0));
+        assert!(one != of(3, 2, 0) && one != of(2, 3, 1));
     }
 
     #[test]

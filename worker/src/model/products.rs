@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Tensor;
+use burn::tensor::ops::PadMode;
 use lacuna_kernels::conv::Sizes;
 use lacuna_model::device::{Precision, is_cpu, keeps_halves};
 use lacuna_model::host::OnDevice;
@@ -104,7 +105,7 @@ impl Model {
             columns,
         } = operand;
         let rows = needed.input.len();
-        let on_device = |shape: Vec<usize>, zeros| {
+        let taken = |shape: Vec<usize>, zeros| {
             let x = planes.take_as(share, &needed.input, zeros, |word| word as f32);
             HostTensor::new(shape, x)
         };
@@ -114,26 +115,23 @@ impl Model {
                 // A convolution has zeros of its own around the whole.
                 let is_whole = needed.zeros == [conv.padding; 2];
                 let zeros = if is_whole { [0, 0] } else { needed.zeros };
-                let x = match columns {
+                let x: Tensor<4> = match columns {
                     None => {
                         let rows = zeros.iter().sum::<usize>() + rows;
-                        on_device(vec![b, c, rows, planes.width], zeros)?.into_device(device)?
+                        taken(vec![b, c, rows, planes.width], zeros)?.into_device(device)?
                     }
                     Some(columns) => {
-                        let x = on_device(vec![b, c, rows, planes.width], [0, 0])?;
+                        let x = taken(vec![b, c, rows, planes.width], [0, 0])?;
                         let [skipped, len] = needed.enlarged;
                         let high = 2 * rows;
                         if skipped + len > high {
                             expect(false, name, &[b, c, skipped + len], &[b, c, high])?;
                         }
                         let x = ops::enlarge(x.into_device(device)?, [high, columns]);
-                        let x: Tensor<4> = x.narrow(2, skipped, len);
-                        let [above, below] = zeros
-                            .map(|rows| Tensor::zeros([b, c, rows, columns], (device, x.dtype())));
-                        match is_whole {
-                            true => x,
-                            false => Tensor::cat(vec![above, x, below], 2),
-                        }
+                        let [above, below] = zeros;
+                        let around = (0, 0, above, below);
+                        let zero = PadMode::Constant(0.0);
+                        x.narrow(2, skipped, len).pad(around, zero)
                     }
                 };
                 let y = match is_whole {
@@ -145,7 +143,7 @@ impl Model {
             (Some(Owned::Linear(linear)), None) => {
                 let b = operand.entries(name, 1, Some(linear.d_in))?;
                 let x: Tensor<3> =
-                    on_device(vec![b, rows, linear.d_in], [0, 0])?.into_device(device)?;
+                    taken(vec![b, rows, linear.d_in], [0, 0])?.into_device(device)?;
                 let y = ops::linear_unbiased(weights, linear, x)?;
                 Ok(HostTensor::from_device(y)?)
             }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use lacuna_model::survey::PROMPT_TOKENS;
 use lacuna_model::unet::SampleSize;
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
@@ -28,8 +29,7 @@ use lacuna_served::service::Service;
 
 use super::before::{Before, OWN_FLEET};
 
-/// Tokens of CLIP's prompts, and entries of a guided call: what a pipeline asks for where nobody says otherwise.
-const TOKENS: usize = 77;
+/// Entries of a guided call: what a pipeline asks for where nobody says otherwise.
 const BATCH: usize = 2;
 /// Rows and columns of the latents where the model does not say.
 const SIDE: usize = 64;
@@ -154,7 +154,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let usual = [BATCH, rows, columns];
     let usual: [usize; 3] = std::array::from_fn(|i| usual[i].min(most[i]));
     let linked = fleet.is_some();
-    let setting = arguments.scheme.setting(unet, usual, TOKENS);
+    let setting = arguments.scheme.setting(unet, usual, PROMPT_TOKENS);
     let setting = setting.adapted(model.source.is_adapted());
     let setting = setting.of_calls(arguments.steps).linked(linked);
     let scheme = setting.scheme.clone();

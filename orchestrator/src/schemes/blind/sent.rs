@@ -336,8 +336,11 @@ impl Sent {
         let outputs: usize = self.layers.iter().map(|layer| layer.outputs).sum();
         let each = match self.form {
             Form::Map {
-                kernel, enlarged, ..
-            } => kernel * kernel * if enlarged.is_some() { 4 } else { 1 },
+                kernel,
+                stride,
+                enlarged,
+                ..
+            } => kernel.div_ceil(stride.max(1)).pow(2) * if enlarged.is_some() { 4 } else { 1 },
             Form::Tokens => 1,
         };
         2 * (carries * each * outputs) as u64
