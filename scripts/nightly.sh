@@ -39,7 +39,7 @@ checked() {
 
 # Of two prompts a share holder cannot say which a run was of.
 told_apart() {
-    cargo test --release -q -p tests --test blind_view -- --ignored --nocapture five_hundred | grep -F "told right"
+    cargo test --release -q -p tests --test schemes -- --ignored --nocapture five_hundred | grep -F "told right"
 }
 
 # Of what colluding workers under `blind` have, the best of all attacks, and whether their words are uniform.

@@ -237,6 +237,17 @@ pub enum Error {
         /// The beginning of the digest of the user's.
         wanted: String,
     },
+    /// A worker holds the model without its adapters, and takes none.
+    #[error(
+        "worker {worker} does not have the adapters (--lora), and they cannot be sent to it: {reason}; or start it with the same --lora, or take \
+         --scheme blind, which keeps them here"
+    )]
+    WorkerAdapters {
+        /// Its address.
+        worker: String,
+        /// Why not.
+        reason: String,
+    },
     /// A worker refuses a request.
     #[error("worker {worker} refuses ({status}): {reason}")]
     WorkerRefused {
@@ -363,6 +374,7 @@ impl Error {
             Self::WorkerToken { worker }
             | Self::WorkerProtocol { worker, .. }
             | Self::WorkerModel { worker, .. }
+            | Self::WorkerAdapters { worker, .. }
             | Self::WorkerSession { worker, .. }
             | Self::WorkerReply { worker, .. } => Some(worker),
             // What is off in the request itself another worker would refuse, too.

@@ -61,9 +61,14 @@ impl UNetSource {
 
     /// Whether adapters change its weights.
     pub fn is_adapted(&self) -> bool {
+        self.adapted().is_some()
+    }
+
+    /// The files, where adapters change what is in them.
+    pub fn adapted(&self) -> Option<&Stored<UNet>> {
         match &self.weights {
-            Origin::Files(stored) => stored.is_adapted(),
-            Origin::Seed(..) => false,
+            Origin::Files(stored) => Some(stored).filter(|stored| stored.is_adapted()),
+            Origin::Seed(..) => None,
         }
     }
 

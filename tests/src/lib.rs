@@ -4,6 +4,7 @@
 //! - [`mod@reference`]: the arithmetic of the layers as plain loops in f64.
 //! - [`metric_inputs`]: pictures, features and weights that the goldens of metrics are made of.
 //! - [`model_copy`]: a tiny model with something changed.
+//! - [`low_rank`]: an adapter of one.
 //! - [`scheme`]: schemes by their names.
 //! - [`journey`]: `lacuna generate` from its command line to its files.
 //! - [`workers`]: workers in this process, good and bad.
@@ -16,6 +17,7 @@ pub mod bad_workers;
 pub mod caller;
 pub mod golden;
 pub mod journey;
+pub mod low_rank;
 pub mod metric_inputs;
 pub mod model_copy;
 pub mod processes;

@@ -142,9 +142,9 @@ async fn finish(
         return Ok(StatusCode::NO_CONTENT);
     }
     if store.close_upload(&digest)? {
-        let (store, digest) = (store.clone(), digest.clone());
+        let (store, digest, shelf) = (store.clone(), digest.clone(), pushes.shelf.clone());
         // It goes on, whoever waits for it.
-        spawn_blocking(move || store.check(&digest));
+        spawn_blocking(move || store.check(&digest, &|base| shelf.base(base)));
     }
     let until = Instant::now() + pushes.wait;
     while store.outcome(&digest)?.is_none() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lacuna_model::device::{OpenDevice, Precision};
 use lacuna_model::speed;
 use lacuna_model::survey::PROMPT_TOKENS;
+use lacuna_protocol::models::Kept;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -18,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::ground::{Ground, Loan};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::store::{Lease, Store};
+use crate::model::source::Source;
+use crate::store::{Base, Lease, Store, adapter_files, read_adapted};
 
 /// How often one who waits looks whether a model is free.
 const LOOK: Duration = Duration::from_millis(50);
@@ -166,7 +168,18 @@ impl Shelf {
             metrics,
         } = &self.bench;
         let target = (&device.device, *precision);
-        let model = Model::load(path, None, &[], target)?;
+        let model = match read_adapted(path)? {
+            None => Model::of_source(&Source::folder(path), &[], target)?,
+            Some(adapted) => {
+                let (source, _lease) = self.base(&adapted.model).ok_or_else(|| {
+                    Error::Disk(format!(
+                        "the model {digest} is another one with adapters, {}, which is not here any more; push that again",
+                        adapted.model
+                    ))
+                })?;
+                Model::of_source(&source, &adapter_files(path, &adapted), target)?
+            }
+        };
         if model.digest() != digest {
             return Err(Error::Disk(format!(
                 "the files of the model {digest} are of another by now; remove it and push it again"
@@ -197,6 +210,18 @@ impl Shelf {
         }
     }
 
+    /// The files of the model of `digest`, which another may be with adapters: as it is in its files.
+    pub fn base(&self, digest: &str) -> Option<Base> {
+        let given = self.given.as_ref().map(|given| &given.model);
+        let given = given.filter(|model| model.digest() == digest);
+        if let Some(source) = given.and_then(|model| model.source()) {
+            return Some((source.clone(), None));
+        }
+        let (path, lease) = self.store.as_ref()?.lease(digest)?;
+        let whole = read_adapted(&path).is_ok_and(|adapted| adapted.is_none());
+        whole.then(|| (Source::folder(&path), Some(lease)))
+    }
+
     /// Whether the worker was started with the model of `digest`.
     pub fn was_given(&self, digest: &str) -> bool {
         self.given
@@ -210,10 +235,15 @@ impl Shelf {
             .given
             .iter()
             .map(|given| given.model.digest().to_owned());
-        let kept = self.store.iter().flat_map(|store| store.list().models);
-        let kept = kept.map(|kept| kept.digest);
         let mut digests: Vec<String> = given.collect();
-        digests.extend(kept.filter(|digest| !self.was_given(digest)));
+        let kept = self.store.as_ref().map(|store| store.list().models);
+        let kept = kept.unwrap_or_default();
+        let is_here =
+            |digest: &str| self.was_given(digest) || kept.iter().any(|kept| kept.digest == digest);
+        // One with adapters is none without what they adapt.
+        let whole = |kept: &&Kept| kept.adapts.as_deref().is_none_or(is_here);
+        let new = kept.iter().filter(whole).map(|kept| &kept.digest);
+        digests.extend(new.filter(|digest| !self.was_given(digest)).cloned());
         digests
     }
 

@@ -10,6 +10,7 @@
 //! - [`patience`]: how long it is waited for.
 //! - [`session`]: a session there, which is closed whatever happens.
 //! - [`store`]: models that workers are sent and keep.
+//! - [`adapters`]: what of a model is sent to those that hold the rest.
 //! - [`local`]: workers of one's own, in this process, over loopback.
 //! - [`link`]: a connection to them, by its numbers.
 //! - [`emulated`]: a slow one, tried on one machine.
@@ -19,6 +20,7 @@
 //! - [`watch`]: what they are doing.
 //! - here: all workers at once.
 
+pub mod adapters;
 pub mod check;
 pub mod client;
 pub mod emulated;

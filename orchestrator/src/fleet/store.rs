@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,8 +36,31 @@ const LIST: usize = 256 << 10;
 pub struct Package {
     /// What tells it from others.
     pub digest: String,
-    /// Its files: by what name they go, and where they lie.
-    files: Vec<(FileSize, PathBuf)>,
+    /// Its files: by what name they go, and what is in them.
+    files: Vec<(FileSize, Content)>,
+}
+
+/// What is in a file that is sent.
+#[derive(Clone, Debug)]
+enum Content {
+    /// What is in the one that lies there.
+    File(PathBuf),
+    /// What was made here.
+    Bytes(Bytes),
+}
+
+impl Content {
+    /// At most `most` bytes from `offset` on; not none.
+    async fn read(&self, offset: u64, most: usize) -> Result<Bytes> {
+        match self {
+            Self::File(path) => read(path.clone(), offset, most).await,
+            Self::Bytes(bytes) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let from = from.min(bytes.len());
+                Ok(bytes.slice(from..bytes.len().min(from.saturating_add(most))))
+            }
+        }
+    }
 }
 
 /// What became of a push.
@@ -98,12 +122,24 @@ impl Package {
             let bytes = std::fs::metadata(&path)
                 .map_err(|e| unread(&path, &e))?
                 .len();
-            Ok((FileSize { name, bytes }, path))
+            Ok((FileSize { name, bytes }, Content::File(path)))
         });
         Ok(Self {
             digest,
             files: files.collect::<Result<_>>()?,
         })
+    }
+
+    /// What was made here, as files of a model of `digest`.
+    pub(super) fn of_bytes(digest: String, files: Vec<(String, Vec<u8>)>) -> Self {
+        let files = files.into_iter().map(|(name, content)| {
+            let bytes = content.len() as u64;
+            (FileSize { name, bytes }, Content::Bytes(content.into()))
+        });
+        Self {
+            digest,
+            files: files.collect(),
+        }
     }
 
     /// Bytes of all files.
@@ -117,29 +153,50 @@ impl Package {
     /// Those of [`Line::send_for`], [`Error::WorkerStore`]; [`Error::Input`] where a file cannot be read.
     pub async fn push(&self, worker: &WorkerConfig, progress: impl Fn(u64)) -> Result<Pushed> {
         let line = Line::new(worker)?;
+        let (sent, start) = (AtomicU64::new(0), Instant::now());
+        loop {
+            match self.send(&line, &sent, &progress).await {
+                // Somebody else sent all of it meanwhile, or it made room for others: then it begins anew.
+                Err(error)
+                    if ["checking", "upload"]
+                        .iter()
+                        .any(|code| error.is_of_code(code))
+                        && start.elapsed() < LOOKING =>
+                {
+                    interrupt::pause(PAUSE).await?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The same, once; `sent` counts the bytes.
+    async fn send(&self, line: &Line, sent: &AtomicU64, progress: &impl Fn(u64)) -> Result<Pushed> {
         let files = self.files.iter().map(|(file, _)| file.clone());
         let announced = Announcement {
             files: files.collect(),
         };
         let path = ["v1", "models", &self.digest];
         let begin = || line.request(Method::POST, &path).json(&announced);
-        let upload: Upload = line.json(&asked(&line, begin, MARGIN).await?)?;
+        let upload: Upload = line.json(&asked(line, begin, MARGIN).await?)?;
         if upload.held {
             progress(self.bytes());
-            return Ok(Pushed::Held);
+            return Ok(match sent.load(Ordering::Relaxed) {
+                0 => Pushed::Held,
+                bytes => Pushed::Sent(bytes),
+            });
         }
         if upload.piece == 0 {
             return Err(line.nonsense("it takes pieces of no bytes"));
         }
         let piece = upload.piece.min(PIECE);
-        let mut sent = 0;
-        for (file, path) in &self.files {
+        for (file, content) in &self.files {
             let there = upload.files.iter().find(|there| there.name == file.name);
             let mut there = there.map_or(0, |there| there.bytes).min(file.bytes);
             progress(there);
             while there < file.bytes {
                 interrupt::check()?;
-                let bytes = read(path.clone(), there, piece).await?;
+                let bytes = content.read(there, piece).await?;
                 let len = bytes.len() as u64;
                 let at = ["v1", "models", &self.digest, &file.name, &there.to_string()];
                 // What was changed on the way is found now, and sent again, not when all of it is there.
@@ -148,19 +205,19 @@ impl Package {
                     let request = line.request(Method::POST, &at);
                     request.header(DIGEST, digest.as_str()).body(bytes.clone())
                 };
-                let received: Received = line.json(&asked(&line, append, MARGIN).await?)?;
-                // It says what it has: not less than before, and nothing that was not sent.
-                if received.bytes <= there || received.bytes > there + len {
+                let received: Received = line.json(&asked(line, append, MARGIN).await?)?;
+                // It says what it has, also of what another one sent: more than before, and no more than there is.
+                if received.bytes <= there || received.bytes > file.bytes {
                     let reason = format!("{} bytes of {} are there", received.bytes, file.name);
                     return Err(line.nonsense(&reason));
                 }
                 progress(received.bytes - there);
-                sent += received.bytes - there;
+                sent.fetch_add(len.min(received.bytes - there), Ordering::Relaxed);
                 there = received.bytes;
             }
         }
-        self.finish(&line).await?;
-        Ok(Pushed::Sent(sent))
+        self.finish(line).await?;
+        Ok(Pushed::Sent(sent.load(Ordering::Relaxed)))
     }
 
     /// Has the worker look at what came, and waits for what it finds.
@@ -287,6 +344,7 @@ mod tests {
     fn stored(digests: &[&str], unfinished: &[&str]) -> Stored {
         let kept = digests.iter().map(|digest| Kept {
             digest: (*digest).to_owned(),
+            adapts: None,
             bytes: 1,
             idle_seconds: 0,
             used: false,

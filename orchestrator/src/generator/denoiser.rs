@@ -181,6 +181,8 @@ impl Denoiser {
         let terms = Terms {
             unet,
             digest: &digest,
+            // Where they stay here, the weights have the digest of those without.
+            adapted: self.unet.adapted().filter(|_| digest == self.unet.digest()),
             setting: &setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,

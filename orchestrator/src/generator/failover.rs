@@ -9,11 +9,13 @@
 
 use clap::ValueEnum;
 use lacuna_model::unet::UNet;
+use lacuna_model::weights::Stored;
 use lacuna_model::whole::Whole;
 use lacuna_wire::HostTensor;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
+use crate::fleet::adapters;
 use crate::fleet::config::FleetConfig;
 use crate::fleet::roster::Roster;
 use crate::fleet::tally::{Shown, Tally, Traffic};
@@ -61,6 +63,8 @@ pub struct Terms<'a> {
     pub unet: &'a UNet,
     /// Digest of its weights.
     pub digest: &'a str,
+    /// Its files, where workers must have the adapters that change them.
+    pub adapted: Option<&'a Stored<UNet>>,
     /// How the scheme computes.
     pub setting: &'a Setting,
     /// What the run must keep to.
@@ -222,6 +226,7 @@ impl<'a> Failover<'a> {
         let Terms {
             unet,
             digest,
+            adapted,
             setting,
             taps,
             ..
@@ -239,6 +244,9 @@ impl<'a> Failover<'a> {
             seen,
         });
         (self.note)(Told::Opening(&before.chain(next).collect::<Vec<_>>()))?;
+        if let Some(stored) = adapted {
+            self.runtime.block_on(adapters::supply(stored, config))?;
+        }
         let mut fleet = self.runtime.block_on(setting.open(config, digest, unet))?;
         // The first call does the most.
         let [first, _] = setting.first_calls(unet, config.workers.len())?;

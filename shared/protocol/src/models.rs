@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 /// The file that says what network it is.
 pub const CONFIG: &str = "config.json";
+/// The one in its place that says of which model it is another, changed by adapters: [`Adapted`].
+pub const ADAPTED: &str = "adapted.json";
 /// How the names of files of weights end.
 const WEIGHTS: &str = ".safetensors";
 /// And the one that says which of them holds what.
@@ -17,7 +19,9 @@ const MOST_NAME: usize = 128;
 /// Most files of a model.
 pub const MOST_FILES: usize = 256;
 /// Most bytes of a file of JSON: far more than any has.
-const MOST_JSON: u64 = 4 << 20;
+pub const MOST_JSON: u64 = 4 << 20;
+/// Most adapters of a model.
+const MOST_ADAPTERS: usize = 64;
 
 /// A file and how much of it there is, or shall be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,62 @@ pub struct FileSize {
 pub struct Announcement {
     /// All of them.
     pub files: Vec<FileSize>,
+}
+
+/// [`ADAPTED`]: a model that is another one, which the worker holds, with low-rank adapters. So the large one need not be sent
+/// again for a small change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapted {
+    /// Digest of the other.
+    pub model: String,
+    /// The adapters, in the order in which they are merged.
+    pub adapters: Vec<StoredAdapter>,
+}
+
+/// An adapter of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredAdapter {
+    /// Its file: the digest of what is in it, and `.safetensors`. One that a worker keeps of another model is not sent again.
+    pub file: String,
+    /// What its change is multiplied with.
+    pub strength: f32,
+}
+
+/// The name of the file of an adapter whose content has this `digest`.
+pub fn adapter_file(digest: &blake3::Hash) -> String {
+    format!("{}{WEIGHTS}", digest.to_hex())
+}
+
+/// Whether it may be the name of an adapter's file.
+pub fn is_adapter_file(name: &str) -> bool {
+    name.strip_suffix(WEIGHTS).is_some_and(is_digest)
+}
+
+impl Adapted {
+    /// That every name in it is one that may be looked for.
+    ///
+    /// # Errors
+    /// [`Error::Announced`], naming what is wrong.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |reason: &str| Err(Error::Announced(format!("{ADAPTED}: {reason}")));
+        if !is_digest(&self.model) {
+            return wrong("the model's digest is not 64 digits");
+        }
+        if !(1..=MOST_ADAPTERS).contains(&self.adapters.len()) {
+            return wrong(&format!("1 to {MOST_ADAPTERS} adapters"));
+        }
+        for StoredAdapter { file, strength } in &self.adapters {
+            if !is_adapter_file(file) {
+                return wrong("an adapter's file is named by its digest");
+            }
+            if !strength.is_finite() {
+                return wrong("a strength that is not finite");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The answer to it.
@@ -57,8 +117,11 @@ pub struct Received {
 /// A model that is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// Digest of its U-Net, without adapters.
+    /// Digest of its U-Net, with the adapters that it came with.
     pub digest: String,
+    /// Digest of the model that it is with adapters, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapts: Option<String>,
     /// Bytes of its files.
     pub bytes: u64,
     /// Seconds since it was last used, or came.
@@ -97,7 +160,8 @@ pub fn is_digest(text: &str) -> bool {
 /// Whether a file of a model may have the name: it leads to no other folder, and is of a kind that models have.
 pub fn is_file_name(name: &str) -> bool {
     let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let kind = name == CONFIG || name.ends_with(WEIGHTS) || name.ends_with(INDEX);
+    let kind =
+        [CONFIG, ADAPTED].contains(&name) || name.ends_with(WEIGHTS) || name.ends_with(INDEX);
     kind && name.len() <= MOST_NAME && !name.starts_with('.') && name.bytes().all(letter)
 }
 
@@ -120,7 +184,7 @@ impl Announcement {
             if !is_file_name(name) {
                 let name: String = name.escape_debug().take(100).collect();
                 return wrong(format!(
-                    "the file {name:?}; there are {CONFIG}, *{WEIGHTS} and *{INDEX}, of letters, digits and . _ -"
+                    "the file {name:?}; there are {CONFIG}, {ADAPTED}, *{WEIGHTS} and *{INDEX}, of letters, digits and . _ -"
                 ));
             }
             if !names.insert(name) {
@@ -135,9 +199,11 @@ impl Announcement {
                 None => return wrong("more bytes than can be counted".into()),
             };
         }
-        match names.iter().any(|name| *name == CONFIG) {
-            true => Ok(all),
-            false => wrong(format!("no {CONFIG}")),
+        let has = |wanted: &str| names.iter().any(|name| *name == wanted);
+        match (has(CONFIG), has(ADAPTED)) {
+            (true, false) | (false, true) => Ok(all),
+            (false, false) => wrong(format!("neither {CONFIG} nor {ADAPTED}")),
+            (true, true) => wrong(format!("both {CONFIG} and {ADAPTED}")),
         }
     }
 }
@@ -202,6 +268,8 @@ mod tests {
     fn what_is_announced_may_be_a_model() {
         let both = [(CONFIG, 10), ("x.safetensors", 20)];
         assert_eq!(announced(&both).check().unwrap(), 30);
+        let adapted = [(ADAPTED, 10), ("x.safetensors", 20)];
+        assert_eq!(announced(&adapted).check().unwrap(), 30);
         let many: Vec<(String, u64)> = (0..MOST_FILES)
             .map(|i| (format!("{i}.safetensors"), 1))
             .collect();
@@ -214,10 +282,45 @@ mod tests {
             (&[(CONFIG, 10), (CONFIG, 10)], "twice"),
             (&[(CONFIG, 10), ("x.safetensors", 0)], "0 bytes"),
             (&[(CONFIG, MOST_JSON + 1), ("x.safetensors", 1)], CONFIG),
-            (&[("x.safetensors", 1), ("y.safetensors", 1)], "no config"),
+            (
+                &[("x.safetensors", 1), ("y.safetensors", 1)],
+                "neither config",
+            ),
+            (&[(CONFIG, 1), (ADAPTED, 1)], "both config"),
             (&[(CONFIG, 10), ("x.safetensors", u64::MAX)], "counted"),
         ] {
             let error = announced(files).check().unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+    #[test]
+    fn adapters_are_named_by_their_digests() {
+        let name = adapter_file(&blake3::hash(b"adapter"));
+        assert!(is_file_name(&name) && is_adapter_file(&name), "{name}");
+        let adapted = |model: &str, file: &str, strength| Adapted {
+            model: model.into(),
+            adapters: vec![StoredAdapter {
+                file: file.into(),
+                strength,
+            }],
+        };
+        let digest = "0f".repeat(32);
+        adapted(&digest, &name, -0.5).check().unwrap();
+        let none = Adapted {
+            adapters: Vec::new(),
+            ..adapted(&digest, &name, 1.0)
+        };
+        for (bad, told) in [
+            (adapted("../..", &name, 1.0), "64 digits"),
+            (adapted(&digest, "x.safetensors", 1.0), "by its digest"),
+            (
+                adapted(&digest, &format!("../{name}"), 1.0),
+                "by its digest",
+            ),
+            (adapted(&digest, &name, f32::NAN), "not finite"),
+            (none, "1 to 64"),
+        ] {
+            let error = bad.check().unwrap_err().to_string();
             assert!(error.contains(told), "{error}");
         }
     }

@@ -18,5 +18,5 @@ mod message;
 pub use codec::{Codec, Coding, Wire};
 pub use error::{Error, Result};
 pub use host::HostTensor;
-pub use message::{Message, Payload, to_safetensors};
+pub use message::{Message, Payload, to_narrow_safetensors, to_safetensors};
 pub use safetensors::Dtype;

@@ -57,6 +57,22 @@ pub fn to_safetensors<'a>(
     serialize(views, metadata)
 }
 
+/// The same, each tensor in the narrowest type that keeps every bit of its values: factors that were stored in half
+/// precision take no more bytes than there.
+///
+/// # Errors
+/// As [`to_safetensors`].
+pub fn to_narrow_safetensors(tensors: Vec<(String, HostTensor)>) -> Result<Vec<u8>> {
+    let narrow = tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, Payload::narrowest(tensor)));
+    let narrow: Vec<(String, Payload)> = narrow.collect();
+    serialize(
+        narrow.iter().map(|(name, t)| (name.as_str(), t.view())),
+        None,
+    )
+}
+
 type Viewed<'a> = std::result::Result<TensorView<'a>, SafeTensorError>;
 
 fn serialize<'a>(
@@ -183,6 +199,24 @@ impl Payload {
             dtype: format!("{dtype:?}"),
         })?;
         Ok(payload)
+    }
+
+    /// `tensor` in the narrowest number type for features that keeps every bit of its values.
+    pub fn narrowest(tensor: HostTensor) -> Self {
+        let keeps = |narrow: &dyn Fn(f32) -> f32| {
+            let mut values = tensor.data.iter();
+            values.all(|x| narrow(*x).to_bits() == x.to_bits())
+        };
+        let shape = tensor.shape.clone();
+        if keeps(&|x| f16::from_f32(x).to_f32()) {
+            let data = Vec::from_f32_slice(&tensor.data);
+            return Self::F16 { shape, data };
+        }
+        if keeps(&|x| bf16::from_f32(x).to_f32()) {
+            let data = Vec::from_f32_slice(&tensor.data);
+            return Self::Bf16 { shape, data };
+        }
+        Self::F32(tensor)
     }
 
     /// The tensor in f32; `name` is what the error calls it.

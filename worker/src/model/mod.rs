@@ -1,9 +1,11 @@
 //! The U-Net that a worker holds, and one piece of work on one strip.
 //!
+//! - [`source`]: where its files lie.
 //! - `products`: the products of layers' weights with shares.
 //! - here: the layers, and work on strips of their inputs.
 
 mod products;
+pub mod source;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +16,8 @@ use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, MOST_PROMPT_TOKENS, survey};
-use lacuna_model::unet::{Layer, UNet, UNetConfig, original};
-use lacuna_model::weights::{
-    Adapter, AdapterFile, Checkpoint, Library, Network, Stored, Weights, list,
-};
+use lacuna_model::unet::{Layer, UNet};
+use lacuna_model::weights::{AdapterFile, Weights, list};
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
 use lacuna_protocol::{Error, Result};
@@ -25,6 +25,7 @@ use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 use products::Integers;
 pub use products::Operand;
+use source::Source;
 
 use burn::tensor::Tensor;
 
@@ -52,6 +53,8 @@ pub struct Model {
     weights: Weights,
     integers: Integers,
     keeps_halves: OnceLock<bool>,
+    /// Its files, unless it is not of files alone.
+    source: Option<Source>,
 }
 
 /// A layer by value, to be looked up by name.
@@ -83,49 +86,66 @@ impl Model {
             weights,
             integers: Integers::default(),
             keeps_halves: OnceLock::new(),
+            source: None,
         }
     }
 
     /// Loads a U-Net from its directory of a diffusers model (`config.json` and safetensors), with `adapters`.
     ///
     /// # Errors
-    /// Those of [`UNetConfig::from_file`], [`Checkpoint::open`], [`AdapterFile::open_all`], [`Stored::new`] and [`Stored::load`].
+    /// As [`Self::of_source`].
     pub fn load(
         dir: &Path,
         variant: Option<&str>,
         adapters: &[AdapterFile],
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
-        let config = UNetConfig::from_file(&dir.join("config.json"))?;
-        let checkpoint = Checkpoint::open(dir, Library::Diffusers, variant)?;
-        Self::of_files((config, checkpoint), adapters, target)
+        let source = Source::Folder {
+            dir: dir.to_owned(),
+            variant: variant.map(str::to_owned),
+        };
+        Self::of_source(&source, adapters, target)
     }
 
     /// Loads the U-Net of a model in one file, with the config at `config` or that which its tensors tell, and with
     /// `adapters`.
     ///
     /// # Errors
-    /// As [`original::open`] and [`Self::load`].
+    /// As [`Self::of_source`].
     pub fn load_one_file(
         path: &Path,
         config: Option<&Path>,
         adapters: &[AdapterFile],
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
-        Self::of_files(original::open(path, config)?, adapters, target)
+        let source = Source::File {
+            path: path.to_owned(),
+            config: config.map(Path::to_owned),
+        };
+        Self::of_source(&source, adapters, target)
     }
 
-    fn of_files(
-        (config, checkpoint): (UNetConfig, Checkpoint),
+    /// Loads the U-Net of `source`, with `adapters`.
+    ///
+    /// # Errors
+    /// Those of [`Source::open`] and [`lacuna_model::weights::Stored::load`].
+    pub fn of_source(
+        source: &Source,
         adapters: &[AdapterFile],
         target: impl Into<Target>,
     ) -> lacuna_model::Result<Self> {
-        let stored = Stored::new(config.build(), checkpoint)?;
-        // What of them is of text encoders is the user's.
-        let mut adapters = AdapterFile::open_all(adapters)?;
-        let stored = stored.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
+        let stored = source.open(adapters)?;
         let weights = stored.load(target)?;
-        Ok(Self::new(stored.layers().clone(), weights))
+        let source = (!stored.is_adapted()).then(|| source.clone());
+        Ok(Self {
+            source,
+            ..Self::new(stored.layers().clone(), weights)
+        })
+    }
+
+    /// Its files, where it is what they hold: without adapters.
+    pub fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
     }
 
     /// The walk over its layers.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use lacuna_protocol::models::{Announcement, CONFIG, is_digest};
+use lacuna_protocol::models::{ADAPTED, Adapted, Announcement, CONFIG, MOST_JSON, is_digest};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -18,6 +18,16 @@ use crate::error::{Error, Result};
 const ANNOUNCED: &str = "announced";
 /// Most bytes of that.
 const MOST: u64 = 256 << 10;
+
+/// A model as it lies there.
+pub(super) struct Found {
+    pub(super) digest: String,
+    pub(super) bytes: u64,
+    /// When it was last used.
+    pub(super) used: SystemTime,
+    /// The digest of the one that it is with adapters.
+    pub(super) adapts: Option<String>,
+}
 
 /// A store's folder.
 pub(super) struct Disk {
@@ -60,16 +70,22 @@ impl Disk {
         self.dir.join("uploads").join(digest)
     }
 
-    /// The models: digest, bytes, and when each was last used.
-    pub(super) fn models(&self) -> Result<Vec<(String, u64, SystemTime)>> {
+    /// The models.
+    pub(super) fn models(&self) -> Result<Vec<Found>> {
         let mut models = Vec::new();
         for digest in self.digests("models")? {
             let dir = self.model(&digest);
-            let config = dir.join(CONFIG);
-            let used = std::fs::metadata(&config).and_then(|config| config.modified());
-            match used {
-                Ok(used) => models.push((digest, bytes_in(&dir)?, used)),
-                Err(_) => tracing::warn!("{}: not a model; left alone", dir.display()),
+            let used = std::fs::metadata(told_by(&dir)).and_then(|config| config.modified());
+            match (used, read_adapted(&dir)) {
+                (Ok(used), Ok(adapted)) => {
+                    models.push(Found {
+                        digest,
+                        bytes: bytes_in(&dir)?,
+                        used,
+                        adapts: adapted.map(|adapted| adapted.model),
+                    });
+                }
+                _ => tracing::warn!("{}: not a model; left alone", dir.display()),
             }
         }
         Ok(models)
@@ -168,6 +184,35 @@ pub(super) fn write_announced(dir: &Path, announced: &Announcement) -> Result<()
     std::fs::rename(&temporary, &path).map_err(failed(&path))
 }
 
+/// The file that says what the model in `dir` is.
+fn told_by(dir: &Path) -> PathBuf {
+    let adapted = dir.join(ADAPTED);
+    match adapted.is_file() {
+        true => adapted,
+        false => dir.join(CONFIG),
+    }
+}
+
+/// Of which model, and by which adapters, the one in `dir` is made; none where it is whole.
+///
+/// # Errors
+/// [`Error::Invalid`], [`Error::Disk`].
+pub(crate) fn read_adapted(dir: &Path) -> Result<Option<Adapted>> {
+    let path = dir.join(ADAPTED);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed(&path))?,
+    };
+    let mut text = Vec::new();
+    file.take(MOST_JSON)
+        .read_to_end(&mut text)
+        .map_err(failed(&path))?;
+    let adapted: Adapted = serde_json::from_slice(&text)
+        .map_err(|error| Error::Invalid(format!("{ADAPTED}: {error}")))?;
+    adapted.check()?;
+    Ok(Some(adapted))
+}
+
 /// What was announced of the upload in `dir`.
 pub(super) fn read_announced(dir: &Path) -> Result<Announcement> {
     let path = dir.join(ANNOUNCED);
@@ -184,7 +229,7 @@ pub(super) fn read_announced(dir: &Path) -> Result<Announcement> {
 
 /// Notes that a model was used. Where that cannot be noted, it counts as older after a restart.
 pub(super) fn touch(dir: &Path, now: SystemTime) {
-    let path = dir.join(CONFIG);
+    let path = told_by(dir);
     let times = FileTimes::new().set_modified(now);
     if let Err(error) = File::open(&path).and_then(|file| file.set_times(times)) {
         tracing::debug!("{}: {error}", path.display());

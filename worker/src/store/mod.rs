@@ -18,10 +18,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use lacuna_protocol::models::{Announcement, FileSize, Kept, Stored};
+use lacuna_model::weights::AdapterFile;
+use lacuna_protocol::models::{
+    Adapted, Announcement, FileSize, Kept, Stored, StoredAdapter, is_adapter_file,
+};
 
 use crate::error::{Error, Result};
+use crate::model::source::Source;
 use disk::Disk;
+pub(crate) use disk::read_adapted;
 use upload::{Seat, Upload};
 
 /// Models at most: what a worker says of itself must stay short.
@@ -55,7 +60,12 @@ struct Entry {
     bytes: u64,
     used: SystemTime,
     users: Arc<()>,
+    /// The digest of the one that it is with adapters.
+    adapts: Option<String>,
 }
+
+/// Where the files of a model lie that another one adapts, and what keeps them there.
+pub type Base = (Source, Option<Lease>);
 
 /// Keeps a model's files where they are until it is dropped.
 #[derive(Clone, Debug)]
@@ -112,9 +122,14 @@ impl Store {
     pub fn open(dir: &Path, most: u64, memory: Option<u64>) -> Result<Self> {
         let (disk, lock) = Disk::open(dir)?;
         let mut state = State::default();
-        for (digest, bytes, used) in disk.models()? {
-            let users = Arc::default();
-            state.models.insert(digest, Entry { bytes, used, users });
+        for found in disk.models()? {
+            let entry = Entry {
+                bytes: found.bytes,
+                used: found.used,
+                users: Arc::default(),
+                adapts: found.adapts,
+            };
+            state.models.insert(found.digest, entry);
         }
         for digest in disk.uploads()? {
             match Upload::resume(&disk.upload(&digest)) {
@@ -145,6 +160,7 @@ impl Store {
         models.sort_by_key(|(_, model)| std::cmp::Reverse(model.used));
         let models = models.into_iter().map(|(digest, model)| Kept {
             digest: digest.clone(),
+            adapts: model.adapts.clone(),
             bytes: model.bytes,
             idle_seconds: model.used.elapsed().unwrap_or_default().as_secs(),
             used: model.is_used(),
@@ -197,10 +213,24 @@ impl Store {
         self.make_room(&mut state, bytes)?;
         // What may be left where an earlier beginning failed.
         self.disk.drop_upload(digest)?;
-        let mut upload = Upload::begin(&self.disk.upload(digest), announced)?;
+        let found = |file: &FileSize| self.same_adapter(&state, file);
+        let mut upload = Upload::begin(&self.disk.upload(digest), announced, &found)?;
         let there = upload.there();
         state.uploads.insert(digest.to_owned(), upload);
         Ok(Some(there))
+    }
+
+    /// Where an adapter's file lies that is kept of another model: the same one comes with each strength.
+    fn same_adapter(&self, state: &State, file: &FileSize) -> Option<PathBuf> {
+        if !is_adapter_file(&file.name) {
+            return None;
+        }
+        let adapted = state
+            .models
+            .iter()
+            .filter(|(_, model)| model.adapts.is_some());
+        let mut files = adapted.map(|(digest, _)| self.disk.model(digest).join(&file.name));
+        files.find(|path| std::fs::metadata(path).is_ok_and(|found| found.len() == file.bytes))
     }
 
     /// The file `name` of the upload of `digest`, to be written to.
@@ -255,11 +285,12 @@ impl Store {
         upload.close()
     }
 
-    /// Looks whether what came is the model of `digest`, and keeps it or nothing of it. It takes a while.
-    pub fn check(&self, digest: &str) {
+    /// Looks whether what came is the model of `digest`, and keeps it or nothing of it; `base` finds models that it may adapt. It takes a
+    /// while.
+    pub fn check(&self, digest: &str, base: &dyn Fn(&str) -> Option<Base>) {
         let dir = self.disk.upload(digest);
         // What comes from outside must not leave an upload that is looked at for ever.
-        let check = || check::check(&dir, digest, self.memory);
+        let check = || check::check(&dir, digest, self.memory, base);
         let checked = catch_unwind(AssertUnwindSafe(check));
         let checked = checked.unwrap_or_else(|_| Err(Error::Invalid("it cannot be read".into())));
         let mut state = self.lock();
@@ -267,14 +298,18 @@ impl Store {
             return;
         };
         let bytes = upload.bytes();
-        let kept = checked.and_then(|()| self.disk.keep(digest));
+        let kept = checked.and_then(|adapts| {
+            self.disk.keep(digest)?;
+            Ok(adapts)
+        });
         match kept {
-            Ok(()) => {
+            Ok(adapts) => {
                 state.uploads.remove(digest);
                 let model = Entry {
                     bytes,
                     used: SystemTime::now(),
                     users: Arc::default(),
+                    adapts,
                 };
                 state.models.insert(digest.to_owned(), model);
             }
@@ -376,6 +411,15 @@ impl Store {
         // Every change is a single insert or remove, so a poisoned map is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The files of the adapters of a model in `dir`.
+pub(crate) fn adapter_files(dir: &Path, adapted: &Adapted) -> Vec<AdapterFile> {
+    let file = |adapter: &StoredAdapter| AdapterFile {
+        path: dir.join(&adapter.file),
+        strength: adapter.strength,
+    };
+    adapted.adapters.iter().map(file).collect()
 }
 
 #[cfg(test)]

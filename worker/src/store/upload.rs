@@ -63,9 +63,21 @@ impl FileState {
 }
 
 impl Upload {
-    /// One of which nothing is there, in a new folder `dir`.
-    pub(super) fn begin(dir: &Path, announced: &Announcement) -> Result<Self> {
+    /// One of which nothing is there but the files that are `found` elsewhere, in a new folder `dir`.
+    pub(super) fn begin(
+        dir: &Path,
+        announced: &Announcement,
+        found: &dyn Fn(&FileSize) -> Option<PathBuf>,
+    ) -> Result<Self> {
         disk::make_folder(dir)?;
+        for file in &announced.files {
+            let there = dir.join(&file.name);
+            let linked = found(file).map(|elsewhere| std::fs::hard_link(elsewhere, &there));
+            if let Some(Err(error)) = linked {
+                // It comes then.
+                tracing::debug!("{}: {error}", there.display());
+            }
+        }
         disk::write_announced(dir, announced)?;
         Self::of(dir, announced, SystemTime::now())
     }

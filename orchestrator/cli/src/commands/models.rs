@@ -1,6 +1,6 @@
 //! `lacuna models`: the models that workers are sent and keep.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
@@ -8,14 +8,17 @@ use clap::{Args, Subcommand};
 use futures::future::join_all;
 use tokio::task::spawn_blocking;
 
+use lacuna_model::weights::AdapterFile;
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::model::resolve;
 use lacuna_orchestrator::arguments::terms::WayArguments;
+use lacuna_orchestrator::fleet::adapters;
 use lacuna_orchestrator::fleet::config::{FleetConfig, WorkerConfig};
 use lacuna_orchestrator::fleet::line::short;
 use lacuna_orchestrator::fleet::store::{self, Package, Pushed};
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::progress::Progress;
+use lacuna_worker::model::source::Source;
 
 /// Arguments of `lacuna models`.
 #[derive(Args, Clone, Debug)]
@@ -50,12 +53,15 @@ struct WhereArguments {
 struct PushArguments {
     #[command(flatten)]
     at: WhereArguments,
-    /// A diffusers model directory, of which the U-Net is sent, without adapters.
+    /// A diffusers model directory, of which the U-Net is sent.
     #[arg(short, long, value_name = "DIR", env = "LACUNA_MODEL")]
     model: PathBuf,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
+    /// A low-rank adapter; what of it is of the U-Net is sent, too. Repeat it for several.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora: Vec<AdapterFile>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -87,14 +93,47 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn push(arguments: PushArguments) -> anyhow::Result<()> {
     let config = arguments.at.config()?;
     let (model, variant) = (resolve(&arguments.model)?, arguments.variant);
-    let package = spawn_blocking(move || {
-        Package::open(&model, variant.as_deref())
+    let lora = arguments.lora;
+    let packages = spawn_blocking(move || {
+        packages(&model, variant.as_deref(), &lora)
             .with_context(|| format!("cannot read the model {}", model.display()))
     });
-    let package = package.await??;
+    let packages = packages.await??;
     let console = Console::default();
+    for (what, package) in &packages {
+        push_one(&console, &config, what, package).await?;
+    }
+    Ok(())
+}
+
+/// The model, and behind it what adapters make of it, each by what it is.
+fn packages(
+    model: &Path,
+    variant: Option<&str>,
+    lora: &[AdapterFile],
+) -> lacuna_orchestrator::Result<Vec<(&'static str, Package)>> {
+    let mut packages = vec![("model", Package::open(model, variant)?)];
+    if !lora.is_empty() {
+        let source = Source::Folder {
+            dir: model.join("unet"),
+            variant: variant.map(str::to_owned),
+        };
+        let stored = source.open(lora)?;
+        if stored.is_adapted() {
+            packages.push(("with its adapters", adapters::package(&stored)?));
+        }
+    }
+    Ok(packages)
+}
+
+async fn push_one(
+    console: &Console,
+    config: &FleetConfig,
+    what: &str,
+    package: &Package,
+) -> anyhow::Result<()> {
     console.line(format_args!(
-        "model {}, {:.2} GB",
+        "{what} {}, {:.2} GB",
         short(&package.digest),
         package.bytes() as f64 / 1e9
     ));
@@ -120,7 +159,7 @@ async fn push(arguments: PushArguments) -> anyhow::Result<()> {
         };
         (worker, said)
     });
-    tell(&console, told)
+    tell(console, told)
 }
 
 async fn list(config: &FleetConfig) -> anyhow::Result<()> {
@@ -136,7 +175,10 @@ async fn list(config: &FleetConfig) -> anyhow::Result<()> {
                     false => format!("used {} ago", span(kept.idle_seconds)),
                 };
                 let (digest, size) = (short(&kept.digest), gigabytes(kept.bytes));
-                said.push_str(&format!("\n  {digest}  {size:>7.2} GB  {state}"));
+                let adapts = kept.adapts.as_deref();
+                let adapts = adapts.map(|base| format!(", adapters of {}", short(base)));
+                let adapts = adapts.unwrap_or_default();
+                said.push_str(&format!("\n  {digest}  {size:>7.2} GB  {state}{adapts}"));
             }
             for digest in &stored.unfinished {
                 said.push_str(&format!("\n  {}  not all there", short(digest)));

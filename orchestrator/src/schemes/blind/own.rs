@@ -92,8 +92,8 @@ impl Own {
         let x = sent.as_map(x);
         let mut flop = 0;
         for adapter in &self.adapters {
-            let LowRank { down, up, scale } = adapter;
-            let rank = adapter.rank();
+            let (LowRank { down, up, .. }, rank) = (adapter, adapter.rank());
+            let scale = adapter.scale();
             let narrow = sent.convolution(rank);
             let h = conv2d(&x, &down.data, &vec![0.0; rank], narrow);
             let size = narrow.out_size();

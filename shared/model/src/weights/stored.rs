@@ -82,26 +82,49 @@ impl<L: Parameters> Stored<L> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest);
         }
-        let digest = self.digest_with(&self.adapters)?;
+        let digest = self.digest_on(&self.base_digest()?);
         Ok(self.digest.get_or_init(|| digest))
     }
 
-    fn digest_with(&self, adapters: &[Fitted]) -> Result<String> {
+    /// The digest of the same without its adapters.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::digest`].
+    pub fn base_digest(&self) -> Result<String> {
         let weights = self.checkpoint.digest()?;
-        let arithmetic = self.layers.arithmetic();
-        Ok(match (arithmetic.as_str(), adapters) {
-            ("", []) => weights.to_owned(),
-            (told, adapters) => {
+        Ok(match self.layers.arithmetic().as_str() {
+            "" => weights.to_owned(),
+            told => {
                 let context = "lacuna 2026-11 model: weights, arithmetic, adapters";
                 let mut hasher = blake3::Hasher::new_derive_key(context);
                 hasher.update(weights.as_bytes());
                 hasher.update(blake3::hash(told.as_bytes()).as_bytes());
-                for adapter in adapters {
-                    hasher.update(adapter.digest.as_bytes());
-                }
                 hasher.finalize().to_hex().to_string()
             }
         })
+    }
+
+    /// The digest of a network whose digest is `base`, with the adapters of this one: nothing but their files is read.
+    pub fn digest_on(&self, base: &str) -> String {
+        if self.adapters.is_empty() {
+            return base.to_owned();
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("lacuna 2026-11 model with adapters");
+        hasher.update(base.as_bytes());
+        for adapter in &self.adapters {
+            hasher.update(adapter.digest().as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// The adapters as files that others can read them from, each with its strength.
+    ///
+    /// # Errors
+    /// As [`lacuna_wire::to_safetensors`].
+    pub fn adapter_files(&self) -> Result<Vec<(Vec<u8>, f32)>> {
+        let files = self.adapters.iter();
+        let files = files.map(|adapter| Ok((adapter.to_file()?, adapter.strength)));
+        files.collect()
     }
 
     /// Loads everything.
@@ -138,7 +161,7 @@ impl<L: Parameters> Stored<L> {
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
         let (theirs, own) = apart.part(parameters);
-        let digest = self.digest_with(&[])?;
+        let digest = self.base_digest()?;
         let mut weights = Weights::of_read(&own, |name| self.read(name), &digest, target)?;
         let checkpoint = self.checkpoint.clone();
         let reader = Reader::new(move |name| checkpoint.read(name));

@@ -16,7 +16,7 @@ use super::Checkpoint;
 use super::file::WeightFile;
 use crate::error::{Error, Result};
 use crate::layers::{Parameter, Parameters};
-use lacuna_wire::{Error as TensorError, HostTensor};
+use lacuna_wire::{Error as TensorError, HostTensor, to_narrow_safetensors};
 pub use names::Network;
 use names::{Name, factor_of, layer_of, modern, shown, why_not};
 
@@ -65,39 +65,46 @@ impl AdapterFile {
 pub struct Adapter {
     /// Of the file and the strength.
     digest: String,
+    strength: f32,
     networks: BTreeMap<Network, BTreeMap<Name, LowRank>>,
 }
 
 /// What an adapter changes of one network, by the names of its file.
 pub struct AdapterPart {
-    /// Of the whole adapter.
-    digest: String,
+    strength: f32,
     changes: BTreeMap<Name, LowRank>,
 }
 
 /// What an adapter changes of one network, by the names of the network's layers.
 pub(super) struct Fitted {
-    /// Of the whole adapter.
-    pub digest: String,
+    /// What all of its changes are multiplied with.
+    pub strength: f32,
     /// By layer.
     pub changes: BTreeMap<String, LowRank>,
 }
 
-/// A small change of one layer's weight, `scale * B A`.
+/// A small change of one layer's weight, `strength * alpha / r * B A`.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// `A`, `[r, C_in (K, K)]`.
     pub down: HostTensor,
     /// `B`, `[C_out, r (1, 1)]`.
     pub up: HostTensor,
-    /// `strength * alpha / r`.
-    pub scale: f32,
+    /// What the file says, else `r`.
+    pub alpha: f32,
+    /// What the adapter is asked for with.
+    pub strength: f32,
 }
 
 impl LowRank {
     /// The rank, `r`.
     pub fn rank(&self) -> usize {
         self.down.shape.first().copied().unwrap_or_default()
+    }
+
+    /// What `B A` is multiplied with.
+    pub fn scale(&self) -> f32 {
+        self.strength * (self.alpha / self.rank() as f32)
     }
 }
 
@@ -163,9 +170,13 @@ impl Adapter {
                 Some(alpha) => Some(alpha),
                 None => alpha_by_settings(network)?,
             };
-            let scale = strength * alpha.map_or(1.0, |alpha| alpha / rank as f32);
-            let changes = networks.entry(network).or_default();
-            changes.insert(key.1, LowRank { down, up, scale });
+            let change = LowRank {
+                down,
+                up,
+                alpha: alpha.unwrap_or(rank as f32),
+                strength,
+            };
+            networks.entry(network).or_default().insert(key.1, change);
         }
         if let Some(((_, layer), _)) = alphas.pop_first() {
             let of = shown(&layer.name);
@@ -179,11 +190,12 @@ impl Adapter {
         digest.update(&strength.to_le_bytes());
         Ok(Self {
             digest: digest.finalize().to_hex().to_string(),
+            strength,
             networks,
         })
     }
 
-    /// Identifies what it does, with its strength.
+    /// Identifies the file, with its strength.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -191,7 +203,7 @@ impl Adapter {
     /// Takes out what it changes of a network; none where that is nothing.
     pub fn take(&mut self, network: Network) -> Option<AdapterPart> {
         self.networks.remove(&network).map(|changes| AdapterPart {
-            digest: self.digest.clone(),
+            strength: self.strength,
             changes,
         })
     }
@@ -250,7 +262,7 @@ impl AdapterPart {
             }
         }
         Ok(Fitted {
-            digest: self.digest,
+            strength: self.strength,
             changes,
         })
     }
@@ -291,15 +303,56 @@ impl LowRank {
 }
 
 impl Fitted {
+    /// Identifies what it does: whichever tool's names its file is written in, and whatever else that holds.
+    pub(super) fn digest(&self) -> blake3::Hash {
+        let context = "lacuna 2026-11 adapter of a network: strength, layers";
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(&self.strength.to_le_bytes());
+        for (layer, change) in &self.changes {
+            hasher.update(blake3::hash(layer.as_bytes()).as_bytes());
+            hasher.update(&change.alpha.to_le_bytes());
+            for factor in [&change.down, &change.up] {
+                hasher.update(&(factor.shape.len() as u64).to_le_bytes());
+                for side in &factor.shape {
+                    hasher.update(&(*side as u64).to_le_bytes());
+                }
+                for value in &factor.data {
+                    hasher.update(&value.to_le_bytes());
+                }
+            }
+        }
+        hasher.finalize()
+    }
+
+    /// It as a file, without its strength, in PEFT's names for the layers and in no more bytes than it takes.
+    ///
+    /// # Errors
+    /// As [`lacuna_wire::to_safetensors`].
+    pub(super) fn to_file(&self) -> Result<Vec<u8>> {
+        let tensors = self.changes.iter().flat_map(|(layer, change)| {
+            let alpha = HostTensor {
+                shape: Vec::new(),
+                data: vec![change.alpha],
+            };
+            [
+                (format!("{layer}.lora_A.weight"), change.down.clone()),
+                (format!("{layer}.lora_B.weight"), change.up.clone()),
+                (format!("{layer}.alpha"), alpha),
+            ]
+        });
+        Ok(to_narrow_safetensors(tensors.collect())?)
+    }
+
     /// `weight` of the parameter `name`, changed where this changes it. Both sides of a picture come to the same bits:
     /// the sums are plain, in the order of the rank.
     fn merge(&self, name: &str, weight: &mut HostTensor) {
         let layer = name.strip_suffix(".weight");
         let change = layer.and_then(|layer| self.changes.get(layer));
-        let Some(LowRank { down, up, scale }) = change else {
+        let Some(change) = change else {
             return;
         };
-        let rank = down.shape[0];
+        let (LowRank { down, up, .. }, scale) = (change, change.scale());
+        let rank = change.rank();
         let width = down.data.len() / rank;
         let rows = weight
             .data

@@ -4,69 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use lacuna_model::device::OpenDevice;
-use lacuna_model::weights::{AdapterFile, Checkpoint, Library};
-use lacuna_wire::{HostTensor, to_safetensors};
+use lacuna_model::weights::AdapterFile;
+use lacuna_wire::HostTensor;
 use lacuna_worker::{Model, Options};
 use serde_json::Value;
 use tests::golden::{Golden, model_dir};
 use tests::journey::{Files, Journey};
-use tests::model_copy::ModelCopy;
+use tests::low_rank;
 use tests::workers::{RunningWorker, fleet_file};
 
 const MODEL: &str = "odd";
-const RANK: usize = 2;
 const STRENGTH: f32 = 0.5;
-
-/// Numbers like any others.
-fn wave(shape: &[usize], seed: f32) -> HostTensor {
-    let len = shape.iter().product();
-    let data = (0..len).map(|i| 0.3 * (seed + i as f32 * 0.731).sin());
-    HostTensor::new(shape, data.collect()).unwrap()
-}
-
-/// An adapter of every linear map of attention and of a convolution, and the model with its change merged, in f64.
-fn adapter(path: &Path) -> ModelCopy {
-    let folder = model_dir(MODEL).join("unet");
-    let files = Checkpoint::open(&folder, Library::Diffusers, None).unwrap();
-    let (mut factors, mut merged) = (Vec::new(), Vec::new());
-    for (i, name) in files.names().enumerate() {
-        let mut weight = files.read(name).unwrap();
-        let layer = name.strip_suffix(".weight").unwrap_or_default();
-        if layer.contains(".to_") || layer.ends_with("resnets.0.conv1") {
-            let [rows, rest @ ..] = weight.shape.as_slice() else {
-                continue;
-            };
-            let (down, up) = match rest {
-                [_] => ([&[RANK], rest].concat(), vec![*rows, RANK]),
-                _ => ([&[RANK], rest].concat(), vec![*rows, RANK, 1, 1]),
-            };
-            let (down, up) = (wave(&down, i as f32), wave(&up, 0.5 * i as f32));
-            let width = down.data.len() / RANK;
-            for (at, value) in weight.data.iter_mut().enumerate() {
-                let (row, column) = (at / width, at % width);
-                let product = |k: usize| {
-                    f64::from(up.data[row * RANK + k]) * f64::from(down.data[k * width + column])
-                };
-                let change: f64 = (0..RANK).map(product).sum();
-                *value = (f64::from(*value) + f64::from(STRENGTH) * change) as f32;
-            }
-            factors.push((format!("unet.{layer}.lora_A.weight"), down));
-            factors.push((format!("unet.{layer}.lora_B.weight"), up));
-        }
-        merged.push((name.to_owned(), weight));
-    }
-    assert!(factors.len() > 20, "{}", factors.len());
-    let bytes = |tensors: &[(String, HostTensor)]| {
-        let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        to_safetensors(named, None).unwrap()
-    };
-    std::fs::write(path, bytes(&factors)).unwrap();
-    let copy = ModelCopy::of(MODEL);
-    let weights = copy.path().join("unet/diffusion_pytorch_model.safetensors");
-    assert!(weights.is_file());
-    std::fs::write(weights, bytes(&merged)).unwrap();
-    copy
-}
 
 async fn worker(lora: &[PathBuf]) -> RunningWorker {
     let files: Vec<AdapterFile> = lora
@@ -86,7 +34,7 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let golden = Golden::load(MODEL);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("style.safetensors");
-    let merged = adapter(&file);
+    let merged = low_rank::adapter(MODEL, &file, STRENGTH);
     let lora = format!("{}:{STRENGTH}", file.display());
     let plain = Journey::of(&golden, &model_dir(MODEL)).with("--steps", "3");
     let local = plain.clone().with("--scheme", "local");
@@ -129,7 +77,9 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let fleet = fleet_file(resident.file("").as_path(), &[(&ignorant.url, None)]);
     let run = resident.with("--fleet", &fleet).with("--lora", &lora);
     let error = run.go().await.err().expect("a failure");
-    assert!(error.contains("holds the model"), "{error}");
+    for part in ["does not have the adapters", "--store", "--scheme blind"] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// A policy that keeps adapters from providers.
@@ -156,7 +106,7 @@ async fn an_adapter_can_stay_at_home() {
     let golden = Golden::load(MODEL);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("style.safetensors");
-    adapter(&file);
+    low_rank::adapter(MODEL, &file, STRENGTH);
     let lora = format!("{}:{STRENGTH}", file.display());
     let plain = Journey::of(&golden, &model_dir(MODEL)).with("--steps", "3");
     let adapted = plain.clone().with("--lora", &lora);
