@@ -1,6 +1,8 @@
 """Measures by program how well the demo model's pictures follow their prompts.
 
     python scripts/measure_adherence.py --model assets/demo-model --count 300
+    python scripts/measure_adherence.py --model assets/demo-model --count 240 --steps 4 --guidance 1 --scheduler lcm \\
+        --lora assets/demo-lcm-lora.safetensors
     python scripts/measure_adherence.py --list-prompts 200 > prompts.txt
     python scripts/measure_adherence.py --pictures DIR --prompts prompts.txt
     python scripts/measure_adherence.py --self-check
@@ -139,19 +141,29 @@ def nearest_kind(silhouette: np.ndarray, extent: float) -> tuple[str, float]:
 # Where pictures come from
 
 
-def generate(model: Path, prompts: list[str], steps: int, guidance: float, seed: int, batch: int) -> list[np.ndarray]:
+SCHEDULERS = {"dpm++": "DPMSolverMultistepScheduler", "lcm": "LCMScheduler"}
+
+
+def generate(options: argparse.Namespace, prompts: list[str]) -> list[np.ndarray]:
     """One picture a prompt. Prompt i starts from the noise of seed + i, whatever the batch size."""
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32).to(device)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(options.model, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
+    if options.scheduler:
+        chosen = getattr(diffusers, SCHEDULERS[options.scheduler])
+        pipeline.scheduler = chosen.from_config(pipeline.scheduler.config)
+    if options.lora:
+        pipeline.load_lora_weights(options.lora)
     pictures: list[np.ndarray] = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        made = pipeline(part, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
+    for start in range(0, len(prompts), options.batch):
+        part = prompts[start : start + options.batch]
+        generators = [torch.Generator().manual_seed(options.seed + start + i) for i in range(len(part))]
+        made = pipeline(
+            part, num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators
+        ).images
         pictures += [np.asarray(picture) for picture in made]
     return pictures
 
@@ -219,7 +231,9 @@ def parse_options() -> argparse.Namespace:
     source.add_argument("--list-prompts", type=int, metavar="N", help="print N held-out prompts")
     parser.add_argument("--prompts", type=Path, help="the prompts of --pictures, one a line")
     parser.add_argument("--count", type=int, default=300, help="number of held-out prompts")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--steps", type=int, default=50, help="sampler steps")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="another scheduler than the model's own, DDIM")
+    parser.add_argument("--lora", type=Path, help="an adapter's file")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture's noise")
     parser.add_argument("--batch", type=int, default=12, help="pictures generated at a time")
@@ -247,9 +261,7 @@ def main() -> None:
             pictures = draw_truth(scenes, options.seed)
         else:
             prompts = [scene.caption() for scene in scenes]
-            pictures = generate(
-                options.model, prompts, options.steps, options.guidance, options.seed, options.batch
-            )
+            pictures = generate(options, prompts)
 
     verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes)]
     result = report(scenes, verdicts)

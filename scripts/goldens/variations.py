@@ -2,7 +2,7 @@
 
 `variations.safetensors` holds for each variation V the tensors below, and one metadata entry, `case`: what all have in common
 (the model, prompts, sizes, steps, seed), and under `variations` for each its name, its edits, and what differs in the call
-(prompt, `--scheduler`, steps, guidance, eta, variant). The Rust tests make the same edits; each is an object with one of these keys:
+(prompt, `--scheduler`, options of it, steps, guidance, eta, variant). The Rust tests make the same edits; each is an object with one of these keys:
 
     set     [file, key, value]      writes a key of a JSON file
     unset   [file, key]             removes one
@@ -27,7 +27,7 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from .models import NEGATIVE, PROMPT, load
 
@@ -137,6 +137,17 @@ def variations() -> list[dict]:
         recipe("hyper", "DDIMScheduler", 4, 0.0, timestep_spacing="trailing"),
         recipe("hyper by tcd", "TCDScheduler", 4, 0.0, eta=1.0),
         recipe("lcm", "LCMScheduler", 4, 1.0),
+        {
+            **recipe("lightning by an option", "PNDMScheduler", 4, 0.0, skip_prk_steps=True),
+            "scheduler": "euler",
+            "options": {"timestep_spacing": "trailing"},
+        },
+        {
+            **recipe("dmd2 by an option", "EulerDiscreteScheduler", 4, 0.0),
+            "scheduler": "lcm",
+            "options": {"original_inference_steps": 1000},
+        },
+        {"name": "options of the own class", "options": {"use_karras_sigmas": True}, "edits": of_class("EulerDiscreteScheduler")},
         recipe("lcm guided", "LCMScheduler", 8, 1.8, original_inference_steps=100),
         # Which file wins.
         {"name": "shards of the unet", "edits": [{"shard": [UNET, "diffusion_pytorch_model", 3]}, {"scale": [UNET, UNET, 0.5]}]},
@@ -185,6 +196,12 @@ def variations() -> list[dict]:
             "prompt": "a large <image> on a yellow background",
             "edits": [*tokenizer(image_token="<image>"), *more_rows()],
         },
+        {
+            "name": "added ids with gaps",
+            "prompt": "a large <cat> and a small <dog> on a yellow background",
+            "edits": [{"write": ["tokenizer/added_tokens.json", json.dumps({"<cat>": 680, "<dog>": 700})]}, *more_rows()],
+        },
+        {"name": "a tokenizer as its file says", "prompt": "A large RED circle", "edits": as_written()},
         # Channels.
         {"name": "grey", "picture": True, "edits": channels([1])},
         {"name": "grey and alpha", "picture": True, "edits": channels([1, 0])},
@@ -215,6 +232,21 @@ def more_rows() -> list[dict]:
     ]
 
 
+def as_written() -> list[dict]:
+    """The tokenizer as one that is all in its file, which knows no capitals and joins fewer letters."""
+    folder = Path(__file__).resolve().parents[2] / "tests/goldens/models" / MODEL / "tokenizer"
+    with tempfile.TemporaryDirectory() as saved:
+        CLIPTokenizer.from_pretrained(folder).save_pretrained(saved)
+        whole = json.loads((Path(saved) / "tokenizer.json").read_text())
+    whole["normalizer"]["normalizers"] = [kind for kind in whole["normalizer"]["normalizers"] if kind["type"] != "Lowercase"]
+    whole["model"]["merges"] = whole["model"]["merges"][:80]
+    return [
+        {"write": ["tokenizer/tokenizer.json", json.dumps(whole)]},
+        {"set": ["model_index.json", "tokenizer", ["transformers", "PreTrainedTokenizerFast"]]},
+        *tokenizer(tokenizer_class="PreTrainedTokenizerFast"),
+    ]
+
+
 def write(out_dir: Path) -> None:
     """Writes `variations.safetensors`."""
     tensors, listed = {}, variations()
@@ -240,9 +272,11 @@ def golden(model: Path, variation: dict) -> dict[str, torch.Tensor]:
         for change in variation["edits"]:
             apply(copy, change)
         pipe = load(copy, variation.get("variant"))
-        if "scheduler" in variation:
-            chosen = getattr(diffusers, CLASSES[variation["scheduler"]])
-            pipe.scheduler = chosen.from_config(pipe.scheduler.config, **SAID.get(variation["scheduler"], {}))
+        if "scheduler" in variation or "options" in variation:
+            name = variation.get("scheduler")
+            chosen = getattr(diffusers, CLASSES[name]) if name else type(pipe.scheduler)
+            said = SAID.get(name, {}) | variation.get("options", {})
+            pipe.scheduler = chosen.from_config(pipe.scheduler.config, **said)
         latents = sample(pipe, variation)
         assert latents.isfinite().all(), variation["name"]
         tensors = {f"{variation['name']}.latents": latents}

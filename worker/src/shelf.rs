@@ -169,7 +169,7 @@ impl Shelf {
         } = &self.bench;
         let target = (&device.device, *precision);
         let model = match read_adapted(path)? {
-            None => Model::of_source(&Source::folder(path), &[], target)?,
+            None => Model::of_source(&Source::sent(path), &[], target)?,
             Some(adapted) => {
                 let (source, _lease) = self.base(&adapted.model).ok_or_else(|| {
                     Error::Disk(format!(
@@ -219,7 +219,7 @@ impl Shelf {
         }
         let (path, lease) = self.store.as_ref()?.lease(digest)?;
         let whole = read_adapted(&path).is_ok_and(|adapted| adapted.is_none());
-        whole.then(|| (Source::folder(&path), Some(lease)))
+        whole.then(|| (Source::sent(&path), Some(lease)))
     }
 
     /// Whether the worker was started with the model of `digest`.

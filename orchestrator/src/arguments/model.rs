@@ -9,7 +9,7 @@ use lacuna_model::config::ConfigReader;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::selftest;
 use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
+use lacuna_model::weights::AdapterFile;
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -148,10 +148,7 @@ pub async fn load_unet(arguments: &ModelArguments) -> anyhow::Result<OpenUNet> {
     spawn_blocking(move || {
         let device = arguments.open_device()?;
         let open = || -> Result<_> {
-            let (config, checkpoint) = arguments.files()?.open_unet()?;
-            let stored = Stored::new(config.build(), checkpoint)?;
-            let mut adapters = AdapterFile::open_all(&arguments.lora)?;
-            let stored = stored.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
+            let (config, stored, adapters) = arguments.files()?.open_adapted(&arguments.lora)?;
             let more = adapters.iter().any(|it| it.check_taken().is_err());
             let source = UNetSource::of_files(stored, &device.device)?;
             Ok((config, Arc::new(source), more))

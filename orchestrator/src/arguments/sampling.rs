@@ -7,7 +7,7 @@ use super::prompt::PromptArguments;
 use crate::error::{Error, Result};
 use crate::noise::TorchRng;
 use crate::pipeline::{Pipeline, Sampling};
-use crate::schedulers::SchedulerKind;
+use crate::schedulers::{SchedulerKind, SchedulerOption};
 
 /// How pictures are sampled.
 #[derive(Args, Clone, Debug)]
@@ -30,6 +30,9 @@ pub struct SamplingArguments {
     /// Another scheduler than the model's own.
     #[arg(long)]
     pub scheduler: Option<SchedulerKind>,
+    /// A key of the scheduler's config in place of the model's, such as timestep_spacing=trailing; repeat it for several.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub scheduler_option: Vec<SchedulerOption>,
 }
 
 impl SamplingArguments {
@@ -51,6 +54,7 @@ impl SamplingArguments {
     pub fn settle(&self, pipeline: &Pipeline, eta: f32) -> Sampling {
         Sampling {
             scheduler: self.scheduler,
+            options: self.scheduler_option.clone(),
             eta,
             ..pipeline.sampling(self.steps, self.guidance)
         }

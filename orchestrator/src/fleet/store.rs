@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use lacuna_model::unet::UNetConfig;
-use lacuna_model::weights::{Checkpoint, Library, Stored as Network, WeightFiles};
+use lacuna_model::unet::original;
+use lacuna_model::weights::{Checkpoint, Extract, Library, Stored as Network, WeightFiles};
 use lacuna_protocol::models::{
-    Announcement, CONFIG, FileSize, Received, Stored, Upload, is_digest, is_file_name,
+    Announcement, CONFIG, FileSize, ORIGINAL, Received, Stored, Upload, is_digest, is_file_name,
 };
 use lacuna_protocol::session::DIGEST;
 use reqwest::{Method, RequestBuilder};
@@ -22,6 +22,7 @@ use super::config::{FleetConfig, WorkerConfig};
 use super::line::{Line, MARGIN};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::model::ModelFiles;
 
 /// Bytes that are sent at a time, where the worker takes so many: what a break of the connection may cost.
 const PIECE: usize = 8 << 20;
@@ -45,6 +46,8 @@ pub struct Package {
 enum Content {
     /// What is in the one that lies there.
     File(PathBuf),
+    /// A part of another file.
+    Part(Extract),
     /// What was made here.
     Bytes(Bytes),
 }
@@ -53,7 +56,14 @@ impl Content {
     /// At most `most` bytes from `offset` on; not none.
     async fn read(&self, offset: u64, most: usize) -> Result<Bytes> {
         match self {
-            Self::File(path) => read(path.clone(), offset, most).await,
+            Self::File(path) => {
+                let path = path.clone();
+                reading(move || read(&path, offset, most)).await
+            }
+            Self::Part(part) => {
+                let part = part.clone();
+                reading(move || Ok(part.read(offset, most)?)).await
+            }
             Self::Bytes(bytes) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 let from = from.min(bytes.len());
@@ -73,33 +83,54 @@ pub enum Pushed {
 }
 
 impl Package {
-    /// The U-Net of the diffusers model in `model`, of the files of a `variant`, which lose that name on the way. All of it is read
-    /// for the digest. Adapters stay here.
+    /// The U-Net of a model, without adapters: of the `files` of a directory those of its variant, which lose that name on the way;
+    /// of a model in one file those of its tensors. All of it is read for the digest.
     ///
     /// # Errors
     /// A [`lacuna_model::Error`] naming the file; [`Error::Request`] for a name that workers do not take.
-    pub fn open(model: &Path, variant: Option<&str>) -> Result<Self> {
-        if model.is_file() {
-            return Err(Error::Request(format!(
-                "{}: of a model in one file nothing is pushed, as all of it would leave; push its directory, or start the \
-                 workers with the file",
-                model.display()
-            )));
-        }
-        let folder = model.join("unet");
-        if let Some(variant) = variant.filter(|v| !Checkpoint::has_variant(&folder, v)) {
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        let contents = match files.model.is_file() {
+            true => Self::of_one_file(files)?,
+            false => Self::of_folder(&files.model.join("unet"), files.variant.as_deref())?,
+        };
+        let (config, checkpoint) = files.open_unet()?;
+        let digest = Network::new(config.build(), checkpoint)?
+            .digest()?
+            .to_owned();
+        let sized = contents.into_iter().map(|(name, content)| {
+            let bytes = match &content {
+                Content::File(path) => std::fs::metadata(path).map_err(|e| unread(path, &e))?.len(),
+                Content::Part(part) => part.bytes(),
+                Content::Bytes(bytes) => bytes.len() as u64,
+            };
+            Ok((FileSize { name, bytes }, content))
+        });
+        Ok(Self {
+            digest,
+            files: sized.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Of a model in one file its U-Net's tensors, as they are: neither text encoder nor autoencoder leaves.
+    fn of_one_file(files: &ModelFiles) -> Result<Vec<(String, Content)>> {
+        let unet = |name: &str| name.starts_with(original::PREFIX);
+        let part = Content::Part(Extract::of(&files.model, unet)?);
+        let config = files.unet_config();
+        let config = config.map(|path| (CONFIG.to_owned(), Content::File(path)));
+        let part = (ORIGINAL.to_owned(), part);
+        Ok(config.into_iter().chain([part]).collect())
+    }
+
+    fn of_folder(folder: &Path, variant: Option<&str>) -> Result<Vec<(String, Content)>> {
+        if let Some(variant) = variant.filter(|v| !Checkpoint::has_variant(folder, v)) {
             return Err(Error::Request(format!(
                 "--variant {variant}: there are no such files in {}; leave it out",
                 folder.display()
             )));
         }
-        let config = folder.join(CONFIG);
-        let unet = UNetConfig::from_file(&config)?.build();
-        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
-        let digest = Network::new(unet, checkpoint)?.digest()?.to_owned();
-        let located = WeightFiles::locate(&folder, Library::Diffusers, variant)?;
+        let located = WeightFiles::locate(folder, Library::Diffusers, variant)?;
         let stem = Library::Diffusers.stem();
-        let mut files = vec![(CONFIG.to_owned(), config)];
+        let mut files = vec![(CONFIG.to_owned(), folder.join(CONFIG))];
         match (located.index, located.weights) {
             (None, weights) => {
                 let whole = weights.into_iter();
@@ -119,15 +150,9 @@ impl Package {
                 let reason = format!("{}: workers take no file of this name", path.display());
                 return Err(Error::Request(reason));
             }
-            let bytes = std::fs::metadata(&path)
-                .map_err(|e| unread(&path, &e))?
-                .len();
-            Ok((FileSize { name, bytes }, Content::File(path)))
+            Ok((name, Content::File(path)))
         });
-        Ok(Self {
-            digest,
-            files: files.collect::<Result<_>>()?,
-        })
+        files.collect()
     }
 
     /// What was made here, as files of a model of `digest`.
@@ -309,23 +334,26 @@ async fn asked(line: &Line, request: impl Fn() -> RequestBuilder, limit: usize) 
         })
 }
 
-/// At most `most` bytes of a file, from `offset` on; not none.
-async fn read(path: PathBuf, offset: u64, most: usize) -> Result<Bytes> {
-    let read = move || {
-        let mut bytes = Vec::with_capacity(most);
-        let mut part = || {
-            let mut file = File::open(&path)?;
-            file.seek(SeekFrom::Start(offset))?;
-            file.take(most as u64).read_to_end(&mut bytes)
-        };
-        match part() {
-            Ok(1..) => Ok(Bytes::from(bytes)),
-            Ok(0) => Err(unread(&path, &"it has become shorter")),
-            Err(error) => Err(unread(&path, &error)),
-        }
-    };
+/// What `read` reads, which may take a while.
+async fn reading(read: impl FnOnce() -> Result<Vec<u8>> + Send + 'static) -> Result<Bytes> {
     let bytes = spawn_blocking(read).await;
-    bytes.map_err(|error| Error::Request(format!("reading a file: {error}")))?
+    let bytes = bytes.map_err(|error| Error::Request(format!("reading a file: {error}")))?;
+    bytes.map(Bytes::from)
+}
+
+/// At most `most` bytes of a file, from `offset` on; not none.
+fn read(path: &Path, offset: u64, most: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(most);
+    let mut part = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        file.take(most as u64).read_to_end(&mut bytes)
+    };
+    match part() {
+        Ok(1..) => Ok(bytes),
+        Ok(0) => Err(unread(path, &"it has become shorter")),
+        Err(error) => Err(unread(path, &error)),
+    }
 }
 
 fn unread(path: &Path, reason: &dyn std::fmt::Display) -> Error {

@@ -60,11 +60,18 @@ pub struct ModelDir {
     pub whole_words: bool,
 }
 
+/// Classes of tokenizers that build CLIP's from its vocabulary.
+const CLIP_TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+/// Those that are what `tokenizer.json` says; the latter is the newer name.
+const AS_WRITTEN: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
+
 /// A text encoder and its tokenizer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextPart {
-    /// `CLIPTokenizer`.
+    /// `CLIPTokenizer`, or one that is as its file says.
     pub tokenizer: PathBuf,
+    /// Whether it is the latter: `PreTrainedTokenizerFast`.
+    pub as_written: bool,
     /// `CLIPTextModel`, or `CLIPTextModelWithProjection`.
     pub encoder: PathBuf,
     /// Whether it also gives the whole text as one vector: `CLIPTextModelWithProjection`.
@@ -103,10 +110,13 @@ impl ModelDir {
             Family::StableDiffusionXl => 2,
         };
         for (i, (tokenizer, encoder, class)) in parts.into_iter().enumerate().take(encoders) {
-            let tokenizers = ["CLIPTokenizer", "CLIPTokenizerFast"];
+            let classes = [&CLIP_TOKENIZERS[..], &AS_WRITTEN].concat();
+            let encoder = index.part(encoder, transformers, &[class])?.0;
+            let (tokenizer, class) = index.part(tokenizer, transformers, &classes)?;
             text.push(TextPart {
-                encoder: index.part(encoder, transformers, &[class])?.0,
-                tokenizer: index.part(tokenizer, transformers, &tokenizers)?.0,
+                encoder,
+                tokenizer,
+                as_written: AS_WRITTEN.contains(&class.as_str()),
                 pooling: i == 1,
             });
         }

@@ -10,8 +10,8 @@ pub mod vocabulary;
 
 use std::path::PathBuf;
 
-use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::{Checkpoint, Library, Stored};
+use lacuna_model::unet::{UNet, UNetConfig, original};
+use lacuna_model::weights::{Adapter, AdapterFile, Checkpoint, Library, Network, Stored};
 
 use crate::error::Result;
 use crate::family::Family;
@@ -90,14 +90,33 @@ impl ModelFiles {
     /// As [`Self::open`].
     pub fn open_unet(&self) -> Result<(UNetConfig, Checkpoint)> {
         if self.model.is_file() {
-            let config = self.config.as_ref().map(|dir| dir.join("unet/config.json"));
-            return Ok(original::open(&self.model, config.as_deref())?);
+            return Ok(original::open(&self.model, self.unet_config().as_deref())?);
         }
         let folder = self.model.join("unet");
         let config = UNetConfig::from_file(&folder.join("config.json"))?;
         let variant = self.variant.as_deref();
         let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
         Ok((config, checkpoint))
+    }
+
+    /// The U-Net, its config first, with what `adapters` change of it; and what they hold beside.
+    ///
+    /// # Errors
+    /// As [`Self::open_unet`], [`AdapterFile::open_all`] and [`Stored::with_adapters`].
+    pub fn open_adapted(
+        &self,
+        adapters: &[AdapterFile],
+    ) -> Result<(UNetConfig, Stored<UNet>, Vec<Adapter>)> {
+        let (config, checkpoint) = self.open_unet()?;
+        let stored = Stored::new(config.build(), checkpoint)?;
+        let mut adapters = AdapterFile::open_all(adapters)?;
+        let own = Adapter::take_all(&mut adapters, Network::UNet);
+        Ok((config, stored.with_adapters(own)?, adapters))
+    }
+
+    /// Of a model in one file: the config of the U-Net that it is not to tell itself.
+    pub fn unet_config(&self) -> Option<PathBuf> {
+        self.config.as_ref().map(|dir| dir.join("unet/config.json"))
     }
 
     fn open_dir(&self) -> Result<ModelParts> {
@@ -110,7 +129,11 @@ impl ModelFiles {
                 false => ClipTextEncoder::open(&part.encoder, variant)?,
                 true => ClipTextEncoder::open_pooling(&part.encoder, variant)?,
             };
-            text.push((ClipTokenizer::load(&part.tokenizer)?, stored));
+            let tokenizer = match part.as_written {
+                false => ClipTokenizer::load(&part.tokenizer)?,
+                true => ClipTokenizer::load_as_written(&part.tokenizer)?,
+            };
+            text.push((tokenizer, stored));
         }
         Ok(ModelParts {
             family: dir.family,

@@ -25,7 +25,9 @@ use crate::limits;
 use crate::model::{ModelFiles, ModelParts};
 use crate::noise::TorchRng;
 use crate::picture::Picture;
-use crate::schedulers::{self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind};
+use crate::schedulers::{
+    self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind, SchedulerOption,
+};
 use crate::text::{EmbeddingFile, Prompt, TextEncoders};
 use crate::unet_source::UNetSource;
 use crate::vae::{Vae, VaeLayers};
@@ -254,6 +256,7 @@ impl Pipeline {
         let guidance = guidance.or(self.guidance_scale);
         Sampling {
             scheduler: None,
+            options: Vec::new(),
             steps,
             guidance: guidance.unwrap_or_else(|| self.family.usual_guidance()),
             embedded: self.unet().time.guidance.is_some(),
@@ -292,11 +295,16 @@ impl Pipeline {
         Ok(scheduler.timesteps().len() - scheduler.first())
     }
 
+    /// The scheduler's config, as the reference's `from_config` makes it where anything of it is chosen.
+    fn scheduler_config(&self, sampling: &Sampling) -> SchedulerConfig {
+        let chosen = sampling.scheduler.is_some() || !sampling.options.is_empty();
+        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
+        SchedulerOption::apply_all(&sampling.options, config)
+    }
+
     /// What the network's output means.
     fn prediction(&self, sampling: &Sampling) -> Result<PredictionType> {
-        let chosen = sampling.scheduler.is_some();
-        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
-        Ok(config.prediction_type()?)
+        Ok(self.scheduler_config(sampling).prediction_type()?)
     }
 
     /// The scheduler of one picture.
@@ -308,8 +316,7 @@ impl Pipeline {
             }
             None => SchedulerKind::from_class_name(&self.scheduler_class)?,
         };
-        let chosen = sampling.scheduler.is_some();
-        let config = corrections::scheduler(&self.scheduler, self.family, chosen);
+        let config = self.scheduler_config(sampling);
         let (steps, eta) = (sampling.steps, sampling.eta);
         let begin = match (sampling.from, self.family) {
             (None, _) => Begin::Noise,

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::fleet::tally::Traffic;
 use crate::interrupt;
 use crate::noise::TorchRng;
-use crate::schedulers::{Scheduler, SchedulerKind};
+use crate::schedulers::{Scheduler, SchedulerKind, SchedulerOption};
 use crate::schemes::Predictor;
 
 /// Noise of the strongest schedules is some 10^4.
@@ -21,6 +21,8 @@ const LARGEST_LATENT: f32 = 1e9;
 pub struct Sampling {
     /// Another scheduler than the model's own.
     pub scheduler: Option<SchedulerKind>,
+    /// Keys of its config in place of the model's.
+    pub options: Vec<SchedulerOption>,
     /// Sampler steps.
     pub steps: usize,
     /// Guidance scale; above 1 the U-Net runs on a batch of two.
@@ -53,6 +55,14 @@ impl Sampling {
     /// Whether the prediction is guided away from the negative prompt (Ho and Salimans 2022).
     pub fn guided(&self) -> bool {
         self.guidance > 1.0 && !self.embedded
+    }
+
+    /// What is not the model's own of the scheduler, in words.
+    pub fn scheduler_in_words(&self) -> Option<String> {
+        let kind = self.scheduler.map(|kind| kind.to_string());
+        let options = self.options.iter().map(ToString::to_string);
+        let words: Vec<String> = kind.into_iter().chain(options).collect();
+        (!words.is_empty()).then(|| words.join(", "))
     }
 
     /// Batch entries of one U-Net call.

@@ -180,6 +180,64 @@ pub const UNREAD_BY_CLASS: &[(&str, WithoutEffect)] = &[
     ),
 ];
 
+/// Does the same to every field: the keys by their names, and one config on top of another.
+macro_rules! each_key {
+    ($($key:ident),* $(,)?) => {
+        impl SchedulerConfig {
+            /// All keys that are read.
+            pub const KEYS: &[&str] = &[$(stringify!($key)),*];
+
+            /// The same with what `other` says in place of what this does.
+            pub fn overridden_by(self, other: Self) -> Self {
+                Self { $($key: other.$key.or(self.$key)),* }
+            }
+        }
+    };
+}
+
+each_key!(
+    num_train_timesteps,
+    beta_start,
+    beta_end,
+    beta_schedule,
+    trained_betas,
+    rescale_betas_zero_snr,
+    prediction_type,
+    timestep_spacing,
+    steps_offset,
+    clip_sample,
+    clip_sample_range,
+    set_alpha_to_one,
+    skip_prk_steps,
+    thresholding,
+    dynamic_thresholding_ratio,
+    sample_max_value,
+    use_karras_sigmas,
+    use_exponential_sigmas,
+    use_beta_sigmas,
+    sigma_min,
+    sigma_max,
+    final_sigmas_type,
+    interpolation_type,
+    timestep_type,
+    solver_order,
+    algorithm_type,
+    solver_type,
+    lower_order_final,
+    euler_at_final,
+    lambda_min_clipped,
+    variance_type,
+    use_lu_lambdas,
+    predict_x0,
+    disable_corrector,
+    solver_p,
+    shift_terminal,
+    original_inference_steps,
+    timestep_scaling,
+    use_flow_sigmas,
+    use_dynamic_shifting
+);
+
 impl SchedulerConfig {
     /// What the network's output means.
     ///

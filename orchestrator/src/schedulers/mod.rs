@@ -8,7 +8,7 @@
 //!
 //! - [`SchedulerKind`]: which there are, by name and class;
 //! - [`SchedulerConfig`]: `scheduler_config.json` and what is refused in it;
-//! - `keys`: how its single keys are read;
+//! - `keys`: how its single keys are read; [`SchedulerOption`]: keys in place of the model's;
 //! - `tables`: the training schedule and which timesteps are visited;
 //! - `sigmas`: noise levels, and the curves that they may follow;
 //! - `levels`: the same in the letters of the solvers that step along the log signal-to-noise ratio;
@@ -38,6 +38,7 @@ mod lcm;
 mod levels;
 mod limit;
 mod lms;
+mod options;
 mod pndm;
 mod prediction;
 mod sigmas;
@@ -49,6 +50,7 @@ mod unipc;
 pub use config::{BetaSchedule, SchedulerConfig, TimestepSpacing, UNREAD_BY_CLASS, WITHOUT_EFFECT};
 pub use error::SchedulerError;
 pub use kind::SchedulerKind;
+pub use options::SchedulerOption;
 pub use prediction::PredictionType;
 
 use crate::noise::TorchRng;

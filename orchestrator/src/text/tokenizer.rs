@@ -12,6 +12,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer};
 
 use super::chunk::Chunk;
+use super::json::Vocabulary;
 use super::syntax::Run;
 use super::tokenizer_config::Side;
 use super::tokenizer_files::TokenizerFiles;
@@ -75,6 +76,34 @@ impl std::fmt::Display for LeftOut {
     }
 }
 
+/// CLIP's way from words to tokens, with these.
+fn clip(
+    vocabulary: Vocabulary,
+    merges: Vec<(String, String)>,
+    unknown: &str,
+) -> tokenizers::Result<Tokenizer> {
+    let vocabulary: Vocab = vocabulary.into_iter().collect();
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary, merges)
+        .end_of_word_suffix(END_OF_WORD.into())
+        .unk_token(unknown.to_owned())
+        .build()?;
+    let mut tokenizer = Tokenizer::new(model);
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
+    tokenizer.with_normalizer(Some(normalizers::Sequence::new(vec![
+        NFC.into(),
+        spaces.into(),
+        Lowercase.into(),
+    ])))?;
+    let words = SplitPattern::Regex(WORDS.into());
+    let words = Split::new(words, SplitDelimiterBehavior::Removed, true)?;
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+        words.into(),
+        ByteLevel::default().add_prefix_space(false).into(),
+    ])));
+    Ok(tokenizer)
+}
+
 impl ClipTokenizer {
     /// Loads the tokenizer in `dir`: `tokenizer.json`, or `vocab.json` and `merges.txt`; with
     /// `tokenizer_config.json` and `special_tokens_map.json` where they are there.
@@ -85,6 +114,25 @@ impl ClipTokenizer {
         let files = TokenizerFiles::read(dir)?;
         let source = files.source.clone();
         Self::build(files).map_err(|reason| Error::tokenizer(&source, reason))
+    }
+
+    /// Loads the tokenizer in `dir` whose `tokenizer.json` says all of how words become tokens.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; where it does not put the start before a prompt and the end behind it.
+    pub fn load_as_written(dir: &Path) -> Result<Self> {
+        let files = TokenizerFiles::read_as_written(dir)?;
+        let source = files.source.clone();
+        let bad = |reason: String| Error::tokenizer(&source, reason);
+        let tokenizer = Self::build(files).map_err(|e| bad(e.to_string()))?;
+        let empty = tokenizer.tokenizer.encode("", true);
+        let empty = empty.map_err(|e| bad(e.to_string()))?;
+        match empty.get_ids() == [tokenizer.bos, tokenizer.eos] {
+            true => Ok(tokenizer),
+            false => Err(bad(
+                "post_processor: only the start before a prompt and the end behind it are supported".into(),
+            )),
+        }
     }
 
     /// CLIP's own tokenizer, from the file in which its makers published it, `bpe_simple_vocab_16e6.txt.gz` (or the same
@@ -117,32 +165,24 @@ impl ClipTokenizer {
             padding,
             truncation,
             split_special,
-            ..
+            written,
+            source,
         } = files;
-        let vocabulary: Vocab = vocabulary.into_iter().collect();
-        let model = BPE::builder()
-            .vocab_and_merges(vocabulary, merges)
-            .end_of_word_suffix(END_OF_WORD.into())
-            .unk_token(special.unk.content.clone())
-            .build()?;
-        let mut tokenizer = Tokenizer::new(model);
-        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
-        tokenizer.with_normalizer(Some(normalizers::Sequence::new(vec![
-            NFC.into(),
-            spaces.into(),
-            Lowercase.into(),
-        ])))?;
-        let words = SplitPattern::Regex(WORDS.into());
-        let words = Split::new(words, SplitDelimiterBehavior::Removed, true)?;
-        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-            words.into(),
-            ByteLevel::default().add_prefix_space(false).into(),
-        ])));
+        let mut tokenizer = match written {
+            Some(written) => *written,
+            None => clip(vocabulary, merges, &special.unk.content)?,
+        };
 
         for (id, token) in &added {
             tokenizer.add_tokens([token.clone()])?;
-            if tokenizer.token_to_id(&token.content) != Some(*id) {
-                return Err(format!("added token {:?} cannot have id {id}", token.content).into());
+            match tokenizer.token_to_id(&token.content) {
+                Some(got) if got == *id => {}
+                // As in the reference: an id is the next one, whatever the file says.
+                got => tracing::warn!(
+                    "{}: the added token {:?} gets the id {got:?}, not {id}",
+                    source.display(),
+                    token.content
+                ),
             }
         }
         let all = special.all.iter();

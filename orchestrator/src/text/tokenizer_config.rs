@@ -335,9 +335,15 @@ fn parse_old_added(path: &Path, keys: &Map<String, Value>) -> Result<BTreeMap<u3
 
 fn check_class(class: Option<Value>, path: &Path) -> Result<()> {
     match class.as_ref().and_then(Value::as_str) {
-        None | Some("CLIPTokenizer" | "CLIPTokenizerFast") => Ok(()),
+        // Which of them it is, is the pipeline's to say.
+        None
+        | Some(
+            "CLIPTokenizer" | "CLIPTokenizerFast" | "PreTrainedTokenizerFast" | "TokenizersBackend",
+        ) => Ok(()),
         Some(other) => {
-            let reason = format!("tokenizer_class {other} is not supported, only CLIPTokenizer is");
+            let reason = format!(
+                "tokenizer_class {other} is not supported, only CLIPTokenizer and PreTrainedTokenizerFast are"
+            );
             Err(Error::tokenizer(path, reason))
         }
     }

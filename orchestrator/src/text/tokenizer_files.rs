@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, Tokenizer};
 
 use super::json::{Vocabulary, parse, read_text};
 use super::tokenizer_config::{END, START, Side, SpecialTokens, TokenizerConfig};
@@ -32,6 +32,8 @@ pub(super) struct TokenizerFiles {
     pub truncation: Side,
     /// Whether special tokens within a prompt are split like words.
     pub split_special: bool,
+    /// How words become tokens, where a file is to say it.
+    pub written: Option<Box<Tokenizer>>,
 }
 
 /// `tokenizer.json`, the parts that differ between CLIP models. The rest of it describes the same
@@ -126,6 +128,28 @@ impl TokenizerFiles {
             padding: config.padding.unwrap_or(Side::Right),
             truncation: config.truncation.unwrap_or(Side::Right),
             split_special: config.split_special,
+            written: None,
+        })
+    }
+
+    /// The same, with all that `tokenizer.json` says of how words become tokens.
+    pub(super) fn read_as_written(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bad = |reason: String| Error::tokenizer(&path, reason);
+        if !path.is_file() {
+            let reason = "a PreTrainedTokenizerFast is what this file says, which is missing";
+            return Err(bad(reason.into()));
+        }
+        let text = read_text(&path)?;
+        let mut written: Tokenizer = text.parse().map_err(|e| bad(format!("{e}")))?;
+        // The pipeline asks for its own.
+        written.with_padding(None);
+        written
+            .with_truncation(None)
+            .map_err(|e| bad(e.to_string()))?;
+        Ok(Self {
+            written: Some(Box::new(written)),
+            ..Self::read(dir)?
         })
     }
 }
@@ -179,6 +203,7 @@ impl TokenizerFiles {
             padding: Side::Right,
             truncation: Side::Right,
             split_special: false,
+            written: None,
         })
     }
 }

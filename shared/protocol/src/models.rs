@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 pub const CONFIG: &str = "config.json";
 /// The one in its place that says of which model it is another, changed by adapters: [`Adapted`].
 pub const ADAPTED: &str = "adapted.json";
+/// The one file of weights of a model in the layout in which Stable Diffusion was published: it tells its own config, where none is
+/// beside.
+pub const ORIGINAL: &str = "original.safetensors";
 /// How the names of files of weights end.
 const WEIGHTS: &str = ".safetensors";
 /// And the one that says which of them holds what.
@@ -172,9 +175,9 @@ impl Announcement {
     /// [`Error::Announced`], naming what is wrong.
     pub fn check(&self) -> Result<u64> {
         let wrong = |reason: String| Err(Error::Announced(reason));
-        if !(2..=MOST_FILES).contains(&self.files.len()) {
+        if self.files.len() > MOST_FILES {
             return wrong(format!(
-                "{} files; a model has 2 to {MOST_FILES}",
+                "{} files; a model has {MOST_FILES} at most",
                 self.files.len()
             ));
         }
@@ -200,10 +203,13 @@ impl Announcement {
             };
         }
         let has = |wanted: &str| names.iter().any(|name| *name == wanted);
-        match (has(CONFIG), has(ADAPTED)) {
+        if !names.iter().any(|name| name.ends_with(WEIGHTS)) {
+            return wrong(format!("no *{WEIGHTS}"));
+        }
+        match (has(CONFIG) || has(ORIGINAL), has(ADAPTED)) {
             (true, false) | (false, true) => Ok(all),
-            (false, false) => wrong(format!("neither {CONFIG} nor {ADAPTED}")),
-            (true, true) => wrong(format!("both {CONFIG} and {ADAPTED}")),
+            (false, false) => wrong(format!("none of {CONFIG}, {ORIGINAL} and {ADAPTED}")),
+            (true, true) => wrong(format!("{ADAPTED}, and {CONFIG} or {ORIGINAL}")),
         }
     }
 }
@@ -268,8 +274,11 @@ mod tests {
     fn what_is_announced_may_be_a_model() {
         let both = [(CONFIG, 10), ("x.safetensors", 20)];
         assert_eq!(announced(&both).check().unwrap(), 30);
-        let adapted = [(ADAPTED, 10), ("x.safetensors", 20)];
-        assert_eq!(announced(&adapted).check().unwrap(), 30);
+        for (other, bytes) in [(ADAPTED, 10), (ORIGINAL, 10)] {
+            let both = [(other, bytes), ("x.safetensors", 20)];
+            assert_eq!(announced(&both).check().unwrap(), 30);
+        }
+        assert_eq!(announced(&[(ORIGINAL, 10)]).check().unwrap(), 10);
         let many: Vec<(String, u64)> = (0..MOST_FILES)
             .map(|i| (format!("{i}.safetensors"), 1))
             .collect();
@@ -277,16 +286,21 @@ mod tests {
         many.push((CONFIG, 1));
         for (files, told) in [
             (&many[..], "257 files"),
-            (&[(CONFIG, 10)], "1 files"),
+            (&[(CONFIG, 10)], "no *.safetensors"),
+            (&[], "no *.safetensors"),
             (&[(CONFIG, 10), ("../x.safetensors", 1)], "../x.safetensors"),
             (&[(CONFIG, 10), (CONFIG, 10)], "twice"),
             (&[(CONFIG, 10), ("x.safetensors", 0)], "0 bytes"),
             (&[(CONFIG, MOST_JSON + 1), ("x.safetensors", 1)], CONFIG),
             (
                 &[("x.safetensors", 1), ("y.safetensors", 1)],
-                "neither config",
+                "none of config.json",
             ),
-            (&[(CONFIG, 1), (ADAPTED, 1)], "both config"),
+            (
+                &[(CONFIG, 1), (ADAPTED, 1), ("x.safetensors", 1)],
+                "adapted.json, and",
+            ),
+            (&[(ORIGINAL, 1), (ADAPTED, 1)], "adapted.json, and"),
             (&[(CONFIG, 10), ("x.safetensors", u64::MAX)], "counted"),
         ] {
             let error = announced(files).check().unwrap_err().to_string();

@@ -55,7 +55,9 @@ async fn their_pictures_are_those_of_the_reference_whole_and_cut() {
             let cut = cut.go().await.unwrap();
             assert!(cut.latents() == whole.latents(), "{name}: cut");
         }
-        let blind = journey.clone().by_shares(2).go().await.unwrap();
+        // Masks are drawn anew each time: by fewer bits one picture in many is below.
+        let blind = journey.clone().by_shares(2);
+        let blind = blind.with("--share-bits", "quality").go().await.unwrap();
         let decibels = psnr(&blind.png().values(), &want.values(), 255.0);
         assert!(decibels >= 45.0, "{name}: blind: {decibels:.1} dB");
     }

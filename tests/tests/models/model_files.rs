@@ -268,17 +268,38 @@ fn garbled_tokenizer_files_are_named() {
     for (key, value) in [
         ("tokenizer_class", json!("T5Tokenizer")),
         ("model_max_length", json!(1)),
-        ("added_tokens_decoder", json!({"900": {"content": "<new>"}})),
     ] {
         let copy = ModelCopy::of("sd1");
         copy.set("tokenizer/tokenizer_config.json", key, value.clone());
-        let hint = if key == "added_tokens_decoder" {
-            "<new>"
-        } else {
-            key
-        };
-        assert_names(&error_of(&copy, "tokenizer"), &[hint]);
+        assert_names(&error_of(&copy, "tokenizer"), &[key]);
     }
+
+    // A token gets the next id, as in the reference, for which the text encoder must have numbers.
+    let copy = ModelCopy::of("sd1");
+    let added = json!({"900": {"content": "<new>"}});
+    copy.set(
+        "tokenizer/tokenizer_config.json",
+        "added_tokens_decoder",
+        added,
+    );
+    let tokenizer = ClipTokenizer::load(&copy.part("tokenizer")).unwrap();
+    let ids = tokenizer.encode("a <new> circle").unwrap();
+    assert!(ids.contains(&674), "{ids:?}");
+    let encoder = ClipTextEncoder::load(&copy.part("text_encoder"), None, &Device::flex());
+    let encoded = encoder.unwrap().encode(&[ids], Wanted::Normalised(0));
+    assert_names(&encoded.err().expect("an error").to_string(), &["674"]);
+
+    // One that is what its file says needs the file, and one that puts start and end around a prompt.
+    let load = |copy: &ModelCopy| {
+        let loaded = ClipTokenizer::load_as_written(&copy.part("tokenizer"));
+        loaded.err().map(|error| error.to_string())
+    };
+    let missing = load(&ModelCopy::of("sd1")).expect("an error");
+    assert_names(&missing, &["tokenizer.json", "PreTrainedTokenizerFast"]);
+    let copy = ModelCopy::of("odd");
+    assert_eq!(load(&copy), None);
+    copy.set_null("tokenizer/tokenizer.json", "post_processor");
+    assert_names(&load(&copy).expect("an error"), &["post_processor"]);
 }
 
 #[test]

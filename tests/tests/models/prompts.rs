@@ -113,7 +113,10 @@ async fn pictures_are_those_of_the_reference_whole_and_cut() {
             let cut = cut.go().await.unwrap();
             assert!(cut.latents() == whole.latents(), "{name}: cut");
         }
-        let blind = apart(journey.clone().by_shares(2).go().await.unwrap().png());
+        // Masks are drawn anew each time: by fewer bits one picture in many is below.
+        let blind = journey.clone().by_shares(2);
+        let blind = blind.with("--share-bits", "quality").go().await.unwrap();
+        let blind = apart(blind.png());
         assert!(blind >= 45.0, "{name}: blind: {blind:.1} dB");
         // Whoever takes no notice makes another picture.
         let ignorant = match syntax {

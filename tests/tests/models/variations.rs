@@ -115,6 +115,12 @@ async fn every_variation_is_the_references_picture() {
                 journey = journey.with(&format!("--{key}"), value);
             }
         }
+        for (key, value) in variation["options"].as_object().into_iter().flatten() {
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            journey = journey.with("--scheduler-option", format!("{key}={value}"));
+        }
         for key in ["steps", "guidance", "eta"] {
             if let Some(value) = variation[key].as_f64() {
                 journey = journey.with(&format!("--{key}"), value.to_string());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::store::{self, Package, Pushed};
+use lacuna_orchestrator::model::ModelFiles;
 use lacuna_protocol::models::{Announcement, FileSize, Stored, Upload};
 use lacuna_protocol::session::DIGEST;
 use lacuna_protocol::version::PROTOCOL;
@@ -127,7 +128,7 @@ async fn stored(caller: &Caller) -> Stored {
 /// Pushes a model as `lacuna` does.
 async fn push(model: &Path, fleet: &Path) -> Pushed {
     let fleet = FleetConfig::from_file(fleet).unwrap();
-    let package = Package::open(model, None).unwrap();
+    let package = Package::open(&ModelFiles::of(model)).unwrap();
     package.push(&fleet.workers[0], |_| {}).await.unwrap()
 }
 
@@ -145,7 +146,52 @@ fn another(epsilon: f64) -> ModelCopy {
 }
 
 fn digest_of(model: &Path) -> String {
-    Package::open(model, None).unwrap().digest
+    Package::open(&ModelFiles::of(model)).unwrap().digest
+}
+
+/// Of a model in one file the U-Net alone leaves, and is there what it is in a folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_file_the_unet_is_pushed() {
+    let place = Place::new(LARGE);
+    let worker = place.worker().await;
+    let pushes = place.fleet(&worker.url, "pushes");
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/one-file/sd1.safetensors");
+    let config = model_dir(MODEL);
+    let words = ["push", "--model", all.to_str().unwrap()];
+    let config_words = ["--model-config", config.to_str().unwrap()];
+    models(&[&words[..], &config_words].concat(), &pushes)
+        .await
+        .unwrap();
+    let digest = model(MODEL).digest().to_owned();
+    let files = place.files();
+    let sent = &files[&format!("/models/{digest}/original.safetensors")];
+    let config_sent = &files[&format!("/models/{digest}/config.json")];
+    assert_eq!(files.len(), 2);
+    // What is sent are the tensors of the U-Net, whose numbers are as many as in the folder, and a header.
+    let folder = std::fs::metadata(config.join("unet").join(WEIGHTS)).unwrap();
+    assert!(
+        sent.abs_diff(folder.len()) < 32 << 10,
+        "{sent} {}",
+        folder.len()
+    );
+    assert!(*sent < std::fs::metadata(&all).unwrap().len() && *config_sent > 0);
+
+    let journey = Journey::golden(&Golden::load(MODEL))
+        .with("--steps", "2")
+        .with("--model", &all)
+        .with("--model-config", &config);
+    let home = journey
+        .clone()
+        .with("--scheme", "local")
+        .go()
+        .await
+        .unwrap();
+    let over = journey
+        .with("--scheme", "resident")
+        .with("--fleet", &pushes);
+    assert_eq!(over.go().await.unwrap().latents(), home.latents());
+    // Who has the folder has the same.
+    assert_eq!(push(&config, &pushes).await, Pushed::Held);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -427,7 +473,7 @@ async fn only_who_may_pushes_or_removes() {
     assert_eq!(place.files(), BTreeMap::new());
     assert_eq!(
         push(&dir, &fleet).await,
-        Pushed::Sent(Package::open(&dir, None).unwrap().bytes())
+        Pushed::Sent(Package::open(&ModelFiles::of(&dir)).unwrap().bytes())
     );
     // Who shows none may nothing at all.
     let stranger = Caller::new(&worker);
@@ -542,7 +588,9 @@ async fn names_offsets_and_sizes_are_held_to_what_was_announced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_was_not_used_for_longest_makes_room() {
     let [first, second, third, fourth] = [0.001, 0.002, 0.003, 0.004].map(another);
-    let bytes = Package::open(first.path(), None).unwrap().bytes();
+    let bytes = Package::open(&ModelFiles::of(first.path()))
+        .unwrap()
+        .bytes();
     let place = Place::new(2 * bytes + bytes / 2);
     let worker = place.worker().await;
     let fleet = place.fleet(&worker.url, "pushes");

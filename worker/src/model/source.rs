@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lacuna_model::unet::{UNet, UNetConfig, original};
 use lacuna_model::weights::{Adapter, AdapterFile, Checkpoint, Library, Network, Stored};
-use lacuna_protocol::models::CONFIG;
+use lacuna_protocol::models::{CONFIG, ORIGINAL};
 
 /// The files of a U-Net, adapters apart.
 #[derive(Clone, Debug)]
@@ -31,6 +31,18 @@ impl Source {
         Self::Folder {
             dir: dir.to_owned(),
             variant: None,
+        }
+    }
+
+    /// What was sent to the directory `dir`: either.
+    pub fn sent(dir: &Path) -> Self {
+        let (path, config) = (dir.join(ORIGINAL), dir.join(CONFIG));
+        match path.is_file() {
+            true => Self::File {
+                path,
+                config: config.is_file().then_some(config),
+            },
+            false => Self::folder(dir),
         }
     }
 

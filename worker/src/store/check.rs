@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lacuna_model::layers::Parameter;
-use lacuna_model::unet::UNetConfig;
+use lacuna_model::unet::{UNetConfig, original};
 use lacuna_model::weights::{Library, WeightFiles, list};
 use lacuna_protocol::models::{Adapted, CONFIG, adapter_file};
 
@@ -54,17 +54,23 @@ pub(super) fn check(
 
 /// The digest of the U-Net in `dir`, and the files that it is read from.
 fn whole(dir: &Path, memory: Option<u64>) -> Result<(String, Vec<PathBuf>)> {
-    let files = WeightFiles::locate(dir, Library::Diffusers, None)?;
-    for path in &files.weights {
-        check_header(path)?;
-    }
-    let unet = UNetConfig::from_file(&dir.join(CONFIG))?.build();
-    check_memory(&list(&unet), 0, memory)?;
-    let digest = Source::folder(dir).open(&[])?.digest()?.to_owned();
-    Ok((
-        digest,
-        [files.weights, Vec::from_iter(files.index)].concat(),
-    ))
+    let source = Source::sent(dir);
+    let (weights, index, config) = match &source {
+        Source::Folder { dir, .. } => {
+            let files = WeightFiles::locate(dir, Library::Diffusers, None)?;
+            let config = UNetConfig::from_file(&dir.join(CONFIG))?;
+            (files.weights, files.index, config)
+        }
+        Source::File { path, config } => {
+            check_header(path)?;
+            let (config, _) = original::open(path, config.as_deref())?;
+            (vec![path.clone()], None, config)
+        }
+    };
+    weights.iter().try_for_each(|path| check_header(path))?;
+    check_memory(&list(&config.build()), 0, memory)?;
+    let digest = source.open(&[])?.digest()?.to_owned();
+    Ok((digest, [weights, Vec::from_iter(index)].concat()))
 }
 
 /// The same of a U-Net that is another one with adapters, whose files are in `dir`.

@@ -9,7 +9,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use lacuna_protocol::models::{ADAPTED, Adapted, Announcement, CONFIG, MOST_JSON, is_digest};
+use lacuna_protocol::models::{
+    ADAPTED, Adapted, Announcement, CONFIG, MOST_JSON, ORIGINAL, is_digest,
+};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -186,11 +188,9 @@ pub(super) fn write_announced(dir: &Path, announced: &Announcement) -> Result<()
 
 /// The file that says what the model in `dir` is.
 fn told_by(dir: &Path) -> PathBuf {
-    let adapted = dir.join(ADAPTED);
-    match adapted.is_file() {
-        true => adapted,
-        false => dir.join(CONFIG),
-    }
+    let others = [ADAPTED, ORIGINAL].map(|name| dir.join(name));
+    let found = others.into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| dir.join(CONFIG))
 }
 
 /// Of which model, and by which adapters, the one in `dir` is made; none where it is whole.

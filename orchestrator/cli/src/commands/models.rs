@@ -1,6 +1,6 @@
 //! `lacuna models`: the models that workers are sent and keep.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
@@ -16,9 +16,9 @@ use lacuna_orchestrator::fleet::adapters;
 use lacuna_orchestrator::fleet::config::{FleetConfig, WorkerConfig};
 use lacuna_orchestrator::fleet::line::short;
 use lacuna_orchestrator::fleet::store::{self, Package, Pushed};
+use lacuna_orchestrator::model::ModelFiles;
 use lacuna_orchestrator::output::console::Console;
 use lacuna_orchestrator::progress::Progress;
-use lacuna_worker::model::source::Source;
 
 /// Arguments of `lacuna models`.
 #[derive(Args, Clone, Debug)]
@@ -53,12 +53,15 @@ struct WhereArguments {
 struct PushArguments {
     #[command(flatten)]
     at: WhereArguments,
-    /// A diffusers model directory, of which the U-Net is sent.
-    #[arg(short, long, value_name = "DIR", env = "LACUNA_MODEL")]
+    /// A diffusers model directory or a model in one file, of which the U-Net is sent.
+    #[arg(short, long, value_name = "DIR|FILE", env = "LACUNA_MODEL")]
     model: PathBuf,
     /// Weight file variant, e.g. fp16.
     #[arg(long, env = "LACUNA_VARIANT")]
     variant: Option<String>,
+    /// Of a model in one file: a model directory of the same kind, whose unet/config.json is taken.
+    #[arg(long, value_name = "DIR", env = "LACUNA_MODEL_CONFIG")]
+    model_config: Option<PathBuf>,
     /// A low-rank adapter; what of it is of the U-Net is sent, too. Repeat it for several.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora: Vec<AdapterFile>,
@@ -92,11 +95,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn push(arguments: PushArguments) -> anyhow::Result<()> {
     let config = arguments.at.config()?;
-    let (model, variant) = (resolve(&arguments.model)?, arguments.variant);
     let lora = arguments.lora;
+    let files = ModelFiles {
+        variant: arguments.variant,
+        config: arguments.model_config,
+        ..ModelFiles::of(resolve(&arguments.model)?)
+    };
     let packages = spawn_blocking(move || {
-        packages(&model, variant.as_deref(), &lora)
-            .with_context(|| format!("cannot read the model {}", model.display()))
+        packages(&files, &lora)
+            .with_context(|| format!("cannot read the model {}", files.model.display()))
     });
     let packages = packages.await??;
     let console = Console::default();
@@ -108,20 +115,13 @@ async fn push(arguments: PushArguments) -> anyhow::Result<()> {
 
 /// The model, and behind it what adapters make of it, each by what it is.
 fn packages(
-    model: &Path,
-    variant: Option<&str>,
+    files: &ModelFiles,
     lora: &[AdapterFile],
 ) -> lacuna_orchestrator::Result<Vec<(&'static str, Package)>> {
-    let mut packages = vec![("model", Package::open(model, variant)?)];
-    if !lora.is_empty() {
-        let source = Source::Folder {
-            dir: model.join("unet"),
-            variant: variant.map(str::to_owned),
-        };
-        let stored = source.open(lora)?;
-        if stored.is_adapted() {
-            packages.push(("with its adapters", adapters::package(&stored)?));
-        }
+    let mut packages = vec![("model", Package::open(files)?)];
+    let (_, stored, _) = files.open_adapted(lora)?;
+    if stored.is_adapted() {
+        packages.push(("with its adapters", adapters::package(&stored)?));
     }
     Ok(packages)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use lacuna_model::weights::{Adapter, AdapterFile, Network, Stored};
+use lacuna_model::weights::AdapterFile;
 use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
 
@@ -177,10 +177,7 @@ async fn watch(workers: &[WorkerConfig], pause: Duration, looks: usize) -> anyho
 /// Digest of the U-Net of a model.
 fn digest(files: &ModelFiles, lora: &[AdapterFile]) -> anyhow::Result<String> {
     let digest = || {
-        let (config, checkpoint) = files.open_unet()?;
-        let unet = Stored::new(config.build(), checkpoint)?;
-        let mut adapters = AdapterFile::open_all(lora)?;
-        let unet = unet.with_adapters(Adapter::take_all(&mut adapters, Network::UNet))?;
+        let (_, unet, _) = files.open_adapted(lora)?;
         Ok::<_, Error>(unet.digest()?.to_owned())
     };
     digest().with_context(|| format!("cannot read the model {}", files.model.display()))

@@ -237,10 +237,7 @@ impl RunArguments {
             steps: self.sampling.steps,
             guidance: maker.sampling.guidance,
             options: self.sampling.words.options(),
-            scheduler: self
-                .sampling
-                .scheduler
-                .map(|scheduler| scheduler.to_string()),
+            scheduler: maker.sampling.scheduler_in_words(),
             size: maker.size,
             arms: arms.iter().map(|arm| arm.record(given)).collect(),
             reference: path("--reference", &self.reference)?,

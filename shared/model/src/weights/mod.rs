@@ -4,12 +4,14 @@
 //! - [`Checkpoint`]: the same, open.
 //! - [`Adapter`]: a small change of them.
 //! - [`Apart`]: layers that others compute.
+//! - [`Extract`]: a part of a file, to be sent.
 //! - [`Stored`]: a network with its files, of which nothing is loaded.
 //! - [`Weights`]: what of them is loaded.
 
 mod adapter;
 mod apart;
 mod checkpoint;
+mod extract;
 mod file;
 mod files;
 mod stored;
@@ -17,6 +19,7 @@ mod stored;
 pub use adapter::{Adapter, AdapterFile, AdapterPart, LowRank, Network};
 pub use apart::Apart;
 pub use checkpoint::{Checkpoint, View};
+pub use extract::Extract;
 pub use files::{Library, WeightFiles};
 pub use stored::Stored;
 

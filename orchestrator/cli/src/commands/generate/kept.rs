@@ -31,7 +31,7 @@ pub(super) fn open(
         steps: sampling.steps,
         guidance: sampling.guidance,
         eta: sampling.eta,
-        scheduler: sampling.scheduler.map(|kind| kind.to_string()),
+        scheduler: sampling.scheduler_in_words(),
         latents,
         init_image,
         mask: mask.flatten(),

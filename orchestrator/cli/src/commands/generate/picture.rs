@@ -274,9 +274,8 @@ impl Run {
             return Vec::new();
         }
         let sampling = &a.sampling;
-        let scheduler = sampling
-            .scheduler
-            .map_or("the model's own".to_owned(), |s| s.to_string());
+        let scheduler = self.generator.sampling.scheduler_in_words();
+        let scheduler = scheduler.unwrap_or_else(|| "the model's own".to_owned());
         let adapter = |file: &AdapterFile| {
             let name = file.path.file_name().unwrap_or_default();
             format!("{}:{}", name.to_string_lossy(), file.strength)

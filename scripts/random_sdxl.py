@@ -1,0 +1,66 @@
+"""Writes SDXL as it is published, in folders and f16, but for its numbers: these are random. 7 GB.
+
+    python scripts/random_sdxl.py FOLDER
+
+For what depends on sizes alone: memory, time, bytes read. The pictures are noise.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / "tests/goldens/models/xl"
+
+
+def clip(width: int, layers: int, heads: int, act: str, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=act,
+        projection_dim=projection,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    torch.manual_seed(0)
+    # Made in halves from the beginning: 2.6 G numbers in f32 are 10 GB.
+    torch.set_default_dtype(torch.float16)
+    unet = json.loads((ROOT / "configs/models/sdxl/unet/config.json").read_text())
+    UNet2DConditionModel.from_config(unet).save_pretrained(out / "unet", max_shard_size="20GB")
+    CLIPTextModel(clip(768, 12, 12, "quick_gelu", 768)).save_pretrained(out / "text_encoder")
+    CLIPTextModelWithProjection(clip(1280, 32, 20, "gelu", 1280)).save_pretrained(out / "text_encoder_2")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=1024,
+        scaling_factor=0.13025,
+        force_upcast=True,
+    )
+    vae.save_pretrained(out / "vae")
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
+    scheduler.save_pretrained(out / "scheduler")
+    # The tiny model's words do: what a token is called changes no size.
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(TOKENIZER / part, out / part, dirs_exist_ok=True)
+    shutil.copy(TOKENIZER / "model_index.json", out / "model_index.json")
+
+
+if __name__ == "__main__":
+    main()
