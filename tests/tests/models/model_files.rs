@@ -287,7 +287,7 @@ fn garbled_tokenizer_files_are_named() {
     assert!(ids.contains(&674), "{ids:?}");
     let encoder = ClipTextEncoder::load(&copy.part("text_encoder"), None, &Device::flex());
     let encoded = encoder.unwrap().encode(&[ids], Wanted::Normalised(0));
-    assert_names(&encoded.err().expect("an error").to_string(), &["674"]);
+    assert_names(&encoded.expect_err("an error").to_string(), &["674"]);
 
     // One that is what its file says needs the file, and one that puts start and end around a prompt.
     let load = |copy: &ModelCopy| {
