@@ -34,6 +34,7 @@ PARTS = {
     "schedulers": ("schedulers", "write"),
     "noise": ("noise", "write"),
     "demo": ("models", "write_demo"),
+    "demo-lcm": ("demo_lcm", "write"),
     "metrics": ("metrics", "write"),
 }
 ROOT = Path(__file__).resolve().parent.parent

@@ -131,10 +131,13 @@ def goldens(pipe: StableDiffusionPipeline, case: dict) -> dict[str, torch.Tensor
     return tensors | pipe_goldens(pipe, case)
 
 
-def save(out_dir: Path, name: str, tensors: dict[str, torch.Tensor], description: dict) -> None:
-    """Writes `<name>.safetensors` and `<name>.png`."""
+def save(
+    out_dir: Path, name: str, tensors: dict[str, torch.Tensor], description: dict, left_out: tuple[str, ...] = ()
+) -> None:
+    """Writes `<name>.safetensors`, without the tensors `left_out`, and `<name>.png`."""
+    kept = {key: tensor for key, tensor in tensors.items() if key not in left_out}
     save_file(
-        {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()},
+        {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in kept.items()},
         out_dir / f"{name}.safetensors",
         metadata={"case": json.dumps(description, sort_keys=True)},
     )

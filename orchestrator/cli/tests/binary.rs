@@ -193,6 +193,38 @@ fn flags_without_effect_are_refused() {
 }
 
 #[test]
+fn a_pictures_cost_is_that_of_its_calls() {
+    let counted = |words: &str| -> serde_json::Value {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let arguments = [&["cost", "--scheme", "resident", "--json"], &words[..]].concat();
+        let output = command(&arguments).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let number = |value: &serde_json::Value, key: &str| value[key].as_u64().unwrap();
+    assert!(counted("--wire f16").get("picture").is_none());
+    for wire in ["f16", "delta4"] {
+        let call = counted(&format!("--wire {wire} --calls 4"));
+        let one = counted(&format!("--wire {wire} --calls 1"));
+        let (picture, first) = (&call["picture"], &one["picture"]);
+        for key in ["bytes_up", "bytes_down", "round_trips"] {
+            let later = number(&call, key);
+            assert_eq!(
+                number(picture, key),
+                number(first, key) + 3 * later,
+                "{wire} {key}"
+            );
+        }
+        // Of changes the first is whole.
+        let larger = number(first, "bytes_up") > number(&call, "bytes_up");
+        assert!(larger || wire == "f16");
+        let seconds = |value: &serde_json::Value| value["seconds"].as_f64().unwrap();
+        let sum = seconds(first) + 3.0 * seconds(&call);
+        assert!((seconds(picture) - sum).abs() < 1e-9);
+    }
+}
+
+#[test]
 fn plans_and_costs_need_no_repository() {
     let elsewhere = tempfile::tempdir().unwrap();
     for arguments in [

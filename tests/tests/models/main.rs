@@ -4,6 +4,7 @@
 
 mod adapters;
 mod config_keys;
+mod demo_in_four;
 mod families;
 mod goldens_metrics;
 mod goldens_text;

@@ -15,12 +15,13 @@ use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::fleet::tally::Kind;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::console::print;
-use lacuna_orchestrator::schemes::count::once;
+use lacuna_orchestrator::schemes::count::{Count, once};
 
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
   lacuna cost --model sdxl --workers 4 --wire f16
+  lacuna cost --model sd15 --wire f16 --calls 4     all of a picture, too
   lacuna cost --paper-tables")]
 pub struct Arguments {
     #[command(flatten)]
@@ -30,6 +31,9 @@ pub struct Arguments {
     workers: usize,
     #[command(flatten)]
     scheme: SchemeArguments,
+    /// All of a picture of so many U-Net calls, too: its steps, and twice as many for heun, kdpm2 and kdpm2-a, less one.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    calls: Option<u16>,
     #[command(flatten)]
     speed: SpeedArguments,
     /// Print JSON.
@@ -61,6 +65,34 @@ struct Summary {
     link: Link,
     /// On the link, without any computation.
     seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<OfPicture>,
+}
+
+/// What a whole picture costs: its first call, which brings what later ones need, and the others.
+#[derive(Debug, Serialize)]
+struct OfPicture {
+    calls: u16,
+    bytes_up: u64,
+    bytes_down: u64,
+    round_trips: usize,
+    seconds: f64,
+}
+
+impl OfPicture {
+    fn of(calls: u16, [first, later]: &[Count; 2], link: &Link) -> Self {
+        let rest = u64::from(calls) - 1;
+        let both = |count: &Count| count.total();
+        let ([up, down], [more_up, more_down]) = (both(first), both(later));
+        let seconds = |count: &Count| count.link_seconds(link).iter().sum::<f64>();
+        Self {
+            calls,
+            bytes_up: up + rest * more_up,
+            bytes_down: down + rest * more_down,
+            round_trips: first.round_trips() + rest as usize * later.round_trips(),
+            seconds: seconds(first) + rest as f64 * seconds(later),
+        }
+    }
 }
 
 /// Runs the command.
@@ -97,8 +129,15 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let latents = arguments.size.latents(usual)?;
     let tokens = arguments.size.tokens()?;
     let setting = arguments.scheme.setting(unet, latents, tokens);
+    let setting = match arguments.calls {
+        Some(calls) => setting.of_calls(calls.into()),
+        None => setting,
+    };
     let counts = setting.first_calls(unet, workers)?;
     let once_flop: u64 = once(&counts).iter().sum();
+    let picture = arguments
+        .calls
+        .map(|calls| OfPicture::of(calls, &counts, &link));
     let [_, count] = counts;
     let [bytes_up, bytes_down] = count.total();
     Ok(Summary {
@@ -114,6 +153,7 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
         once_gflop: once_flop as f64 / 1e9,
         link,
         seconds: count.link_seconds(&link).iter().sum(),
+        picture,
     })
 }
 
@@ -161,6 +201,16 @@ impl Summary {
             "link         {:.2} s ({} Mbit/s up, {} down, {} ms), computation apart",
             self.seconds, self.link.uplink_mbps, self.link.downlink_mbps, self.link.rtt_ms
         ));
+        lines.extend(self.picture.as_ref().map(|picture| {
+            format!(
+                "picture      {} calls: {:.1} MB up, {:.1} MB down, {} round trips, {:.2} s of link",
+                picture.calls,
+                picture.bytes_up as f64 / 1e6,
+                picture.bytes_down as f64 / 1e6,
+                picture.round_trips,
+                picture.seconds
+            )
+        }));
         lines.join("\n")
     }
 }
