@@ -10,6 +10,7 @@
     scale   [from, to, factor]      writes the tensors of a weight file, times a factor, as another file
     shard   [file, stem, count]     splits a weight file into shards with an index, and keeps it
     rows    [file, name, rows]      keeps these rows of a tensor, some perhaps twice
+    waves   [file, {name: shape}]   writes a weight file of these tensors, their numbers by a sine
 
 `case` also lists every parameter of the reference's classes under `keys`, for the test that changes each of them.
 
@@ -19,13 +20,14 @@
 
 import inspect
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AsymmetricAutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTokenizer
 
@@ -206,6 +208,7 @@ def variations() -> list[dict]:
         {"name": "grey", "picture": True, "edits": channels([1])},
         {"name": "grey and alpha", "picture": True, "edits": channels([1, 0])},
         {"name": "alpha", "picture": True, "edits": channels([0, 1, 2, 1])},
+        {"name": "a larger decoder", "picture": True, "edits": asymmetric()},
         {"name": "vae keys that nobody reads", "picture": True, "edits": [{"set": ["vae/config.json", "shift_factor", 0.5]}]},
     ]
     explicit = of_class("PNDMScheduler", skip_prk_steps=True, steps_offset=0, clip_sample=True)
@@ -229,6 +232,27 @@ def more_rows() -> list[dict]:
     return [
         {"rows": [TEXT, "embeddings.token_embedding.weight", rows]},
         {"set": ["text_encoder/config.json", "vocab_size", len(rows)]},
+    ]
+
+
+def asymmetric() -> list[dict]:
+    """An autoencoder whose decoder has more channels and layers than its encoder."""
+    config = {
+        "_class_name": "AsymmetricAutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "down_block_out_channels": [8, 16],
+        "layers_per_down_block": 1,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "up_block_out_channels": [16, 24],
+        "layers_per_up_block": 2,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.2,
+    }
+    shapes = {name: list(tensor.shape) for name, tensor in AsymmetricAutoencoderKL(**config).state_dict().items()}
+    return [
+        {"write": ["vae/config.json", json.dumps(config)]},
+        {"waves": [VAE, shapes]},
+        {"set": ["model_index.json", "vae", ["diffusers", "AsymmetricAutoencoderKL"]]},
     ]
 
 
@@ -317,10 +341,21 @@ def apply(model: Path, change: dict) -> None:
             save_file(scaled, model / to, metadata={"format": "pt"})
         case "shard", [stem, count]:
             shard(path, stem, count)
+        case "waves", [shapes]:
+            save_file({name: wave(name, shape) for name, shape in shapes.items()}, path, metadata={"format": "pt"})
         case "rows", [name, rows]:
             tensors = load_file(path)
             tensors[name] = tensors[name][rows].contiguous()
             save_file(tensors, path, metadata={"format": "pt"})
+
+
+def wave(name: str, shape: list[int]) -> torch.Tensor:
+    """Numbers as small as a layer's are, about 1 for the scale of a normalisation and about 0 else."""
+    inputs, numbers = math.prod(shape[1:]), math.prod(shape)
+    scale = len(shape) == 1 and name.endswith("weight")
+    angles = torch.arange(numbers, dtype=torch.float64) * 0.731 + numbers % 17
+    values = float(scale) + angles.sin() * (0.1 if len(shape) == 1 else inputs**-0.5)
+    return values.float().reshape(shape)
 
 
 def shard(path: Path, stem: str, count: int) -> None:

@@ -8,6 +8,7 @@ use lacuna_model::weights::Checkpoint;
 use crate::error::{Error, Result};
 use crate::family::{Family, PIPELINES};
 use crate::schedulers::SchedulerConfig;
+use crate::vae::ASYMMETRIC;
 
 /// Pipelines that people are likely to try, and what each lacks here.
 const NOT_YET: [(&str, &str); 3] = [
@@ -44,7 +45,7 @@ pub struct ModelDir {
     pub family: Family,
     /// `UNet2DConditionModel`.
     pub unet: PathBuf,
-    /// `AutoencoderKL`.
+    /// `AutoencoderKL`, or the asymmetric one.
     pub vae: PathBuf,
     /// Text encoders with their tokenizers, in the order in which the U-Net takes what they give.
     pub text: Vec<TextPart>,
@@ -95,7 +96,9 @@ impl ModelDir {
         let family = index.family()?;
         let (diffusers, transformers) = ("diffusers", "transformers");
         let unet = index.part("unet", diffusers, &["UNet2DConditionModel"])?.0;
-        let vae = index.part("vae", diffusers, &["AutoencoderKL"])?.0;
+        let vae = index
+            .part("vae", diffusers, &["AutoencoderKL", ASYMMETRIC])?
+            .0;
         let mut text = Vec::new();
         let parts = [
             ("tokenizer", "text_encoder", "CLIPTextModel"),

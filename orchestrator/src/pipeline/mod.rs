@@ -30,7 +30,7 @@ use crate::schedulers::{
 };
 use crate::text::{EmbeddingFile, Prompt, TextEncoders};
 use crate::unet_source::UNetSource;
-use crate::vae::{Vae, VaeLayers};
+use crate::vae::{ASYMMETRIC, Vae, VaeLayers};
 
 /// What latents are drawn from: a normal distribution for each, before the scaling factor.
 #[derive(Clone, Debug)]
@@ -344,6 +344,13 @@ impl Pipeline {
             return Err(Error::Request(
                 "this model fills in a part of a picture: give --init-image and --mask (a white mask has all of it painted anew)".into(),
             ));
+        }
+        let masked = sampling.from.is_some_and(|from| from.masked);
+        if masked && self.vae.layers().wants_what_is_kept() {
+            return Err(Error::Request(format!(
+                "--mask: this model's autoencoder, an {ASYMMETRIC}, would be shown what is kept of the picture, which is not supported; give \
+                 --vae of a model with an AutoencoderKL"
+            )));
         }
         self.scheduler(sampling).map(drop)
     }

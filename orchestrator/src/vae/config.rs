@@ -14,6 +14,9 @@ pub const WITHOUT_EFFECT: WithoutEffect = &[
     ("shift_factor", "no pipeline of these U-Nets reads it"),
 ];
 
+/// The class whose two directions are of different sizes.
+pub const ASYMMETRIC: &str = "AsymmetricAutoencoderKL";
+
 /// What of `vae/config.json` changes the picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VaeConfig {
@@ -24,13 +27,71 @@ pub struct VaeConfig {
     pub(super) in_channels: usize,
     pub(super) out_channels: usize,
     pub(super) latent_channels: usize,
-    /// From fine to coarse.
-    pub(super) block_out_channels: Vec<usize>,
-    pub(super) layers_per_block: usize,
+    pub(super) encoder: WayConfig,
+    pub(super) decoder: WayConfig,
+    /// Whether it is an `AsymmetricAutoencoderKL` (Zhu et al. 2023): its decoder is larger than its encoder, and may be shown a picture
+    /// of which a part is kept, which is not done here.
+    pub(super) asymmetric: bool,
     pub(super) norm_num_groups: usize,
     pub(super) mid_block_add_attention: bool,
     pub(super) use_quant_conv: bool,
     pub(super) use_post_quant_conv: bool,
+}
+
+/// One direction.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct WayConfig {
+    /// From fine to coarse.
+    pub(super) channels: Vec<usize>,
+    /// Of a level of the encoder; the decoder has one more.
+    pub(super) layers: usize,
+}
+
+impl WayConfig {
+    /// The encoder's and the decoder's, which are one but for an `asymmetric` autoencoder.
+    fn read_both(keys: &mut ConfigReader, asymmetric: bool) -> Result<[Self; 2]> {
+        let mut read = |channels: &'static str, layers: &'static str| -> Result<_> {
+            let way = Self {
+                channels: keys.or(channels, vec![64])?,
+                layers: keys.or(layers, 1)?,
+            };
+            keys.check_layers(layers, &[way.layers])?;
+            Ok((channels, way))
+        };
+        let [(down_key, down), (up_key, up)] = match asymmetric {
+            false => {
+                let both = read("block_out_channels", "layers_per_block")?;
+                [both.clone(), both]
+            }
+            true => [
+                read("down_block_out_channels", "layers_per_down_block")?,
+                read("up_block_out_channels", "layers_per_up_block")?,
+            ],
+        };
+        down.check_kinds(keys, down_key, ["down_block_types", "DownEncoderBlock2D"])?;
+        up.check_kinds(keys, up_key, ["up_block_types", "UpDecoderBlock2D"])?;
+        Ok([down, up])
+    }
+
+    /// That all of its blocks are of the one kind there is.
+    fn check_kinds(
+        &self,
+        keys: &mut ConfigReader,
+        channels: &str,
+        [key, kind]: [&'static str; 2],
+    ) -> Result<()> {
+        let kinds: Vec<String> = keys.or(key, vec![kind.to_owned()])?;
+        if let Some(other) = kinds.iter().find(|k| *k != kind) {
+            let hint = format!("only {kind} is");
+            return Err(keys.unsupported(key, &json!(other), &hint).into());
+        }
+        let levels = self.channels.len();
+        if kinds.len() != levels {
+            let hint = format!("one for each of the {levels} {channels}");
+            return Err(keys.unsupported(key, &json!(kinds), &hint).into());
+        }
+        Ok(())
+    }
 }
 
 impl VaeConfig {
@@ -48,34 +109,23 @@ impl VaeConfig {
     /// As [`Self::from_file`].
     pub fn read(mut keys: ConfigReader) -> Result<Self> {
         let latent_channels = keys.or("latent_channels", 4)?;
+        let class: Option<String> = keys.optional("_class_name")?;
+        let asymmetric = class.as_deref() == Some(ASYMMETRIC);
+        let [encoder, decoder] = WayConfig::read_both(&mut keys, asymmetric)?;
         let config = Self {
             latents_mean_std: read_mean_std(&mut keys, latent_channels)?,
             scaling_factor: keys.or("scaling_factor", 0.18215)?,
             in_channels: keys.or("in_channels", 3)?,
             out_channels: keys.or("out_channels", 3)?,
             latent_channels,
-            block_out_channels: keys.or("block_out_channels", vec![64])?,
-            layers_per_block: keys.or("layers_per_block", 1)?,
+            encoder,
+            decoder,
+            asymmetric,
             norm_num_groups: keys.or("norm_num_groups", 32)?,
             mid_block_add_attention: keys.flag("mid_block_add_attention", true)?,
             use_quant_conv: keys.flag("use_quant_conv", true)?,
             use_post_quant_conv: keys.flag("use_post_quant_conv", true)?,
         };
-        let levels = config.block_out_channels.len();
-        for (key, kind) in [
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ] {
-            let kinds: Vec<String> = keys.or(key, vec![kind.to_owned()])?;
-            if let Some(other) = kinds.iter().find(|k| *k != kind) {
-                let hint = format!("only {kind} is");
-                return Err(keys.unsupported(key, &json!(other), &hint).into());
-            }
-            if kinds.len() != levels {
-                let hint = format!("one for each of the {levels} block_out_channels");
-                return Err(keys.unsupported(key, &json!(kinds), &hint).into());
-            }
-        }
         config.check(&keys)?;
         keys.only("act_fn", &[json!("silu"), json!("swish")])?;
         keys.only("quantization_config", &[])?;
@@ -88,7 +138,8 @@ impl VaeConfig {
     fn check(&self, keys: &ConfigReader) -> Result<()> {
         let groups = self.norm_num_groups;
         let refused = |c: &usize| *c == 0 || !c.is_multiple_of(groups);
-        if groups == 0 || self.block_out_channels.iter().any(refused) {
+        let mut channels = self.encoder.channels.iter().chain(&self.decoder.channels);
+        if groups == 0 || channels.any(refused) {
             let hint = "it must divide every value of block_out_channels";
             return Err(keys
                 .unsupported("norm_num_groups", &json!(groups), hint)
@@ -103,7 +154,6 @@ impl VaeConfig {
                 return Err(keys.unsupported(key, &json!(size), "at least 1").into());
             }
         }
-        keys.check_layers("layers_per_block", &[self.layers_per_block])?;
         if self.out_channels > 4 {
             let hint = "a picture has 1 to 4 channels: grey or RGB, with alpha or without";
             let value = json!(self.out_channels);

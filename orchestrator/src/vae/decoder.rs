@@ -23,7 +23,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn new(config: &VaeConfig) -> Self {
-        let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let channels: Vec<usize> = config.decoder.channels.iter().rev().copied().collect();
         let (coarse, fine) = (channels[0], channels[channels.len() - 1]);
         let norms = Norms {
             groups: config.norm_num_groups,
@@ -32,7 +32,7 @@ impl Decoder {
             let name = format!("decoder.up_blocks.{i}");
             let from = channels[i.saturating_sub(1)];
             Level {
-                resnets: Resnet::row(&name, config.layers_per_block + 1, from, width, norms),
+                resnets: Resnet::row(&name, config.decoder.layers + 1, from, width, norms),
                 change: (i + 1 < channels.len())
                     .then(|| Conv2d::same(format!("{name}.upsamplers.0.conv"), width, width, 3)),
                 name,

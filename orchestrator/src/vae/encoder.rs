@@ -22,7 +22,7 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(config: &VaeConfig) -> Self {
-        let channels = &config.block_out_channels;
+        let channels = &config.encoder.channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let norms = Norms {
             groups: config.norm_num_groups,
@@ -31,7 +31,7 @@ impl Encoder {
             let name = format!("encoder.down_blocks.{i}");
             let from = channels[i.saturating_sub(1)];
             Level {
-                resnets: Resnet::row(&name, config.layers_per_block, from, width, norms),
+                resnets: Resnet::row(&name, config.encoder.layers, from, width, norms),
                 change: (i + 1 < channels.len()).then(|| Conv2d {
                     stride: 2,
                     padding: 0,

@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents (`AutoencoderKL`).
+//! The autoencoder between pictures and latents (`AutoencoderKL`, `AsymmetricAutoencoderKL`).
 //!
 //! - [`config`](VaeConfig): `vae/config.json` to layers.
 //! - `bands`: large maps, a band of rows at a time.
@@ -11,7 +11,7 @@ mod config;
 mod decoder;
 mod encoder;
 
-pub use config::{VaeConfig, WITHOUT_EFFECT};
+pub use config::{ASYMMETRIC, VaeConfig, WITHOUT_EFFECT};
 
 use std::path::Path;
 
@@ -38,6 +38,7 @@ pub struct VaeLayers {
     scaling_factor: f64,
     /// Mean and standard deviation of each of the latents' channels.
     mean_std: Option<[Vec<f32>; 2]>,
+    asymmetric: bool,
 }
 
 impl VaeLayers {
@@ -84,6 +85,11 @@ impl VaeLayers {
                 .iter_mut()
                 .for_each(|x| *x = (*x - mean) * factor / std);
         }
+    }
+
+    /// Whether the reference shows its decoder a picture of which a part is kept ([`ASYMMETRIC`]), which is not done here.
+    pub fn wants_what_is_kept(&self) -> bool {
+        self.asymmetric
     }
 
     /// Channels of the pictures that are encoded.
@@ -144,6 +150,7 @@ impl VaeConfig {
             decoder: Decoder::new(self),
             scaling_factor: self.scaling_factor,
             mean_std: self.latents_mean_std.clone(),
+            asymmetric: self.asymmetric,
         }
     }
 }
@@ -190,7 +197,11 @@ impl Vae {
     /// As [`Stored::new`].
     pub fn stored(config: &VaeConfig, mut checkpoint: Checkpoint) -> Result<Stored<VaeLayers>> {
         let layers = config.build();
-        checkpoint.adapt(|name, shape| Some(modern_attention(name, shape)));
+        checkpoint.adapt(|name, shape| {
+            // What a picture of which a part is kept would be shown to the decoder by.
+            let used = !name.starts_with("decoder.condition_encoder.");
+            used.then(|| modern_attention(name, shape))
+        });
         Ok(Stored::new(layers, checkpoint)?)
     }
 

@@ -1,7 +1,7 @@
 //! One tiny model with something in its files changed, each time against the reference's picture of the
 //! same files (`scripts/goldens/variations.py`).
 
-use lacuna_wire::HostTensor;
+use lacuna_wire::{HostTensor, to_safetensors};
 use serde_json::Value;
 use tests::golden::Golden;
 use tests::journey::{Files, Journey};
@@ -30,12 +30,37 @@ fn apply(copy: &ModelCopy, edit: &Value) {
             let part = file.split('/').next().unwrap();
             copy.add_shards(part, text(stem), number(count))
         }
+        ("waves", [Value::Object(shapes)]) => {
+            let tensors = shapes.iter().map(|(name, shape)| {
+                let shape: Vec<usize> = shape.as_array().unwrap().iter().map(number).collect();
+                (name.as_str(), wave(name, &shape))
+            });
+            let tensors: Vec<_> = tensors.collect();
+            let named = tensors.iter().map(|(name, tensor)| (*name, tensor));
+            copy.write(file, to_safetensors(named, None).unwrap())
+        }
         ("rows", [name, rows]) => {
             let rows: Vec<usize> = rows.as_array().unwrap().iter().map(number).collect();
             copy.keep_rows(file, text(name), &rows)
         }
         _ => panic!("an unknown edit {edit}"),
     };
+}
+
+/// As the script makes them.
+fn wave(name: &str, shape: &[usize]) -> HostTensor {
+    let numbers: usize = shape.iter().product();
+    let inputs = numbers / shape[0];
+    let bare = shape.len() == 1;
+    let middle = f64::from(u8::from(bare && name.ends_with("weight")));
+    let size = if bare {
+        0.1
+    } else {
+        (inputs as f64).powf(-0.5)
+    };
+    let value = |i: usize| middle + size * (i as f64 * 0.731 + (numbers % 17) as f64).sin();
+    let data = (0..numbers).map(|i| value(i) as f32);
+    HostTensor::new(shape, data.collect()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
