@@ -3,7 +3,9 @@ one process a core where there is no GPU."""
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
 import time
 from pathlib import Path
 from typing import Callable
@@ -17,6 +19,15 @@ CHECKPOINT_SECONDS = 180
 
 LONGEST_STEP_SECONDS = 30
 """A step that seems to take longer was suspended meanwhile; that time is not charged to the budget."""
+
+
+def begin(options: argparse.Namespace) -> None:
+    """Chooses the device, joins the other processes, makes the folder for checkpoints; all draw the same first numbers."""
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # set by torchrun
+        distributed.init_process_group("gloo")
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
 
 
 def rank() -> int:

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
@@ -32,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import demo_shapes as shapes
-from demo_training import Stage, process_count, rank, say, share, wait_for_all
+from demo_training import Stage, begin, process_count, rank, say, share, wait_for_all
 from train_demo_model import GUIDANCE, REPOSITORY, encode_captions
 
 CALLS = 4
@@ -208,17 +206,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--fresh", type=float, default=0.5, help="share of points that get other noise")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest rate")
     parser.add_argument("--export-only", action="store_true", help="train nothing; export the latest checkpoint")
-    options = parser.parse_args()
-    options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # set by torchrun
-        distributed.init_process_group("gloo")
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)  # the same first sums in every process
+    begin(options)
     pipeline = StableDiffusionPipeline.from_pretrained(options.model, dtype=torch.float32).to(options.device)
     pipeline.unet.to(memory_format=torch.channels_last).requires_grad_(False)
     # On a CPU fused attention's backward pass in bf16 is slower than all the rest together.

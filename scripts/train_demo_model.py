@@ -31,12 +31,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -55,7 +53,7 @@ from demo_networks import (
     tokenize,
     write_tokenizer,
 )
-from demo_training import Stage, process_count, rank, say, share, wait_for_all
+from demo_training import Stage, begin, process_count, rank, say, share, wait_for_all
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -331,17 +329,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="pictures in a U-Net step")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest rate of the U-Net")
     parser.add_argument("--export-only", action="store_true", help="train nothing; export the latest checkpoints")
-    options = parser.parse_args()
-    options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # set by torchrun
-        distributed.init_process_group("gloo")
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)  # the same first weights in every process
+    begin(options)
 
     if rank() == 0:
         write_tokenizer(options.work / "tokenizer")

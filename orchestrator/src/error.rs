@@ -226,7 +226,7 @@ pub enum Error {
     },
     /// A worker holds another model.
     #[error(
-        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and --lora (none under --scheme blind), or \
+        "worker {worker} holds the model {held}, this is {wanted}; start it with the same unet/ files and the same --lora or none, or \
          push the model to it (`lacuna models push`)"
     )]
     WorkerModel {

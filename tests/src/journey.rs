@@ -275,6 +275,14 @@ impl Files {
         psnr(&own, &other, range)
     }
 
+    /// What each provider saw, by the ledger; of one at least.
+    pub fn views(&self) -> Vec<Value> {
+        let report = self.report();
+        let ledger = report["ledger"].as_object().unwrap();
+        assert!(!ledger.is_empty());
+        ledger.values().cloned().collect()
+    }
+
     /// The report.
     pub fn report(&self) -> Value {
         serde_json::from_slice(&std::fs::read(self.path("report.json")).unwrap()).unwrap()

@@ -1,11 +1,11 @@
 //! A low-rank adapter of a tiny model, and the model that it makes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lacuna_model::weights::{Checkpoint, Library};
 use lacuna_wire::{HostTensor, to_safetensors};
 
-use crate::golden::model_dir;
+use crate::golden::{model_dir, repository};
 use crate::model_copy::ModelCopy;
 
 const RANK: usize = 2;
@@ -60,4 +60,13 @@ pub fn adapter(model: &str, path: &Path, strength: f32) -> ModelCopy {
     assert!(weights.is_file());
     std::fs::write(weights, bytes(&merged)).unwrap();
     copy
+}
+
+/// Writes a policy to `path` that keeps adapters from providers, and allows all else that `fast` does.
+pub fn hiding(path: &Path) -> PathBuf {
+    let fast = repository().join("configs/policies/fast.toml");
+    let text = std::fs::read_to_string(fast).unwrap();
+    assert!(!text.contains("adapters"), "{text}");
+    std::fs::write(path, format!("adapters = \"hidden\"\n{text}")).unwrap();
+    path.to_owned()
 }

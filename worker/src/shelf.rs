@@ -19,8 +19,7 @@ use crate::error::{Error, Result};
 use crate::ground::{Ground, Loan};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::model::source::Source;
-use crate::store::{Base, Lease, Store, adapter_files, read_adapted};
+use crate::store::{Base, Lease, Store, adapter_files, read_adapted, source_of};
 
 /// How often one who waits looks whether a model is free.
 const LOOK: Duration = Duration::from_millis(50);
@@ -169,7 +168,7 @@ impl Shelf {
         } = &self.bench;
         let target = (&device.device, *precision);
         let model = match read_adapted(path)? {
-            None => Model::of_source(&Source::sent(path), &[], target)?,
+            None => Model::of_source(&source_of(path), &[], target)?,
             Some(adapted) => {
                 let (source, _lease) = self.base(&adapted.model).ok_or_else(|| {
                     Error::Disk(format!(
@@ -219,7 +218,7 @@ impl Shelf {
         }
         let (path, lease) = self.store.as_ref()?.lease(digest)?;
         let whole = read_adapted(&path).is_ok_and(|adapted| adapted.is_none());
-        whole.then(|| (Source::sent(&path), Some(lease)))
+        whole.then(|| (source_of(&path), Some(lease)))
     }
 
     /// Whether the worker was started with the model of `digest`.

@@ -46,8 +46,8 @@ pub struct ModelArguments {
     #[arg(long, value_name = "PATH", env = "LACUNA_VAE")]
     pub vae: Option<PathBuf>,
     /// A low-rank adapter (LoRA, safetensors in the names of diffusers, PEFT or kohya's tools) of the U-Net and the text
-    /// encoders, with its strength behind a colon if that is not 1; repeat it for several. Workers must be started with the
-    /// same, where it changes the U-Net; under --scheme blind without.
+    /// encoders, with its strength behind a colon if that is not 1; repeat it for several. Workers are started with the same, or
+    /// are sent what it changes of the U-Net (--store, and a token that may push); under --scheme blind it stays here.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<AdapterFile>,
     /// An embedding of textual inversion (safetensors), with the token that prompts call it by behind a colon if that is not
@@ -187,23 +187,8 @@ impl ModelArguments {
             tokenizer: self.tokenizer.clone(),
             vae: self.vae.clone(),
         };
-        let one_file = [
-            ("--model-config", &files.config),
-            ("--tokenizer", &files.tokenizer),
-        ];
-        if files.model.is_file() && files.variant.is_some() {
-            return Err(Error::Request(
-                "--variant is for a model directory; a model in one file has no others".into(),
-            ));
-        }
-        let given = one_file.into_iter().find(|(_, path)| path.is_some());
-        match given.filter(|_| files.model.is_dir()) {
-            Some((flag, _)) => Err(Error::Request(format!(
-                "{flag} is for a model in one file; {} has its own",
-                files.model.display()
-            ))),
-            None => Ok(files),
-        }
+        files.check()?;
+        Ok(files)
     }
 }
 

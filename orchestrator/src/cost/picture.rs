@@ -6,7 +6,50 @@ use serde::Serialize;
 
 use super::time::Speeds;
 use crate::error::Result;
+use crate::fleet::link::Link;
 use crate::schemes::Setting;
+use crate::schemes::count::Count;
+
+/// What travels for one picture: its first call, which brings what later ones need, and the others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PictureTraffic {
+    /// U-Net calls.
+    pub calls: usize,
+    /// Bytes of tensors to all workers.
+    pub bytes_up: u64,
+    /// Bytes of tensors from all workers.
+    pub bytes_down: u64,
+    /// Exchanges, one after the other.
+    pub round_trips: usize,
+    /// On the link, without any computation.
+    pub seconds: f64,
+}
+
+/// How often a picture of so many `calls` takes what the first call does, and what each later one does.
+fn times(calls: usize) -> [usize; 2] {
+    [1.min(calls), calls.saturating_sub(1)]
+}
+
+impl PictureTraffic {
+    /// Of so many calls, of which the first and each later one are `counts`, over `link`.
+    pub fn new(counts: &[Count; 2], calls: usize, link: &Link) -> Self {
+        let mut traffic = Self {
+            calls,
+            bytes_up: 0,
+            bytes_down: 0,
+            round_trips: 0,
+            seconds: 0.0,
+        };
+        for (count, times) in counts.iter().zip(times(calls)) {
+            let [up, down] = count.total();
+            traffic.bytes_up += times as u64 * up;
+            traffic.bytes_down += times as u64 * down;
+            traffic.round_trips += times * count.round_trips();
+            traffic.seconds += times as f64 * count.link_seconds(link).iter().sum::<f64>();
+        }
+        traffic
+    }
+}
 
 /// What one picture takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -40,22 +83,19 @@ impl PictureCost {
         speeds: &Speeds,
     ) -> Result<Self> {
         let counts = setting.first_calls(unet, workers)?;
-        let times = [1.min(calls), calls.saturating_sub(1)];
+        let traffic = PictureTraffic::new(&counts, calls, &speeds.link);
         let mut cost = Self {
             calls,
             seconds: 0.0,
-            bytes_up: 0,
-            bytes_down: 0,
+            bytes_up: traffic.bytes_up,
+            bytes_down: traffic.bytes_down,
             user_gflop: 0.0,
             workers_gflop: 0.0,
             memory: user_memory(unet, setting)?,
         };
-        for (count, times) in counts.iter().zip(times) {
-            let [up, down] = count.total();
+        for (count, times) in counts.iter().zip(times(calls)) {
             let workers: u64 = count.workers_flop.iter().sum();
             cost.seconds += times as f64 * speeds.seconds(count).total();
-            cost.bytes_up += times as u64 * up;
-            cost.bytes_down += times as u64 * down;
             cost.user_gflop += times as f64 * count.user_flop as f64 / 1e9;
             cost.workers_gflop += times as f64 * workers as f64 / 1e9;
         }

@@ -61,7 +61,9 @@ pub async fn supply(stored: &Stored<UNet>, config: &FleetConfig) -> Result<()> {
 
 async fn send(package: &Package, worker: &WorkerConfig) -> Result<()> {
     let pushed = package.push(worker, |_| ()).await.map_err(|error| {
-        let takes_none = ["store", "right"].iter().any(|code| error.is_of_code(code));
+        // Who is older knows no model that is another one with adapters.
+        let mut codes = ["store", "right", "invalid"].iter();
+        let takes_none = codes.any(|code| error.is_of_code(code));
         match takes_none || matches!(error, Error::WorkerStore { .. }) {
             true => Error::WorkerAdapters {
                 worker: worker.url.to_string(),

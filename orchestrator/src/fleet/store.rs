@@ -178,9 +178,14 @@ impl Package {
     /// Those of [`Line::send_for`], [`Error::WorkerStore`]; [`Error::Input`] where a file cannot be read.
     pub async fn push(&self, worker: &WorkerConfig, progress: impl Fn(u64)) -> Result<Pushed> {
         let line = Line::new(worker)?;
-        let (sent, start) = (AtomicU64::new(0), Instant::now());
+        let (sent, told, start) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
+        // What is there is said once, however often it begins.
+        let reach = |there: u64| {
+            let before = told.fetch_max(there, Ordering::Relaxed);
+            progress(there.saturating_sub(before));
+        };
         loop {
-            match self.send(&line, &sent, &progress).await {
+            match self.send(&line, &sent, &reach).await {
                 // Somebody else sent all of it meanwhile, or it made room for others: then it begins anew.
                 Err(error)
                     if ["checking", "upload"]
@@ -195,8 +200,8 @@ impl Package {
         }
     }
 
-    /// The same, once; `sent` counts the bytes.
-    async fn send(&self, line: &Line, sent: &AtomicU64, progress: &impl Fn(u64)) -> Result<Pushed> {
+    /// The same, once; `sent` counts the bytes, and `reach` hears how many are there.
+    async fn send(&self, line: &Line, sent: &AtomicU64, reach: &impl Fn(u64)) -> Result<Pushed> {
         let files = self.files.iter().map(|(file, _)| file.clone());
         let announced = Announcement {
             files: files.collect(),
@@ -205,7 +210,7 @@ impl Package {
         let begin = || line.request(Method::POST, &path).json(&announced);
         let upload: Upload = line.json(&asked(line, begin, MARGIN).await?)?;
         if upload.held {
-            progress(self.bytes());
+            reach(self.bytes());
             return Ok(match sent.load(Ordering::Relaxed) {
                 0 => Pushed::Held,
                 bytes => Pushed::Sent(bytes),
@@ -215,10 +220,11 @@ impl Package {
             return Err(line.nonsense("it takes pieces of no bytes"));
         }
         let piece = upload.piece.min(PIECE);
+        let mut before = 0;
         for (file, content) in &self.files {
             let there = upload.files.iter().find(|there| there.name == file.name);
             let mut there = there.map_or(0, |there| there.bytes).min(file.bytes);
-            progress(there);
+            reach(before + there);
             while there < file.bytes {
                 interrupt::check()?;
                 let bytes = content.read(there, piece).await?;
@@ -236,10 +242,11 @@ impl Package {
                     let reason = format!("{} bytes of {} are there", received.bytes, file.name);
                     return Err(line.nonsense(&reason));
                 }
-                progress(received.bytes - there);
+                reach(before + received.bytes);
                 sent.fetch_add(len.min(received.bytes - there), Ordering::Relaxed);
                 there = received.bytes;
             }
+            before += file.bytes;
         }
         self.finish(line).await?;
         Ok(Pushed::Sent(sent.load(Ordering::Relaxed)))

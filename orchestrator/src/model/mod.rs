@@ -10,10 +10,10 @@ pub mod vocabulary;
 
 use std::path::PathBuf;
 
-use lacuna_model::unet::{UNet, UNetConfig, original};
+use lacuna_model::unet::{Source, UNet, UNetConfig};
 use lacuna_model::weights::{Adapter, AdapterFile, Checkpoint, Library, Network, Stored};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::schedulers::SchedulerConfig;
 use crate::text::{ClipTextEncoder, ClipTextLayers, ClipTokenizer};
@@ -69,6 +69,30 @@ impl ModelFiles {
         }
     }
 
+    /// That nothing is said of it that is of the other layout, and so would be passed over.
+    ///
+    /// # Errors
+    /// [`Error::Request`], naming the flag.
+    pub fn check(&self) -> Result<()> {
+        if self.model.is_file() && self.variant.is_some() {
+            return Err(Error::Request(
+                "--variant is for a model directory; a model in one file has no others".into(),
+            ));
+        }
+        let one_file = [
+            ("--model-config", &self.config),
+            ("--tokenizer", &self.tokenizer),
+        ];
+        let given = one_file.into_iter().find(|(_, path)| path.is_some());
+        match given.filter(|_| self.model.is_dir()) {
+            Some((flag, _)) => Err(Error::Request(format!(
+                "{flag} is for a model in one file; {} has its own",
+                self.model.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Opens every part.
     ///
     /// # Errors
@@ -89,14 +113,17 @@ impl ModelFiles {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_unet(&self) -> Result<(UNetConfig, Checkpoint)> {
-        if self.model.is_file() {
-            return Ok(original::open(&self.model, self.unet_config().as_deref())?);
-        }
-        let folder = self.model.join("unet");
-        let config = UNetConfig::from_file(&folder.join("config.json"))?;
-        let variant = self.variant.as_deref();
-        let checkpoint = Checkpoint::open(&folder, Library::Diffusers, variant)?;
-        Ok((config, checkpoint))
+        let source = match self.model.is_file() {
+            true => Source::File {
+                path: self.model.clone(),
+                config: self.unet_config(),
+            },
+            false => Source::Folder {
+                dir: self.model.join("unet"),
+                variant: self.variant.clone(),
+            },
+        };
+        Ok(source.files()?)
     }
 
     /// The U-Net, its config first, with what `adapters` change of it; and what they hold beside.

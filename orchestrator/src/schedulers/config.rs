@@ -10,7 +10,7 @@ use super::keys::{flag, refuse_nulls, take, unsupported, without_infinities};
 use super::prediction::PredictionType;
 use lacuna_model::config::WithoutEffect;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The most training timesteps accepted, a hundred times what any published model uses: the tables
 /// are allocated from this number.
@@ -180,9 +180,9 @@ pub const UNREAD_BY_CLASS: &[(&str, WithoutEffect)] = &[
     ),
 ];
 
-/// Does the same to every field: the keys by their names, and one config on top of another.
+/// Does the same to every field, each with how its key is read.
 macro_rules! each_key {
-    ($($key:ident),* $(,)?) => {
+    ($($key:ident by $read:ident),* $(,)?) => {
         impl SchedulerConfig {
             /// All keys that are read.
             pub const KEYS: &[&str] = &[$(stringify!($key)),*];
@@ -191,51 +191,56 @@ macro_rules! each_key {
             pub fn overridden_by(self, other: Self) -> Self {
                 Self { $($key: other.$key.or(self.$key)),* }
             }
+
+            /// Takes every key out of `map`.
+            fn take_all(map: &mut Map<String, Value>) -> Result<Self, SchedulerError> {
+                Ok(Self { $($key: $read(map, stringify!($key))?),* })
+            }
         }
     };
 }
 
 each_key!(
-    num_train_timesteps,
-    beta_start,
-    beta_end,
-    beta_schedule,
-    trained_betas,
-    rescale_betas_zero_snr,
-    prediction_type,
-    timestep_spacing,
-    steps_offset,
-    clip_sample,
-    clip_sample_range,
-    set_alpha_to_one,
-    skip_prk_steps,
-    thresholding,
-    dynamic_thresholding_ratio,
-    sample_max_value,
-    use_karras_sigmas,
-    use_exponential_sigmas,
-    use_beta_sigmas,
-    sigma_min,
-    sigma_max,
-    final_sigmas_type,
-    interpolation_type,
-    timestep_type,
-    solver_order,
-    algorithm_type,
-    solver_type,
-    lower_order_final,
-    euler_at_final,
-    lambda_min_clipped,
-    variance_type,
-    use_lu_lambdas,
-    predict_x0,
-    disable_corrector,
-    solver_p,
-    shift_terminal,
-    original_inference_steps,
-    timestep_scaling,
-    use_flow_sigmas,
-    use_dynamic_shifting
+    num_train_timesteps by take,
+    beta_start by take,
+    beta_end by take,
+    beta_schedule by take,
+    trained_betas by take,
+    rescale_betas_zero_snr by flag,
+    prediction_type by take,
+    timestep_spacing by take,
+    steps_offset by take,
+    clip_sample by flag,
+    clip_sample_range by take,
+    set_alpha_to_one by flag,
+    skip_prk_steps by flag,
+    thresholding by flag,
+    dynamic_thresholding_ratio by take,
+    sample_max_value by take,
+    use_karras_sigmas by flag,
+    use_exponential_sigmas by flag,
+    use_beta_sigmas by flag,
+    sigma_min by take,
+    sigma_max by take,
+    final_sigmas_type by take,
+    interpolation_type by take,
+    timestep_type by take,
+    solver_order by take,
+    algorithm_type by take,
+    solver_type by take,
+    lower_order_final by flag,
+    euler_at_final by flag,
+    lambda_min_clipped by take,
+    variance_type by take,
+    use_lu_lambdas by flag,
+    predict_x0 by flag,
+    disable_corrector by take,
+    solver_p by take,
+    shift_terminal by take,
+    original_inference_steps by take,
+    timestep_scaling by take,
+    use_flow_sigmas by flag,
+    use_dynamic_shifting by flag,
 );
 
 impl SchedulerConfig {
@@ -269,48 +274,7 @@ impl SchedulerConfig {
             }
         }
         refuse_nulls(m)?;
-        let config = Self {
-            num_train_timesteps: take(m, "num_train_timesteps")?,
-            beta_start: take(m, "beta_start")?,
-            beta_end: take(m, "beta_end")?,
-            beta_schedule: take(m, "beta_schedule")?,
-            trained_betas: take(m, "trained_betas")?,
-            rescale_betas_zero_snr: flag(m, "rescale_betas_zero_snr")?,
-            prediction_type: take(m, "prediction_type")?,
-            timestep_spacing: take(m, "timestep_spacing")?,
-            steps_offset: take(m, "steps_offset")?,
-            clip_sample: flag(m, "clip_sample")?,
-            clip_sample_range: take(m, "clip_sample_range")?,
-            set_alpha_to_one: flag(m, "set_alpha_to_one")?,
-            skip_prk_steps: flag(m, "skip_prk_steps")?,
-            thresholding: flag(m, "thresholding")?,
-            dynamic_thresholding_ratio: take(m, "dynamic_thresholding_ratio")?,
-            sample_max_value: take(m, "sample_max_value")?,
-            use_karras_sigmas: flag(m, "use_karras_sigmas")?,
-            use_exponential_sigmas: flag(m, "use_exponential_sigmas")?,
-            use_beta_sigmas: flag(m, "use_beta_sigmas")?,
-            sigma_min: take(m, "sigma_min")?,
-            sigma_max: take(m, "sigma_max")?,
-            final_sigmas_type: take(m, "final_sigmas_type")?,
-            interpolation_type: take(m, "interpolation_type")?,
-            timestep_type: take(m, "timestep_type")?,
-            solver_order: take(m, "solver_order")?,
-            algorithm_type: take(m, "algorithm_type")?,
-            solver_type: take(m, "solver_type")?,
-            lower_order_final: flag(m, "lower_order_final")?,
-            euler_at_final: flag(m, "euler_at_final")?,
-            lambda_min_clipped: take(m, "lambda_min_clipped")?,
-            variance_type: take(m, "variance_type")?,
-            use_lu_lambdas: flag(m, "use_lu_lambdas")?,
-            predict_x0: flag(m, "predict_x0")?,
-            disable_corrector: take(m, "disable_corrector")?,
-            solver_p: take(m, "solver_p")?,
-            shift_terminal: take(m, "shift_terminal")?,
-            original_inference_steps: take(m, "original_inference_steps")?,
-            timestep_scaling: take(m, "timestep_scaling")?,
-            use_flow_sigmas: flag(m, "use_flow_sigmas")?,
-            use_dynamic_shifting: flag(m, "use_dynamic_shifting")?,
-        };
+        let config = Self::take_all(m)?;
         let known = |key: &str| WITHOUT_EFFECT.iter().any(|(known, _)| *known == key);
         let left = map
             .into_iter()

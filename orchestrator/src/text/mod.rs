@@ -3,6 +3,7 @@
 mod chunk;
 mod clip;
 mod clip_config;
+mod clip_words;
 mod embedding;
 mod encoder;
 mod encoders;

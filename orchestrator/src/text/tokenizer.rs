@@ -3,27 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::replace::ReplacePattern;
-use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use super::chunk::Chunk;
-use super::json::Vocabulary;
+use super::clip_words::{END_OF_WORD, clip_words};
 use super::syntax::Run;
 use super::tokenizer_config::Side;
 use super::tokenizer_files::TokenizerFiles;
 use crate::error::{Error, Result};
-
-/// CLIP's words: the special tokens, English contractions, runs of letters, single digits, runs of
-/// anything else but space.
-const WORDS: &str =
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-
-const END_OF_WORD: &str = "</w>";
 
 /// A token that stands for itself and others behind it.
 #[derive(Debug)]
@@ -74,34 +61,6 @@ impl std::fmt::Display for LeftOut {
             "the prompt is too long: {tokens} of its {of} tokens, at its {place}, are ignored: {text:?}"
         )
     }
-}
-
-/// CLIP's way from words to tokens, with these.
-fn clip(
-    vocabulary: Vocabulary,
-    merges: Vec<(String, String)>,
-    unknown: &str,
-) -> tokenizers::Result<Tokenizer> {
-    let vocabulary: Vocab = vocabulary.into_iter().collect();
-    let model = BPE::builder()
-        .vocab_and_merges(vocabulary, merges)
-        .end_of_word_suffix(END_OF_WORD.into())
-        .unk_token(unknown.to_owned())
-        .build()?;
-    let mut tokenizer = Tokenizer::new(model);
-    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
-    tokenizer.with_normalizer(Some(normalizers::Sequence::new(vec![
-        NFC.into(),
-        spaces.into(),
-        Lowercase.into(),
-    ])))?;
-    let words = SplitPattern::Regex(WORDS.into());
-    let words = Split::new(words, SplitDelimiterBehavior::Removed, true)?;
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-        words.into(),
-        ByteLevel::default().add_prefix_space(false).into(),
-    ])));
-    Ok(tokenizer)
 }
 
 impl ClipTokenizer {
@@ -170,19 +129,19 @@ impl ClipTokenizer {
         } = files;
         let mut tokenizer = match written {
             Some(written) => *written,
-            None => clip(vocabulary, merges, &special.unk.content)?,
+            None => clip_words(vocabulary, merges, &special.unk.content)?,
         };
 
         for (id, token) in &added {
             tokenizer.add_tokens([token.clone()])?;
-            match tokenizer.token_to_id(&token.content) {
-                Some(got) if got == *id => {}
-                // As in the reference: an id is the next one, whatever the file says.
-                got => tracing::warn!(
-                    "{}: the added token {:?} gets the id {got:?}, not {id}",
+            // As in the reference: an id is the next one, whatever the file says.
+            let got = tokenizer.token_to_id(&token.content);
+            if let Some(got) = got.filter(|got| got != id) {
+                tracing::warn!(
+                    "{}: the added token {:?} gets the id {got}, not {id}",
                     source.display(),
                     token.content
-                ),
+                );
             }
         }
         let all = special.all.iter();

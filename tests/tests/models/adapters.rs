@@ -1,15 +1,14 @@
 //! Low-rank adapters: the picture is that of weights that were merged beforehand, wherever it is computed, and
 //! both sides know of them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lacuna_model::device::OpenDevice;
 use lacuna_model::weights::AdapterFile;
 use lacuna_wire::HostTensor;
 use lacuna_worker::{Model, Options};
-use serde_json::Value;
 use tests::golden::{Golden, model_dir};
-use tests::journey::{Files, Journey};
+use tests::journey::Journey;
 use tests::low_rank;
 use tests::workers::{RunningWorker, fleet_file};
 
@@ -61,9 +60,9 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     let over = resident.clone().with("--fleet", &fleet);
     let split = over.clone().with("--lora", &lora).go().await.unwrap();
     assert!(split.latents() == got);
-    assert!(views(&split).all(|view| view["adapters"] == true));
+    assert!(split.views().iter().all(|view| view["adapters"] == true));
     // A policy may keep it from providers, and then it is theirs by no scheme that gives it to workers.
-    let hidden = hiding(&resident);
+    let hidden = low_rank::hiding(&resident.file("hiding.toml"));
     let kept = over.clone().with("--lora", &lora).with("--policy", hidden);
     let error = kept.go().await.err().expect("a refusal");
     for part in ["adapters = hidden", "--lora", "--scheme blind"] {
@@ -80,24 +79,6 @@ async fn the_picture_is_that_of_merged_weights_and_both_sides_know_the_adapter()
     for part in ["does not have the adapters", "--store", "--scheme blind"] {
         assert!(error.contains(part), "{error}");
     }
-}
-
-/// A policy that keeps adapters from providers.
-fn hiding(journey: &Journey) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/policies");
-    let text = std::fs::read_to_string(folder.join("fast.toml")).unwrap();
-    assert!(!text.contains("adapters"), "{text}");
-    let path = journey.file("hiding.toml");
-    std::fs::write(&path, format!("adapters = \"hidden\"\n{text}")).unwrap();
-    path
-}
-
-/// What each provider saw.
-fn views(files: &Files) -> impl Iterator<Item = Value> {
-    let report = files.report();
-    let ledger = report["ledger"].as_object().unwrap().clone();
-    assert!(!ledger.is_empty());
-    ledger.into_iter().map(|(_, view)| view)
 }
 
 /// Under `blind` workers hold the model without the adapter, whose layers the user adds to.
@@ -123,7 +104,7 @@ async fn an_adapter_can_stay_at_home() {
     let fleet = fleet_file(plain.file("").as_path(), &workers);
     let blind = adapted.with("--scheme", "blind").with("--fleet", &fleet);
     let blind = blind.with("--share-bits", "quality");
-    let hidden = hiding(&plain);
+    let hidden = low_rank::hiding(&plain.file("hiding.toml"));
     let blind = blind.with("--policy", hidden);
     let distance = |a: &HostTensor, b: &HostTensor| {
         let pairs = a.data.iter().zip(&b.data);
@@ -131,7 +112,7 @@ async fn an_adapter_can_stay_at_home() {
     };
     for options in ["", "--share-layers all", "--shares ring --share-layers all"] {
         let blind = blind.clone().with_all(options).go().await.unwrap();
-        assert!(views(&blind).all(|view| view["adapters"] == false));
+        assert!(blind.views().iter().all(|view| view["adapters"] == false));
         let of = [&want, &without].map(|files| distance(&blind.latents(), &files.latents()));
         let [near, far] = of;
         println!("{options}: {near} from the picture with the adapter, {far} from that without");

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lacuna_model::unet::Source;
 use lacuna_orchestrator::fleet::adapters;
 use lacuna_orchestrator::fleet::config::FleetConfig;
 use lacuna_orchestrator::fleet::store::{Package, Pushed, list, remove};
@@ -13,12 +14,10 @@ use lacuna_protocol::models::{
 };
 use lacuna_wire::{HostTensor, to_safetensors};
 use lacuna_worker::Options;
-use lacuna_worker::model::source::Source;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
 use tests::caller::{Answer, Caller};
 use tests::golden::{Golden, model_dir};
-use tests::journey::{Files, Journey, lacuna};
+use tests::journey::{Journey, lacuna};
 use tests::low_rank;
 use tests::workers::{RunningWorker, fleet_file};
 
@@ -87,12 +86,6 @@ fn journey() -> Journey {
     Journey::of(&golden, &model_dir(MODEL)).with("--steps", "2")
 }
 
-fn words(files: &Files) -> Vec<Value> {
-    let report = files.report();
-    let ledger = report["ledger"].as_object().unwrap().clone();
-    ledger.into_iter().map(|(_, view)| view).collect()
-}
-
 async fn kept(fleet: &Path, worker: usize) -> Stored {
     let fleet = FleetConfig::from_file(fleet).unwrap();
     list(&fleet.workers[worker]).await.unwrap()
@@ -121,7 +114,7 @@ async fn workers_that_hold_the_model_get_its_adapters_once() {
         let split = over.clone().with("--lora", &lora).go().await.unwrap();
         assert_eq!(split.latents(), local.latents(), "{strength}");
         assert_ne!(split.latents(), base);
-        assert!(words(&split).iter().all(|view| view["adapters"] == true));
+        assert!(split.views().iter().all(|view| view["adapters"] == true));
     }
     // Both took both, the second strength without its file, which was there.
     for (store, whole) in [("a", 0), ("b", 1)] {
@@ -189,10 +182,7 @@ async fn who_takes_none_is_named_with_the_way_out() {
         assert!(error.contains(part), "{error}");
     }
     // A policy may keep them at home, and then nothing is sent.
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/policies");
-    let text = std::fs::read_to_string(configs.join("fast.toml")).unwrap();
-    let hiding = place.folder.path().join("hiding.toml");
-    std::fs::write(&hiding, format!("adapters = \"hidden\"\n{text}")).unwrap();
+    let hiding = low_rank::hiding(&place.folder.path().join("hiding.toml"));
     let refused = run("pushes").with("--policy", hiding).go().await;
     let refused = refused.err().unwrap();
     assert!(refused.contains("adapters = hidden"), "{refused}");

@@ -1,11 +1,9 @@
 //! The U-Net that a worker holds, and one piece of work on one strip.
 //!
-//! - [`source`]: where its files lie.
 //! - `products`: the products of layers' weights with shares.
 //! - here: the layers, and work on strips of their inputs.
 
 mod products;
-pub mod source;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +14,7 @@ use lacuna_model::host::OnDevice;
 use lacuna_model::layers::{Attention, Conv2d, GroupNorm, Linear, Parameter};
 use lacuna_model::ops;
 use lacuna_model::survey::{Kind, MOST_PROMPT_TOKENS, survey};
-use lacuna_model::unet::{Layer, UNet};
+use lacuna_model::unet::{Layer, Source, UNet};
 use lacuna_model::weights::{AdapterFile, Weights, list};
 use lacuna_protocol::session::Work;
 use lacuna_protocol::statistics;
@@ -25,7 +23,6 @@ use lacuna_wire::HostTensor;
 use lacuna_wire::Payload;
 use products::Integers;
 pub use products::Operand;
-use source::Source;
 
 use burn::tensor::Tensor;
 

@@ -7,13 +7,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lacuna_model::layers::Parameter;
-use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::{Library, WeightFiles, list};
-use lacuna_protocol::models::{Adapted, CONFIG, adapter_file};
+use lacuna_model::unet::Source;
+use lacuna_model::weights::{Library, Stored, WeightFiles, list};
+use lacuna_protocol::models::{Adapted, adapter_file};
 
-use super::{Base, adapter_files, disk};
+use super::{Base, adapter_files, disk, source_of};
 use crate::error::{Error, Result};
-use crate::model::source::Source;
 
 /// Most bytes of the header of a file of weights: what it says takes several times as much in memory.
 const MOST_HEADER: u64 = 8 << 20;
@@ -54,22 +53,19 @@ pub(super) fn check(
 
 /// The digest of the U-Net in `dir`, and the files that it is read from.
 fn whole(dir: &Path, memory: Option<u64>) -> Result<(String, Vec<PathBuf>)> {
-    let source = Source::sent(dir);
-    let (weights, index, config) = match &source {
+    let source = source_of(dir);
+    let (weights, index) = match &source {
         Source::Folder { dir, .. } => {
             let files = WeightFiles::locate(dir, Library::Diffusers, None)?;
-            let config = UNetConfig::from_file(&dir.join(CONFIG))?;
-            (files.weights, files.index, config)
+            (files.weights, files.index)
         }
-        Source::File { path, config } => {
-            check_header(path)?;
-            let (config, _) = original::open(path, config.as_deref())?;
-            (vec![path.clone()], None, config)
-        }
+        Source::File { path, .. } => (vec![path.clone()], None),
     };
     weights.iter().try_for_each(|path| check_header(path))?;
-    check_memory(&list(&config.build()), 0, memory)?;
-    let digest = source.open(&[])?.digest()?.to_owned();
+    let (config, checkpoint) = source.files()?;
+    let unet = config.build();
+    check_memory(&list(&unet), 0, memory)?;
+    let digest = Stored::new(unet, checkpoint)?.digest()?.to_owned();
     Ok((digest, [weights, Vec::from_iter(index)].concat()))
 }
 

@@ -18,13 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lacuna_model::unet::Source;
 use lacuna_model::weights::AdapterFile;
 use lacuna_protocol::models::{
-    Adapted, Announcement, FileSize, Kept, Stored, StoredAdapter, is_adapter_file,
+    Adapted, Announcement, CONFIG, FileSize, Kept, ORIGINAL, Stored, StoredAdapter, is_adapter_file,
 };
 
 use crate::error::{Error, Result};
-use crate::model::source::Source;
 use disk::Disk;
 pub(crate) use disk::read_adapted;
 use upload::{Seat, Upload};
@@ -410,6 +410,18 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is a single insert or remove, so a poisoned map is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The files of a model that was sent to `dir`, in either layout.
+pub(crate) fn source_of(dir: &Path) -> Source {
+    let (path, config) = (dir.join(ORIGINAL), dir.join(CONFIG));
+    match path.is_file() {
+        true => Source::File {
+            path,
+            config: config.is_file().then_some(config),
+        },
+        false => Source::folder(dir),
     }
 }
 

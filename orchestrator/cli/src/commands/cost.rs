@@ -9,13 +9,14 @@ use serde::Serialize;
 use lacuna_orchestrator::arguments::scheme::SchemeArguments;
 use lacuna_orchestrator::arguments::size::SizeArguments;
 use lacuna_orchestrator::arguments::speed::SpeedArguments;
+use lacuna_orchestrator::cost::picture::PictureTraffic;
 use lacuna_orchestrator::cost::{OfKind, by_kind, paper};
 use lacuna_orchestrator::fleet::config::MAX_WORKERS;
 use lacuna_orchestrator::fleet::link::Link;
 use lacuna_orchestrator::fleet::tally::Kind;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::console::print;
-use lacuna_orchestrator::schemes::count::{Count, once};
+use lacuna_orchestrator::schemes::count::once;
 
 /// Arguments of `lacuna cost`.
 #[derive(Args, Clone, Debug)]
@@ -66,33 +67,7 @@ struct Summary {
     /// On the link, without any computation.
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    picture: Option<OfPicture>,
-}
-
-/// What a whole picture costs: its first call, which brings what later ones need, and the others.
-#[derive(Debug, Serialize)]
-struct OfPicture {
-    calls: u16,
-    bytes_up: u64,
-    bytes_down: u64,
-    round_trips: usize,
-    seconds: f64,
-}
-
-impl OfPicture {
-    fn of(calls: u16, [first, later]: &[Count; 2], link: &Link) -> Self {
-        let rest = u64::from(calls) - 1;
-        let both = |count: &Count| count.total();
-        let ([up, down], [more_up, more_down]) = (both(first), both(later));
-        let seconds = |count: &Count| count.link_seconds(link).iter().sum::<f64>();
-        Self {
-            calls,
-            bytes_up: up + rest * more_up,
-            bytes_down: down + rest * more_down,
-            round_trips: first.round_trips() + rest as usize * later.round_trips(),
-            seconds: seconds(first) + rest as f64 * seconds(later),
-        }
-    }
+    picture: Option<PictureTraffic>,
 }
 
 /// Runs the command.
@@ -137,7 +112,7 @@ fn summarise(unet: &UNet, arguments: &Arguments) -> anyhow::Result<Summary> {
     let once_flop: u64 = once(&counts).iter().sum();
     let picture = arguments
         .calls
-        .map(|calls| OfPicture::of(calls, &counts, &link));
+        .map(|calls| PictureTraffic::new(&counts, calls.into(), &link));
     let [_, count] = counts;
     let [bytes_up, bytes_down] = count.total();
     Ok(Summary {

@@ -101,6 +101,7 @@ async fn push(arguments: PushArguments) -> anyhow::Result<()> {
         config: arguments.model_config,
         ..ModelFiles::of(resolve(&arguments.model)?)
     };
+    files.check()?;
     let packages = spawn_blocking(move || {
         packages(&files, &lora)
             .with_context(|| format!("cannot read the model {}", files.model.display()))

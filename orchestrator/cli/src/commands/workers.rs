@@ -82,6 +82,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 config: arguments.model_config,
                 ..ModelFiles::of(resolve(&model)?)
             };
+            files.check()?;
             let lora = arguments.lora;
             Some(spawn_blocking(move || digest(&files, &lora)).await??)
         }

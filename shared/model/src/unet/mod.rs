@@ -7,11 +7,13 @@ mod blocks;
 mod config;
 mod keys;
 pub mod original;
+mod source;
 mod walk;
 
 pub use blocks::{Resnet, Stage};
 pub use config::UNetConfig;
 pub use keys::{SampleSize, WITHOUT_EFFECT};
+pub use source::Source;
 pub use walk::{Descent, Residuals};
 
 pub use crate::parts::{AddedEmbedding, Projection, TimeEmbedding, Transformer, TransformerBlock};

@@ -95,6 +95,7 @@ impl<L: Parameters> Stored<L> {
         Ok(match self.layers.arithmetic().as_str() {
             "" => weights.to_owned(),
             told => {
+                // Adapters had a part in it once; under another name every model would have another digest.
                 let context = "lacuna 2026-11 model: weights, arithmetic, adapters";
                 let mut hasher = blake3::Hasher::new_derive_key(context);
                 hasher.update(weights.as_bytes());
