@@ -1,6 +1,6 @@
 """Writes SDXL as it is published, in folders and f16, but for its numbers: these are random. 7 GB.
 
-    python scripts/random_sdxl.py FOLDER
+    python scripts/random_sdxl.py FOLDER [FILE]     # FILE: the same in one file, in the layout in which it was published
 
 For what depends on sizes alone: memory, time, bytes read. The pictures are noise.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from goldens import one_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +62,14 @@ def main() -> None:
     for part in ("tokenizer", "tokenizer_2"):
         shutil.copytree(TOKENIZER / part, out / part, dirs_exist_ok=True)
     shutil.copy(TOKENIZER / "model_index.json", out / "model_index.json")
+    if len(sys.argv) > 2:
+        write_one_file(out, Path(sys.argv[2]))
+
+
+def write_one_file(folder: Path, path: Path) -> None:
+    parts = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in one_file.parts_of(folder)}
+    tensors = one_file.in_one("xl", parts)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,47 @@ fn plans_and_costs_need_no_repository() {
 }
 
 #[test]
+fn a_plan_is_told_of_adapters() {
+    let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets");
+    let [model, adapter] =
+        ["demo-model", "demo-lcm-lora.safetensors"].map(|name| format!("{assets}/{name}"));
+    let plan = |model: &str, rest: &[&str]| {
+        let arguments = ["plan", "--device", "cpu", "--model", model, "--json"];
+        run(&[&arguments[..], rest].concat())
+    };
+    let with = ["--lora", &adapter, "--policy"];
+    let ways = |rest: &[&str]| {
+        let output = plan(&model, rest);
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ways = json["ways"].as_array().unwrap().clone();
+        let allowed = |name: &str| {
+            let mut named = ways.iter().filter(|way| {
+                let label = way["name"].as_str().unwrap();
+                label.starts_with(name)
+            });
+            named.any(|way| way["refused"].is_null())
+        };
+        let bytes = json["adapter_bytes"].as_u64();
+        (bytes, ["local", "resident", "blind"].map(allowed))
+    };
+    let (bytes, allowed) = ways(&[&with[..], &["private", "--workers", "4"]].concat());
+    assert!((1_000_000..2_000_000).contains(&bytes.unwrap()));
+    assert_eq!(allowed[..2], [true, true]);
+    // Nobody sees them.
+    let (_, allowed) = ways(&[&with[..], &["nothing", "--workers", "2"]].concat());
+    assert_eq!(allowed, [true, false, true]);
+    let (bytes, _) = ways(&["--policy", "private", "--workers", "4"]);
+    assert_eq!(bytes, None);
+    // Of another model.
+    let output = plan("sd15", &["--lora", &adapter]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && stderr.contains("adapter"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn variables_stand_for_flags() {
     let place = Workplace::new();
     let mut command = place.command::<&str>(&[]);

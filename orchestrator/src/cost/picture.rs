@@ -108,13 +108,13 @@ impl PictureCost {
 /// for SD 1.5, the process included; this gives 3.91.
 const LAYERS_AT_A_TIME: u64 = 5;
 
-/// Bytes that the user's part of the U-Net takes, about: the weights of the layers that the user computes, in
-/// f32 as they are held, and features of a few times the largest of these layers.
+/// Bytes that the user's part of the U-Net takes, about: the weights that stay for a whole picture, in f32 as they are
+/// held, and features of a few times the largest of the layers that the user computes.
 ///
 /// # Errors
 /// None today: shapes alone cannot fail.
 pub fn user_memory(unet: &UNet, setting: &Setting) -> Result<u64> {
-    let mut parameters = setting.user_parameters(unet)?;
+    let mut parameters = setting.user_parameters(unet)?.held;
     if let Some(apart) = setting
         .scheme
         .apart(unet, &setting.sizes)?

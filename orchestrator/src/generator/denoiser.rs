@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use lacuna_model::layers::Parameter;
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::{Conditioning, Whole};
 
@@ -100,7 +101,7 @@ impl Denoiser {
         Self { taps, ..self }
     }
 
-    /// The weights of the user's part of the U-Net.
+    /// The weights that the user's part of the U-Net needs from the first call of a picture to the last.
     ///
     /// # Errors
     /// As [`UNetSource::load`].
@@ -109,13 +110,34 @@ impl Denoiser {
             Some(weights) => Ok(weights.clone()),
             None => {
                 let unet = self.unet.layers();
-                let parameters = self.setting.user_parameters(unet)?;
+                let parameters = self.setting.user_parameters(unet)?.held;
                 match self.setting.scheme.apart(unet, &self.setting.sizes)? {
                     None => self.unet.load(&parameters),
                     Some(apart) => self.unet.load_apart(&parameters, &apart),
                 }
             }
         }
+    }
+
+    /// The user's part of the U-Net with `weights` of [`Self::weights`]. What makes keys and values of the prompt alone is
+    /// loaded here, one layer after the other, and dropped again: in SDXL that is 1.4 GB.
+    fn user_part(&self, weights: Weights, conditioning: Conditioning) -> Result<Whole> {
+        let mut whole = Whole::new(weights, conditioning);
+        if self.whole.is_some() {
+            return Ok(whole);
+        }
+        let unet = self.unet.layers();
+        let parameters = self.setting.user_parameters(unet)?.of_prompt;
+        for layer in unet.cross_attentions() {
+            let makers = [&layer.to_k.name, &layer.to_v.name];
+            let own = parameters.iter();
+            let own = own.filter(|own| makers.iter().any(|maker| *maker == own.layer()));
+            let own: Vec<Parameter> = own.cloned().collect();
+            if !own.is_empty() {
+                whole.make_prompt_keys(layer, &self.unet.load(&own)?)?;
+            }
+        }
+        Ok(whole)
     }
 
     /// Opens sessions on the workers, has `calls` make the U-Net calls of one picture, and closes the sessions, whatever
@@ -162,7 +184,8 @@ impl Denoiser {
         let mut setting = self.setting.clone();
         // Prompts of one run may be of different lengths.
         setting.sizes.tokens = conditioning.tokens();
-        let whole = Whole::new(weights, conditioning.clone());
+        let whole = self.user_part(weights, conditioning.clone())?;
+        let prompt_flop = whole.flop();
         let unet = self.unet.layers();
         let calls = |predictor: &mut dyn Predictor| {
             let start = Instant::now();
@@ -197,7 +220,8 @@ impl Denoiser {
         let (user_flop, tallies) = predictor.close();
         lock(roster).learn(&own);
         let mut accounts = self.accounts();
-        accounts.user_flop += user_flop;
+        // Each session's count begins anew.
+        accounts.user_flop += prompt_flop + user_flop;
         accounts.pictures.push(tallies);
         output
     }

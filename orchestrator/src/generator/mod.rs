@@ -16,6 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use lacuna_kernels::allocator::give_back_freed_pages;
 use lacuna_model::weights::Weights;
 use lacuna_model::whole::Conditioning;
 use lacuna_wire::HostTensor;
@@ -153,6 +154,7 @@ impl Generator {
         let start = Instant::now();
         let latents = self.denoise(request, Weights::clone(&weights), hear)?;
         drop(weights);
+        give_back_freed_pages();
         let denoise = start.elapsed();
         go_on(hear(Event::Denoised(&latents)))?;
         let _alone = lock(&self.decoding);

@@ -32,4 +32,4 @@ pub mod scheme;
 pub mod spec;
 
 pub use predictor::{Account, Finished, Placed, Predictor};
-pub use scheme::{Exposure, Options, Rules, Scheme, Setting, Sizes, Uses};
+pub use scheme::{Exposure, Options, Rules, Scheme, Setting, Sizes, UserParameters, Uses};

@@ -32,6 +32,15 @@ pub struct Sizes {
     pub tokens: usize,
 }
 
+/// The parameters that the user needs for a picture.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UserParameters {
+    /// From the first U-Net call to the last.
+    pub held: Vec<Parameter>,
+    /// Before the first: they make the prompt's keys and values, which stay.
+    pub of_prompt: Vec<Parameter>,
+}
+
 /// What a policy leaves to be chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
@@ -355,12 +364,23 @@ impl Setting {
     ///
     /// # Errors
     /// As [`Scheme::user_layers`].
-    pub fn user_parameters(&self, unet: &UNet) -> Result<Vec<Parameter>> {
-        let mut parameters = list(unet);
-        if let Some(layers) = self.scheme.user_layers(unet, &self.sizes)? {
-            parameters.retain(|parameter| layers.contains(parameter.layer()));
-        }
-        Ok(parameters)
+    pub fn user_parameters(&self, unet: &UNet) -> Result<UserParameters> {
+        let all = list(unet);
+        let Some(own) = self.scheme.user_layers(unet, &self.sizes)? else {
+            // Whoever has all needs them to check others with, or to go on alone.
+            let of_prompt = Vec::new();
+            return Ok(UserParameters {
+                held: all,
+                of_prompt,
+            });
+        };
+        let makers = unet.cross_attentions();
+        let makers = makers.flat_map(|layer| [&layer.to_k.name, &layer.to_v.name]);
+        let makers: HashSet<&str> = makers.map(String::as_str).collect();
+        let all = all.into_iter();
+        let own = all.filter(|parameter| own.contains(parameter.layer()));
+        let (of_prompt, held) = own.partition(|parameter| makers.contains(parameter.layer()));
+        Ok(UserParameters { held, of_prompt })
     }
 
     /// Predicts by the scheme on the `fleet` that [`Self::open`] opened; without one, here. The user's part is in

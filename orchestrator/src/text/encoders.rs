@@ -1,6 +1,7 @@
 //! From a prompt to what the U-Net is told of it, by all of a model's text encoders.
 
 use burn::tensor::{Device, Tensor};
+use lacuna_kernels::allocator::give_back_freed_pages;
 use lacuna_model::host::OnDevice;
 use lacuna_model::survey::MOST_PROMPT_TOKENS;
 use lacuna_model::unet::UNet;
@@ -280,6 +281,9 @@ impl TextEncoders {
             states.push(Tensor::cat(each, 0));
             let whole: Option<Vec<_>> = whole.into_iter().collect();
             pooled = whole.map(|whole| Tensor::cat(whole, 0)).or(pooled);
+            // The next one, and the U-Net, are as large.
+            drop(encoder);
+            give_back_freed_pages();
         }
         let context = Tensor::cat(states, 2);
         let [batch, _, _] = context.dims();

@@ -1,7 +1,7 @@
-//! Times whole calls of a U-Net with random weights: batch 2 (guidance's two halves), prompts of
-//! 77 tokens, latents of the config's size or at most 64x64.
+//! Times whole calls of a U-Net with random weights: batch 2 (guidance's two halves) and latents of the config's size or
+//! at most 64x64, if nothing else is said; prompts of 77 tokens.
 //!
-//! `unet_call [config.json [calls]]`; with `--wait` each call waits for a line on standard input, so that
+//! `unet_call [config.json [calls [batch [rows and columns]]]]`; with `--wait` each call waits for a line on standard input, so that
 //! another program can take turns with it (see `scripts/compare_speed.py`). `--wgpu` computes on the GPU, `--f16`
 //! there in half precision.
 
@@ -32,7 +32,8 @@ fn main() -> lacuna_model::Result<()> {
         std::env::args().skip(1).partition(|a| a.starts_with("--"));
     let wait = flags.iter().any(|f| f == "--wait");
     let path = PathBuf::from(values.first().map_or(SD15, String::as_str));
-    let calls: usize = values.get(1).and_then(|n| n.parse().ok()).unwrap_or(3);
+    let number = |i: usize| values.get(i).and_then(|n| n.parse::<usize>().ok());
+    let (calls, batch) = (number(1).unwrap_or(3), number(2).unwrap_or(2));
 
     let given = |flag| flags.iter().any(|f| f == flag);
     let opened = match given("--wgpu") {
@@ -46,14 +47,16 @@ fn main() -> lacuna_model::Result<()> {
     let config = UNetConfig::from_file(&path)?;
     let unet = config.build();
     let weights = Weights::random(&unet, 1, (&opened.device, precision))?;
-    let [h, w] = config
-        .sample_size
-        .map_or([64, 64], SampleSize::sides)
-        .map(|size| size.min(64));
-    let sample: Tensor<4> = wave([2, unet.in_channels, h, w]).into_device(&opened.device)?;
-    let mut whole = Whole::new(weights, conditioning(&unet, &opened)?);
+    let own = config.sample_size.map_or([64, 64], SampleSize::sides);
+    let [h, w] = match number(3) {
+        Some(side) => [side; 2],
+        None => own.map(|size| size.min(64)),
+    };
+    let sample = wave([batch, unet.in_channels, h, w]);
+    let sample: Tensor<4> = sample.into_device(&opened.device)?;
+    let mut whole = Whole::new(weights, conditioning(&unet, batch, &opened)?);
     eprintln!(
-        "{}, 2x{}x{h}x{w}, {precision}, {} ({})",
+        "{}, {batch}x{}x{h}x{w}, {precision}, {} ({})",
         path.display(),
         unet.in_channels,
         opened.kind,
@@ -79,15 +82,19 @@ fn main() -> lacuna_model::Result<()> {
     Ok(())
 }
 
-fn conditioning(unet: &UNet, opened: &OpenDevice) -> lacuna_model::Result<Conditioning> {
-    let context = wave([2, 77, unet.context_width]).into_device(&opened.device)?;
+fn conditioning(
+    unet: &UNet,
+    batch: usize,
+    opened: &OpenDevice,
+) -> lacuna_model::Result<Conditioning> {
+    let context = wave([batch, 77, unet.context_width]).into_device(&opened.device)?;
     let added = match &unet.time.added {
         None => None,
         Some(added) => {
             let pooled = added.linear_1.d_in - 6 * added.channels;
             Some(AddedConditioning {
-                pooled: wave([2, pooled]).into_device(&opened.device)?,
-                sizes: vec![[512.0, 512.0, 0.0, 0.0, 512.0, 512.0]; 2],
+                pooled: wave([batch, pooled]).into_device(&opened.device)?,
+                sizes: vec![[512.0, 512.0, 0.0, 0.0, 512.0, 512.0]; batch],
             })
         }
     };

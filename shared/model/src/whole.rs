@@ -81,7 +81,7 @@ pub struct Whole {
     weights: Weights,
     /// None where the prompt is not to be known.
     conditioning: Option<Conditioning>,
-    /// Keys and values of the prompt by layer: the same at every step.
+    /// Keys and values of the prompt by layer: the same at every step. The weights that make them may be gone.
     prompt_keys: HashMap<String, [Tensor<3>; 2]>,
     flop: u64,
     observer: Option<Observer>,
@@ -107,7 +107,7 @@ impl Whole {
         }
     }
 
-    /// The same for the batch entries `start..start + len`, with nothing done yet.
+    /// The same for the batch entries `start..start + len`, with nothing done yet but what the prompt became.
     pub fn of_entries(&self, start: usize, len: usize) -> Self {
         let conditioning = self.conditioning.as_ref().map(|all| Conditioning {
             context: all.context.clone().narrow(0, start, len),
@@ -117,8 +117,12 @@ impl Whole {
             }),
             guidance: all.guidance.clone(),
         });
+        let of_entries = |keys: &[Tensor<3>; 2]| keys.clone().map(|x| x.narrow(0, start, len));
+        let keys = self.prompt_keys.iter();
+        let keys = keys.map(|(layer, keys)| (layer.clone(), of_entries(keys)));
         Self {
             conditioning,
+            prompt_keys: keys.collect(),
             ..Self::without_prompt(self.weights.clone())
         }
     }
@@ -187,16 +191,27 @@ impl Whole {
         if let Some(keys) = self.prompt_keys.get(&layer.name) {
             return Ok(keys.clone());
         }
-        let context = match &self.conditioning {
-            Some(conditioning) => conditioning.context.clone(),
-            None => return Err(Error::Conditioning("the prompt is not known here")),
-        };
-        let keys = [
-            self.apply(&layer.to_k, context.clone())?,
-            self.apply(&layer.to_v, context)?,
-        ];
+        let keys = prompt_keys(&self.weights, layer, self.prompt())?;
+        Ok(self.know_prompt_keys(layer, keys))
+    }
+
+    /// Makes them with `weights`, which nobody needs for them after that.
+    ///
+    /// # Errors
+    /// As [`Self::prompt_keys`].
+    pub fn make_prompt_keys(&mut self, layer: &Attention, weights: &Weights) -> Result<()> {
+        let keys = prompt_keys(weights, layer, self.prompt())?;
+        self.know_prompt_keys(layer, keys);
+        Ok(())
+    }
+
+    fn know_prompt_keys(&mut self, layer: &Attention, keys: [Tensor<3>; 2]) -> [Tensor<3>; 2] {
+        let [batch, tokens, _] = keys[0].dims();
+        for linear in [&layer.to_k, &layer.to_v] {
+            self.flop += linear.flop(batch * tokens);
+        }
         self.prompt_keys.insert(layer.name.clone(), keys.clone());
-        Ok(keys)
+        keys
     }
 
     /// The products of an attention layer: `[B, T, C]` from `q` `[B, T, C]`, `k` and `v` `[B, S, C]`.
@@ -223,6 +238,19 @@ impl Whole {
         let h = self.attend_to(layer, q, [k, v]);
         self.apply(&layer.to_out, h)
     }
+}
+
+/// Keys and values that `layer` makes of the prompt's embedding.
+fn prompt_keys(
+    weights: &Weights,
+    layer: &Attention,
+    context: Option<&Tensor<3>>,
+) -> Result<[Tensor<3>; 2]> {
+    let context = context.ok_or(Error::Conditioning("the prompt is not known here"))?;
+    Ok([
+        ops::linear(weights, &layer.to_k, context.clone())?,
+        ops::linear(weights, &layer.to_v, context.clone())?,
+    ])
 }
 
 /// Inside an `impl Executor` over the tensors of one device: leaves what needs no other row to the

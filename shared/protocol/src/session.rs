@@ -1,12 +1,14 @@
 //! What is said as JSON: what a worker is, sessions, and the headers of tensor messages.
 
 use lacuna_model::device::Precision;
-use lacuna_wire::Dtype;
+use lacuna_wire::{Dtype, Wire};
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Assignment;
 use crate::shares::Holding;
-use crate::version::{SPOKEN, Versions, WITH_HALVES, WITH_KINDS, WITH_SHARES};
+use crate::version::{
+    SPOKEN, Versions, WITH_COARSE_BEGINNINGS, WITH_HALVES, WITH_KINDS, WITH_SHARES,
+};
 
 /// Media type of a tensor message.
 pub const TENSORS: &str = "application/vnd.safetensors";
@@ -128,9 +130,12 @@ impl SessionKind {
         }
     }
 
-    /// The first version of the protocol that has it.
+    /// The first version of the protocol that has it as it is now.
     pub fn since(&self) -> u32 {
         match self {
+            Self::Strip(strip) if strip.placement.wires.each().contains(&Wire::Delta4) => {
+                WITH_COARSE_BEGINNINGS
+            }
             Self::Layers | Self::Strip(_) => SPOKEN.lowest,
             Self::Shares(holding) if holding.weights == Precision::F16 => WITH_HALVES,
             Self::Shares(_) => WITH_SHARES,
@@ -157,12 +162,9 @@ impl TryFrom<Opening> for OpenSession {
     fn try_from(opening: Opening) -> Result<Self, String> {
         let named = opening.protocol >= WITH_KINDS;
         let kind = match (opening.session, opening.resident) {
-            (Some(kind), None) if named && kind.since() <= opening.protocol => kind,
+            (Some(kind), None) if named => kind,
             (None, Some(strip)) if !named => SessionKind::Strip(strip),
             (None, None) if !named => SessionKind::Layers,
-            (Some(_), None) if named => {
-                return Err(format!("protocol {} has no such session", opening.protocol));
-            }
             _ => {
                 let of = ["resident", "session"][usize::from(named)];
                 let protocol = opening.protocol;
@@ -171,6 +173,9 @@ impl TryFrom<Opening> for OpenSession {
                 ));
             }
         };
+        if kind.since() > opening.protocol {
+            return Err(format!("protocol {} has no such session", opening.protocol));
+        }
         Ok(Self {
             protocol: opening.protocol,
             model: opening.model,
@@ -370,12 +375,23 @@ mod tests {
         let shares = json!({"kind": "shares", "form": "ring", "bits": 26, "down": 14});
         let shares = |protocol| json!({"protocol": protocol, "model": "m", "session": shares});
         assert!(refused(shares(5)).contains("protocol 5 has no such session"));
-        let open: OpenSession = serde_json::from_value(shares(6)).unwrap();
-        assert_eq!((open.kind.name(), open.kind.since()), ("shares", 6));
+        let shares: OpenSession = serde_json::from_value(shares(6)).unwrap();
+        assert_eq!((shares.kind.name(), shares.kind.since()), ("shares", 6));
         let of =
             json!({"kind": "shares", "form": "ring", "bits": 26, "down": 14, "weights": "f16"});
         let halves = |protocol| json!({"protocol": protocol, "model": "m", "session": of});
         assert!(refused(halves(6)).contains("protocol 6 has no such session"));
         serde_json::from_value::<OpenSession>(halves(7)).unwrap();
+        // Its first call would be read as one of another wire.
+        let SessionKind::Strip(mut strip) = strip() else {
+            panic!("another kind");
+        };
+        strip.placement.wires.attention = Wire::Delta4;
+        let kind = SessionKind::Strip(strip);
+        for (protocol, taken) in [(3, false), (8, false), (9, true)] {
+            let written = serde_json::to_value(open(protocol, kind.clone())).unwrap();
+            let read = serde_json::from_value::<OpenSession>(written);
+            assert_eq!(read.is_ok(), taken, "{protocol}");
+        }
     }
 }

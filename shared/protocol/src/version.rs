@@ -6,15 +6,15 @@
 use std::fmt;
 
 /// The versions that this program speaks: from the one that gave a session's strip as `resident`, past the one
-/// that names a session's kind, the one whose shares come in bands and the one whose weights may be halves, to the one with
-/// digests.
+/// that names a session's kind, the one whose shares come in bands, the one whose weights may be halves and the one with
+/// digests, to the one whose changes of four bits begin with eight.
 pub const SPOKEN: Versions = Versions {
     lowest: 3,
     highest: PROTOCOL,
 };
 
 /// The newest version that this program speaks.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// The first version in which a session names its kind.
 pub(crate) const WITH_KINDS: u32 = 4;
@@ -27,6 +27,9 @@ pub(crate) const WITH_HALVES: u32 = 7;
 
 /// The first version in which requests and answers say their digest.
 pub const WITH_DIGESTS: u32 = 8;
+
+/// The first version in which what [`Wire::Delta4`](lacuna_wire::Wire::Delta4) sends the changes of is sent in 8 bits, not 16.
+pub(crate) const WITH_COARSE_BEGINNINGS: u32 = 9;
 
 /// All versions from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

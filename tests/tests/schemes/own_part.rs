@@ -3,7 +3,7 @@
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::{UNet, UNetConfig};
 use lacuna_model::weights;
-use lacuna_orchestrator::schemes::{Setting, Sizes};
+use lacuna_orchestrator::schemes::{Setting, Sizes, UserParameters};
 use lacuna_worker::Options;
 use safetensors::Dtype;
 use tests::golden::{Golden, MODELS, model_dir, repository};
@@ -67,7 +67,7 @@ fn unet(model: &std::path::Path) -> UNet {
         .build()
 }
 
-fn user_parameters(unet: &UNet, [scheme, attention, prompt]: [&str; 3]) -> Vec<Parameter> {
+fn user_parameters(unet: &UNet, [scheme, attention, prompt]: [&str; 3]) -> UserParameters {
     let options = [
         ("self-attention", attention),
         ("workers-prompt", prompt),
@@ -98,39 +98,55 @@ fn each_side_of_sd15_has_so_many_parameters() {
     let time = 320 * 1280 + 1280 + 1280 * 1280 + 1280;
     let attention = each(|c| 4 * c * c + c);
     let prompt_keys = each(|c| 2 * 768 * c);
-    let both_with_norms = each(|c| 6 * c * c + 2 * 768 * c + 6 * c);
+    let both_with_norms = each(|c| 6 * c * c + 6 * c);
     let entry = each(|c| c * c + 3 * c);
     let first_and_last = (9 * 4 * 320 + 320) + 2 * 320 + (9 * 320 * 4 + 4);
 
     let unet = unet(&repository().join("configs/models/sd15"));
-    for (setting, want) in [
-        (["local", "paired", "hidden"], 859_520_964),
-        (["resident", "paired", "hidden"], time + both_with_norms),
-        (["resident", "paired", "shared"], time + both_with_norms),
+    // What stays for a whole picture, and what makes the prompt's keys and values before its first call.
+    for (setting, held, once) in [
+        (["local", "paired", "hidden"], 859_520_964, 0),
+        (
+            ["resident", "paired", "hidden"],
+            time + both_with_norms,
+            prompt_keys,
+        ),
+        (
+            ["resident", "paired", "shared"],
+            time + both_with_norms,
+            prompt_keys,
+        ),
         (
             ["resident", "fused", "hidden"],
             time + both_with_norms + entry,
+            prompt_keys,
         ),
         (
             ["resident", "tokens", "hidden"],
-            time + attention + prompt_keys,
+            time + attention,
+            prompt_keys,
         ),
-        (["resident", "tokens", "shared"], time + attention),
-        (["resident", "qkv", "hidden"], time + prompt_keys),
-        (["resident", "qkv", "shared"], time),
-        (["resident", "broadcast", "hidden"], time + prompt_keys),
-        (["resident", "broadcast", "shared"], time),
+        (["resident", "tokens", "shared"], time + attention, 0),
+        (["resident", "qkv", "hidden"], time, prompt_keys),
+        (["resident", "qkv", "shared"], time, 0),
+        (["resident", "broadcast", "hidden"], time, prompt_keys),
+        (["resident", "broadcast", "shared"], time, 0),
         // All but the 541 million of the 3x3 convolutions behind the first.
-        (["ppidm", "paired", "hidden"], 318_484_480),
+        (
+            ["ppidm", "paired", "hidden"],
+            318_484_480 - prompt_keys,
+            prompt_keys,
+        ),
     ] {
         let ends = match setting {
             ["resident", _, "hidden"] => first_and_last,
             _ => 0,
         };
-        let got = values(&user_parameters(&unet, setting));
-        assert_eq!(got, want + ends, "{setting:?}");
+        let got = user_parameters(&unet, setting);
+        assert_eq!(values(&got.held), held + ends, "{setting:?}");
+        assert_eq!(values(&got.of_prompt), once, "{setting:?}");
     }
-    assert_eq!(time + both_with_norms, 95_637_120);
+    assert_eq!(time + both_with_norms + prompt_keys, 95_637_120);
 }
 
 #[test]
@@ -163,14 +179,20 @@ async fn bad_files_are_refused_before_anything_is_sent() {
     };
     let error = async |copy: &ModelCopy| journey(copy).go().await.err().expect("a failure");
     let unet = unet(&model_dir("odd"));
-    let own = user_parameters(&unet, ["resident", "paired", "hidden"]);
+    let UserParameters { held, of_prompt } =
+        user_parameters(&unet, ["resident", "paired", "hidden"]);
     let mut others = weights::list(&unet);
-    others.retain(|parameter| !own.contains(parameter));
+    others.retain(|parameter| !held.contains(parameter) && !of_prompt.contains(parameter));
 
     let whole = ModelCopy::of("odd");
     assert!(error(&whole).await.contains("does not answer"));
     let decoder = "decoder.conv_in.weight";
-    for (part, name) in [("vae", decoder), ("unet", own[0].name.as_str())] {
+    let last = of_prompt.last().unwrap();
+    for (part, name) in [
+        ("vae", decoder),
+        ("unet", &held[0].name),
+        ("unet", &last.name),
+    ] {
         let file = format!("{part}/diffusion_pytorch_model.safetensors");
         let copy = ModelCopy::of("odd");
         copy.change_tensors(&file, |tensors| {

@@ -89,6 +89,13 @@ impl UNet {
         }
     }
 
+    /// The attentions to the prompt, in the order of the blocks.
+    pub fn cross_attentions(&self) -> impl Iterator<Item = &Attention> {
+        let stages = self.down.iter().chain([&self.mid]).chain(&self.up);
+        let transformers = stages.flat_map(|stage| &stage.transformers);
+        transformers.flat_map(|transformer| transformer.blocks.iter().map(|block| &block.attn2))
+    }
+
     /// Every layer that can be given to a worker, in the order of the blocks.
     pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
         let stages = self.down.iter().chain([&self.mid]).chain(&self.up);

@@ -4,6 +4,7 @@ use burn::tensor::Device;
 use clap::Args;
 use lacuna_model::device::{self, DeviceChoice};
 use lacuna_model::unet::UNet;
+use lacuna_model::weights::{AdapterFile, Network};
 
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::init_image::check_strength;
@@ -32,7 +33,10 @@ pub struct Arguments {
     pub(super) terms: TermsArguments,
     #[command(flatten)]
     pub(super) size: SizeArguments,
-    /// Sampler steps of a picture.
+    /// Low-rank adapters (LoRA) of a picture, as `lacuna generate` takes them; repeat it for several.
+    #[arg(long, value_name = "FILE[:STRENGTH]", help_heading = "Model")]
+    pub(super) lora: Vec<AdapterFile>,
+    /// Sampler steps of a picture, of one U-Net call each: for a scheduler that makes more (heun, kdpm2), give the calls.
     #[arg(long, default_value_t = 50)]
     pub(super) steps: usize,
     /// How far a picture that is made from another one may go from it, 0 to 1: so large a share of the steps is made.
@@ -83,6 +87,11 @@ impl Arguments {
         let latents = self.size.latents(self.size.guided_batch()?)?;
         let setting = Setting::new(scheme, unet, latents, self.size.tokens()?);
         Ok(setting.of_calls(self.calls()?))
+    }
+
+    /// Bytes of what the adapters change of the U-Net; none where that is nothing.
+    pub(super) fn adapter_bytes(&self, unet: &UNet) -> Result<Option<u64>> {
+        Ok(AdapterFile::bytes_of(&self.lora, Network::UNet, unet)?)
     }
 
     /// U-Net calls of a picture.

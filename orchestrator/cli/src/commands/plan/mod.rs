@@ -21,6 +21,8 @@ struct Summary<'a> {
     speeds: &'a Speeds,
     /// Bytes that are free at home, where that is known.
     memory: Option<u64>,
+    /// Bytes that go to each worker once, except under blind; none where no adapters change the U-Net.
+    adapter_bytes: Option<u64>,
     /// Everything that could be done, home first, each for one picture.
     ways: &'a [Way],
     /// None where nothing is possible.
@@ -62,7 +64,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let compute = &arguments.compute;
     let memory = arguments.memory(&device)?;
     let unet = arguments.size.unet()?;
-    let base = arguments.setting(&unet)?;
+    let adapter_bytes = arguments.adapter_bytes(&unet)?;
+    let base = arguments.setting(&unet)?.adapted(adapter_bytes.is_some());
     let mut speeds = compute.here(&arguments.speed, &fleet, &device, &unet, &base.sizes)?;
     if compute.measure {
         speeds = speeds.refine(&fleet).await?;
@@ -97,6 +100,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let summary = Summary {
             speeds: &speeds,
             memory,
+            adapter_bytes,
             best: best(&ways),
             ways: &ways,
             plan: plan.as_ref().ok().map(call),
@@ -113,6 +117,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     console.line(
         "memory is of your part of the U-Net; text encoder and VAE take theirs before and after it",
     );
+    if let Some(bytes) = adapter_bytes {
+        let megabytes = bytes as f64 / 1e6;
+        console.line(format_args!(
+            "the adapters' {megabytes:.1} MB (--lora) go to each worker once; under blind they stay with you"
+        ));
+    }
     match best(&ways) {
         Some(best) => console.line(best.line()),
         None => console.line("nothing of that is possible here"),

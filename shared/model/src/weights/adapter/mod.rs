@@ -58,6 +58,25 @@ impl AdapterFile {
         let open = |file: &Self| Adapter::open(&file.path, file.strength);
         files.iter().map(open).collect()
     }
+
+    /// Bytes of what `files` change of the `network` of these `layers`, as others get it
+    /// ([`Stored::adapter_files`](super::Stored::adapter_files)); none where that is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open_all`] and [`Stored::with_adapters`](super::Stored::with_adapters).
+    pub fn bytes_of(
+        files: &[Self],
+        network: Network,
+        layers: &impl Parameters,
+    ) -> Result<Option<u64>> {
+        let mut adapters = Self::open_all(files)?;
+        let fitted = fit_all(layers, Adapter::take_all(&mut adapters, network))?;
+        let mut bytes = None;
+        for adapter in fitted {
+            *bytes.get_or_insert(0) += adapter.to_file()?.len() as u64;
+        }
+        Ok(bytes)
+    }
 }
 
 /// A low-rank adapter, as its file has it: of each layer that it changes, the weight becomes
