@@ -7,6 +7,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 binaries=$(realpath "${1:-target/release}")
+for name in lacuna lacuna-worker; do
+    [ -x "$binaries/$name" ] || { echo "$binaries has no $name: cargo build --release -p $name, or .ci/run"; exit 1; }
+done
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=0
