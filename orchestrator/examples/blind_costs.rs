@@ -11,7 +11,7 @@ use clap::Parser;
 use lacuna_kernels::allocator::keep_freed_pages;
 use lacuna_model::device::{OpenDevice, Precision};
 use lacuna_model::unet::UNetConfig;
-use lacuna_model::weights::{Weights, list};
+use lacuna_model::weights::{Weights, list, random_digest};
 use lacuna_orchestrator::noise::TorchRng;
 use lacuna_orchestrator::schemes::blind::options::Blind;
 use lacuna_orchestrator::schemes::blind::own::Own;
@@ -89,8 +89,8 @@ fn main() -> anyhow::Result<()> {
     let mut parameters = list(&unet);
     parameters.retain(|parameter| names.contains(parameter.layer()));
     let device = OpenDevice::cpu().device;
-    let weights = Weights::random_part(&unet, &parameters, 1, &device)?;
-    let model = Model::new(unet.clone(), weights.clone());
+    let weights = Weights::random_part(&parameters, 1, &device)?;
+    let model = Model::new(unet.clone(), weights.clone(), random_digest(&unet, 1));
     let mut once = Clock::default();
     let (mut masks, mut verifier) = (Masks::fresh()?, Verifier::new(1.0)?);
     // What is made once is made before all calls, so that a call's memory is as warm as in a picture.

@@ -42,7 +42,8 @@ async fn main() -> anyhow::Result<()> {
     let conditioning = pipeline.encode(&Prompt::new(PROMPT), &sampling, shape)?;
     let [_, _, rows, columns] = shape;
     let weights = load_whole(pipeline.source()).await?;
-    let held = Arc::new(Model::new(pipeline.unet().clone(), weights));
+    let held = Model::new(pipeline.unet().clone(), weights, pipeline.digest());
+    let held = Arc::new(held);
     let latents = [sampling.batch(), rows, columns];
     let workers = LocalWorkers::start(4, &held, &device, latents).await?;
     let link = Link {

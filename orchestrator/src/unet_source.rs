@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use lacuna_model::device::is_cpu;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::{Apart, Stored, Weights, list};
+use lacuna_model::weights::{Apart, Stored, Weights, list, random_digest};
 
 use crate::error::Result;
 use crate::memory;
@@ -39,16 +39,12 @@ impl UNetSource {
     }
 
     /// `unet` with random weights.
-    ///
-    /// # Errors
-    /// As [`Weights::random_part`].
-    pub fn random(unet: UNet, seed: u64, device: &Device) -> Result<Self> {
-        let none = Weights::random_part(&unet, &[], seed, device)?;
-        Ok(Self {
-            digest: none.digest().to_owned(),
+    pub fn random(unet: UNet, seed: u64, device: &Device) -> Self {
+        Self {
+            digest: random_digest(&unet, seed),
             weights: Origin::Seed(unet, seed),
             device: device.clone(),
-        })
+        }
     }
 
     /// The layers.
@@ -72,9 +68,20 @@ impl UNetSource {
         }
     }
 
-    /// [`Weights::digest`].
+    /// Identifies the weights, adapters included ([`Stored::digest`]).
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Identifies the weights without adapters.
+    ///
+    /// # Errors
+    /// As [`Stored::base_digest`].
+    pub fn base_digest(&self) -> Result<String> {
+        match &self.weights {
+            Origin::Files(stored) => Ok(stored.base_digest()?),
+            Origin::Seed(..) => Ok(self.digest.clone()),
+        }
     }
 
     /// Loads `parameters` alone.
@@ -84,7 +91,7 @@ impl UNetSource {
     pub fn load(&self, parameters: &[Parameter]) -> Result<Weights> {
         let part = match &self.weights {
             Origin::Files(stored) => stored.load_part(parameters, &self.device),
-            Origin::Seed(unet, seed) => Weights::random_part(unet, parameters, *seed, &self.device),
+            Origin::Seed(_, seed) => Weights::random_part(parameters, *seed, &self.device),
         };
         Ok(part?)
     }
@@ -96,9 +103,7 @@ impl UNetSource {
     pub fn load_apart(&self, parameters: &[Parameter], apart: &Apart) -> Result<Weights> {
         let part = match &self.weights {
             Origin::Files(stored) => stored.load_apart(parameters, apart, &self.device),
-            Origin::Seed(unet, seed) => {
-                Weights::random_apart(unet, parameters, apart, *seed, &self.device)
-            }
+            Origin::Seed(_, seed) => Weights::random_apart(parameters, apart, *seed, &self.device),
         };
         Ok(part?)
     }

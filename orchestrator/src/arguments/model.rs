@@ -9,7 +9,7 @@ use lacuna_model::config::ConfigReader;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice, Precision};
 use lacuna_model::selftest;
 use lacuna_model::unet::{UNetConfig, original};
-use lacuna_model::weights::AdapterFile;
+use lacuna_model::weights::{AdapterFile, DigestCache};
 use tokio::task::spawn_blocking;
 
 use crate::error::{Error, Result};
@@ -186,6 +186,7 @@ impl ModelArguments {
             config: self.model_config.clone(),
             tokenizer: self.tokenizer.clone(),
             vae: self.vae.clone(),
+            digests: DigestCache::of_user(),
         };
         files.check()?;
         Ok(files)

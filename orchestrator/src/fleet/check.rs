@@ -50,8 +50,10 @@ impl Again {
         share: f64,
         each_call: bool,
     ) -> Result<Self> {
-        let model = Arc::new(Model::new(unet.clone(), weights.clone()));
-        let ground = Ground::new(model, latents, Arc::new(Metrics::default())).map_err(failed)?;
+        // Nobody opens a session of it by its digest.
+        let model = Model::new(unet.clone(), weights.clone(), "");
+        let ground =
+            Ground::new(Arc::new(model), latents, Arc::new(Metrics::default())).map_err(failed)?;
         Ok(Self {
             loan: Loan::new(Arc::new(ground), None),
             share,

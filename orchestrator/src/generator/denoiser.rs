@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lacuna_model::layers::Parameter;
-use lacuna_model::weights::Weights;
+use lacuna_model::weights::{Apart, Weights};
 use lacuna_model::whole::{Conditioning, Whole};
 
 use super::failover::{Failover, Note, OnLoss, Terms, Told};
@@ -111,11 +111,20 @@ impl Denoiser {
             None => {
                 let unet = self.unet.layers();
                 let parameters = self.setting.user_parameters(unet)?.held;
-                match self.setting.scheme.apart(unet, &self.setting.sizes)? {
+                match self.apart()? {
                     None => self.unet.load(&parameters),
                     Some(apart) => self.unet.load_apart(&parameters, &apart),
                 }
             }
+        }
+    }
+
+    /// The layers whose weights here are without adapters, where the scheme has such.
+    fn apart(&self) -> Result<Option<Apart>> {
+        let (unet, sizes) = (self.unet.layers(), &self.setting.sizes);
+        match self.whole {
+            Some(_) => Ok(None),
+            None => self.setting.scheme.apart(unet, sizes),
         }
     }
 
@@ -169,8 +178,12 @@ impl Denoiser {
         note: Note<'_>,
         calls: impl FnOnce(&mut dyn Predictor) -> Result<T>,
     ) -> Result<T> {
-        // Of the weights that are here: where adapters are apart, that of those without.
-        let digest = weights.digest().to_owned();
+        // Where adapters stay here, workers hold the model without any.
+        let stay = self.apart()?.is_some();
+        let digest = match stay {
+            true => self.unet.base_digest()?,
+            false => self.unet.digest().to_owned(),
+        };
         let home = || {
             let weights = match &self.whole {
                 Some(weights) => weights.clone(),
@@ -204,8 +217,7 @@ impl Denoiser {
         let terms = Terms {
             unet,
             digest: &digest,
-            // Where they stay here, the weights have the digest of those without.
-            adapted: self.unet.adapted().filter(|_| digest == self.unet.digest()),
+            adapted: self.unet.adapted().filter(|_| !stay),
             setting: &setting,
             policy: self.policy.as_ref(),
             on_loss: self.on_loss,

@@ -91,8 +91,8 @@ impl Own {
             true => {
                 let [_, rows, _] = latents;
                 let n = workers.unwrap_or_else(|| default_workers(scheme, unet.layers(), rows));
-                let model = Arc::new(Model::new(unet.layers().clone(), weights.clone()));
-                Some(LocalWorkers::start(n, &model, device, latents).await?)
+                let model = Model::new(unet.layers().clone(), weights.clone(), unet.digest());
+                Some(LocalWorkers::start(n, &Arc::new(model), device, latents).await?)
             }
             false => None,
         };

@@ -11,7 +11,7 @@ pub mod vocabulary;
 use std::path::PathBuf;
 
 use lacuna_model::unet::{Source, UNet, UNetConfig};
-use lacuna_model::weights::{Adapter, AdapterFile, Checkpoint, Library, Network, Stored};
+use lacuna_model::weights::{Adapter, AdapterFile, Checkpoint, DigestCache, Network, Stored};
 
 use crate::error::{Error, Result};
 use crate::family::Family;
@@ -34,6 +34,8 @@ pub struct ModelFiles {
     pub tokenizer: Option<PathBuf>,
     /// Another autoencoder: its folder, or its file.
     pub vae: Option<PathBuf>,
+    /// Where the U-Net's digest may be found, or is kept.
+    pub digests: Option<DigestCache>,
 }
 
 /// A model's parts, opened: nothing is loaded.
@@ -123,7 +125,8 @@ impl ModelFiles {
                 variant: self.variant.clone(),
             },
         };
-        Ok(source.files()?)
+        let (config, checkpoint) = source.files()?;
+        Ok((config, checkpoint.with_digests(self.digests.clone())))
     }
 
     /// The U-Net, its config first, with what `adapters` change of it; and what they hold beside.
@@ -162,10 +165,11 @@ impl ModelFiles {
             };
             text.push((tokenizer, stored));
         }
+        let (unet_config, unet) = self.open_unet()?;
         Ok(ModelParts {
             family: dir.family,
-            unet_config: UNetConfig::from_file(&dir.unet.join("config.json"))?,
-            unet: Checkpoint::open(&dir.unet, Library::Diffusers, variant)?,
+            unet_config,
+            unet,
             vae: Vae::open(&dir.vae, variant)?,
             text,
             zeros_for_no_prompt: dir.zeros_for_no_prompt,

@@ -79,7 +79,7 @@ impl Info {
 pub struct ModelInfo {
     /// What it is; `unet` today.
     pub kind: String,
-    /// [`lacuna_model::weights::Weights::digest`].
+    /// [`lacuna_model::weights::Stored::digest`].
     pub digest: String,
 }
 

@@ -30,7 +30,8 @@ async fn tell(schemes: &'static [(&'static str, usize)]) -> Vec<Told> {
     let dir = repository().join("assets/demo-model");
     let pipeline = Pipeline::open(&dir, None, &[], &device.device).unwrap();
     let weights = pipeline.source().load_all().unwrap();
-    let model = Arc::new(Model::new(pipeline.unet().clone(), weights.clone()));
+    let model = Model::new(pipeline.unet().clone(), weights.clone(), pipeline.digest());
+    let model = Arc::new(model);
     let [_, _, rows, columns] = pipeline.latent_shape(None, None).unwrap();
     let latents = [2, rows, columns];
     let local = LocalWorkers::start(2, &model, &device, latents)

@@ -32,11 +32,12 @@ const MIDDLE: usize = 40;
 fn source() -> Arc<UNetSource> {
     let config = UNetConfig::from_file(&model_dir("sd1").join("unet/config.json")).unwrap();
     let device = OpenDevice::cpu().device;
-    Arc::new(UNetSource::random(config.build(), 3, &device).unwrap())
+    Arc::new(UNetSource::random(config.build(), 3, &device))
 }
 
 async fn worker(source: &UNetSource) -> RunningWorker {
-    let model = Model::new(source.layers().clone(), source.load_all().unwrap());
+    let weights = source.load_all().unwrap();
+    let model = Model::new(source.layers().clone(), weights, source.digest());
     RunningWorker::of(Arc::new(model), &Options::default()).await
 }
 

@@ -48,6 +48,7 @@ pub struct Model {
     unet: UNet,
     layers: HashMap<String, Owned>,
     weights: Weights,
+    digest: String,
     integers: Integers,
     keeps_halves: OnceLock<bool>,
     /// Its files, unless it is not of files alone.
@@ -63,8 +64,8 @@ enum Owned {
 }
 
 impl Model {
-    /// A model of `unet`'s layers with `weights` (shared, not copied).
-    pub fn new(unet: UNet, weights: Weights) -> Self {
+    /// A model of `unet`'s layers with `weights` (shared, not copied), which `digest` identifies to those who open sessions.
+    pub fn new(unet: UNet, weights: Weights, digest: impl Into<String>) -> Self {
         let layers = unet
             .layers()
             .map(|layer| {
@@ -81,6 +82,7 @@ impl Model {
             unet,
             layers,
             weights,
+            digest: digest.into(),
             integers: Integers::default(),
             keeps_halves: OnceLock::new(),
             source: None,
@@ -125,7 +127,7 @@ impl Model {
     /// Loads the U-Net of `source`, with `adapters`.
     ///
     /// # Errors
-    /// Those of [`Source::open`] and [`lacuna_model::weights::Stored::load`].
+    /// Those of [`Source::open`], [`lacuna_model::weights::Stored::load`] and [`lacuna_model::weights::Stored::digest`].
     pub fn of_source(
         source: &Source,
         adapters: &[AdapterFile],
@@ -136,7 +138,7 @@ impl Model {
         let source = (!stored.is_adapted()).then(|| source.clone());
         Ok(Self {
             source,
-            ..Self::new(stored.layers().clone(), weights)
+            ..Self::new(stored.layers().clone(), weights, stored.digest()?)
         })
     }
 
@@ -155,9 +157,9 @@ impl Model {
         &self.weights
     }
 
-    /// [`Weights::digest`].
+    /// Identifies the weights, adapters included ([`lacuna_model::weights::Stored::digest`]).
     pub fn digest(&self) -> &str {
-        self.weights.digest()
+        &self.digest
     }
 
     /// Number of parameters.

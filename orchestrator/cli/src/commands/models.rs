@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use futures::future::join_all;
 use tokio::task::spawn_blocking;
 
-use lacuna_model::weights::AdapterFile;
+use lacuna_model::weights::{AdapterFile, DigestCache};
 use lacuna_orchestrator::arguments::fleet::FleetArguments;
 use lacuna_orchestrator::arguments::model::resolve;
 use lacuna_orchestrator::arguments::terms::WayArguments;
@@ -99,6 +99,7 @@ async fn push(arguments: PushArguments) -> anyhow::Result<()> {
     let files = ModelFiles {
         variant: arguments.variant,
         config: arguments.model_config,
+        digests: DigestCache::of_user(),
         ..ModelFiles::of(resolve(&arguments.model)?)
     };
     files.check()?;

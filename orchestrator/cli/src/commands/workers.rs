@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::join_all;
-use lacuna_model::weights::AdapterFile;
+use lacuna_model::weights::{AdapterFile, DigestCache};
 use lacuna_protocol::session::{Info, Load};
 use tokio::task::spawn_blocking;
 
@@ -80,6 +80,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let files = ModelFiles {
                 variant: arguments.variant,
                 config: arguments.model_config,
+                digests: DigestCache::of_user(),
                 ..ModelFiles::of(resolve(&model)?)
             };
             files.check()?;

@@ -67,8 +67,9 @@ impl Trial {
         };
         let latents = [sampling.batch(), rows, columns];
         let base = Setting::new(strips.scheme(), pipeline.unet(), latents, PROMPT_TOKENS);
+        let model = Model::new(pipeline.unet().clone(), weights.clone(), pipeline.digest());
         Ok(Self {
-            model: Arc::new(Model::new(pipeline.unet().clone(), weights.clone())),
+            model: Arc::new(model),
             pipeline,
             weights,
             sampling,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice};
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::Weights;
+use lacuna_model::weights::{Weights, random_digest};
 use lacuna_worker::Model;
 
 use crate::error::Result;
@@ -148,7 +148,8 @@ impl UNetArguments {
             None => {
                 let unet = self.read_config()?;
                 let weights = Weights::random(&unet, WEIGHTS_SEED, &device.device)?;
-                Model::new(unet, weights)
+                let digest = random_digest(&unet, WEIGHTS_SEED);
+                Model::new(unet, weights, digest)
             }
         };
         Ok((model, device))

@@ -71,8 +71,9 @@ impl Workers {
         let Some(weights) = subject.whole.clone() else {
             return Err(Error::local_worker(&"the weights are not all here"));
         };
-        let model = Arc::new(Model::new(subject.unet.layers().clone(), weights));
-        let local = LocalWorkers::start(n, &model, device, subject.latents).await?;
+        let unet = &subject.unet;
+        let model = Model::new(unet.layers().clone(), weights, unet.digest());
+        let local = LocalWorkers::start(n, &Arc::new(model), device, subject.latents).await?;
         Ok(Self {
             config: local.config().clone(),
             processes: Vec::new(),

@@ -101,7 +101,7 @@ pub struct Description {
     pub latent_columns: usize,
     /// U-Net calls of a session; sampler steps of the picture.
     pub calls: usize,
-    /// [`Weights::digest`].
+    /// [`UNetSource::digest`].
     pub weights: String,
 }
 
@@ -211,7 +211,7 @@ impl Subject {
         Ok(Self {
             latents,
             calls: arguments.calls,
-            unet: Arc::new(UNetSource::random(unet, WEIGHTS_SEED, device)?),
+            unet: Arc::new(UNetSource::random(unet, WEIGHTS_SEED, device)),
             whole: None,
             source: Source::Calls {
                 conditioning: Box::new(conditioning),

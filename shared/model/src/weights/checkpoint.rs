@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use super::digests::{DigestCache, Key};
 use super::file::WeightFile;
 use super::files::{Library, WeightFiles, has_variant};
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ pub struct Checkpoint {
     entries: BTreeMap<String, Entry>,
     /// Made when first asked for.
     digest: OnceLock<String>,
+    /// Where it may be kept from one run to the next.
+    digests: Option<DigestCache>,
 }
 
 /// A tensor of a model as a part of a tensor of a file, which may lie there by another name or in another form.
@@ -116,7 +119,13 @@ impl Checkpoint {
             files,
             entries,
             digest: OnceLock::new(),
+            digests: None,
         })
+    }
+
+    /// The same, whose digest may be found in `digests`, or is kept there.
+    pub fn with_digests(self, digests: Option<DigestCache>) -> Self {
+        Self { digests, ..self }
     }
 
     /// Gives tensors the names (and shapes) of the model's layers: published files differ in both.
@@ -286,6 +295,38 @@ impl Checkpoint {
         if let Some(digest) = self.digest.get() {
             return Ok(digest);
         }
+        let cache = self.digests.as_ref();
+        let cached = cache.and_then(|cache| Some((cache, self.key(cache)?)));
+        let found = cached.as_ref().and_then(|(cache, key)| cache.find(key));
+        let digest = match found {
+            Some(digest) => digest,
+            None => {
+                let digest = self.make_digest()?;
+                if let Some((cache, key)) = &cached {
+                    self.keep_digest(cache, key, &digest);
+                }
+                digest
+            }
+        };
+        Ok(self.digest.get_or_init(|| digest))
+    }
+
+    /// What the files and the tensors that are taken of them are known by.
+    fn key(&self, cache: &DigestCache) -> Option<Key> {
+        let bytes = self.entries.values().map(|entry| entry.bytes as u64).sum();
+        let files = self.files.iter().map(|file| file.metadata().ok());
+        let files = files.collect::<Option<Vec<_>>>()?;
+        cache.key(bytes, &files, &format!("{:?}", self.entries))
+    }
+
+    /// Keeps the digest, unless the files changed while it was made.
+    fn keep_digest(&self, cache: &DigestCache, key: &Key, digest: &str) {
+        if self.key(cache).as_ref() == Some(key) {
+            cache.keep(key, digest);
+        }
+    }
+
+    fn make_digest(&self) -> Result<String> {
         let parts: Vec<blake3::Hash> = self
             .entries
             .par_iter()
@@ -302,8 +343,7 @@ impl Checkpoint {
         for part in parts {
             all.update(part.as_bytes());
         }
-        let digest = all.finalize().to_hex().to_string();
-        Ok(self.digest.get_or_init(|| digest))
+        Ok(all.finalize().to_hex().to_string())
     }
 
     /// Shows a tensor's bytes to `look`, part after part.

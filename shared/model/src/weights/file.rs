@@ -3,7 +3,7 @@
 //! Not mapped into memory: pages of a map count as the process's own, and a file that is cut short while it
 //! is mapped ends the process.
 
-use std::fs::File;
+use std::fs::{File, Metadata as FileMetadata};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -73,6 +73,15 @@ impl WeightFile {
     /// Where the tensors begin.
     pub(super) fn data(&self) -> u64 {
         self.data
+    }
+
+    /// What the system knows of the file that is open, whatever now has its name.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub(super) fn metadata(&self) -> Result<FileMetadata> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.metadata().map_err(|e| Error::read(&self.path, e))
     }
 
     /// The file is damaged, and why.

@@ -4,6 +4,7 @@
 //! - [`Checkpoint`]: the same, open.
 //! - [`Adapter`]: a small change of them.
 //! - [`Apart`]: layers that others compute.
+//! - [`DigestCache`]: digests of large files, from one run to the next.
 //! - [`Extract`]: a part of a file, to be sent.
 //! - [`Stored`]: a network with its files, of which nothing is loaded.
 //! - [`Weights`]: what of them is loaded.
@@ -11,6 +12,7 @@
 mod adapter;
 mod apart;
 mod checkpoint;
+mod digests;
 mod extract;
 mod file;
 mod files;
@@ -19,6 +21,7 @@ mod stored;
 pub use adapter::{Adapter, AdapterFile, AdapterPart, LowRank, Network};
 pub use apart::Apart;
 pub use checkpoint::{Checkpoint, View};
+pub use digests::DigestCache;
 pub use extract::Extract;
 pub use files::{Library, WeightFiles};
 pub use stored::Stored;
@@ -28,6 +31,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use half::f16;
+use rayon::prelude::*;
 
 use apart::{Elsewhere, Reader};
 
@@ -37,6 +41,9 @@ use crate::host::OnDevice;
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::Error as TensorError;
 use lacuna_wire::host::{HostTensor, transpose_each};
+
+/// Parameters that are read at once at most: so many are in memory that are not placed yet.
+const SIDE_BY_SIDE: usize = 8;
 
 /// A parameter on the device, by its number of axes.
 #[derive(Clone, Debug)]
@@ -57,7 +64,6 @@ pub struct Weights {
     elsewhere: HashMap<String, Elsewhere>,
     device: Device,
     precision: Precision,
-    digest: String,
     /// Of layers whose weights are not changed by their adapters here, these.
     apart: Arc<HashMap<String, Vec<LowRank>>>,
 }
@@ -77,7 +83,7 @@ impl Weights {
         Self::load_part(&parameters, checkpoint, target)
     }
 
-    /// Loads `parameters` alone. The digest is that of all of `checkpoint`.
+    /// Loads `parameters` alone: nothing else of `checkpoint` is read.
     ///
     /// # Errors
     /// [`TensorError::MissingTensor`], [`TensorError::WrongShape`], [`TensorError::WrongDtype`], [`TensorError::NotFinite`] or
@@ -88,30 +94,33 @@ impl Weights {
         target: impl Into<Target>,
     ) -> Result<Self> {
         checkpoint.check_part(parameters)?;
-        let read = |name: &str| checkpoint.read(name);
-        Self::of_read(parameters, read, checkpoint.digest()?, target)
+        Self::of_read(parameters, |it| checkpoint.read(&it.name), target)
     }
 
-    /// `parameters` as `read` gives them, under a digest.
+    /// `parameters` as `read` gives them, some side by side: numbers are widened more slowly than a disk gives them.
     fn of_read(
         parameters: &[Parameter],
-        read: impl Fn(&str) -> Result<HostTensor>,
-        digest: &str,
+        read: impl Fn(&Parameter) -> Result<HostTensor> + Sync,
         target: impl Into<Target>,
     ) -> Result<Self> {
         let target = target.into();
+        let on_cpu = is_cpu(&target.device);
         let mut tensors = HashMap::with_capacity(parameters.len());
-        for parameter in parameters {
-            let host = read(&parameter.name)?;
-            let weight = Weight::place(parameter.table, host, &target)?;
-            tensors.insert(parameter.name.clone(), weight);
+        for some in parameters.chunks(rayon::current_num_threads().min(SIDE_BY_SIDE)) {
+            let each = some.par_iter();
+            let hosts = each.map(|parameter| turned(read(parameter)?, on_cpu && !parameter.table));
+            let hosts: Vec<Host> = hosts.collect::<Result<_>>()?;
+            // A GPU has queues for each thread, so all of this is one thread's.
+            for (parameter, host) in some.iter().zip(hosts) {
+                let weight = Weight::place(host, &target)?;
+                tensors.insert(parameter.name.clone(), weight);
+            }
         }
         Ok(Self {
             tensors,
             elsewhere: HashMap::new(),
             device: target.device,
             precision: target.precision,
-            digest: digest.to_owned(),
             apart: Arc::default(),
         })
     }
@@ -122,40 +131,19 @@ impl Weights {
     /// # Errors
     /// [`TensorError::WrongShape`] when a parameter has neither 1, 2 nor 4 axes.
     pub fn random(model: &impl Parameters, seed: u64, target: impl Into<Target>) -> Result<Self> {
-        Self::random_part(model, &list(model), seed, target)
+        Self::random_part(&list(model), seed, target)
     }
 
-    /// Of those, `parameters` alone; the digest is of all.
+    /// Of those, `parameters` alone.
     ///
     /// # Errors
     /// As [`Self::random`].
     pub fn random_part(
-        model: &impl Parameters,
         parameters: &[Parameter],
         seed: u64,
         target: impl Into<Target>,
     ) -> Result<Self> {
-        let target = target.into();
-        let mut digest = blake3::Hasher::new();
-        digest.update(b"random weights");
-        digest.update(&seed.to_le_bytes());
-        for parameter in list(model) {
-            digest.update(format!("{parameter:?}").as_bytes());
-        }
-        let mut tensors = HashMap::new();
-        for parameter in parameters {
-            let host = random_parameter(parameter, seed)?;
-            let weight = Weight::place(parameter.table, host, &target)?;
-            tensors.insert(parameter.name.clone(), weight);
-        }
-        Ok(Self {
-            tensors,
-            elsewhere: HashMap::new(),
-            device: target.device,
-            precision: target.precision,
-            digest: digest.finalize().to_hex().to_string(),
-            apart: Arc::default(),
-        })
+        Self::of_read(parameters, |it| random_parameter(it, seed), target)
     }
 
     /// The same for one who has others compute the layers `apart`.
@@ -163,14 +151,13 @@ impl Weights {
     /// # Errors
     /// As [`Self::random`].
     pub fn random_apart(
-        model: &impl Parameters,
         parameters: &[Parameter],
         apart: &Apart,
         seed: u64,
         target: impl Into<Target>,
     ) -> Result<Self> {
         let (theirs, own) = apart.part(parameters);
-        let mut weights = Self::random_part(model, &own, seed, target)?;
+        let mut weights = Self::random_part(&own, seed, target)?;
         let all: HashMap<String, Parameter> = theirs
             .iter()
             .map(|parameter| (parameter.name.clone(), parameter.clone()))
@@ -181,12 +168,6 @@ impl Weights {
         };
         weights.set_apart(&theirs, apart, Reader::new(read))?;
         Ok(weights)
-    }
-
-    /// Identifies the network's weights, loaded or not: equal digests, equal weights (see
-    /// [`Checkpoint::digest`]).
-    pub fn digest(&self) -> &str {
-        &self.digest
     }
 
     /// The number type of all of them.
@@ -225,7 +206,6 @@ impl Weights {
             elsewhere: HashMap::new(),
             device: self.device.clone(),
             precision: Precision::F32,
-            digest: self.digest.clone(),
             apart: Arc::default(),
         })
     }
@@ -275,19 +255,17 @@ impl Weights {
 }
 
 impl Weight {
-    fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
-        match host.shape[..] {
-            [_] => Ok(Self::Vector(place(host, target)?)),
-            // A product packs the matrix anew at each call, and slowly across its rows: with four workers
-            // in one process that was 7 % of all processor time.
-            [rows, columns] if is_cpu(&target.device) && !table => {
-                let turned = transpose_each(&host.data, rows, columns);
-                let turned = HostTensor::new([columns, rows], turned)?;
-                let turned: Tensor<2> = place(turned, target)?;
-                Ok(Self::Matrix(turned.transpose()))
+    fn place(host: Host, target: &Target) -> Result<Self> {
+        match host {
+            Host::AsStored(host) => match host.shape[..] {
+                [_] => Ok(Self::Vector(place(host, target)?)),
+                [_, _] => Ok(Self::Matrix(place(host, target)?)),
+                _ => Ok(Self::Kernel(place(host, target)?)),
+            },
+            Host::ByInput(host) => {
+                let by_input: Tensor<2> = place(host, target)?;
+                Ok(Self::Matrix(by_input.transpose()))
             }
-            [_, _] => Ok(Self::Matrix(place(host, target)?)),
-            _ => Ok(Self::Kernel(place(host, target)?)),
         }
     }
 
@@ -313,6 +291,26 @@ impl Weight {
     }
 }
 
+/// A parameter that is not on the device yet.
+enum Host {
+    /// Bias, kernel, or a matrix `[D_out, D_in]`.
+    AsStored(HostTensor),
+    /// A matrix `[D_in, D_out]`.
+    ByInput(HostTensor),
+}
+
+/// A matrix by input, if that is how it is `packed`: a product packs the matrix anew at each call, and slowly across its
+/// rows. With four workers in one process that was 7 % of all processor time.
+fn turned(host: HostTensor, packed: bool) -> Result<Host> {
+    match host.shape[..] {
+        [rows, columns] if packed => {
+            let by_input = transpose_each(&host.data, rows, columns);
+            Ok(Host::ByInput(HostTensor::new([columns, rows], by_input)?))
+        }
+        _ => Ok(Host::AsStored(host)),
+    }
+}
+
 /// `host` on the device. It is rounded here: GPUs do that each in their own way.
 fn place<const D: usize>(host: HostTensor, target: &Target) -> Result<Tensor<D>> {
     let device = &target.device;
@@ -327,6 +325,18 @@ fn place<const D: usize>(host: HostTensor, target: &Target) -> Result<Tensor<D>>
         .collect();
     let halves = TensorData::new(halves, Shape::from(host.shape));
     Ok(Tensor::from_data(halves, (device, DType::F16)))
+}
+
+/// Identifies the random weights of `model` that a `seed` gives ([`Weights::random`]), as
+/// [`Checkpoint::digest`] those of files.
+pub fn random_digest(model: &impl Parameters, seed: u64) -> String {
+    let mut digest = blake3::Hasher::new();
+    digest.update(b"random weights");
+    digest.update(&seed.to_le_bytes());
+    for parameter in list(model) {
+        digest.update(format!("{parameter:?}").as_bytes());
+    }
+    digest.finalize().to_hex().to_string()
 }
 
 /// Every parameter of a model.
