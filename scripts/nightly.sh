@@ -90,5 +90,5 @@ try "TLS with a pin and a token beside plain HTTP" channel
 try "the whole Dockerfile, and its workers in containers" scripts/containers.sh "$binaries" build
 try "a U-Net call of SDXL's shape at 512x512" sdxl
 
-printf "\n%s, %s\n\n%b\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)"
+printf "\n%s, %s\n\n%b\n" "$(date -u +%F)" "$(git rev-parse --short HEAD)" "$table"
 exit $failed
