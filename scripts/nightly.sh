@@ -71,7 +71,8 @@ import json
 import sys
 
 rows = json.load(open(sys.argv[1]))["rows"]
-print("; ".join(f"{r['scheme']} {r['seconds_per_call_median']:.1f} s a call, {r['psnr_db'] or 0:.1f} dB" for r in rows))
+quality = lambda row: "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB"
+print("; ".join(f"{r['scheme']} {r['seconds_per_call_median']:.1f} s a call{quality(r)}" for r in rows))
 EOF
 }
 

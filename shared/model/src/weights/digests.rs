@@ -4,7 +4,6 @@
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Of smaller networks the digest is made anew: that takes a moment.
@@ -115,25 +114,13 @@ fn identity(_: &Metadata, _: Duration) -> Option<String> {
     None
 }
 
-/// Writes the file at `path` in `folder` as one, for its owner alone.
+/// Writes the file at `path` in `folder`: there whole or not at all, of the mode 0600.
 fn write_private(folder: &Path, path: &Path, text: &str) -> std::io::Result<()> {
-    static WRITTEN: AtomicU64 = AtomicU64::new(0);
     fs::create_dir_all(folder)?;
-    let nth = WRITTEN.fetch_add(1, Ordering::Relaxed);
-    let own = path.with_extension(format!("{}-{nth}", std::process::id()));
-    let mut options = File::options();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options
-        .open(&own)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .and_then(|()| fs::rename(&own, path));
-    if written.is_err() {
-        // Nothing is lost by what stays behind.
-        let _ = fs::remove_file(&own);
-    }
-    written
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
 }
 
 #[cfg(all(test, unix))]

@@ -31,7 +31,6 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use half::f16;
-use rayon::prelude::*;
 
 use apart::{Elsewhere, Reader};
 
@@ -41,9 +40,6 @@ use crate::host::OnDevice;
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::Error as TensorError;
 use lacuna_wire::host::{HostTensor, transpose_each};
-
-/// Parameters that are read at once at most: so many are in memory that are not placed yet.
-const SIDE_BY_SIDE: usize = 8;
 
 /// A parameter on the device, by its number of axes.
 #[derive(Clone, Debug)]
@@ -97,24 +93,17 @@ impl Weights {
         Self::of_read(parameters, |it| checkpoint.read(&it.name), target)
     }
 
-    /// `parameters` as `read` gives them, some side by side: numbers are widened more slowly than a disk gives them.
+    /// `parameters` as `read` gives them.
     fn of_read(
         parameters: &[Parameter],
-        read: impl Fn(&Parameter) -> Result<HostTensor> + Sync,
+        read: impl Fn(&Parameter) -> Result<HostTensor>,
         target: impl Into<Target>,
     ) -> Result<Self> {
         let target = target.into();
-        let on_cpu = is_cpu(&target.device);
         let mut tensors = HashMap::with_capacity(parameters.len());
-        for some in parameters.chunks(rayon::current_num_threads().min(SIDE_BY_SIDE)) {
-            let each = some.par_iter();
-            let hosts = each.map(|parameter| turned(read(parameter)?, on_cpu && !parameter.table));
-            let hosts: Vec<Host> = hosts.collect::<Result<_>>()?;
-            // A GPU has queues for each thread, so all of this is one thread's.
-            for (parameter, host) in some.iter().zip(hosts) {
-                let weight = Weight::place(host, &target)?;
-                tensors.insert(parameter.name.clone(), weight);
-            }
+        for parameter in parameters {
+            let weight = Weight::place(parameter.table, read(parameter)?, &target)?;
+            tensors.insert(parameter.name.clone(), weight);
         }
         Ok(Self {
             tensors,
@@ -255,17 +244,19 @@ impl Weights {
 }
 
 impl Weight {
-    fn place(host: Host, target: &Target) -> Result<Self> {
-        match host {
-            Host::AsStored(host) => match host.shape[..] {
-                [_] => Ok(Self::Vector(place(host, target)?)),
-                [_, _] => Ok(Self::Matrix(place(host, target)?)),
-                _ => Ok(Self::Kernel(place(host, target)?)),
-            },
-            Host::ByInput(host) => {
-                let by_input: Tensor<2> = place(host, target)?;
-                Ok(Self::Matrix(by_input.transpose()))
+    fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
+        match host.shape[..] {
+            [_] => Ok(Self::Vector(place(host, target)?)),
+            // A product packs the matrix anew at each call, and slowly across its rows: with four workers
+            // in one process that was 7 % of all processor time.
+            [rows, columns] if is_cpu(&target.device) && !table => {
+                let turned = transpose_each(&host.data, rows, columns);
+                let turned = HostTensor::new([columns, rows], turned)?;
+                let turned: Tensor<2> = place(turned, target)?;
+                Ok(Self::Matrix(turned.transpose()))
             }
+            [_, _] => Ok(Self::Matrix(place(host, target)?)),
+            _ => Ok(Self::Kernel(place(host, target)?)),
         }
     }
 
@@ -288,26 +279,6 @@ impl Weight {
             Self::Matrix(t) => Self::Matrix(widened(t, rounds)),
             Self::Kernel(t) => Self::Kernel(widened(t, rounds)),
         }
-    }
-}
-
-/// A parameter that is not on the device yet.
-enum Host {
-    /// Bias, kernel, or a matrix `[D_out, D_in]`.
-    AsStored(HostTensor),
-    /// A matrix `[D_in, D_out]`.
-    ByInput(HostTensor),
-}
-
-/// A matrix by input, if that is how it is `packed`: a product packs the matrix anew at each call, and slowly across its
-/// rows. With four workers in one process that was 7 % of all processor time.
-fn turned(host: HostTensor, packed: bool) -> Result<Host> {
-    match host.shape[..] {
-        [rows, columns] if packed => {
-            let by_input = transpose_each(&host.data, rows, columns);
-            Ok(Host::ByInput(HostTensor::new([columns, rows], by_input)?))
-        }
-        _ => Ok(Host::AsStored(host)),
     }
 }
 

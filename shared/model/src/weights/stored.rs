@@ -21,7 +21,7 @@ pub struct Stored<L> {
     digest: OnceLock<String>,
 }
 
-impl<L: Parameters + Sync> Stored<L> {
+impl<L: Parameters> Stored<L> {
     /// `layers` with the `checkpoint` that holds their parameters; it may hold others, which are warned
     /// of and left out.
     ///
