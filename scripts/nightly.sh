@@ -35,6 +35,13 @@ audit() {
     grep -F "| private | 4 | own rows and strips" "$scratch/audit/audit.md" | tr -d '|' | tr -s ' '
 }
 
+# How often what reads bytes from the other side was run, in two minutes for each kind.
+fuzz() {
+    cargo install cargo-fuzz --locked --quiet --root target/tools || return
+    PATH="$PWD/target/tools/bin:$PATH" scripts/fuzz.sh 120 | tee "$scratch/fuzz" || return
+    awk '/Done/ { runs += $3 } END { print runs " executions, nothing found" }' "$scratch/fuzz"
+}
+
 # Of shares' products nobody honest is blamed, and what share of the others is.
 checked() {
     cargo test --release -q -p lacuna-shares -- --ignored --nocapture a_million | grep -F "of 1000000 blamed"
@@ -81,6 +88,7 @@ try "four networks, 50 steps" scripts/four_networks.sh "$binaries" 50
 try "two workers on the software adapter, f32 and f16" scripts/software_gpu.sh "$binaries" f32 f16
 # Without its LLVM, which is downloaded from elsewhere than crates come from, the backend can be checked, and not linked.
 try "the backend cuda compiles" env DOCS_RS=1 cargo check --release --locked -p lacuna-worker --no-default-features --features cuda
+try "messages, the codec, the fleet file and sessions, fuzzed" fuzz
 try "an audit of 60 + 12 pictures" audit
 try "an audit of blind, 60 + 12 pictures" blind_audit
 try "two prompts in 500 runs under blind" told_apart

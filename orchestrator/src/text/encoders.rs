@@ -10,9 +10,10 @@ use lacuna_model::whole::{AddedConditioning, Conditioning};
 use lacuna_wire::HostTensor;
 
 use super::chunk::{Chunk, weigh};
-use super::clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
+use super::clip::ClipTextLayers;
 use super::embedding::{Embedding, EmbeddingFile};
 use super::prompt::Prompt;
+use super::states::{Asked, Encoded, OwnTokens, Wanted, encode_stored};
 use super::syntax::PromptSyntax;
 use super::tokenizer::{ClipTokenizer, LeftOut};
 use crate::error::{Error, Result};
@@ -239,7 +240,7 @@ impl TextEncoders {
     }
 
     /// What the U-Net is told of `prompt`, `T` tokens for each of its chunks, for a picture of `size` rows and columns: the
-    /// negative prompt's first if `guided`. Each text encoder is loaded on `device` for it, and dropped before the next.
+    /// negative prompt's first if `guided`. Of the text encoders no more than two layers are on `device` at a time.
     ///
     /// # Errors
     /// [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as [`Stored::load_part`].
@@ -259,18 +260,21 @@ impl TextEncoders {
         let texts: Vec<&str> = [Some(&**text), negative].into_iter().flatten().collect();
         let read = self.read(&texts, options.syntax)?;
         for (one, chunks) in self.encoders.iter().zip(read) {
-            let encoder = ClipTextEncoder::load_stored(&one.stored, device)?;
-            let encoder = encoder.knowing(one.own.clone());
-            let encode = |chunks: &[Chunk], skip| {
-                let wanted = match self.family {
-                    Family::StableDiffusionXl => Wanted::Penultimate(skip),
-                    Family::StableDiffusion | Family::LatentConsistency => Wanted::Normalised(skip),
-                };
-                let ids: Vec<Vec<u32>> = chunks.iter().map(|chunk| chunk.ids.clone()).collect();
-                encoder.encode(&ids, wanted)?.joined(chunks)
-            };
-            let both = chunks.iter().zip([options.clip_skip, 0]);
-            let both = both.map(|(chunks, skip)| encode(chunks, skip));
+            let asked = chunks.iter().zip([options.clip_skip, 0]);
+            let asked: Vec<Asked> = asked
+                .map(|(chunks, skip)| Asked {
+                    prompts: chunks.iter().map(|chunk| chunk.ids.clone()).collect(),
+                    wanted: match self.family {
+                        Family::StableDiffusionXl => Wanted::Penultimate(skip),
+                        Family::StableDiffusion | Family::LatentConsistency => {
+                            Wanted::Normalised(skip)
+                        }
+                    },
+                })
+                .collect();
+            let both = encode_stored(&one.stored, &one.own, &asked, device)?;
+            let both = both.into_iter().zip(&chunks);
+            let both = both.map(|(encoded, chunks)| encoded.joined(chunks));
             let mut both = both.collect::<Result<Vec<_>>>()?;
             both.reverse();
             if zeros {
@@ -281,10 +285,8 @@ impl TextEncoders {
             states.push(Tensor::cat(each, 0));
             let whole: Option<Vec<_>> = whole.into_iter().collect();
             pooled = whole.map(|whole| Tensor::cat(whole, 0)).or(pooled);
-            // The next one, and the U-Net, are as large.
-            drop(encoder);
-            give_back_freed_pages();
         }
+        give_back_freed_pages();
         let context = Tensor::cat(states, 2);
         let [batch, _, _] = context.dims();
         let added = match self.family {

@@ -9,12 +9,13 @@ mod encoder;
 mod encoders;
 mod json;
 mod prompt;
+mod states;
 mod syntax;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_files;
 
-pub use clip::{ClipTextEncoder, ClipTextLayers, Encoded, OwnTokens, Wanted};
+pub use clip::{ClipTextEncoder, ClipTextLayers};
 pub use clip_config::{
     ClipTextConfig, ClipVisionConfig, PooledAt, PooledConfig, WITHOUT_EFFECT as CLIP_WITHOUT_EFFECT,
 };
@@ -22,6 +23,7 @@ pub use embedding::{Embedding, EmbeddingFile};
 pub use encoder::{Activation, EncoderConfig, EncoderLayer};
 pub use encoders::TextEncoders;
 pub use prompt::{MicroConditioning, Prompt, PromptOptions};
+pub use states::{Asked, Encoded, OwnTokens, Wanted, encode_stored};
 pub use syntax::PromptSyntax;
 pub use tokenizer::ClipTokenizer;
 pub use tokenizer_config::WITHOUT_EFFECT as TOKENIZER_WITHOUT_EFFECT;

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::host::{HostTensor, transpose_each};
+use crate::host::{HostTensor, all_finite, transpose_each};
 use crate::message::{Payload, wrong_dtype};
 
 /// Values that share a scale: their largest is near two and a half deviations, so four bits suffice
@@ -160,7 +160,7 @@ impl Codec {
         if let Some(known) = known {
             add_codes(known, &codes, bits);
             // Near f32's end changes add up to more than it holds, which the other end would refuse.
-            if !known.iter().all(|x| x.is_finite()) {
+            if !all_finite(known) {
                 return Err(too_large());
             }
         }

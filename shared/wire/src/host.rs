@@ -97,6 +97,17 @@ impl HostTensor {
         })
     }
 
+    /// A matrix `[D_out, D_in]` by input, `[D_in, D_out]`; any other tensor as it is.
+    pub fn by_input(self) -> Self {
+        let [outputs, inputs] = self.shape[..] else {
+            return self;
+        };
+        Self {
+            shape: vec![inputs, outputs],
+            data: transpose_each(&self.data, outputs, inputs),
+        }
+    }
+
     /// The largest magnitude; zero of none.
     pub fn largest(&self) -> f64 {
         f64::from(self.data.iter().fold(0f32, |most, x| most.max(x.abs())))
@@ -107,36 +118,94 @@ impl HostTensor {
     /// # Errors
     /// [`Error::NotFinite`].
     pub fn check_finite(&self, name: &str) -> Result<()> {
-        // A sum of x * 0 is 0 for finite values and NaN otherwise: one pass that vectorises.
-        let poison: f32 = self
-            .data
-            .chunks(4096)
-            .map(|c| c.iter().map(|x| x * 0.0).sum::<f32>())
-            .sum();
-        if poison == 0.0 {
-            Ok(())
-        } else {
-            Err(Error::NotFinite { name: name.into() })
+        match all_finite(&self.data) {
+            true => Ok(()),
+            false => Err(Error::NotFinite { name: name.into() }),
         }
     }
 }
+
+/// Whether every value is finite.
+pub fn all_finite(values: &[f32]) -> bool {
+    // Each chunk to its end: with a way out in its midst the loop would take one value at a time.
+    let finite = |chunk: &[f32]| chunk.iter().fold(true, |all, x| all & x.is_finite());
+    values.chunks(4096).all(finite)
+}
+
+/// Rows that [`transpose_band`] turns at once: few pieces of memory are written, and each is long.
+pub const BAND: usize = 256;
 
 /// Each `rows` x `columns` matrix of `values` transposed.
 pub fn transpose_each(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     let size = (rows * columns).max(1);
-    // A block's rows and columns stay in the cache.
-    const BLOCK: usize = 32;
     for (from, to) in values.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
-        for row in (0..rows).step_by(BLOCK) {
-            for column in (0..columns).step_by(BLOCK) {
-                for r in row..rows.min(row + BLOCK) {
-                    for c in column..columns.min(column + BLOCK) {
-                        to[c * rows + r] = from[r * columns + c];
-                    }
-                }
-            }
+        for (i, band) in from.chunks((BAND * columns).max(1)).enumerate() {
+            transpose_band(band, columns, to, rows, i * BAND);
         }
     }
     out
+}
+
+/// Writes the rows `first..` of a `rows` x `columns` matrix, of which `band` has [`BAND`] or fewer, to where they belong in
+/// the transposed matrix `to`.
+pub fn transpose_band(band: &[f32], columns: usize, to: &mut [f32], rows: usize, first: usize) {
+    /// Columns at once: as many values as a line of the cache has.
+    const COLUMNS: usize = 16;
+    let height = band.len() / columns.max(1);
+    // Rows of a large matrix may all want the same place in the cache; of a copy they do not.
+    let mut tile = [[0.0; BAND]; COLUMNS];
+    for left in (0..columns).step_by(COLUMNS) {
+        let width = COLUMNS.min(columns - left);
+        for (i, row) in band.chunks_exact(columns).enumerate() {
+            for (column, value) in tile.iter_mut().zip(&row[left..left + width]) {
+                column[i] = *value;
+            }
+        }
+        for (i, column) in tile[..width].iter().enumerate() {
+            let at = (left + i) * rows + first;
+            to[at..at + height].copy_from_slice(&column[..height]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_matrix_is_turned_whatever_its_sides() {
+        for (rows, columns) in [
+            (1, 1),
+            (BAND, 16),
+            (BAND + 3, 37),
+            (2 * BAND + 1, 15),
+            (5, 700),
+        ] {
+            let values: Vec<f32> = (0..2 * rows * columns).map(|i| i as f32).collect();
+            let turned = transpose_each(&values, rows, columns);
+            for (i, value) in values.iter().enumerate() {
+                let (matrix, row, column) = (i / (rows * columns), i / columns % rows, i % columns);
+                let at = matrix * rows * columns + column * rows + row;
+                assert_eq!(turned[at], *value, "{rows}x{columns}: {i}");
+            }
+            assert_eq!(transpose_each(&turned, columns, rows), values);
+        }
+        for (rows, columns) in [(0, 3), (3, 0), (0, 0)] {
+            assert!(transpose_each(&[], rows, columns).is_empty());
+        }
+    }
+
+    #[test]
+    fn one_value_that_is_not_finite_is_found_anywhere() {
+        let mut values = vec![f32::MAX; 9000];
+        assert!(all_finite(&values) && all_finite(&[]));
+        for at in [0, 1, 4095, 4096, 8999] {
+            for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let was = std::mem::replace(&mut values[at], odd);
+                assert!(!all_finite(&values), "{odd} at {at}");
+                values[at] = was;
+            }
+        }
+    }
 }

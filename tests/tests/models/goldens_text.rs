@@ -1,7 +1,11 @@
 //! Tokenizer and text encoder against the reference library.
 
 use burn::tensor::Device;
-use lacuna_orchestrator::text::{ClipTextEncoder, ClipTokenizer, Wanted};
+use lacuna_model::host::OnDevice;
+use lacuna_orchestrator::text::{
+    Asked, ClipTextEncoder, ClipTokenizer, Encoded, OwnTokens, Wanted, encode_stored,
+};
+use lacuna_wire::HostTensor;
 use serde_json::Value;
 use tests::golden::{Golden, MODELS, model_dir};
 
@@ -54,6 +58,53 @@ fn embeddings_equal_the_reference() {
             encoder.encode(&one, Wanted::Normalised(1)).unwrap().states,
         );
     }
+}
+
+#[test]
+fn layer_by_layer_is_all_at_once() {
+    let device = Device::flex();
+    let folder = model_dir("sd1").join("text_encoder");
+    let (loaded, stored) = (
+        ClipTextEncoder::load(&folder, None, &device).unwrap(),
+        ClipTextEncoder::open(&folder, None).unwrap(),
+    );
+    let pooling = ClipTextEncoder::open_pooling(&model_dir("xl").join("text_encoder_2"), None);
+    let pooling = pooling.unwrap();
+    let deepest = stored.layers().depth();
+    let asked = |prompts: &[Vec<u32>], wanted| Asked {
+        prompts: prompts.to_vec(),
+        wanted,
+    };
+    let own = OwnTokens::default();
+    let all = [
+        asked(&[vec![1, 2, 3], vec![4, 5, 6]], Wanted::Normalised(1)),
+        asked(&[vec![7; 9]], Wanted::Normalised(0)),
+        asked(&[vec![8; 2]], Wanted::Penultimate(0)),
+        asked(&[vec![9; 2]], Wanted::Normalised(deepest)),
+    ];
+    let values = |of: Encoded| {
+        let pooled = of
+            .pooled
+            .map(|pooled| HostTensor::from_device(pooled).unwrap());
+        (HostTensor::from_device(of.states).unwrap(), pooled)
+    };
+    let got = encode_stored(&stored, &own, &all, &device).unwrap();
+    for (got, Asked { prompts, wanted }) in got.into_iter().zip(&all) {
+        let want = loaded.encode(prompts, *wanted).unwrap();
+        assert_eq!(values(got), values(want), "{wanted:?}");
+    }
+    let got = encode_stored(&pooling, &own, &all[..3], &device).unwrap();
+    for (got, one) in got.into_iter().zip(&all) {
+        let alone = encode_stored(&pooling, &own, std::slice::from_ref(one), &device).unwrap();
+        let (got, alone) = (values(got), alone.into_iter().map(values).next().unwrap());
+        assert!(got.1.is_some());
+        assert_eq!(got, alone);
+    }
+    assert!(
+        encode_stored(&stored, &own, &[], &device)
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]

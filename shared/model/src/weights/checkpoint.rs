@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::digests::{DigestCache, Key};
 use super::file::WeightFile;
 use super::files::{Library, WeightFiles, has_variant};
+use super::numbers::{Reading, decoder};
 use crate::error::{Error, Result};
 use crate::layers::Parameter;
-use lacuna_wire::host::transpose_each;
 use lacuna_wire::{Error as TensorError, HostTensor};
 
 /// The open weight files of one network. Nothing is read until a tensor is asked for, and no more of it
@@ -249,20 +248,38 @@ impl Checkpoint {
     /// [`TensorError::MissingTensor`], [`TensorError::WrongDtype`], [`TensorError::NotFinite`], or [`Error::Read`] when the
     /// file has become shorter.
     pub fn read(&self, name: &str) -> Result<HostTensor> {
+        self.read_as(name, false)
+    }
+
+    /// Reads one tensor as f32: a matrix `[D_out, D_in]` by input, `[D_in, D_out]`, any other as it is.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_by_input(&self, name: &str) -> Result<HostTensor> {
+        self.read_as(name, true)
+    }
+
+    fn read_as(&self, name: &str, by_input: bool) -> Result<HostTensor> {
         let entry = self.entry(name)?;
         let full_name = || format!("{}: {name}", self.origin);
         let decode = decoder(entry.dtype).ok_or_else(|| TensorError::WrongDtype {
             name: full_name(),
             dtype: format!("{:?}", entry.dtype),
         })?;
-        let mut data = Vec::with_capacity(entry.shape.iter().product());
-        self.each_part(entry, |bytes| decode(bytes, &mut data))?;
-        if let ([rows, columns], true) = (entry.shape.as_slice(), entry.transposed) {
-            data = transpose_each(&data, *columns, *rows);
-        }
-        let tensor = HostTensor::new(entry.shape.clone(), data)?;
-        tensor.check_finite(&full_name())?;
-        Ok(tensor)
+        let (shape, turned) = match (entry.shape.as_slice(), by_input) {
+            (&[outputs, inputs], true) => (vec![inputs, outputs], !entry.transposed),
+            (shape, _) => (shape.to_vec(), entry.transposed),
+        };
+        let mut reading = match (shape.as_slice(), turned) {
+            // The file has its columns as rows.
+            (&[columns, rows], true) => Reading::turned(rows, columns),
+            _ => Reading::plain(shape.iter().product()),
+        };
+        self.each_part(entry, |bytes| decode(bytes, &mut |run| reading.push(run)))?;
+        let values = reading
+            .finish()
+            .ok_or_else(|| TensorError::NotFinite { name: full_name() })?;
+        Ok(HostTensor::new(shape, values)?)
     }
 
     /// The whole number that a tensor is, such as a count of steps; none where it is anything else.
@@ -362,83 +379,32 @@ impl Checkpoint {
     }
 }
 
-/// Appends little-endian numbers as f32. The bytes may be misaligned.
-type Decode = fn(&[u8], &mut Vec<f32>);
-
-/// How numbers of a type are read, or `None` where they are not.
-fn decoder(dtype: Dtype) -> Option<Decode> {
-    fn numbers<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, read: impl Fn([u8; N]) -> f32) {
-        out.extend(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)));
-    }
-    match dtype {
-        Dtype::F32 => Some(|bytes, out| numbers(bytes, out, f32::from_le_bytes)),
-        Dtype::F16 => Some(|bytes, out| numbers(bytes, out, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => Some(|bytes, out| numbers(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
-        // The reference's sums are in f32, too.
-        Dtype::F64 => Some(|bytes, out| numbers(bytes, out, |b| f64::from_le_bytes(b) as f32)),
-        Dtype::F8_E4M3 => Some(|bytes, out| small_floats(bytes, out, 4)),
-        Dtype::F8_E5M2 => Some(|bytes, out| small_floats(bytes, out, 5)),
-        _ => None,
-    }
-}
-
-/// Appends numbers of eight bits as f32.
-fn small_floats(bytes: &[u8], out: &mut Vec<f32>, exponent_bits: u32) {
-    let all: [f32; 256] = std::array::from_fn(|byte| small_float(byte as u8, exponent_bits));
-    out.extend(bytes.iter().map(|byte| all[usize::from(*byte)]));
-}
-
-/// A number of eight bits with so many bits of exponent (Micikevicius et al. 2022, table 1): of 4, no infinity, and of
-/// each sign one pattern that is no number; of 5, as IEEE 754 has it.
-fn small_float(byte: u8, exponent_bits: u32) -> f32 {
-    let mantissa_bits = 7 - exponent_bits;
-    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
-    let exponent = u32::from(byte & 0x7f) >> mantissa_bits;
-    let mantissa = u32::from(byte) & ((1 << mantissa_bits) - 1);
-    let largest = (1 << exponent_bits) - 1;
-    if exponent == largest {
-        match (exponent_bits, mantissa) {
-            (5, 0) => return sign * f32::INFINITY,
-            (5, _) | (_, 7) => return f32::NAN,
-            _ => {}
-        }
-    }
-    let bias = (1 << (exponent_bits - 1)) - 1;
-    let fraction = mantissa as f32 / (1 << mantissa_bits) as f32;
-    let power = |exponent: i32| 2.0_f32.powi(exponent - bias);
-    match exponent {
-        0 => sign * fraction * power(1),
-        _ => sign * (1.0 + fraction) * power(exponent as i32),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn eight_bits_are_the_numbers_of_the_standard() {
-        // Table 1 of the paper: largest, smallest normal, largest and smallest below.
-        for (byte, want) in [
-            (0x7e, 448.0),
-            (0x08, 2f32.powi(-6)),
-            (0x07, 0.875 * 2f32.powi(-6)),
-            (0x01, 2f32.powi(-9)),
-            (0xb8, -1.0),
-            (0, 0.0),
-        ] {
-            assert_eq!(small_float(byte, 4), want, "{byte:#x}");
-        }
-        for (byte, want) in [
-            (0x7b, 57344.0),
-            (0x04, 2f32.powi(-14)),
-            (0x03, 0.75 * 2f32.powi(-14)),
-            (0x01, 2f32.powi(-16)),
-            (0x7c, f32::INFINITY),
-            (0xbc, -1.0),
-        ] {
-            assert_eq!(small_float(byte, 5), want, "{byte:#x}");
-        }
-        assert!(small_float(0xff, 4).is_nan() && small_float(0x7d, 5).is_nan());
+    fn a_matrix_is_read_by_input_however_the_file_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let matrix = HostTensor::new([2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let vector = HostTensor::new([3], vec![7.0, 8.0, 9.0]).unwrap();
+        let tensors = [("matrix", &matrix), ("vector", &vector)];
+        std::fs::write(&path, lacuna_wire::to_safetensors(tensors, None).unwrap()).unwrap();
+        let plain = Checkpoint::open_file(&path).unwrap();
+        assert_eq!(plain.read("matrix").unwrap(), matrix);
+        let turned = HostTensor::new([3, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]).unwrap();
+        assert_eq!(plain.read_by_input("matrix").unwrap(), turned);
+        assert_eq!(plain.read_by_input("vector").unwrap(), vector);
+
+        let mut other = Checkpoint::open_file(&path).unwrap();
+        other.view(|name, shape| {
+            let mut view = View::whole(name, shape);
+            view.shape.reverse();
+            view.transposed = shape.len() == 2;
+            vec![view]
+        });
+        assert_eq!(other.read("matrix").unwrap(), turned);
+        assert_eq!(other.read_by_input("matrix").unwrap(), matrix);
     }
 }

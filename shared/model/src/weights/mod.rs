@@ -16,6 +16,7 @@ mod digests;
 mod extract;
 mod file;
 mod files;
+mod numbers;
 mod stored;
 
 pub use adapter::{Adapter, AdapterFile, AdapterPart, LowRank, Network};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use half::f16;
+use rayon::prelude::*;
 
 use apart::{Elsewhere, Reader};
 
@@ -39,7 +41,7 @@ use crate::error::{Error, Result};
 use crate::host::OnDevice;
 use crate::layers::{Parameter, Parameters};
 use lacuna_wire::Error as TensorError;
-use lacuna_wire::host::{HostTensor, transpose_each};
+use lacuna_wire::HostTensor;
 
 /// A parameter on the device, by its number of axes.
 #[derive(Clone, Debug)]
@@ -90,23 +92,26 @@ impl Weights {
         target: impl Into<Target>,
     ) -> Result<Self> {
         checkpoint.check_part(parameters)?;
-        Self::of_read(parameters, |it| checkpoint.read(&it.name), target)
+        let read = |it: &Parameter, by_input| match by_input {
+            true => checkpoint.read_by_input(&it.name),
+            false => checkpoint.read(&it.name),
+        };
+        Self::of_read(parameters, read, target)
     }
 
-    /// `parameters` as `read` gives them.
+    /// `parameters` as `read` gives them, which is told whether a matrix is wanted by input.
     fn of_read(
         parameters: &[Parameter],
-        read: impl Fn(&Parameter) -> Result<HostTensor>,
+        read: impl Fn(&Parameter, bool) -> Result<HostTensor> + Sync,
         target: impl Into<Target>,
     ) -> Result<Self> {
         let target = target.into();
-        let mut tensors = HashMap::with_capacity(parameters.len());
-        for parameter in parameters {
-            let weight = Weight::place(parameter.table, read(parameter)?, &target)?;
-            tensors.insert(parameter.name.clone(), weight);
-        }
+        let tensors = parameters.par_iter().map(|parameter| {
+            let weight = Weight::place(parameter, &read, &target)?;
+            Ok((parameter.name.clone(), weight))
+        });
         Ok(Self {
-            tensors,
+            tensors: tensors.collect::<Result<_>>()?,
             elsewhere: HashMap::new(),
             device: target.device,
             precision: target.precision,
@@ -132,7 +137,15 @@ impl Weights {
         seed: u64,
         target: impl Into<Target>,
     ) -> Result<Self> {
-        Self::of_read(parameters, |it| random_parameter(it, seed), target)
+        let read = |it: &Parameter, by_input| {
+            let parameter = random_parameter(it, seed)?;
+            Ok(if by_input {
+                parameter.by_input()
+            } else {
+                parameter
+            })
+        };
+        Self::of_read(parameters, read, target)
     }
 
     /// The same for one who has others compute the layers `apart`.
@@ -244,19 +257,22 @@ impl Weights {
 }
 
 impl Weight {
-    fn place(table: bool, host: HostTensor, target: &Target) -> Result<Self> {
-        match host.shape[..] {
-            [_] => Ok(Self::Vector(place(host, target)?)),
-            // A product packs the matrix anew at each call, and slowly across its rows: with four workers
-            // in one process that was 7 % of all processor time.
-            [rows, columns] if is_cpu(&target.device) && !table => {
-                let turned = transpose_each(&host.data, rows, columns);
-                let turned = HostTensor::new([columns, rows], turned)?;
-                let turned: Tensor<2> = place(turned, target)?;
+    fn place(
+        parameter: &Parameter,
+        read: impl Fn(&Parameter, bool) -> Result<HostTensor>,
+        target: &Target,
+    ) -> Result<Self> {
+        // A product packs the matrix anew at each call, and slowly across its rows: with four workers in one process that
+        // was 7 % of all processor time.
+        let by_input = is_cpu(&target.device) && !parameter.table;
+        match parameter.shape.len() {
+            1 => Ok(Self::Vector(place(read(parameter, false)?, target)?)),
+            2 if by_input => {
+                let turned: Tensor<2> = place(read(parameter, true)?, target)?;
                 Ok(Self::Matrix(turned.transpose()))
             }
-            [_, _] => Ok(Self::Matrix(place(host, target)?)),
-            _ => Ok(Self::Kernel(place(host, target)?)),
+            2 => Ok(Self::Matrix(place(read(parameter, false)?, target)?)),
+            _ => Ok(Self::Kernel(place(read(parameter, false)?, target)?)),
         }
     }
 

@@ -60,12 +60,18 @@ impl<L: Parameters> Stored<L> {
     /// # Errors
     /// As [`Checkpoint::read`].
     pub fn read(&self, name: &str) -> Result<HostTensor> {
-        let mut weight = self.checkpoint.read(name)?;
-        if !self.adapters.is_empty() {
-            merge_all(&self.adapters, name, &mut weight);
-            weight.check_finite(&format!("{name} with its adapters"))?;
+        read(&self.checkpoint, &self.adapters, name)
+    }
+
+    /// Reads a parameter, adapters included; where that is wanted, a matrix by input.
+    fn reader(&self) -> impl Fn(&Parameter, bool) -> Result<HostTensor> + Sync {
+        // Without the layers, which need not be fit for several threads.
+        let (checkpoint, adapters) = (&*self.checkpoint, self.adapters.as_slice());
+        move |parameter, by_input| match (by_input, adapters.is_empty()) {
+            (false, _) => read(checkpoint, adapters, &parameter.name),
+            (true, true) => checkpoint.read_by_input(&parameter.name),
+            (true, false) => Ok(read(checkpoint, adapters, &parameter.name)?.by_input()),
         }
-        Ok(weight)
     }
 
     /// The layers.
@@ -146,7 +152,7 @@ impl<L: Parameters> Stored<L> {
         target: impl Into<Target>,
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
-        Weights::of_read(parameters, |it| self.read(&it.name), target)
+        Weights::of_read(parameters, self.reader(), target)
     }
 
     /// Loads `parameters` for one who has others compute the layers `apart`: their weights are without their adapters, which
@@ -162,7 +168,7 @@ impl<L: Parameters> Stored<L> {
     ) -> Result<Weights> {
         self.checkpoint.check_part(parameters)?;
         let (theirs, own) = apart.part(parameters);
-        let mut weights = Weights::of_read(&own, |it| self.read(&it.name), target)?;
+        let mut weights = Weights::of_read(&own, self.reader(), target)?;
         let checkpoint = self.checkpoint.clone();
         let reader = Reader::new(move |name| checkpoint.read(name));
         weights.set_apart(&theirs, apart, reader)?;
@@ -186,6 +192,16 @@ impl<L: Parameters> Stored<L> {
         let values = parameters.par_iter().map(|p| checkpoint.read(&p.name));
         values.try_for_each(|tensor| tensor.map(drop))
     }
+}
+
+/// One parameter, `adapters` included.
+fn read(checkpoint: &Checkpoint, adapters: &[Fitted], name: &str) -> Result<HostTensor> {
+    let mut weight = checkpoint.read(name)?;
+    if !adapters.is_empty() {
+        merge_all(adapters, name, &mut weight);
+        weight.check_finite(&format!("{name} with its adapters"))?;
+    }
+    Ok(weight)
 }
 
 #[cfg(test)]
