@@ -266,7 +266,7 @@ impl Pipeline {
     }
 
     /// What the U-Net is told of a picture of `prompt`, whose latents are of `shape` `[1, C, H, W]`: texts `[B, T, D]` and
-    /// what belongs to them, the negative prompt's first where the sampling is guided. The text encoders are loaded for it.
+    /// what belongs to them, the negative prompt's first where the sampling is guided. The text encoders are read for it.
     ///
     /// # Errors
     /// [`Error::Prompt`] when a tokenizer refuses; as [`Stored::load_part`].

@@ -240,7 +240,7 @@ impl TextEncoders {
     }
 
     /// What the U-Net is told of `prompt`, `T` tokens for each of its chunks, for a picture of `size` rows and columns: the
-    /// negative prompt's first if `guided`. Of the text encoders no more than two layers are on `device` at a time.
+    /// negative prompt's first if `guided`. The text encoders are read for it ([`encode_stored`]).
     ///
     /// # Errors
     /// [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as [`Stored::load_part`].

@@ -52,6 +52,14 @@ impl OwnTokens {
     }
 }
 
+/// Where a token's vector is.
+enum Vector {
+    /// A row of the vocabulary's table.
+    Table(i32),
+    /// One of one's own.
+    Own(usize),
+}
+
 /// Prompts of equally many tokens, and which of their states are wanted.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -73,10 +81,19 @@ struct Underway<'a> {
 }
 
 impl Underway<'_> {
-    /// Through the next layer, the one of such an index.
-    fn pass(&mut self, index: usize, layer: &EncoderLayer, weights: &Weights) -> Result<()> {
+    /// Through the next layer, the one of such an index; where it `pools`, beyond the states that are wanted.
+    fn pass(
+        &mut self,
+        index: usize,
+        layer: &EncoderLayer,
+        weights: &Weights,
+        pools: bool,
+    ) -> Result<()> {
         if index == self.depth {
             self.states = Some(self.x.clone());
+        }
+        if index >= self.depth && !pools {
+            return Ok(());
         }
         self.x = layer.forward(weights, self.x.clone(), true)?;
         Ok(())
@@ -84,7 +101,7 @@ impl Underway<'_> {
 }
 
 /// What each of `asked` becomes in a text encoder that knows the tokens `own`, too. Its weights are read a layer at a time,
-/// while the layer before is computed, and dropped again: no more than two layers of it are ever in memory.
+/// while the layer before is computed, and dropped again: first there are its tables, from then on no more than two layers.
 ///
 /// # Errors
 /// [`Error::Tokens`] for an id outside the vocabulary, prompts of unequal length or too many tokens, or where more layers
@@ -101,40 +118,48 @@ pub fn encode_stored(
 
 impl ClipTextLayers {
     /// What each of `asked` becomes, by what `weights` gives of the parameters that it is asked for.
-    pub(super) fn encode<'w>(
+    pub(super) fn encode<'a, 'w>(
         &self,
-        asked: &[Asked],
+        asked: &'a [Asked],
         own: &OwnTokens,
         weights: impl Fn(&[Parameter]) -> Result<Cow<'w, Weights>> + Sync,
     ) -> Result<Vec<Encoded>> {
+        // Before anything is read.
+        let place = |asked: &'a Asked| {
+            let Asked { prompts, wanted } = asked;
+            Ok((asked, self.depth_of(*wanted)?, self.vectors(prompts, own)?))
+        };
+        let places = asked.iter().map(place).collect::<Result<Vec<_>>>()?;
+
         let tables = weights(&self.first())?;
-        let mut runs = Vec::with_capacity(asked.len());
-        for asked in asked {
+        let mut runs = Vec::with_capacity(places.len());
+        for (asked, depth, vectors) in places {
             runs.push(Underway {
                 asked,
-                depth: self.depth_of(asked.wanted)?,
-                x: self.embed(&asked.prompts, own, &tables)?,
+                depth,
+                x: self.embed(asked.prompts.len(), &vectors, own, &tables)?,
                 states: None,
             });
         }
         drop(tables);
 
-        let passed = match self.pooled {
-            Some(_) => self.layers.len(),
-            None => runs.iter().map(|run| run.depth).max().unwrap_or(0),
-        };
+        let pools = self.pooled.is_some();
+        let deepest = runs.iter().map(|run| run.depth).max().unwrap_or(0);
+        let count = if pools { self.layers.len() } else { deepest };
         let read = |index: usize| {
-            let layer = self.layers[..passed].get(index);
+            let layer = self.layers[..count].get(index);
             layer.map(|layer| weights(&list(layer))).transpose()
         };
         let (mut index, mut held) = (0, read(0)?);
-        while let Some(own) = held {
+        while let Some(weights) = held {
             let layer = &self.layers[index];
-            let pass = || {
+            let mut next = Ok(None);
+            // Computed by this thread, so that it does not wait for a layer to be read in the midst of another.
+            let passed = rayon::in_place_scope(|scope| {
+                scope.spawn(|_| next = read(index + 1));
                 let mut runs = runs.iter_mut();
-                runs.try_for_each(|run| run.pass(index, layer, &own))
-            };
-            let (passed, next) = rayon::join(pass, || read(index + 1));
+                runs.try_for_each(|run| run.pass(index, layer, &weights, pools))
+            });
             passed?;
             held = next?;
             index += 1;
@@ -186,14 +211,8 @@ impl ClipTextLayers {
         })
     }
 
-    /// Tokens and their positions, `[B, T, D]`.
-    fn embed(
-        &self,
-        prompts: &[Vec<u32>],
-        own_tokens: &OwnTokens,
-        weights: &Weights,
-    ) -> Result<Tensor<3>> {
-        let b = prompts.len();
+    /// Where the vectors of the tokens of `prompts` are, prompt after prompt.
+    fn vectors(&self, prompts: &[Vec<u32>], own: &OwnTokens) -> Result<Vec<Vector>> {
         let t = prompts.first().map_or(0, Vec::len);
         if t == 0 || t > self.places || prompts.iter().any(|p| p.len() != t) {
             let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
@@ -202,33 +221,43 @@ impl ClipTextLayers {
                 self.places
             )));
         }
-        let mut ids = Vec::with_capacity(b * t);
-        let mut own = Vec::with_capacity(b * t);
-        for &id in prompts.iter().flatten() {
-            own.push(own_tokens.place(id));
-            match i32::try_from(id) {
-                // Any other stands in its place.
-                _ if own.last().is_some_and(Option::is_some) => ids.push(0),
-                Ok(index) if (id as usize) < self.vocabulary => ids.push(index),
-                _ => {
-                    return Err(Error::Tokens(format!(
-                        "token id {id}, but the vocabulary has {} entries",
-                        self.vocabulary
-                    )));
-                }
-            }
-        }
+        let vector = |&id: &u32| match (own.place(id), i32::try_from(id)) {
+            (Some(place), _) => Ok(Vector::Own(place)),
+            (None, Ok(index)) if (id as usize) < self.vocabulary => Ok(Vector::Table(index)),
+            _ => Err(Error::Tokens(format!(
+                "token id {id}, but the vocabulary has {} entries",
+                self.vocabulary
+            ))),
+        };
+        prompts.iter().flatten().map(vector).collect()
+    }
+
+    /// Tokens whose vectors are `vectors`, of `b` prompts, and their positions: `[B, T, D]`.
+    fn embed(
+        &self,
+        b: usize,
+        vectors: &[Vector],
+        own: &OwnTokens,
+        weights: &Weights,
+    ) -> Result<Tensor<3>> {
+        let (t, d) = (vectors.len() / b.max(1), self.width);
         let device = weights.device();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [b, t]), device);
+        let ids = vectors.iter().map(|vector| match vector {
+            Vector::Table(index) => *index,
+            // Its own vector takes the place of this one.
+            Vector::Own(_) => 0,
+        });
+        let ids = TensorData::new(ids.collect::<Vec<i32>>(), [b, t]);
+        let ids = Tensor::<2, Int>::from_data(ids, device);
         let mut tokens = embedding(weights.matrix(&weight(TOKEN_EMBEDDING))?, ids);
-        if own.iter().any(Option::is_some) {
-            let d = self.width;
-            let is_own: Vec<bool> = own.iter().map(Option::is_some).collect();
+        let is_own = |vector: &Vector| matches!(vector, Vector::Own(_));
+        if vectors.iter().any(is_own) {
+            let is_own: Vec<bool> = vectors.iter().map(is_own).collect();
             let is_own = Tensor::<3, Bool>::from_data(TensorData::new(is_own, [b, t, 1]), device);
             let zeros = vec![0.0; d];
-            let rows = own.iter().flat_map(|place| match place {
-                Some(i) => &own_tokens.values[i * d..][..d],
-                None => &zeros,
+            let rows = vectors.iter().flat_map(|vector| match vector {
+                Vector::Own(place) => &own.values[place * d..][..d],
+                Vector::Table(_) => &zeros,
             });
             let rows = HostTensor::new([b, t, d], rows.copied().collect::<Vec<_>>())?;
             tokens = tokens.mask_where(is_own.expand([b, t, d]), rows.into_device(device)?);

@@ -93,8 +93,20 @@ fn layer_by_layer_is_all_at_once() {
         let want = loaded.encode(prompts, *wanted).unwrap();
         assert_eq!(values(got), values(want), "{wanted:?}");
     }
-    let got = encode_stored(&pooling, &own, &all[..3], &device).unwrap();
-    for (got, one) in got.into_iter().zip(&all) {
+    // Pooled, and with a token of one's own, whose vector is the fourth of the vocabulary's.
+    let width = pooling.layers().width();
+    let table = pooling.read("embeddings.token_embedding.weight").unwrap();
+    let fourth = table.data[4 * width..][..width].to_vec();
+    let mut own = OwnTokens::default();
+    own.add(&[0], &HostTensor::new([1, width], fourth).unwrap());
+    let called = [vec![1, 2, 3], vec![0, 5, 6]];
+    let together = [
+        all[1].clone(),
+        asked(&called, all[0].wanted),
+        all[2].clone(),
+    ];
+    let got = encode_stored(&pooling, &own, &together, &device).unwrap();
+    for (got, one) in got.into_iter().zip([&all[1], &all[0], &all[2]]) {
         let alone = encode_stored(&pooling, &own, std::slice::from_ref(one), &device).unwrap();
         let (got, alone) = (values(got), alone.into_iter().map(values).next().unwrap());
         assert!(got.1.is_some());

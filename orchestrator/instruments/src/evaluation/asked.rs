@@ -25,6 +25,7 @@ use lacuna_orchestrator::arguments::model::{ModelArguments, check_model, load};
 use lacuna_orchestrator::arguments::sampling::SamplingArguments;
 use lacuna_orchestrator::arguments::size::PictureSize;
 use lacuna_orchestrator::arguments::terms::TermsArguments;
+use lacuna_orchestrator::family::Family;
 use lacuna_orchestrator::generator::order::load_whole;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::output::console::note;
@@ -118,11 +119,11 @@ impl RunArguments {
         let fleet = fleet.transpose()?;
         let policy = self.terms.policy(fleet.as_ref())?;
         if self.experiment.is_none() {
-            self.arms([0, 0])?;
+            self.arms(Family::StableDiffusion, [0, 0])?;
         }
         let (pipeline, device) = load(&self.model).await?;
         let size = self.size_of(&pipeline)?;
-        let mut arms = self.arms(size)?;
+        let mut arms = self.arms(pipeline.family(), size)?;
         let sampling = self.sampling.settle(&pipeline, 0.0);
         pipeline.check_sampling(&sampling)?;
         let open = || Ok(device.device.clone());
@@ -184,9 +185,9 @@ impl RunArguments {
         Ok(prompts)
     }
 
-    fn arms(&self, size: [usize; 2]) -> Result<Vec<ArmSetting>> {
+    fn arms(&self, family: Family, size: [usize; 2]) -> Result<Vec<ArmSetting>> {
         match (&self.schemes, self.experiment) {
-            (_, Some(experiment)) => experiment.arms(size),
+            (_, Some(experiment)) => experiment.arms(family, size),
             (Some(list), None) => ArmSetting::parse_list(list),
             (None, None) => Err(Error::Request(
                 "--schemes is missing: what to compare, such as ppidm,resident; or --experiment"

@@ -1,5 +1,7 @@
 //! The paper's experiments on pictures, as lists of arms.
 
+use lacuna_orchestrator::family::Family;
+
 use super::arm::ArmSetting;
 use crate::error::Result;
 
@@ -29,15 +31,26 @@ const SCHEMES: [&str; 3] = [
 ];
 
 impl Experiment {
-    /// What is compared, on a model whose own pictures have `size`.
+    /// What is compared, on a model of `family` whose own pictures have `size`.
     ///
     /// # Errors
     /// As [`ArmSetting::parse`].
-    pub fn arms(self, size: [usize; 2]) -> Result<Vec<ArmSetting>> {
+    pub fn arms(self, family: Family, size: [usize; 2]) -> Result<Vec<ArmSetting>> {
+        let of_workers = match family {
+            Family::StableDiffusionXl => [
+                "SDXL, Art, Ours-2",
+                "SDXL, Art, Ours-4",
+                "SDXL, Art, Ours-8",
+            ],
+            Family::StableDiffusion | Family::LatentConsistency => {
+                ["SD, Art, Ours-2", "SD, Art, Ours-4", "SD, Art, Ours-8"]
+            }
+        };
         let options: Vec<(String, &'static str)> = match self {
-            Self::Table4 => [(2, "Art, Ours-2"), (4, "Art, Ours-4"), (8, "Art, Ours-8")]
-                .map(|(n, row)| (format!("workers={n}"), row))
-                .into(),
+            Self::Table4 => {
+                let rows = [2, 4, 8].into_iter().zip(of_workers);
+                rows.map(|(n, row)| (format!("workers={n}"), row)).collect()
+            }
             Self::Table5 => return table_5(),
             Self::Table6 => ["30", "40", "50", "60", "70"]
                 .map(|steps| (format!("workers=4;steps={steps}"), steps))
@@ -107,19 +120,27 @@ mod tests {
     #[test]
     fn every_arm_stands_beside_a_printed_row() {
         for experiment in Experiment::value_variants() {
-            let arms = experiment.arms([128, 128]).unwrap();
             let table = table(&experiment.to_string()).unwrap();
-            for arm in &arms {
-                let row = table.rows.iter().find(|row| Some(row.label) == arm.paper);
-                assert!(row.is_some(), "{experiment}: {}", arm.name);
+            for (family, model) in [
+                (Family::StableDiffusion, "SD, "),
+                (Family::StableDiffusionXl, "SDXL, "),
+            ] {
+                let arms = experiment.arms(family, [128, 128]).unwrap();
+                for arm in &arms {
+                    let row = table.rows.iter().find(|row| Some(row.label) == arm.paper);
+                    let label = row.expect(&arm.name).label;
+                    assert!(*experiment != Experiment::Table4 || label.starts_with(model));
+                }
+                assert!(arms.len() >= 9, "{experiment}");
             }
-            assert!(arms.len() >= 9, "{experiment}");
         }
     }
 
     #[test]
     fn sizes_are_halves_of_the_models_own() {
-        let arms = Experiment::Table7.arms([128, 96]).unwrap();
+        let arms = Experiment::Table7
+            .arms(Family::StableDiffusion, [128, 96])
+            .unwrap();
         let sizes: Vec<_> = arms.iter().filter_map(|arm| arm.options.size).collect();
         assert_eq!(sizes[0], [64, 48]);
         assert_eq!(sizes[11], [256, 192]);

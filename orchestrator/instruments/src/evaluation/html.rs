@@ -101,7 +101,7 @@ fn notes(record: &Record, summary: &Summary) -> String {
     if record.experiment.is_some() {
         let model = &record.model_name;
         notes.push(format!(
-            "Ours are made with {model}, the paper's with Stable Diffusion 1.5: only tendencies compare."
+            "Ours are made with {model}, the paper's with Stable Diffusion 1.5 or, where the row says so, SDXL: only tendencies compare."
         ));
     }
     let without = summary.arms.iter().filter_map(|arm| {

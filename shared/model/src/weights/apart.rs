@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::Weights;
+use super::{Weights, side_by_side};
 use crate::device::Precision;
 use crate::error::Result;
 use crate::host::OnDevice;
@@ -87,19 +87,21 @@ impl Weights {
         reader: Reader,
     ) -> Result<()> {
         let reader = reader.rounded(apart.precision);
-        for parameter in theirs {
+        let there = |parameter: &Parameter| {
             let (name, outputs) = (&parameter.name, parameter.shape.first());
             let outputs = outputs.copied().unwrap_or_default();
-            let weight = match apart.held {
+            Ok(match apart.held {
                 true => {
                     let by_input = turned(&(reader.0)(name)?.data, outputs);
                     Elsewhere::ByInput(Arc::new(by_input), outputs)
                 }
                 false => Elsewhere::Read(reader.clone(), outputs),
-            };
-            self.elsewhere.insert(name.clone(), weight);
-        }
-        Ok(())
+            })
+        };
+        side_by_side(theirs, there, |parameter, weight| {
+            self.elsewhere.insert(parameter.name.clone(), weight);
+            Ok(())
+        })
     }
 
     /// A layer's weights by input, `[C_in K K, C_out]` or `[D_in, D_out]`, by full name: not copied where they lie so.

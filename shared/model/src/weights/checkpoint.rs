@@ -251,15 +251,8 @@ impl Checkpoint {
         self.read_as(name, false)
     }
 
-    /// Reads one tensor as f32: a matrix `[D_out, D_in]` by input, `[D_in, D_out]`, any other as it is.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub fn read_by_input(&self, name: &str) -> Result<HostTensor> {
-        self.read_as(name, true)
-    }
-
-    fn read_as(&self, name: &str, by_input: bool) -> Result<HostTensor> {
+    /// The same; if `by_input`, of a matrix `[D_out, D_in]` that is `[D_in, D_out]`.
+    pub(super) fn read_as(&self, name: &str, by_input: bool) -> Result<HostTensor> {
         let entry = self.entry(name)?;
         let full_name = || format!("{}: {name}", self.origin);
         let decode = decoder(entry.dtype).ok_or_else(|| TensorError::WrongDtype {
@@ -394,8 +387,8 @@ mod tests {
         let plain = Checkpoint::open_file(&path).unwrap();
         assert_eq!(plain.read("matrix").unwrap(), matrix);
         let turned = HostTensor::new([3, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]).unwrap();
-        assert_eq!(plain.read_by_input("matrix").unwrap(), turned);
-        assert_eq!(plain.read_by_input("vector").unwrap(), vector);
+        assert_eq!(plain.read_as("matrix", true).unwrap(), turned);
+        assert_eq!(plain.read_as("vector", true).unwrap(), vector);
 
         let mut other = Checkpoint::open_file(&path).unwrap();
         other.view(|name, shape| {
@@ -405,6 +398,6 @@ mod tests {
             vec![view]
         });
         assert_eq!(other.read("matrix").unwrap(), turned);
-        assert_eq!(other.read_by_input("matrix").unwrap(), matrix);
+        assert_eq!(other.read_as("matrix", true).unwrap(), matrix);
     }
 }

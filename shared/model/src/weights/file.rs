@@ -4,9 +4,8 @@
 //! is mapped ends the process.
 
 use std::fs::{File, Metadata as FileMetadata};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use safetensors::tensor::Metadata;
 
@@ -20,8 +19,10 @@ const PART: usize = 1 << 20;
 /// An open file whose header was checked against its length.
 pub(super) struct WeightFile {
     path: PathBuf,
-    /// One position for all who read.
-    file: Mutex<File>,
+    file: File,
+    /// Where every read moves the file's one position: who has it reads.
+    #[cfg(not(unix))]
+    position: std::sync::Mutex<()>,
     /// Where the tensors begin.
     data: u64,
 }
@@ -64,7 +65,9 @@ impl WeightFile {
         }
         let file = Self {
             path: path.to_owned(),
-            file: Mutex::new(file),
+            file,
+            #[cfg(not(unix))]
+            position: std::sync::Mutex::default(),
             data,
         };
         Ok((file, header))
@@ -80,7 +83,7 @@ impl WeightFile {
     /// # Errors
     /// [`Error::Read`].
     pub(super) fn metadata(&self) -> Result<FileMetadata> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = &self.file;
         file.metadata().map_err(|e| Error::read(&self.path, e))
     }
 
@@ -113,9 +116,18 @@ impl WeightFile {
         Ok(())
     }
 
+    #[cfg(unix)]
     fn read(&self, offset: u64, part: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, part, offset)
+    }
+
+    #[cfg(not(unix))]
+    fn read(&self, offset: u64, part: &mut [u8]) -> std::io::Result<()> {
+        use std::io::{Seek, SeekFrom};
+
         // Whoever panicked while reading has left nothing behind but a position.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mine = self.position.lock().unwrap_or_else(|e| e.into_inner());
+        let mut file = &self.file;
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(part)
     }

@@ -92,10 +92,7 @@ impl Weights {
         target: impl Into<Target>,
     ) -> Result<Self> {
         checkpoint.check_part(parameters)?;
-        let read = |it: &Parameter, by_input| match by_input {
-            true => checkpoint.read_by_input(&it.name),
-            false => checkpoint.read(&it.name),
-        };
+        let read = |it: &Parameter, by_input| checkpoint.read_as(&it.name, by_input);
         Self::of_read(parameters, read, target)
     }
 
@@ -106,12 +103,21 @@ impl Weights {
         target: impl Into<Target>,
     ) -> Result<Self> {
         let target = target.into();
-        let tensors = parameters.par_iter().map(|parameter| {
-            let weight = Weight::place(parameter, &read, &target)?;
-            Ok((parameter.name.clone(), weight))
-        });
+        // A product packs the matrix anew at each call, and slowly across its rows: with four workers in one process that
+        // was 7 % of all processor time.
+        let by_input = |it: &Parameter| is_cpu(&target.device) && it.shape.len() == 2 && !it.table;
+        let mut tensors = HashMap::with_capacity(parameters.len());
+        side_by_side(
+            parameters,
+            |it| read(it, by_input(it)),
+            |it, tensor| {
+                let weight = Weight::place(tensor, by_input(it), &target)?;
+                tensors.insert(it.name.clone(), weight);
+                Ok(())
+            },
+        )?;
         Ok(Self {
-            tensors: tensors.collect::<Result<_>>()?,
+            tensors,
             elsewhere: HashMap::new(),
             device: target.device,
             precision: target.precision,
@@ -257,22 +263,13 @@ impl Weights {
 }
 
 impl Weight {
-    fn place(
-        parameter: &Parameter,
-        read: impl Fn(&Parameter, bool) -> Result<HostTensor>,
-        target: &Target,
-    ) -> Result<Self> {
-        // A product packs the matrix anew at each call, and slowly across its rows: with four workers in one process that
-        // was 7 % of all processor time.
-        let by_input = is_cpu(&target.device) && !parameter.table;
-        match parameter.shape.len() {
-            1 => Ok(Self::Vector(place(read(parameter, false)?, target)?)),
-            2 if by_input => {
-                let turned: Tensor<2> = place(read(parameter, true)?, target)?;
-                Ok(Self::Matrix(turned.transpose()))
-            }
-            2 => Ok(Self::Matrix(place(read(parameter, false)?, target)?)),
-            _ => Ok(Self::Kernel(place(read(parameter, false)?, target)?)),
+    /// `tensor` on the device; of a matrix that is by input, as stored.
+    fn place(tensor: HostTensor, by_input: bool, target: &Target) -> Result<Self> {
+        match tensor.shape.len() {
+            1 => Ok(Self::Vector(place(tensor, target)?)),
+            2 if by_input => Ok(Self::Matrix(place::<2>(tensor, target)?.transpose())),
+            2 => Ok(Self::Matrix(place(tensor, target)?)),
+            _ => Ok(Self::Kernel(place(tensor, target)?)),
         }
     }
 
@@ -296,6 +293,35 @@ impl Weight {
             Self::Kernel(t) => Self::Kernel(widened(t, rounds)),
         }
     }
+}
+
+/// Numbers that are read before they are placed, 256 MB of them: a large machine has many threads.
+const AT_ONCE: usize = 1 << 26;
+
+/// Has `read` read `parameters`, several side by side, and `take` take them in their order.
+///
+/// # Errors
+/// The first in that order.
+fn side_by_side<T: Send>(
+    parameters: &[Parameter],
+    read: impl Fn(&Parameter) -> Result<T> + Sync,
+    mut take: impl FnMut(&Parameter, T) -> Result<()>,
+) -> Result<()> {
+    let mut rest = parameters;
+    while !rest.is_empty() {
+        let mut numbers = 0;
+        let fits = |it: &&Parameter| {
+            numbers += it.shape.iter().product::<usize>();
+            numbers <= AT_ONCE
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        let read: Vec<Result<T>> = now.par_iter().map(&read).collect();
+        for (parameter, tensor) in now.iter().zip(read) {
+            take(parameter, tensor?)?;
+        }
+        rest = later;
+    }
+    Ok(())
 }
 
 /// `host` on the device. It is rounded here: GPUs do that each in their own way.

@@ -16,7 +16,7 @@ pub(super) fn decoder(dtype: Dtype) -> Option<Decode> {
     match dtype {
         Dtype::F32 => Some(|bytes, look| each(bytes, look, f32::from_le_bytes)),
         Dtype::F16 => Some(halves),
-        // Half of a number in f32: no number of this type lacks a neighbour there.
+        // The upper half of an f32.
         Dtype::BF16 => Some(|bytes, look| {
             let upper = |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
             each(bytes, look, upper);
@@ -121,7 +121,7 @@ impl Reading {
                 rows,
                 columns,
                 done: 0,
-                band: Vec::with_capacity(BAND * columns),
+                band: Vec::with_capacity(BAND.min(rows) * columns),
             }),
         }
     }

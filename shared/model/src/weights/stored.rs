@@ -69,7 +69,7 @@ impl<L: Parameters> Stored<L> {
         let (checkpoint, adapters) = (&*self.checkpoint, self.adapters.as_slice());
         move |parameter, by_input| match (by_input, adapters.is_empty()) {
             (false, _) => read(checkpoint, adapters, &parameter.name),
-            (true, true) => checkpoint.read_by_input(&parameter.name),
+            (true, true) => checkpoint.read_as(&parameter.name, true),
             (true, false) => Ok(read(checkpoint, adapters, &parameter.name)?.by_input()),
         }
     }
