@@ -62,8 +62,16 @@ def main() -> None:
     for part in ("tokenizer", "tokenizer_2"):
         shutil.copytree(TOKENIZER / part, out / part, dirs_exist_ok=True)
     shutil.copy(TOKENIZER / "model_index.json", out / "model_index.json")
+    write_vocabulary(out / "vocabulary.txt")
     if len(sys.argv) > 2:
         write_one_file(out, Path(sys.argv[2]))
+
+
+def write_vocabulary(path: Path) -> None:
+    """As many tokens as CLIP has, in the form of its file: a line of comment, and a merge on each. For `--tokenizer` of one file."""
+    letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    merges = [f"{a} {b}{end}" for a in letters for b in letters for end in ("", "</w>")]
+    path.write_text("\n".join(["#", *merges]) + "\n", encoding="utf-8")
 
 
 def write_one_file(folder: Path, path: Path) -> None:

@@ -100,14 +100,10 @@ impl ModelFiles {
     /// # Errors
     /// Each names the file, key or tensor that is missing, damaged or not supported.
     pub fn open(&self) -> Result<ModelParts> {
-        let mut parts = match self.model.is_file() {
-            true => OneFile::open(self)?,
-            false => self.open_dir()?,
-        };
-        if let Some(vae) = &self.vae {
-            parts.vae = one_file::open_vae(vae, parts.family)?;
+        match self.model.is_file() {
+            true => OneFile::open(self),
+            false => self.open_dir(),
         }
-        Ok(parts)
     }
 
     /// Opens the U-Net alone, of a directory that may hold nothing else.
@@ -170,7 +166,10 @@ impl ModelFiles {
             family: dir.family,
             unet_config,
             unet,
-            vae: Vae::open(&dir.vae, variant)?,
+            vae: match &self.vae {
+                Some(vae) => one_file::open_vae(vae, dir.family)?,
+                None => Vae::open(&dir.vae, variant)?,
+            },
             text,
             zeros_for_no_prompt: dir.zeros_for_no_prompt,
             scheduler: dir.read_scheduler()?,

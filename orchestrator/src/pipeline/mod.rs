@@ -28,7 +28,7 @@ use crate::picture::Picture;
 use crate::schedulers::{
     self, Begin, PredictionType, Scheduler, SchedulerConfig, SchedulerKind, SchedulerOption,
 };
-use crate::text::{EmbeddingFile, Prompt, TextEncoders};
+use crate::text::{EmbeddingFile, Prompt, PromptOptions, TextEncoders};
 use crate::unet_source::UNetSource;
 use crate::vae::{ASYMMETRIC, Vae, VaeLayers};
 
@@ -316,6 +316,10 @@ impl Pipeline {
             }
             None => SchedulerKind::from_class_name(&self.scheduler_class)?,
         };
+        sampling
+            .options
+            .iter()
+            .try_for_each(|option| option.check(kind))?;
         let config = self.scheduler_config(sampling);
         let (steps, eta) = (sampling.steps, sampling.eta);
         let begin = match (sampling.from, self.family) {
@@ -326,6 +330,14 @@ impl Pipeline {
             (Some(from), _) => Begin::Picture(from.strength),
         };
         Ok(schedulers::build_from(begin, kind, &config, steps, eta)?)
+    }
+
+    /// Checks that prompts can be read with such options, before any work is done.
+    ///
+    /// # Errors
+    /// As [`TextEncoders::check_options`].
+    pub fn check_prompts(&self, options: &PromptOptions) -> Result<()> {
+        self.text.check_options(options)
     }
 
     /// Checks that pictures can be sampled so, before any work is done.
@@ -342,7 +354,7 @@ impl Pipeline {
         }
         if self.takes_mask() && !sampling.from.is_some_and(|from| from.masked) {
             return Err(Error::Request(
-                "this model fills in a part of a picture: give --init-image and --mask (a white mask has all of it painted anew)".into(),
+                "this model fills in a part of a picture: lacuna generate makes one with --init-image and --mask (a white mask has all of it painted anew)".into(),
             ));
         }
         let masked = sampling.from.is_some_and(|from| from.masked);

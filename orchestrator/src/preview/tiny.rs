@@ -117,6 +117,9 @@ impl Tiny {
         let tiny = Self { layers };
         let channels = tiny.channels();
         let latents = pipeline.unet().latent_channels();
+        if channels.is_empty() {
+            return Err(wrong("it has no layers of a TAESD's decoder".into()));
+        }
         if channels.first() != Some(&latents) || channels.last() != Some(&3) {
             return Err(wrong(format!(
                 "it decodes {:?} channels to {:?}, this model's latents have {latents}",

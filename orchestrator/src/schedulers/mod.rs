@@ -19,6 +19,7 @@
 //!   `unipc`, `lcm`, `tcd`: the schedulers;
 //! - [`SchedulerError`]: why one cannot be built.
 
+mod class_keys;
 mod config;
 mod ddim;
 mod ddpm;

@@ -4,12 +4,14 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-use super::SchedulerConfig;
+use super::keys::unsupported;
+use super::{SchedulerConfig, SchedulerError, SchedulerKind};
 
 /// A key with its value, as a flag gives them: `KEY=VALUE`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerOption {
     text: String,
+    key: &'static str,
     /// With this key alone.
     config: SchedulerConfig,
 }
@@ -23,18 +25,19 @@ impl FromStr for SchedulerOption {
             .split_once('=')
             .filter(|(key, _)| !key.is_empty())
             .ok_or("KEY=VALUE, such as timestep_spacing=trailing")?;
-        if !SchedulerConfig::KEYS.contains(&key) {
+        let Some(key) = SchedulerConfig::KEYS.iter().find(|known| **known == key) else {
             let known = SchedulerConfig::KEYS.join(", ");
             return Err(format!("no scheduler has the key {key}; there are {known}"));
-        }
+        };
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         if value.is_null() {
             return Err(format!("{key} = null: give a value"));
         }
-        let one = Map::from_iter([(key.to_owned(), value)]);
+        let one = Map::from_iter([((*key).to_owned(), value)]);
         let config = SchedulerConfig::from_value(one.into()).map_err(|e| e.to_string())?;
         Ok(Self {
             text: text.to_owned(),
+            key,
             config,
         })
     }
@@ -47,6 +50,24 @@ impl std::fmt::Display for SchedulerOption {
 }
 
 impl SchedulerOption {
+    /// That the scheduler `kind` reads it.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Unsupported`], with the keys that it reads.
+    pub fn check(&self, kind: SchedulerKind) -> Result<(), SchedulerError> {
+        if kind.keys().any(|key| key == self.key) {
+            return Ok(());
+        }
+        let (_, value) = self.text.split_once('=').unwrap_or_default();
+        let keys: Vec<&str> = kind.keys().collect();
+        let reason = format!(
+            "{} does not read it; it reads {}",
+            kind.class(),
+            keys.join(", ")
+        );
+        Err(unsupported(self.key, value, reason))
+    }
+
     /// `config` with all of `options`; of two with one key the latter counts.
     pub fn apply_all(options: &[Self], config: SchedulerConfig) -> SchedulerConfig {
         let options = options.iter().map(|option| option.config.clone());
@@ -83,6 +104,16 @@ mod tests {
             ..file
         };
         assert_eq!(got, want);
+        let told = options[2]
+            .check(SchedulerKind::Ddim)
+            .unwrap_err()
+            .to_string();
+        for part in ["use_karras_sigmas", "DDIMScheduler", "clip_sample"] {
+            assert!(told.contains(part), "{told}");
+        }
+        options[2].check(SchedulerKind::Euler).unwrap();
+        // It has this one, and takes its timesteps from the teacher all the same.
+        assert!(options[1].check(SchedulerKind::Lcm).is_err());
         for (text, told) in [
             ("timestep_spacing", "KEY=VALUE"),
             ("=3", "KEY=VALUE"),

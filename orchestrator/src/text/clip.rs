@@ -36,6 +36,11 @@ impl ClipTextLayers {
         self.places
     }
 
+    /// Number of tokens that it knows.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
     /// Width `D` of a token's embedding.
     pub fn width(&self) -> usize {
         self.width

@@ -12,7 +12,7 @@ use lacuna_wire::HostTensor;
 use super::chunk::{Chunk, weigh};
 use super::clip::ClipTextLayers;
 use super::embedding::{Embedding, EmbeddingFile};
-use super::prompt::Prompt;
+use super::prompt::{MicroConditioning, Prompt, PromptOptions};
 use super::states::{Asked, Encoded, OwnTokens, Wanted, encode_stored};
 use super::syntax::PromptSyntax;
 use super::tokenizer::{ClipTokenizer, LeftOut};
@@ -211,15 +211,42 @@ impl TextEncoders {
         Ok(unused)
     }
 
+    /// That prompts can be read with these `options`, before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a clip skip beyond the layers that there are, and for sizes that only SDXL's models are told.
+    pub fn check_options(&self, options: &PromptOptions) -> Result<()> {
+        let xl = self.family == Family::StableDiffusionXl;
+        if !xl && options.sizes != MicroConditioning::default() {
+            return Err(Error::Request(format!(
+                "--original-size, --crop and --target-size are for SDXL's models; this one is of {}",
+                self.family
+            )));
+        }
+        for (i, one) in self.encoders.iter().enumerate() {
+            let depth = one.stored.layers().depth();
+            // SDXL leaves one out in any case.
+            let most = depth.saturating_sub(usize::from(xl));
+            if options.clip_skip > most {
+                return Err(Error::Request(format!(
+                    "--clip-skip {}: text encoder {} of this model has {depth} layers, so that it can be {most} at most",
+                    options.clip_skip,
+                    i + 1
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The chunks of both texts for each text encoder, equally many; without a negative text, of the one.
     fn read(&self, texts: &[&str], syntax: PromptSyntax) -> Result<Vec<Vec<Vec<Chunk>>>> {
         let mut all = Vec::with_capacity(self.encoders.len());
         for (i, one) in self.encoders.iter().enumerate() {
             let mut of_one = Vec::with_capacity(texts.len());
-            for text in texts {
+            for (text, of) in texts.iter().zip(["the prompt", "the negative prompt"]) {
                 let (chunks, left_out) = one.read(text, syntax)?;
                 if let Some(left_out) = left_out.filter(|_| i == 0) {
-                    tracing::warn!("{left_out}; --prompt-syntax long takes all of it");
+                    tracing::warn!("{of} {left_out}; --prompt-syntax long takes all of it");
                 }
                 of_one.push(chunks);
             }
@@ -243,7 +270,8 @@ impl TextEncoders {
     /// negative prompt's first if `guided`. The text encoders are read for it ([`encode_stored`]).
     ///
     /// # Errors
-    /// [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as [`Stored::load_part`].
+    /// As [`Self::check_options`]; [`Error::Prompt`] when a tokenizer refuses, a weight is too large or a prompt too long; as
+    /// [`Stored::load_part`].
     pub fn encode(
         &self,
         prompt: &Prompt,
@@ -252,6 +280,7 @@ impl TextEncoders {
         device: &Device,
     ) -> Result<Conditioning> {
         let Prompt { text, options } = prompt;
+        self.check_options(options)?;
         let negative = options.negative_prompt.as_deref();
         let zeros = guided && negative.is_none() && self.zeros_for_none;
         let negative = (guided && !zeros).then_some(negative.unwrap_or_default());

@@ -58,7 +58,7 @@ impl std::fmt::Display for LeftOut {
         } = self;
         write!(
             f,
-            "the prompt is too long: {tokens} of its {of} tokens, at its {place}, are ignored: {text:?}"
+            "is too long: {tokens} of its {of} tokens, at its {place}, are ignored: {text:?}"
         )
     }
 }
@@ -168,6 +168,11 @@ impl ClipTokenizer {
             padding,
             truncation,
         })
+    }
+
+    /// Number of tokens that it knows.
+    pub fn tokens(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
     }
 
     /// Number of tokens `T` of every prompt, with start, end and padding.

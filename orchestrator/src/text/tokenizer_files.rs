@@ -190,6 +190,9 @@ impl TokenizerFiles {
             let id = vocabulary.len() as u32;
             vocabulary.entry(token).or_insert(id);
         }
+        if merges.is_empty() {
+            return Err(bad("there are no merges in it".into()));
+        }
         check_vocabulary(&vocabulary, &merges, path)?;
         let config = TokenizerConfig::without_files(path)?;
         let added = BTreeMap::new();

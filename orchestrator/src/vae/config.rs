@@ -171,17 +171,20 @@ impl VaeConfig {
 
 /// `latents_mean` and `latents_std`; like the reference, nothing where one of them is missing.
 fn read_mean_std(keys: &mut ConfigReader, channels: usize) -> Result<Option<[Vec<f32>; 2]>> {
-    let mut read = |key: &str| -> Result<Option<Vec<f32>>> {
+    let mut read = |key: &str, least: f32| -> Result<Option<Vec<f32>>> {
         let Some(values) = keys.optional::<Vec<f32>>(key)? else {
             return Ok(None);
         };
-        if values.len() != channels || values.iter().any(|value| !value.is_finite()) {
-            let hint = format!("a number for each of the {channels} latent_channels");
+        let refused = |value: &f32| !(value.is_finite() && *value >= least);
+        if values.len() != channels || values.iter().any(refused) {
+            let above = if least > 0.0 { " above zero" } else { "" };
+            let hint = format!("a number{above} for each of the {channels} latent_channels");
             return Err(keys.unsupported(key, &json!(values), &hint).into());
         }
         Ok(Some(values))
     };
-    let (mean, std) = (read("latents_mean")?, read("latents_std")?);
+    let mean = read("latents_mean", f32::MIN)?;
+    let std = read("latents_std", f32::MIN_POSITIVE)?;
     Ok(mean.zip(std).map(|(mean, std)| [mean, std]))
 }
 

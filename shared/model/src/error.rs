@@ -68,6 +68,14 @@ pub enum Error {
         /// What the parser said.
         reason: String,
     },
+    /// An adapter's file is none, is of a kind that is not supported, or does not fit the model.
+    #[error("adapter {file}: {reason}")]
+    Adapter {
+        /// The file's name.
+        file: String,
+        /// Which tensor or layer, and why.
+        reason: String,
+    },
     /// The files hold a tensor that the model has no place for.
     #[error("{origin}: unknown tensor {name}; the config describes a model without it")]
     UnknownTensor {

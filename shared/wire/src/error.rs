@@ -25,7 +25,7 @@ pub enum Error {
         got: Vec<usize>,
     },
     /// A tensor has a number type that weights and messages do not use.
-    #[error("{name} has dtype {dtype}; f32, f16 and bf16 are supported")]
+    #[error("{name} has dtype {dtype}, which is not read; convert it to f32, f16 or bf16")]
     WrongDtype {
         /// The tensor.
         name: String,

@@ -155,5 +155,8 @@ async fn an_adapter_in_kohyas_names_changes_all_networks_as_in_the_reference() {
     // Of another model, nothing is left out in silence.
     let other = Journey::seeded(&Golden::load("sd1")).with("--lora", file);
     let error = other.go().await.err().unwrap();
-    assert!(error.contains("the adapter: down_blocks_1"), "{error}");
+    assert!(
+        error.contains("adapter.safetensors: down_blocks_1") && error.contains("do not fit"),
+        "{error}"
+    );
 }

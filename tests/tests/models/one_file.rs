@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use lacuna_model::device::OpenDevice;
 use lacuna_model::layers::Parameter;
 use lacuna_model::unet::UNetConfig;
-use lacuna_model::weights::list;
+use lacuna_model::weights::{Checkpoint, list};
 use lacuna_orchestrator::family::Family;
 use lacuna_orchestrator::model::ModelFiles;
 use lacuna_orchestrator::pipeline::Pipeline;
 use lacuna_orchestrator::text::{ClipTextLayers, ClipTokenizer};
+use lacuna_wire::HostTensor;
 use lacuna_worker::Model;
 use serde_json::{Value, json};
 use tests::golden::{Golden, model_dir, repository};
@@ -66,9 +67,47 @@ async fn another_autoencoder_is_read_from_either_layout() {
     assert!(error.contains("norm_num_groups"), "{error}");
 }
 
+/// The file without the tensors that begin with `left_out`.
+fn without(left_out: &str, path: &Path) {
+    let whole = Checkpoint::open_file(&file("sd1")).unwrap();
+    let names: Vec<&str> = whole.names().collect();
+    // Numbers of positions, which are no weights.
+    let kept = names
+        .into_iter()
+        .filter(|name| !name.starts_with(left_out) && !name.ends_with("position_ids"));
+    let kept = kept.map(|name| (name, whole.read(name).unwrap()));
+    let kept: Vec<(&str, HostTensor)> = kept.collect();
+    let kept = kept.iter().map(|(name, tensor)| (*name, tensor));
+    std::fs::write(path, lacuna_wire::to_safetensors(kept, None).unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_an_autoencoder_takes_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bare.safetensors");
+    without("first_stage_model.", &path);
+    let bare = of_file("sd1").with("--model", &path);
+    let error = bare.clone().go().await.err().unwrap();
+    assert!(error.contains("--vae"), "{error}");
+    let whole = of_file("sd1").go().await.unwrap();
+    let taken = bare.with("--vae", model_dir("sd1").join("vae"));
+    assert!(taken.go().await.unwrap().png().rgb == whole.png().rgb);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.txt");
+    std::fs::write(&empty, "").unwrap();
     for (journey, named) in [
+        (
+            of_file("sd1").with("--tokenizer", &empty),
+            "there are no merges",
+        ),
+        (
+            of_file("sd1").with("--tokenizer", repository().join("assets/demo-model")),
+            "it is of another model",
+        ),
         (
             of_file("sd1").with("--model-config", model_dir("xl")),
             "--model-config",
@@ -151,11 +190,20 @@ fn hollow(path: &Path, shapes: &serde_json::Map<String, Value>) {
     hollow.set_len(bytes.len() as u64 + at).unwrap();
 }
 
+/// A vocabulary of as many tokens as CLIP's, in the form of its file: a line of comment, and a merge on each.
+fn vocabulary(path: &Path) {
+    let letters = || ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
+    let pairs = letters().flat_map(|a| letters().map(move |b| format!("{a} {b}\n{a} {b}</w>\n")));
+    std::fs::write(path, format!("#\n{}", pairs.collect::<String>())).unwrap();
+}
+
 #[test]
 fn files_of_published_sizes_need_no_config() {
     let packed = std::fs::File::open(file("sd1").with_file_name("published.json.gz")).unwrap();
     let published: Value = serde_json::from_reader(flate2::read::GzDecoder::new(packed)).unwrap();
     let folder = tempfile::tempdir().unwrap();
+    let words = folder.path().join("vocabulary.txt");
+    vocabulary(&words);
     for (name, config, family, widths) in [
         ("sd1", "sd15", Family::StableDiffusion, [768].as_slice()),
         ("xl", "sdxl", Family::StableDiffusionXl, &[768, 1280]),
@@ -163,7 +211,7 @@ fn files_of_published_sizes_need_no_config() {
         let path = folder.path().join(format!("{name}.safetensors"));
         hollow(&path, published[name].as_object().unwrap());
         let files = ModelFiles {
-            tokenizer: Some(model_dir("sd1")),
+            tokenizer: Some(words.clone()),
             ..ModelFiles::of(&path)
         };
         let parts = files.open().unwrap();

@@ -162,6 +162,46 @@ async fn the_file_says_how_it_was_made() {
         assert_eq!(png.text(keyword), Some(text), "{keyword}");
     }
     assert!(png.text("Software").unwrap().starts_with("lacuna "));
+    let none = ["clip_skip", "eta", "vae", "crop"].map(|keyword| png.text(keyword));
+    assert_eq!(none, [None; 4]);
+    let vae = model_dir("xl").join("vae");
+    let other = Journey::seeded(&Golden::load("xl"))
+        .with("--steps", "1")
+        .with("--clip-skip", "1")
+        .with("--crop", "8x16")
+        .with("--vae", vae);
+    let png = other.go().await.unwrap().png();
+    for (keyword, text) in [("clip_skip", "1"), ("crop", "8x16"), ("vae", "vae")] {
+        assert_eq!(png.text(keyword), Some(text), "{keyword}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_the_model_or_the_scheduler_is_refused() {
+    let of = |name: &str| Journey::seeded(&Golden::load(name));
+    for (journey, parts) in [
+        (
+            of("sd1").with("--clip-skip", "9"),
+            ["--clip-skip 9", "at most"],
+        ),
+        // Of SDXL one is left out in any case.
+        (
+            of("xl").with("--clip-skip", "2"),
+            ["--clip-skip 2", "1 at most"],
+        ),
+        (of("sd1").with("--crop", "1x1"), ["--crop", "SDXL"]),
+        (
+            of("sd1")
+                .with("--scheduler", "ddim")
+                .with("--scheduler-option", "use_karras_sigmas=true"),
+            ["use_karras_sigmas", "DDIMScheduler does not read it"],
+        ),
+    ] {
+        let error = journey.go().await.err().unwrap();
+        for part in parts {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
 }
 
 fn number(value: &Value) -> f64 {

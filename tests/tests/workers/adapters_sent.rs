@@ -287,7 +287,7 @@ async fn what_is_no_adapter_of_a_model_that_is_there_is_refused() {
             vec![adapted(&base, &renamed.0, strength), renamed.clone()],
         ),
         (
-            "unknown tensor",
+            "has no layer",
             vec![
                 adapted(&base, &of_other_layer.0, strength),
                 of_other_layer.clone(),

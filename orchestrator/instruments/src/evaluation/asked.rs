@@ -126,6 +126,7 @@ impl RunArguments {
         let mut arms = self.arms(pipeline.family(), size)?;
         let sampling = self.sampling.settle(&pipeline, 0.0);
         pipeline.check_sampling(&sampling)?;
+        pipeline.check_prompts(&self.sampling.words.options())?;
         let open = || Ok(device.device.clone());
         let mut maker = Maker {
             whole: None,

@@ -137,7 +137,10 @@ impl OneFile<'_> {
         Ok(ModelParts {
             family,
             text: self.text(dir.as_ref())?,
-            vae: self.vae(dir.as_ref())?,
+            vae: match &self.files.vae {
+                Some(vae) => open_vae(vae, family)?,
+                None => self.vae(dir.as_ref())?,
+            },
             zeros_for_no_prompt: match &dir {
                 Some(dir) => dir.zeros_for_no_prompt,
                 None => self.family == Family::StableDiffusionXl,
@@ -220,6 +223,15 @@ impl OneFile<'_> {
             let config = part.map(|part| part.encoder.join("config.json"));
             let path = &self.files.model;
             let stored = encoder.stored(self.again()?, path, config.as_deref())?;
+            let (has, wants) = (tokenizer.tokens(), stored.layers().vocabulary());
+            if has != wants {
+                return Err(Error::Request(format!(
+                    "the tokenizer taken for {} has {has} tokens, its text encoder {} {wants}: it is of another model. Give \
+                     --tokenizer",
+                    path.display(),
+                    i + 1
+                )));
+            }
             all.push((tokenizer, stored));
         }
         Ok(all)
@@ -231,6 +243,14 @@ impl OneFile<'_> {
     }
 
     fn vae(&self, dir: Option<&ModelDir>) -> Result<Stored<VaeLayers>> {
+        let has = |name: &str| name.starts_with(vae::PREFIX);
+        if !self.checkpoint.names().any(has) {
+            return Err(Error::Request(format!(
+                "{} has no autoencoder in it (tensors {}*): give one by --vae",
+                self.files.model.display(),
+                vae::PREFIX
+            )));
+        }
         let config = dir.map(|dir| dir.vae.join("config.json"));
         vae::stored_vae(
             self.again()?,

@@ -79,7 +79,10 @@ impl Encoder {
                 checkpoint.adapt(|name, _| name.strip_prefix(self.prefix).map(str::to_owned));
             }
         }
-        let source = format!("{} (from its tensors)", path.display());
+        let source = format!(
+            "{} (from its tensors; others by --model-config)",
+            path.display()
+        );
         let reader = || match config {
             Some(path) => ConfigReader::from_file(path),
             None => ConfigReader::new(source.clone(), self.config(&checkpoint)),

@@ -63,7 +63,10 @@ pub(super) fn stored_vae(
     let config = match config {
         Some(config) => VaeConfig::from_file(config)?,
         None => {
-            let source = format!("{} (from its tensors)", path.display());
+            let source = format!(
+                "{} (from its tensors; others by --model-config)",
+                path.display()
+            );
             VaeConfig::read(ConfigReader::new(source, vae_config(&checkpoint, family))?)?
         }
     };

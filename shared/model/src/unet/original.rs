@@ -57,7 +57,10 @@ pub fn open(path: &Path, config: Option<&Path>) -> Result<(UNetConfig, Checkpoin
     let config = match config {
         Some(config) => UNetConfig::from_file(config)?,
         None => {
-            let source = format!("{} (from its tensors)", path.display());
+            let source = format!(
+                "{} (from its tensors; others by --model-config)",
+                path.display()
+            );
             UNetConfig::read(ConfigReader::new(source, found.config())?)?
         }
     };

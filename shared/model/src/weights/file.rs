@@ -46,6 +46,11 @@ impl WeightFile {
         }
         file.read_exact(&mut size)
             .map_err(|e| Error::read(path, e))?;
+        if let Some(what) = mistaken(size) {
+            return Err(bad(format!(
+                "it is {what}, not the file itself: download it again"
+            )));
+        }
         let size = u64::from_le_bytes(size);
         if size > MAX_HEADER.min(length - 8) {
             return Err(bad(format!(
@@ -133,6 +138,19 @@ impl WeightFile {
     }
 }
 
+/// What a file is that begins with `bytes`, of those that a download leaves in place of the one that was meant.
+fn mistaken(bytes: [u8; 8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 3] = [
+        (b"version ", "a pointer of Git LFS"),
+        (b"<!", "a page of HTML"),
+        (b"<html", "a page of HTML"),
+    ];
+    let found = known
+        .iter()
+        .find(|(start, _)| bytes.to_ascii_lowercase().starts_with(start));
+    found.map(|(_, what)| *what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +187,22 @@ mod tests {
             .unwrap();
         assert_eq!(parts.len(), 2);
         assert!(parts.concat() == bytes);
+    }
+
+    #[test]
+    fn what_a_download_leaves_is_named() {
+        for (bytes, what) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1"[..],
+                "Git LFS",
+            ),
+            (b"<!DOCTYPE html><html>", "HTML"),
+            (b"<HTML><head>", "HTML"),
+        ] {
+            let size = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+            let error = open(size, &bytes[8..]).err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

@@ -40,8 +40,7 @@ impl<L: Parameters> Stored<L> {
     /// The same with `adapters`, which are merged into the weights when they are loaded, one after the other.
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`](crate::Error::UnknownTensor) for a layer that there is none of,
-    /// [`WrongShape`](lacuna_wire::Error::WrongShape) for one of other sizes.
+    /// [`Error::Adapter`](crate::Error::Adapter) for a layer that there is none of, or of other sizes.
     pub fn with_adapters(self, adapters: Vec<AdapterPart>) -> Result<Self> {
         Ok(Self {
             adapters: fit_all(&self.layers, adapters)?,

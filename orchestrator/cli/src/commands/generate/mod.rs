@@ -60,6 +60,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     };
     pipeline.check_sampling(&sampling)?;
     let prompt = arguments.sampling.words.prompt(arguments.prompt());
+    let options = &prompt.options;
+    pipeline.check_prompts(options)?;
+    let negative = options.negative_prompt.as_deref().unwrap_or_default();
+    if !negative.is_empty() && !sampling.guided() {
+        console.line("the negative prompt has no part in the picture: it takes --guidance above 1");
+    }
     let unused = pipeline.unused_embeddings(&prompt)?;
     if !unused.is_empty() {
         console.line(format_args!(

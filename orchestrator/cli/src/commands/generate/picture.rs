@@ -287,10 +287,6 @@ impl Run {
                 concat!("lacuna ", env!("CARGO_PKG_VERSION")).to_owned(),
             ),
             ("prompt", a.prompt().to_owned()),
-            (
-                "negative_prompt",
-                sampling.words.negative_prompt.clone().unwrap_or_default(),
-            ),
             ("seed", self.seed(index).to_string()),
             ("steps", sampling.steps.to_string()),
             ("guidance", self.generator.sampling.guidance.to_string()),
@@ -299,6 +295,22 @@ impl Run {
             ("size", format!("{width}x{height}")),
             ("model", self.generator.pipeline.digest().to_owned()),
         ];
+        let words = &sampling.words;
+        let size = |[width, height]: [usize; 2]| format!("{width}x{height}");
+        let name = |path: &PathBuf| path.file_name().map(|it| it.to_string_lossy().into_owned());
+        let whole = |number: usize| (number > 0).then(|| number.to_string());
+        // Where they are not said, there are none.
+        let said = [
+            ("negative_prompt", words.negative_prompt.clone()),
+            ("clip_skip", whole(words.clip_skip)),
+            ("original_size", words.original_size.map(size)),
+            ("crop", words.crop.map(size)),
+            ("target_size", words.target_size.map(size)),
+            ("eta", (a.eta > 0.0).then(|| a.eta.to_string())),
+            ("vae", a.model.vae.as_ref().and_then(name)),
+        ];
+        let said = said.into_iter();
+        text.extend(said.filter_map(|(key, value)| Some((key, value?))));
         if let Some(from) = self.generator.sampling.from {
             text.push(("strength", from.strength.to_string()));
         }

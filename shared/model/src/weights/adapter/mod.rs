@@ -16,7 +16,7 @@ use super::Checkpoint;
 use super::file::WeightFile;
 use crate::error::{Error, Result};
 use crate::layers::{Parameter, Parameters};
-use lacuna_wire::{Error as TensorError, HostTensor, to_narrow_safetensors};
+use lacuna_wire::{HostTensor, to_narrow_safetensors};
 pub use names::Network;
 use names::{Name, factor_of, layer_of, modern, shown, why_not};
 
@@ -82,6 +82,7 @@ impl AdapterFile {
 /// A low-rank adapter, as its file has it: of each layer that it changes, the weight becomes
 /// `W + strength * alpha / r * B A`, where `A` is `[r, C_in (K, K)]` and `B` is `[C_out, r (1, 1)]`.
 pub struct Adapter {
+    path: PathBuf,
     /// Of the file and the strength.
     digest: String,
     strength: f32,
@@ -90,6 +91,7 @@ pub struct Adapter {
 
 /// What an adapter changes of one network, by the names of its file.
 pub struct AdapterPart {
+    path: PathBuf,
     strength: f32,
     changes: BTreeMap<Name, LowRank>,
 }
@@ -131,13 +133,10 @@ impl Adapter {
     /// Reads the safetensors file at `path`, in the names of PEFT, diffusers or kohya's tools.
     ///
     /// # Errors
-    /// [`Error::BadWeights`] for names that are none of these, a factor without its other half, and kinds of adapters
+    /// [`Error::Adapter`] for names that are none of these, a factor without its other half, and kinds of adapters
     /// that are not low-rank sums; as [`Checkpoint::read`].
     pub fn open(path: &Path, strength: f32) -> Result<Self> {
-        let bad = |reason: String| Error::BadWeights {
-            path: path.to_owned(),
-            reason,
-        };
+        let bad = |reason: String| bad(path, reason);
         let (_, header) = WeightFile::open(path)?;
         let settings = header.metadata().as_ref().and_then(|all| all.get(SETTINGS));
         let alpha_by_settings = |network| match settings {
@@ -208,6 +207,7 @@ impl Adapter {
         digest.update(blake3::hash(settings.as_bytes()).as_bytes());
         digest.update(&strength.to_le_bytes());
         Ok(Self {
+            path: path.to_owned(),
             digest: digest.finalize().to_hex().to_string(),
             strength,
             networks,
@@ -222,6 +222,7 @@ impl Adapter {
     /// Takes out what it changes of a network; none where that is nothing.
     pub fn take(&mut self, network: Network) -> Option<AdapterPart> {
         self.networks.remove(&network).map(|changes| AdapterPart {
+            path: self.path.clone(),
             strength: self.strength,
             changes,
         })
@@ -236,12 +237,15 @@ impl Adapter {
     /// That everything of it was taken out.
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`], naming a layer of a network that the model does not have.
+    /// [`Error::Adapter`], naming a layer of a network that the model does not have.
     pub fn check_taken(&self) -> Result<()> {
         let left = self.networks.values().flat_map(BTreeMap::keys).next();
         match left {
             None => Ok(()),
-            Some(layer) => Err(unknown(&format!("{} of a second text encoder", layer.name))),
+            Some(layer) => {
+                let of = format!("{} of a second text encoder", layer.name);
+                Err(bad(&self.path, unknown(&of)))
+            }
         }
     }
 }
@@ -250,7 +254,7 @@ impl AdapterPart {
     /// The same for the layers of `parameters`, by their own names; `aliases` are others that layers have, with those.
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`] for a layer that there is none of, [`TensorError::WrongShape`] for one of other sizes.
+    /// [`Error::Adapter`] for a layer that there is none of, or of other sizes.
     fn fit(self, parameters: &[Parameter], aliases: &[(String, String)]) -> Result<Fitted> {
         let own = parameters.iter().filter_map(|parameter| {
             let layer = parameter.name.strip_suffix(".weight")?;
@@ -274,10 +278,11 @@ impl AdapterPart {
                 false => names.get(layer.name.as_str()),
             };
             let parameter = found.and_then(|name| Some((*name, *own.get(name)?)));
-            let (name, parameter) = parameter.ok_or_else(|| unknown(&layer.name))?;
-            change.check(&layer.name, &parameter.shape)?;
+            let bad = |reason| bad(&self.path, reason);
+            let (name, parameter) = parameter.ok_or_else(|| bad(unknown(&layer.name)))?;
+            change.check(&layer.name, &parameter.shape).map_err(bad)?;
             if changes.insert(name.to_owned(), change).is_some() {
-                return Err(unknown(&format!("{} by two names", layer.name)));
+                return Err(bad(format!("{} is there by two names", shown(&layer.name))));
             }
         }
         Ok(Fitted {
@@ -287,16 +292,22 @@ impl AdapterPart {
     }
 }
 
-fn unknown(layer: &str) -> Error {
-    Error::UnknownTensor {
-        origin: "the adapter".into(),
-        name: shown(layer),
+fn bad(path: &Path, reason: String) -> Error {
+    let file = path.file_name().unwrap_or_default();
+    Error::Adapter {
+        file: file.to_string_lossy().escape_debug().to_string(),
+        reason,
     }
+}
+
+fn unknown(layer: &str) -> String {
+    let layer = shown(layer);
+    format!("the model has no layer {layer}; is it for a model of another kind?")
 }
 
 impl LowRank {
     /// That it changes a weight of `shape`, of what the file calls `layer`.
-    fn check(&self, layer: &str, shape: &[usize]) -> Result<()> {
+    fn check(&self, layer: &str, shape: &[usize]) -> Result<(), String> {
         let [rows, rest @ ..] = shape else {
             return Err(unknown(layer));
         };
@@ -312,12 +323,10 @@ impl LowRank {
         if fits {
             return Ok(());
         }
-        Err(TensorError::WrongShape {
-            name: format!("the adapter: {}, from {:?}", shown(layer), self.down.shape),
-            want: shape.to_vec(),
-            got: self.up.shape.clone(),
-        }
-        .into())
+        let (layer, down, up) = (shown(layer), &self.down.shape, &self.up.shape);
+        Err(format!(
+            "{layer}: factors of {down:?} and {up:?} do not fit the weight's {shape:?}; is it for a model of another kind?"
+        ))
     }
 }
 

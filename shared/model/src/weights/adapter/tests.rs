@@ -120,9 +120,12 @@ fn what_does_not_fit_is_named() {
                 ("unet.c.lora_A.weight", [1, 2]),
                 ("unet.c.lora_B.weight", [2, 1]),
             ],
-            "unknown tensor c",
+            "has no layer c",
         ),
-        (&[(a, [1, 2]), (b, [2, 1])], "the adapter: a"),
+        (
+            &[(a, [1, 2]), (b, [2, 1])],
+            "do not fit the weight's [3, 2]",
+        ),
     ] {
         file(factors);
         let opened = Adapter::open(&path, 1.0);
