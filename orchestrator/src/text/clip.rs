@@ -189,7 +189,7 @@ impl ClipTextEncoder {
     /// What `B` prompts of `T` tokens each become.
     ///
     /// # Errors
-    /// As [`encode_stored`].
+    /// As [`encode_stored`](super::encode_stored).
     pub fn encode(&self, prompts: &[Vec<u32>], wanted: Wanted) -> Result<Encoded> {
         let asked = Asked {
             prompts: prompts.to_vec(),
