@@ -1,9 +1,9 @@
-//! Which keys of a scheduler's config which scheduler reads.
+//! Which keys of a scheduler's config which scheduler reads: those of its class in the reference (`__init__`).
 
-use super::SchedulerKind;
+use super::{SchedulerKind, UNREAD_BY_CLASS};
 
-/// Of every scheduler.
-const OF_ALL: [&str; 6] = [
+/// Of every class.
+const OF_ALL: &[&str] = &[
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -11,167 +11,109 @@ const OF_ALL: [&str; 6] = [
     "trained_betas",
     "prediction_type",
 ];
+const TIMESTEPS: &[&str] = &["timestep_spacing", "steps_offset"];
+const SIGMAS: &[&str] = &[
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+];
+const THRESHOLDING: &[&str] = &[
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+];
+const CLIPPING: &[&str] = &["clip_sample", "clip_sample_range"];
+const SOLVER: &[&str] = &["solver_order", "solver_type", "lower_order_final"];
+/// Of flow matching: they are refused.
+const FLOW: &[&str] = &["use_flow_sigmas", "use_dynamic_shifting"];
+const DPM_SOLVER: &[&str] = &[
+    "algorithm_type",
+    "final_sigmas_type",
+    "lambda_min_clipped",
+    "variance_type",
+];
+const CONSISTENCY: &[&str] = &[
+    "original_inference_steps",
+    "timestep_scaling",
+    "set_alpha_to_one",
+    "rescale_betas_zero_snr",
+];
 
 impl SchedulerKind {
-    /// The keys that it reads, or refuses: its class's of the reference (`__init__`), but for those that are never read there.
+    /// The keys that it reads, or refuses.
     pub fn keys(self) -> impl Iterator<Item = &'static str> {
-        let own: &[&str] = match self {
+        let own: &[&[&str]] = match self {
             Self::Ddim => &[
-                "clip_sample",
-                "set_alpha_to_one",
-                "steps_offset",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "clip_sample_range",
-                "sample_max_value",
-                "timestep_spacing",
-                "rescale_betas_zero_snr",
+                TIMESTEPS,
+                THRESHOLDING,
+                CLIPPING,
+                &["set_alpha_to_one", "rescale_betas_zero_snr"],
             ],
             Self::Ddpm => &[
-                "variance_type",
-                "clip_sample",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "clip_sample_range",
-                "sample_max_value",
-                "timestep_spacing",
-                "steps_offset",
-                "rescale_betas_zero_snr",
+                TIMESTEPS,
+                THRESHOLDING,
+                CLIPPING,
+                &["variance_type", "rescale_betas_zero_snr"],
             ],
-            Self::Pndm => &[
-                "skip_prk_steps",
-                "set_alpha_to_one",
-                "timestep_spacing",
-                "steps_offset",
-            ],
-            Self::Lms | Self::Kdpm2 | Self::Kdpm2Ancestral => &[
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "timestep_spacing",
-                "steps_offset",
-            ],
+            Self::Pndm => &[TIMESTEPS, &["skip_prk_steps", "set_alpha_to_one"]],
+            Self::Lms | Self::Kdpm2 | Self::Kdpm2Ancestral => &[TIMESTEPS, SIGMAS],
             Self::Euler => &[
-                "interpolation_type",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "sigma_min",
-                "sigma_max",
-                "timestep_spacing",
-                "timestep_type",
-                "steps_offset",
-                "rescale_betas_zero_snr",
-                "final_sigmas_type",
+                TIMESTEPS,
+                SIGMAS,
+                &[
+                    "interpolation_type",
+                    "sigma_min",
+                    "sigma_max",
+                    "timestep_type",
+                    "rescale_betas_zero_snr",
+                    "final_sigmas_type",
+                ],
             ],
-            Self::EulerAncestral => &["timestep_spacing", "steps_offset", "rescale_betas_zero_snr"],
-            Self::Heun => &[
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "clip_sample",
-                "clip_sample_range",
-                "timestep_spacing",
-                "steps_offset",
-            ],
+            Self::EulerAncestral => &[TIMESTEPS, &["rescale_betas_zero_snr"]],
+            Self::Heun => &[TIMESTEPS, SIGMAS, CLIPPING],
             Self::DpmSolver | Self::DpmSolverSde => &[
-                "solver_order",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "algorithm_type",
-                "solver_type",
-                "lower_order_final",
-                "euler_at_final",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "use_lu_lambdas",
-                "use_flow_sigmas",
-                "final_sigmas_type",
-                "lambda_min_clipped",
-                "variance_type",
-                "timestep_spacing",
-                "steps_offset",
-                "rescale_betas_zero_snr",
-                "use_dynamic_shifting",
+                TIMESTEPS,
+                SIGMAS,
+                THRESHOLDING,
+                SOLVER,
+                FLOW,
+                DPM_SOLVER,
+                &["euler_at_final", "use_lu_lambdas", "rescale_betas_zero_snr"],
             ],
-            Self::DpmSingle => &[
-                "solver_order",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "algorithm_type",
-                "solver_type",
-                "lower_order_final",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "use_flow_sigmas",
-                "final_sigmas_type",
-                "lambda_min_clipped",
-                "variance_type",
-                "use_dynamic_shifting",
-            ],
+            Self::DpmSingle => &[SIGMAS, THRESHOLDING, SOLVER, FLOW, DPM_SOLVER],
             Self::Deis => &[
-                "solver_order",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "algorithm_type",
-                "solver_type",
-                "lower_order_final",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "use_flow_sigmas",
-                "timestep_spacing",
-                "steps_offset",
-                "use_dynamic_shifting",
+                TIMESTEPS,
+                SIGMAS,
+                THRESHOLDING,
+                SOLVER,
+                FLOW,
+                &["algorithm_type"],
             ],
             Self::UniPc => &[
-                "solver_order",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "predict_x0",
-                "solver_type",
-                "lower_order_final",
-                "disable_corrector",
-                "solver_p",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "use_flow_sigmas",
-                "timestep_spacing",
-                "steps_offset",
-                "final_sigmas_type",
-                "rescale_betas_zero_snr",
-                "use_dynamic_shifting",
-                "sigma_min",
-                "sigma_max",
-                "shift_terminal",
+                TIMESTEPS,
+                SIGMAS,
+                THRESHOLDING,
+                SOLVER,
+                FLOW,
+                &[
+                    "predict_x0",
+                    "disable_corrector",
+                    "solver_p",
+                    "final_sigmas_type",
+                    "rescale_betas_zero_snr",
+                    "sigma_min",
+                    "sigma_max",
+                    "shift_terminal",
+                ],
             ],
-            Self::Lcm => &[
-                "original_inference_steps",
-                "clip_sample",
-                "clip_sample_range",
-                "steps_offset",
-                "thresholding",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "timestep_scaling",
-                "rescale_betas_zero_snr",
-            ],
-            Self::Tcd => &[
-                "original_inference_steps",
-                "clip_sample",
-                "clip_sample_range",
-                "steps_offset",
-                "rescale_betas_zero_snr",
-            ],
+            Self::Lcm | Self::Tcd => &[TIMESTEPS, THRESHOLDING, CLIPPING, CONSISTENCY],
         };
-        OF_ALL.into_iter().chain(own.iter().copied())
+        let unread = UNREAD_BY_CLASS
+            .iter()
+            .find(|(class, _)| *class == self.class());
+        let unread = unread.map_or(&[][..], |(_, keys)| keys);
+        let all = OF_ALL.iter().chain(own.iter().copied().flatten()).copied();
+        all.filter(|key| unread.iter().all(|(other, _)| other != key))
     }
 }
 

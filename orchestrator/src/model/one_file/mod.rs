@@ -254,7 +254,7 @@ impl OneFile<'_> {
         let config = dir.map(|dir| dir.vae.join("config.json"));
         vae::stored_vae(
             self.again()?,
-            &self.files.model,
+            original::told_by_tensors(&self.files.model),
             config.as_deref(),
             self.family,
         )

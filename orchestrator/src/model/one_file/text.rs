@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lacuna_model::config::ConfigReader;
+use lacuna_model::unet::original::told_by_tensors;
 use lacuna_model::weights::{Checkpoint, Stored, View};
 use serde_json::{Value, json};
 
@@ -79,10 +80,7 @@ impl Encoder {
                 checkpoint.adapt(|name, _| name.strip_prefix(self.prefix).map(str::to_owned));
             }
         }
-        let source = format!(
-            "{} (from its tensors; others by --model-config)",
-            path.display()
-        );
+        let source = told_by_tensors(path);
         let reader = || match config {
             Some(path) => ConfigReader::from_file(path),
             None => ConfigReader::new(source.clone(), self.config(&checkpoint)),

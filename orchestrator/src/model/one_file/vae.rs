@@ -22,16 +22,21 @@ pub fn open_vae(path: &Path, family: Family) -> Result<Stored<VaeLayers>> {
         let dir = if nested.is_dir() { &nested } else { path };
         return Vae::open(dir, None);
     }
-    stored_vae(Checkpoint::open_file(path)?, path, None, family)
+    let source = format!(
+        "{} (from its tensors; a folder with config.json gives another)",
+        path.display()
+    );
+    stored_vae(Checkpoint::open_file(path)?, source, None, family)
 }
 
-/// The autoencoder of `checkpoint`, by the config at `config`, or that which its tensors tell.
+/// The autoencoder of `checkpoint`, by the config at `config`, or that which its tensors tell, which errors call
+/// `source`.
 ///
 /// # Errors
 /// Each names the file, key or tensor that is missing, damaged or not supported.
 pub(super) fn stored_vae(
     mut checkpoint: Checkpoint,
-    path: &Path,
+    source: String,
     config: Option<&Path>,
     family: Family,
 ) -> Result<Stored<VaeLayers>> {
@@ -62,13 +67,7 @@ pub(super) fn stored_vae(
     });
     let config = match config {
         Some(config) => VaeConfig::from_file(config)?,
-        None => {
-            let source = format!(
-                "{} (from its tensors; others by --model-config)",
-                path.display()
-            );
-            VaeConfig::read(ConfigReader::new(source, vae_config(&checkpoint, family))?)?
-        }
+        None => VaeConfig::read(ConfigReader::new(source, vae_config(&checkpoint, family))?)?,
     };
     Vae::stored(&config, checkpoint)
 }

@@ -44,6 +44,14 @@ const SIZE_EMBEDDING: usize = 256;
 const HEAD: usize = 64;
 const HEADS: usize = 8;
 
+/// What errors call the config that the tensors of the model at `path` tell.
+pub fn told_by_tensors(path: &Path) -> String {
+    format!(
+        "{} (from its tensors; --model-config gives another)",
+        path.display()
+    )
+}
+
 /// The U-Net of the file at `path`, with the config at `config`, or that which its tensors tell.
 ///
 /// # Errors
@@ -56,13 +64,7 @@ pub fn open(path: &Path, config: Option<&Path>) -> Result<(UNetConfig, Checkpoin
     })?;
     let config = match config {
         Some(config) => UNetConfig::from_file(config)?,
-        None => {
-            let source = format!(
-                "{} (from its tensors; others by --model-config)",
-                path.display()
-            );
-            UNetConfig::read(ConfigReader::new(source, found.config())?)?
-        }
+        None => UNetConfig::read(ConfigReader::new(told_by_tensors(path), found.config())?)?,
     };
     checkpoint.view(|name, shape| {
         let name = name

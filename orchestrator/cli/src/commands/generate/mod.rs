@@ -64,7 +64,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     pipeline.check_prompts(options)?;
     let negative = options.negative_prompt.as_deref().unwrap_or_default();
     if !negative.is_empty() && !sampling.guided() {
-        console.line("the negative prompt has no part in the picture: it takes --guidance above 1");
+        console.line("the negative prompt has no part in this picture, which is made without classifier-free guidance");
     }
     let unused = pipeline.unused_embeddings(&prompt)?;
     if !unused.is_empty() {
