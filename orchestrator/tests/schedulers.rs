@@ -228,7 +228,11 @@ fn the_number_of_steps_is_bounded() {
         for steps in [0, 1001, usize::MAX] {
             let error = refusal(kind, json!({}), steps);
             assert!(
-                matches!(error, SchedulerError::Steps { steps: named, .. } if named == steps),
+                matches!(
+                    error,
+                    SchedulerError::Steps { steps: named, .. }
+                        | SchedulerError::TeacherSteps { steps: named, .. } if named == steps
+                ),
                 "{kind}: {error}"
             );
         }
@@ -236,7 +240,12 @@ fn the_number_of_steps_is_bounded() {
     for kind in [SchedulerKind::Lcm, SchedulerKind::Tcd] {
         assert!(matches!(
             refusal(kind, json!({"original_inference_steps": 8}), 9),
-            SchedulerError::Steps { max: 8, .. }
+            SchedulerError::TeacherSteps { max: 8, .. }
+        ));
+        // Said at once, and not the timesteps of training first.
+        assert!(matches!(
+            refusal(kind, json!({}), 1001),
+            SchedulerError::TeacherSteps { max: 50, .. }
         ));
     }
     // The Runge-Kutta start looks four steps ahead.

@@ -114,6 +114,14 @@ class ClientTest(unittest.TestCase):
                 client.open(b"")
             client.close()
 
+    def test_a_closed_connection_says_so(self) -> None:
+        with Server({("GET", "/v1/unet"): (200, json.dumps(FACTS).encode())}) as server:
+            client = lacuna.Client(server.door)
+            client.close()
+            with self.assertRaises(lacuna.NotServed) as caught:
+                client.report()
+            self.assertEqual(caught.exception.code, "closed")
+
     def test_nobody_serves(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             door = Path(folder, "unet.json")

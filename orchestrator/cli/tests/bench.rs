@@ -300,6 +300,45 @@ fn the_table_has_a_line_for_each_row() {
 }
 
 #[test]
+fn a_file_and_adapters_are_timed_as_generate_takes_them() {
+    let [file, folder] = ["../one-file/sd1.safetensors", "sd1"].map(tiny);
+    let [file, folder] = [&file, &folder].map(|path| path.to_str().unwrap());
+    let model = ["--model", file, "--model-config", folder, "--steps", "2"];
+    let ways = ["--schemes", "local,resident", "--workers", "1"];
+    let separate = ["--separate"];
+    let report = json(&[&model[..], &ways, &separate].concat());
+    let whole = json(&[&["--model", folder, "--steps", "2"][..], &ways].concat());
+    assert_eq!(
+        report["subject"]["weights"], whole["subject"]["weights"],
+        "{report}"
+    );
+    assert_eq!(rows(&report)[1]["identical_to_local"], true, "{report}");
+    refused(
+        &["--model", folder, "--model-config", folder],
+        "--model-config",
+    );
+
+    let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets");
+    let adapter = format!("{assets}/demo-lcm-lora.safetensors:0.5");
+    let demo = format!("{assets}/demo-model");
+    let model = ["--model", &demo, "--steps", "2", "--guidance", "1"];
+    let adapted = [&model[..], &["--turns", "1", "--workers", "2"]].concat();
+    let with = |rest: &[&'static str]| [&adapted[..], &["--lora", &adapter], rest].concat();
+    let own = json(&with(&["--schemes", "local,blind"]));
+    assert!(rows(&own)[1]["psnr_db"].as_f64().unwrap() > 50.0, "{own}");
+    let theirs = json(&with(&["--schemes", "local,resident", "--separate"]));
+    assert_eq!(rows(&theirs)[1]["identical_to_local"], true, "{theirs}");
+    let digest = &own["subject"]["weights"];
+    assert_eq!(digest, &theirs["subject"]["weights"]);
+    let bare = json(&[&adapted[..], &["--schemes", "local"]].concat());
+    assert_ne!(digest, &bare["subject"]["weights"]);
+    refused(
+        &with(&["--schemes", "blind", "--separate"]),
+        "under blind adapters (--lora) stay with you",
+    );
+}
+
+#[test]
 fn bad_arguments_are_named() {
     let config = tiny("sd1/unet/config.json");
     let config = config.to_str().unwrap();

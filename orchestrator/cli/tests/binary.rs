@@ -47,6 +47,9 @@ fn a_scheme_that_stands_for_others_says_which_it_is() {
     assert!(output.status.success(), "{stdout}");
     let line = "--scheme auto: without a policy nothing is planned, so it is local, at home";
     assert!(stdout.contains(line), "{stdout}");
+    let output = place.generate(&["--scheme", "auto", "--policy", "private"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("auto: without --fleet"), "{stdout}");
     let output = place.generate(&["--scheme", "resident"]);
     assert!(
         !String::from_utf8(output.stdout)
@@ -287,6 +290,41 @@ fn a_plan_is_told_of_adapters() {
         !output.status.success() && stderr.contains("adapter"),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_plan_is_told_of_a_models_configs() {
+    let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens");
+    let file = format!("{goldens}/one-file/sd1.safetensors");
+    let folder = format!("{goldens}/models/sd1");
+    let told = |command: &str, rest: &[&str]| {
+        let first = [command, "--json", "--model"];
+        let output = run(&[&first[..], rest].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (serde_json::from_slice::<Value>(&output.stdout).ok(), stderr)
+    };
+    // Of the first way, which is home; of workers others are the fastest at each time.
+    let counted = |command: &str, rest: &[&str]| {
+        let (json, stderr) = told(command, rest);
+        let json = json.expect(&stderr);
+        let counted = match command {
+            "plan" => json["ways"][0]["cost"]["memory"].clone(),
+            _ => json["user_gflop"].clone(),
+        };
+        assert!(counted.is_number(), "{json}");
+        counted
+    };
+    for command in ["plan", "cost"] {
+        let one = counted(command, &[&file, "--model-config", &folder]);
+        assert_eq!(one, counted(command, &[&folder]), "{command}");
+        let (_, stderr) = told(command, &[&folder, "--model-config", &folder]);
+        assert!(stderr.contains("--model-config is for"), "{stderr}");
+        let (_, stderr) = told(command, &["/nowhere"]);
+        assert!(
+            stderr.contains("/nowhere (--model takes sd15, sdxl"),
+            "{stderr}"
+        );
+    }
 }
 
 #[test]

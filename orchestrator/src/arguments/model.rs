@@ -74,12 +74,14 @@ const KNOWN_MODELS: [(&str, &str); 2] = [
     ),
 ];
 
-/// The config of a U-Net: of a known name, else of the file that `path` makes of it.
+/// The config of a U-Net: of a known name; of a model in one file the one at `own`, or what its tensors tell; else of the file
+/// that `path` makes of it.
 ///
 /// # Errors
 /// Those of the config.
 pub fn unet_config(
     name: &Path,
+    own: Option<&Path>,
     path: impl FnOnce() -> PathBuf,
 ) -> std::result::Result<UNetConfig, lacuna_model::Error> {
     match KNOWN_MODELS
@@ -95,7 +97,7 @@ pub fn unet_config(
             .extension()
             .is_some_and(|ending| ending == "safetensors") =>
         {
-            Ok(original::open(name, None)?.0)
+            Ok(original::open(name, own)?.0)
         }
         None => {
             let mut keys = ConfigReader::from_file(&path())?;
@@ -138,10 +140,11 @@ pub struct OpenUNet {
 pub async fn load_unet(arguments: &ModelArguments) -> anyhow::Result<OpenUNet> {
     let arguments = arguments.clone();
     let others = [
-        ("--vae", &arguments.vae),
-        ("--tokenizer", &arguments.tokenizer),
+        ("--vae", arguments.vae.is_some()),
+        ("--tokenizer", arguments.tokenizer.is_some()),
+        ("--embedding", !arguments.embedding.is_empty()),
     ];
-    if let Some((flag, _)) = others.into_iter().find(|(_, path)| path.is_some()) {
+    if let Some((flag, _)) = others.into_iter().find(|(_, given)| *given) {
         let reason = format!("{flag}: of the model the U-Net alone is used; leave it out");
         return Err(Error::Request(reason).into());
     }

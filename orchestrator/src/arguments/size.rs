@@ -11,6 +11,7 @@ use super::model::{resolve, unet_config};
 use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::limits;
+use crate::model::ModelFiles;
 use crate::model::dir::recommended_guidance;
 use crate::vae::VaeConfig;
 
@@ -49,6 +50,10 @@ pub struct SizeArguments {
     /// hf:OWNER/NAME of the hub's cache.
     #[arg(short, long, env = "LACUNA_MODEL", default_value = "sd15")]
     pub model: PathBuf,
+    /// Of a model in one file: a model directory of the same kind, whose configs are taken [default: what the file's tensors
+    /// tell].
+    #[arg(long, value_name = "DIR", env = "LACUNA_MODEL_CONFIG")]
+    pub model_config: Option<PathBuf>,
     /// Columns and rows of the picture.
     #[command(flatten)]
     pub size: PictureSize,
@@ -79,10 +84,32 @@ impl SizeArguments {
         Ok(self.prompt_tokens)
     }
 
+    fn files(&self) -> Result<ModelFiles> {
+        let files = ModelFiles {
+            config: self.model_config.clone(),
+            ..ModelFiles::of(resolve(&self.model)?)
+        };
+        files.check()?;
+        Ok(files)
+    }
+
+    /// The folder that has the configs beside the U-Net's, the scheduler's and so on.
+    fn folder(&self) -> Result<PathBuf> {
+        let files = self.files()?;
+        Ok(files.config.unwrap_or(files.model))
+    }
+
     fn config(&self) -> anyhow::Result<UNetConfig> {
-        let model = resolve(&self.model)?;
-        let config = unet_config(&model, || model.join("unet/config.json"));
-        config.context("cannot read the U-Net's config (--model takes sd15, sdxl or a directory)")
+        let files = self.files()?;
+        let config = unet_config(&files.model, files.unet_config().as_deref(), || {
+            files.model.join("unet/config.json")
+        });
+        config.with_context(|| {
+            format!(
+                "cannot read the U-Net's config of {} (--model takes sd15, sdxl, a model's directory or its one file)",
+                self.model.display()
+            )
+        })
     }
 
     /// The U-Net's layers.
@@ -102,7 +129,7 @@ impl SizeArguments {
             limits::check("--pixels-per-latent", pixels, limits::SIDE)?;
             return Ok(pixels);
         }
-        let file = resolve(&self.model)?.join("vae/config.json");
+        let file = self.folder()?.join("vae/config.json");
         match file.is_file() {
             true => Ok(VaeConfig::from_file(&file)?.build().pixels_per_latent()),
             false => Ok(PIXELS_PER_LATENT),
@@ -121,7 +148,7 @@ impl SizeArguments {
                 return Err(Error::Request(reason));
             }
             Some(guidance) => Some(guidance),
-            None => recommended_guidance(&resolve(&self.model)?)?,
+            None => recommended_guidance(&self.folder()?)?,
         };
         let guidance = guidance.unwrap_or(Family::StableDiffusion.usual_guidance());
         // A model that takes the scale as an input is called once.

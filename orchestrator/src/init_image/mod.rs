@@ -70,6 +70,12 @@ impl Given {
         self.from
     }
 
+    /// Whether its mask leaves nothing to be painted anew.
+    pub fn keeps_all(&self) -> bool {
+        let mask = self.mask.as_ref();
+        mask.is_some_and(|mask| !painted(mask).contains(&true))
+    }
+
     /// Tell the picture and its mask from others.
     pub fn digests(&self) -> &Digests {
         &self.digests

@@ -86,7 +86,7 @@ impl ModelFiles {
             ("--tokenizer", &self.tokenizer),
         ];
         let given = one_file.into_iter().find(|(_, path)| path.is_some());
-        match given.filter(|_| self.model.is_dir()) {
+        match given.filter(|_| !self.model.is_file()) {
             Some((flag, _)) => Err(Error::Request(format!(
                 "{flag} is for a model in one file; {} has its own",
                 self.model.display()
@@ -111,7 +111,13 @@ impl ModelFiles {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_unet(&self) -> Result<(UNetConfig, Checkpoint)> {
-        let source = match self.model.is_file() {
+        let (config, checkpoint) = self.unet_source().files()?;
+        Ok((config, checkpoint.with_digests(self.digests.clone())))
+    }
+
+    /// Where the U-Net lies.
+    pub fn unet_source(&self) -> Source {
+        match self.model.is_file() {
             true => Source::File {
                 path: self.model.clone(),
                 config: self.unet_config(),
@@ -120,9 +126,7 @@ impl ModelFiles {
                 dir: self.model.join("unet"),
                 variant: self.variant.clone(),
             },
-        };
-        let (config, checkpoint) = source.files()?;
-        Ok((config, checkpoint.with_digests(self.digests.clone())))
+        }
     }
 
     /// The U-Net, its config first, with what `adapters` change of it; and what they hold beside.

@@ -144,11 +144,12 @@ impl Pipeline {
             );
         }
         if unet.in_channels != unet.latent_channels() && !self.takes_mask() {
-            return unfit(
-                "the U-Net's in_channels are",
-                unet.in_channels,
-                unet.latent_channels(),
-            );
+            let (takes, latents) = (unet.in_channels, unet.latent_channels());
+            return Err(Error::Request(format!(
+                "the U-Net takes {takes} channels, and latents have {latents}: only {latents}, and {} of an inpainting model, \
+                 are supported",
+                2 * latents + 1
+            )));
         }
         // The others are loaded before anything is sent, the decoder after all was computed.
         Ok(self.vae.check_values(&vae.of_decoding())?)

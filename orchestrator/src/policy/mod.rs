@@ -389,11 +389,11 @@ impl Policy {
         } = setting.scheme.uses(setting.sizes.levels);
         let forbidden = |how: &&SelfAttention| !self.self_attention.contains(how);
         if let Some(how) = self_attention.iter().find(forbidden) {
-            let reason = format!("{} is not among them", name(how));
+            let reason = not_among(how, &self.self_attention);
             return refuse("self_attention", reason);
         }
         if let Some(wire) = wires.iter().find(|wire| !self.wires.contains(wire)) {
-            return refuse("wires", format!("{} is not among them", name(wire)));
+            return refuse("wires", not_among(wire, &self.wires));
         }
         if !self.quality.allows(setting) {
             let label = setting.scheme.label();
@@ -410,4 +410,10 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// That `one` is none of `all`, which are named.
+fn not_among<T: Serialize>(one: &T, all: &[T]) -> String {
+    let all: Vec<String> = all.iter().map(name).collect();
+    format!("{} is not among them ({})", name(one), all.join(", "))
 }

@@ -44,6 +44,17 @@ pub enum SchedulerError {
         /// The most it can make: the timesteps of training.
         max: usize,
     },
+    /// The number of sampler steps of a distilled model does not fit its teacher's.
+    #[error(
+        "{steps} sampler steps: choose between 1 and {max}, the teacher's, or give --scheduler-option \
+         original_inference_steps=N"
+    )]
+    TeacherSteps {
+        /// What was asked for.
+        steps: usize,
+        /// The most: so many the teacher made.
+        max: usize,
+    },
     /// A picture that begins with another one is to differ so little that no step is made.
     #[error(
         "of {steps} sampler steps none is left: give --strength {least:.2} or more, or more --steps"

@@ -176,6 +176,9 @@ pub fn build_from(
     eta: f32,
 ) -> Result<Box<dyn Scheduler>, SchedulerError> {
     let max = config.trained()?;
+    if kind.of_a_teacher() {
+        teacher::check_steps(config, max, steps)?;
+    }
     if !(1..=max).contains(&steps) {
         return Err(SchedulerError::Steps { steps, min: 1, max });
     }

@@ -130,6 +130,8 @@ class Client:
         return json.loads(self._send(method, path, body))
 
     def _send(self, method: str, path: str, body: bytes | None = None, timeout: httpx.Timeout = _TIMEOUT) -> bytes:
+        if self._http.is_closed:
+            raise NotServed("this connection was closed; make another", "closed")
         try:
             answer = self._http.request(method, path, content=body, timeout=timeout)
         except httpx.HTTPError as error:

@@ -68,6 +68,14 @@ pub enum Error {
         /// What the parser said.
         reason: String,
     },
+    /// A weight file is whole, and of another kind than what is looked for.
+    #[error("{path}: {reason}")]
+    OtherWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is looked for and missing.
+        reason: String,
+    },
     /// An adapter's file is none, is of a kind that is not supported, or does not fit the model.
     #[error("adapter {file}: {reason}")]
     Adapter {

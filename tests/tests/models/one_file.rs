@@ -99,6 +99,8 @@ async fn what_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty.txt");
     std::fs::write(&empty, "").unwrap();
+    let textless = folder.path().join("textless.safetensors");
+    without("cond_stage_model.", &textless);
     for (journey, named) in [
         (
             of_file("sd1").with("--tokenizer", &empty),
@@ -129,7 +131,18 @@ async fn what_is_missing_is_named() {
                 "--model",
                 model_dir("sd2").join("unet/diffusion_pytorch_model.safetensors"),
             ),
-            "input_blocks.0.0.weight is missing",
+            "are those of a diffusers folder's unet",
+        ),
+        (
+            journey("sd1").with(
+                "--model",
+                repository().join("assets/demo-lcm-lora.safetensors"),
+            ),
+            "it is an adapter",
+        ),
+        (
+            of_file("sd1").with("--model", &textless),
+            "no text encoder in it (tensors cond_stage_model.transformer.*)",
         ),
         (
             journey("sd1").with("--model", "hf:nobody/nothing"),

@@ -53,6 +53,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (subject, device) = Subject::open(&arguments.subject, !arguments.separate).await?;
     let most = cases.iter().map(|case| case.workers).max().unwrap_or(0);
     let workers = if arguments.separate {
+        subject.check_separate(&cases)?;
         Workers::in_processes(most, &arguments.subject, subject.latents).await?
     } else {
         Workers::in_this_process(most, &subject, &device).await?

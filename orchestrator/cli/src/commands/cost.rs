@@ -159,7 +159,8 @@ impl Summary {
                 mb(down.total)
             )
         }));
-        let workers: f64 = self.workers_gflop.iter().sum();
+        // Of none it is a negative zero.
+        let workers = self.workers_gflop.iter().sum::<f64>() + 0.0;
         let all = workers + self.user_gflop;
         lines.push(format!(
             "all workers  {:.1} MB up, {:.1} MB down, {} round trips",

@@ -41,7 +41,9 @@ enum Command {
     Rm(RemoveArguments),
 }
 
+// A number of workers says nothing here.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("workers", |arg| arg.hide(true)))]
 struct WhereArguments {
     #[command(flatten)]
     fleet: FleetArguments,

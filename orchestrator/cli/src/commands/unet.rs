@@ -43,6 +43,10 @@ const SIDE: usize = 64;
 In Python (pip install ./python):
   import lacuna
   pipe = StableDiffusionPipeline.from_pretrained(MODEL, unet=lacuna.UNet.connect())")]
+// Of the model the U-Net alone is used.
+#[command(mut_arg("tokenizer", |arg| arg.hide(true)))]
+#[command(mut_arg("vae", |arg| arg.hide(true)))]
+#[command(mut_arg("embedding", |arg| arg.hide(true)))]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,

@@ -28,6 +28,8 @@ use lacuna_orchestrator::output::console::Console;
 #[command(after_help = "Examples:
   lacuna workers --fleet fleet.toml
   lacuna workers --fleet fleet.toml --watch         while pictures are made, until Ctrl-C")]
+// A number of workers says nothing here.
+#[command(mut_arg("workers", |arg| arg.hide(true)))]
 pub struct Arguments {
     #[command(flatten)]
     fleet: FleetArguments,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use lacuna_model::device::{self, DeviceChoice, OpenDevice};
 use lacuna_model::unet::UNet;
-use lacuna_model::weights::{Weights, random_digest};
+use lacuna_model::weights::{AdapterFile, Weights, random_digest};
 use lacuna_worker::Model;
 
 use crate::error::Result;
@@ -71,12 +71,45 @@ pub struct UNetArguments {
     /// sd15, sdxl, or a U-Net's config.json; its weights are random. SDXL's take 10 GB.
     #[arg(long, default_value = "sd15")]
     pub config: PathBuf,
-    /// A diffusers model directory, such as assets/demo-model: times whole pictures in place of random weights.
+    /// A diffusers model directory, such as assets/demo-model, or a model's one file: times whole pictures in place of random
+    /// weights.
     #[arg(short, long, conflicts_with = "config")]
     pub model: Option<PathBuf>,
     /// Weight file variant of the model, e.g. fp16.
     #[arg(long, requires = "model", conflicts_with = "config")]
     pub variant: Option<String>,
+    /// Of a model in one file: a model directory of the same kind, whose configs are taken.
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "model",
+        conflicts_with = "config"
+    )]
+    pub model_config: Option<PathBuf>,
+    /// Of a model in one file: CLIP's vocabulary, as generate takes it.
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "model",
+        conflicts_with = "config"
+    )]
+    pub tokenizer: Option<PathBuf>,
+    /// Another autoencoder than the model's: its directory or its file.
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "model",
+        conflicts_with = "config"
+    )]
+    pub vae: Option<PathBuf>,
+    /// A low-rank adapter (LoRA) of the model, as generate takes it; repeat it for several.
+    #[arg(
+        long,
+        value_name = "FILE[:STRENGTH]",
+        requires = "model",
+        conflicts_with = "config"
+    )]
+    pub lora: Vec<AdapterFile>,
     /// auto, cpu, wgpu or cuda.
     #[arg(long, env = "LACUNA_DEVICE", default_value_t)]
     pub device: DeviceChoice,
@@ -121,10 +154,10 @@ impl UNetArguments {
         ModelArguments {
             model,
             variant: self.variant.clone(),
-            model_config: None,
-            tokenizer: None,
-            vae: None,
-            lora: Vec::new(),
+            model_config: self.model_config.clone(),
+            tokenizer: self.tokenizer.clone(),
+            vae: self.vae.clone(),
+            lora: self.lora.clone(),
             embedding: Vec::new(),
             device: self.device,
             allow_software: self.allow_software,
@@ -138,13 +171,10 @@ impl UNetArguments {
     pub fn load(&self) -> anyhow::Result<(Model, OpenDevice)> {
         let device = device::open(self.device, self.allow_software)?;
         let model = match &self.model {
-            Some(file) if file.is_file() => Model::load_one_file(file, None, &[], &device.device)?,
-            Some(dir) => Model::load(
-                &dir.join("unet"),
-                self.variant.as_deref(),
-                &[],
-                &device.device,
-            )?,
+            Some(model) => {
+                let source = self.with_model(model.clone()).files()?.unet_source();
+                Model::of_source(&source, &self.lora, &device.device)?
+            }
             None => {
                 let unet = self.read_config()?;
                 let weights = Weights::random(&unet, WEIGHTS_SEED, &device.device)?;
@@ -156,7 +186,7 @@ impl UNetArguments {
     }
 
     pub(super) fn read_config(&self) -> anyhow::Result<UNet> {
-        let config = unet_config(&self.config, || self.config.clone());
+        let config = unet_config(&self.config, None, || self.config.clone());
         Ok(config.context("cannot read the U-Net's config")?.build())
     }
 }

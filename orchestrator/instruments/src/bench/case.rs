@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use clap::Args;
-use lacuna_model::unet::UNet;
 
 use crate::error::{Error, Result};
 use lacuna_orchestrator::fleet::config::MAX_WORKERS;
 use lacuna_orchestrator::limits;
 use lacuna_orchestrator::schemes::spec::Spec;
 use lacuna_orchestrator::schemes::{Scheme, Setting};
+use lacuna_orchestrator::unet_source::UNetSource;
 
 /// Lists, of which every combination is a row; those that make no difference to a scheme are left out.
 #[derive(Args, Clone, Debug)]
@@ -136,8 +136,9 @@ fn combine(given: &Chosen, lists: &[(&'static str, Vec<String>)]) -> Vec<Chosen>
 
 impl Case {
     /// The case for latents of `[batch, rows, columns]` and a prompt of `tokens` tokens.
-    pub fn setting(&self, unet: &UNet, latents: [usize; 3], tokens: usize) -> Setting {
-        Setting::new(self.scheme.clone(), unet, latents, tokens)
+    pub fn setting(&self, unet: &UNetSource, latents: [usize; 3], tokens: usize) -> Setting {
+        let setting = Setting::new(self.scheme.clone(), unet.layers(), latents, tokens);
+        setting.adapted(unet.is_adapted())
     }
 
     /// The case in a few words.

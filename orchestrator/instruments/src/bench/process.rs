@@ -174,6 +174,14 @@ impl Process {
         if let Some(variant) = &arguments.variant {
             command.args(["--variant", variant]);
         }
+        if let Some(folder) = &arguments.model_config {
+            command.arg("--model-config").arg(folder);
+        }
+        for adapter in &arguments.lora {
+            let mut given = adapter.path.clone().into_os_string();
+            given.push(format!(":{}", adapter.strength));
+            command.arg("--lora").arg(given);
+        }
         if arguments.allow_software {
             command.arg("--allow-software");
         }

@@ -227,7 +227,25 @@ impl Subject {
             Source::Calls { conditioning, .. } => &conditioning.context,
         };
         let [_, tokens, _] = context.dims();
-        case.setting(self.unet.layers(), self.latents, tokens)
+        case.setting(&self.unet, self.latents, tokens)
+    }
+
+    /// That workers in processes of their own, which hold the adapters, can be asked in each of the `cases`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for one in which adapters stay with the user.
+    pub fn check_separate(&self, cases: &[Case]) -> Result<()> {
+        for case in cases {
+            let setting = self.setting(case);
+            let apart = setting.scheme.apart(self.unet.layers(), &setting.sizes)?;
+            if self.unet.is_adapted() && apart.is_some() {
+                return Err(Error::Request(format!(
+                    "--separate: under {} adapters (--lora) stay with you, and these workers hold them; leave one of both out",
+                    setting.scheme.name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// One session of `calls` calls, or sampler steps, on the workers of `fleet` if there are any; blocks for as long

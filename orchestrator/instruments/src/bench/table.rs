@@ -7,13 +7,15 @@ use lacuna_orchestrator::fleet::link::Link;
 
 /// What was timed, and a line for each row.
 pub fn table(report: &Report) -> String {
+    let labels = report.rows.iter().map(|row| row.label.chars().count());
+    let width = labels.max().unwrap_or(0).max("row".len());
     let mut lines = vec![
         format!("{}; {}", report.subject.title(), link(report.link)),
         "MB, requests and seconds are of a call behind the first; PSNR is against local; memory is the most \
          that was resident"
             .to_owned(),
         format!(
-            "{:<42} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9}",
+            "{:<width$} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9}",
             "row",
             "median s",
             "min s",
@@ -30,7 +32,7 @@ pub fn table(report: &Report) -> String {
             "MB worker",
         ),
     ];
-    lines.extend(report.rows.iter().map(line));
+    lines.extend(report.rows.iter().map(|row| line(row, width)));
     lines.join("\n")
 }
 
@@ -46,7 +48,7 @@ pub fn link(link: Option<Link>) -> String {
     })
 }
 
-fn line(row: &Summary) -> String {
+fn line(row: &Summary, width: usize) -> String {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let or_none = |value: Option<f64>, digits: usize| {
         value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
@@ -58,7 +60,7 @@ fn line(row: &Summary) -> String {
     let memory = row.peak_memory.as_ref();
     let worker = |memory: &Memory| memory.workers_bytes.iter().max().copied();
     format!(
-        "{:<42} {:>8.3} {:>8.3} {:>8.3} {:>6.2} {:>8} {:>8.2} {:>8.2} {:>8} {:>8.1} {:>8.1} {psnr:>8} {:>8} {:>9}",
+        "{:<width$} {:>8.3} {:>8.3} {:>8.3} {:>6.2} {:>8} {:>8.2} {:>8.2} {:>8} {:>8.1} {:>8.1} {psnr:>8} {:>8} {:>9}",
         row.label,
         row.seconds_per_call_median,
         row.seconds_per_call_min,

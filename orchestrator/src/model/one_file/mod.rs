@@ -215,6 +215,14 @@ impl OneFile<'_> {
             (_, true) => &text::SECOND,
             (_, false) => &text::FIRST,
         };
+        let has = |start| self.checkpoint.names().any(|name| name.starts_with(start));
+        if let Some(lacking) = encoders.iter().find(|encoder| !has(encoder.prefix)) {
+            return Err(Error::Request(format!(
+                "{} has no text encoder in it (tensors {}*): take a file with all parts, or the model's folder",
+                self.files.model.display(),
+                lacking.prefix
+            )));
+        }
         let paddings: Vec<&str> = encoders.iter().map(|encoder| encoder.padding).collect();
         let tokenizers = vocabulary::tokenizers(self.files, &paddings)?;
         let mut all = Vec::with_capacity(encoders.len());

@@ -55,10 +55,10 @@ pub fn told_by_tensors(path: &Path) -> String {
 /// The U-Net of the file at `path`, with the config at `config`, or that which its tensors tell.
 ///
 /// # Errors
-/// [`Error::BadWeights`] where the file holds no such U-Net; those of reading a config or weights.
+/// [`Error::OtherWeights`] where the file holds no such U-Net; those of reading a config or weights.
 pub fn open(path: &Path, config: Option<&Path>) -> Result<(UNetConfig, Checkpoint)> {
     let mut checkpoint = Checkpoint::open_file(path)?;
-    let found = Found::of(&checkpoint).map_err(|reason| Error::BadWeights {
+    let found = Found::of(&checkpoint).map_err(|reason| Error::OtherWeights {
         path: path.to_owned(),
         reason,
     })?;
@@ -194,8 +194,18 @@ impl Found {
             "time_embed.0.weight",
         ] {
             if !found.shapes.contains_key(needed) {
+                let any = |is: fn(&str) -> bool| checkpoint.names().any(is);
+                let hint = match () {
+                    () if any(|name| name.contains("lora_")) => {
+                        "; it is an adapter: give it by --lora, and the model that it is for"
+                    }
+                    () if any(|name| name.starts_with("down_blocks.")) => {
+                        "; its names are those of a diffusers folder's unet: give the model's folder"
+                    }
+                    () => "",
+                };
                 return Err(format!(
-                    "it holds no U-Net in the layout of Stable Diffusion 1, 2 or XL ({PREFIX}{needed} is missing)"
+                    "it holds no U-Net in the layout of Stable Diffusion 1, 2 or XL ({PREFIX}{needed} is missing){hint}"
                 ));
             }
         }

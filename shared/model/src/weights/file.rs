@@ -54,7 +54,7 @@ impl WeightFile {
         let size = u64::from_le_bytes(size);
         if size > MAX_HEADER.min(length - 8) {
             return Err(bad(format!(
-                "a header of {size} bytes in a file of {length}"
+                "a header of {size} bytes in a file of {length}; is it a safetensors file?"
             )));
         }
         let mut header = vec![0; size as usize];

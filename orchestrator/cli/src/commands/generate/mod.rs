@@ -47,6 +47,9 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     let console = Console::new(check(&arguments)?.take_stdout());
     let reading = arguments.init_image.clone();
     let given_image = spawn_blocking(move || reading.read()).await??;
+    if given_image.as_ref().is_some_and(Given::keeps_all) {
+        console.line("the mask (--mask) is nowhere white, so nothing is painted anew");
+    }
     let fleet = match arguments.workers.file() {
         Some(path) => Some(arguments.terms.way.fleet(path)?),
         None => None,
@@ -133,8 +136,12 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     };
     let scheme = &setting.scheme;
     if scheme.stands_for_others() {
+        let lacking = match policy {
+            None => "a policy",
+            Some(_) => "--fleet, workers of providers,",
+        };
         console.line(format_args!(
-            "--scheme {}: without a policy nothing is planned, so it is {}, at home",
+            "--scheme {}: without {lacking} nothing is planned, so it is {}, at home",
             scheme.name(),
             scheme.label()
         ));

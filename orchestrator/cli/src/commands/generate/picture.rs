@@ -135,7 +135,7 @@ impl Run {
         let written = format!("{} of {count} pictures are written", done.len());
         if let Some(checkpoint) = &self.checkpoint {
             let folder = checkpoint.folder().display();
-            return format!("{written}; go on: lacuna generate --resume {folder}");
+            return format!("to go on: lacuna generate --resume {folder} ({written})");
         }
         let index = (0..count).find(|index| !done.contains_key(index));
         let index = index.unwrap_or(count);

@@ -39,7 +39,9 @@ impl FromStr for AdapterFile {
         let split = text.rsplit_once(':');
         let given = split.and_then(|(path, strength)| Some((path, strength.parse().ok()?)));
         let (path, strength): (&str, f32) = given.unwrap_or((text, 1.0));
-        if path.is_empty() || !strength.is_finite() {
+        // What stands behind a file's ending is meant as a strength.
+        let unread = path.contains(".safetensors:");
+        if path.is_empty() || unread || !strength.is_finite() {
             return Err("FILE or FILE:STRENGTH, such as style.safetensors:0.8".into());
         }
         Ok(Self {
@@ -98,6 +100,8 @@ pub struct AdapterPart {
 
 /// What an adapter changes of one network, by the names of the network's layers.
 pub(super) struct Fitted {
+    /// The file's name, fit to be shown.
+    file: String,
     /// What all of its changes are multiplied with.
     pub strength: f32,
     /// By layer.
@@ -286,6 +290,7 @@ impl AdapterPart {
             }
         }
         Ok(Fitted {
+            file: file_name(&self.path),
             strength: self.strength,
             changes,
         })
@@ -293,11 +298,15 @@ impl AdapterPart {
 }
 
 fn bad(path: &Path, reason: String) -> Error {
-    let file = path.file_name().unwrap_or_default();
     Error::Adapter {
-        file: file.to_string_lossy().escape_debug().to_string(),
+        file: file_name(path),
         reason,
     }
+}
+
+fn file_name(path: &Path) -> String {
+    let file = path.file_name().unwrap_or_default();
+    file.to_string_lossy().escape_debug().to_string()
 }
 
 fn unknown(layer: &str) -> String {
@@ -373,11 +382,14 @@ impl Fitted {
 
     /// `weight` of the parameter `name`, changed where this changes it. Both sides of a picture come to the same bits:
     /// the sums are plain, in the order of the rank.
-    fn merge(&self, name: &str, weight: &mut HostTensor) {
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] where a value is not finite then.
+    fn merge(&self, name: &str, weight: &mut HostTensor) -> Result<()> {
         let layer = name.strip_suffix(".weight");
         let change = layer.and_then(|layer| self.changes.get(layer));
         let Some(change) = change else {
-            return;
+            return Ok(());
         };
         let (LowRank { down, up, .. }, scale) = (change, change.scale());
         let rank = change.rank();
@@ -395,6 +407,10 @@ impl Fitted {
                 .zip(change)
                 .for_each(|(w, change)| *w += scale * change);
         });
+        weight.check_finite(name).map_err(|_| Error::Adapter {
+            file: self.file.clone(),
+            reason: format!("with it, {name} holds a value that is not finite"),
+        })
     }
 }
 
@@ -444,10 +460,12 @@ pub(super) fn fit_all(layers: &impl Parameters, parts: Vec<AdapterPart>) -> Resu
 }
 
 /// `weight` of the parameter `name` with all of `adapters`, one after the other.
-pub(super) fn merge_all(adapters: &[Fitted], name: &str, weight: &mut HostTensor) {
-    adapters
-        .iter()
-        .for_each(|adapter| adapter.merge(name, weight));
+///
+/// # Errors
+/// [`Error::Adapter`] for the first with which a value is not finite.
+pub(super) fn merge_all(adapters: &[Fitted], name: &str, weight: &mut HostTensor) -> Result<()> {
+    let mut adapters = adapters.iter();
+    adapters.try_for_each(|adapter| adapter.merge(name, weight))
 }
 
 #[cfg(test)]

@@ -86,16 +86,24 @@ pub(super) fn why_not(name: &str) -> String {
     }
 }
 
-/// A tensor's name with the layer that it is of: the first adapters were kept in processors of attentions.
+/// A tensor's name with the layer that it is of: the first adapters were kept in processors of attentions, those of text
+/// encoders beside their layers.
 pub(super) fn modern(name: &str) -> String {
-    let Some((attention, rest)) = name.split_once(".processor.") else {
-        return name.to_owned();
+    let old = |name: &str| -> Option<String> {
+        let (before, factor) = name.split_once("_lora.")?;
+        let (attention, layer) = before.rsplit_once('.')?;
+        let (attention, layer) = match (attention.strip_suffix(".processor"), layer) {
+            (Some(attention), "to_out") => (attention, "to_out.0"),
+            (Some(attention), layer) => (attention, layer),
+            (None, "to_q") => (attention, "q_proj"),
+            (None, "to_k") => (attention, "k_proj"),
+            (None, "to_v") => (attention, "v_proj"),
+            (None, "to_out") => (attention, "out_proj"),
+            (None, _) => return None,
+        };
+        Some(format!("{attention}.{layer}.lora.{factor}"))
     };
-    let Some((layer, factor)) = rest.split_once("_lora.") else {
-        return name.to_owned();
-    };
-    let layer = if layer == "to_out" { "to_out.0" } else { layer };
-    format!("{attention}.{layer}.lora.{factor}")
+    old(name).unwrap_or_else(|| name.to_owned())
 }
 
 /// A name from a file, fit to be shown: files come from anywhere.
@@ -127,6 +135,9 @@ mod tests {
         }
         let old = "unet.x.attn1.processor.to_out_lora.down.weight";
         assert_eq!(modern(old), "unet.x.attn1.to_out.0.lora.down.weight");
+        let old = "text_encoder.x.self_attn.to_q_lora.down.weight";
+        let new = "text_encoder.x.self_attn.q_proj.lora.down.weight";
+        assert_eq!(modern(old), new);
         assert_eq!(factor_of("a.lora_B.weight"), Some(("a", 1)));
         assert_eq!(factor_of("a.weight"), None);
     }

@@ -74,6 +74,17 @@ fn a_change_is_a_product_of_its_factors() {
     assert_eq!(whole["b.bias"], [0.0; 2]);
     let (half, other) = read(0.5);
     assert_eq!(half["a.weight"], [1.5, 6.0, 2.0, 11.0, 2.5, 16.0]);
+    let merged = |strength| {
+        let part = Adapter::open(&path, strength).unwrap().take(Network::UNet);
+        stored(&dir)
+            .with_adapters(part.into_iter().collect())
+            .unwrap()
+    };
+    let endless = merged(1e38).read("a.weight").unwrap_err().to_string();
+    assert!(
+        endless.contains("adapter.safetensors: with it, a.weight"),
+        "{endless}"
+    );
     let (none, _) = read(0.0);
     assert_eq!(none["a.weight"], [1.0; 6]);
     // What is computed with tells itself from the base, and by its strength.
@@ -194,7 +205,14 @@ fn a_strength_stands_behind_the_last_colon() {
         ("a:b.safetensors".into(), -0.5)
     );
     assert_eq!(read("C:style"), ("C:style".into(), 1.0));
-    for wrong in ["", ":1", "a:nan", "a:inf"] {
+    for wrong in [
+        "",
+        ":1",
+        "a:nan",
+        "a:inf",
+        "a.safetensors:",
+        "a.safetensors:0,8",
+    ] {
         assert!(wrong.parse::<AdapterFile>().is_err(), "{wrong}");
     }
 }
