@@ -284,7 +284,7 @@ async fn bad_input_is_named() {
         (
             "resident",
             vec!["--limit", "1", "--local-workers", "3"],
-            vec!["arms", "\"workers\":2", "\"workers\":3"],
+            vec!["arms 1.workers: 2 there, 3 here"],
         ),
         (
             "resident:size=101x101",

@@ -137,21 +137,57 @@ impl Outcome {
     }
 }
 
+/// Differences that are told.
+const SHOWN: usize = 3;
+
+/// Puts into `all` where `here` is another one than `there`, by the keys that lead to it.
+fn tell_apart(there: &Value, here: &Value, path: &str, all: &mut Vec<String>) {
+    match (there, here) {
+        (a, b) if a == b => {}
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let at = |map: &serde_json::Map<String, Value>| map.get(key).cloned();
+                let [a, b] = [at(a), at(b)].map(Option::unwrap_or_default);
+                let path = match path {
+                    "" => key.clone(),
+                    _ => format!("{path}.{key}"),
+                };
+                tell_apart(&a, &b, &path, all);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                tell_apart(a, b, &format!("{path} {}", i + 1), all);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            all.push(format!("{path}: {} there, {} here", a.len(), b.len()));
+        }
+        (a, b) => all.push(format!("{path}: {a} there, {b} here")),
+    }
+}
+
 impl Record {
     /// What differs from `other`, shards apart: the name, and both values.
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let fields = |record: &Self| match serde_json::to_value(record) {
-            Ok(Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
+        let value = |record: &Self| {
+            let mut value = serde_json::to_value(record).unwrap_or_default();
+            if let Some(map) = value.as_object_mut() {
+                // Shards of a run are compared, and a folder may be called otherwise.
+                map.retain(|key, _| key != "shard" && key != "model_name");
+            }
+            value
         };
-        let (a, b) = (fields(self), fields(other));
-        let keys = a.keys().chain(b.keys());
-        let mut others = keys.filter(|key| *key != "shard" && *key != "model_name");
-        let key = others.find(|key| a.get(*key) != b.get(*key))?;
-        let text = |map: &serde_json::Map<String, Value>| {
-            map.get(key).map_or("nothing".into(), Value::to_string)
+        let mut all = Vec::new();
+        tell_apart(&value(other), &value(self), "", &mut all);
+        let others = all.len().saturating_sub(SHOWN);
+        all.truncate(SHOWN);
+        let more = match others {
+            0 => String::new(),
+            n => format!("; and {n} more"),
         };
-        Some(format!("{key}: {} there, {} here", text(&b), text(&a)))
+        (!all.is_empty()).then(|| format!("{}{more}", all.join("; ")))
     }
 
     /// Whose features sets are compared by.
@@ -191,3 +227,33 @@ pub const GIVEN: &str = "given";
 
 /// The set that sets are compared with, where it is not the reference.
 pub const REAL: &str = "real";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_is_told_by_the_keys_that_lead_to_it() {
+        let told = |there: Value, here: Value| {
+            let mut all = Vec::new();
+            tell_apart(&there, &here, "", &mut all);
+            all
+        };
+        let arms = |steps: u32, wire: &str| json!({"arms": [{"steps": 3}, {"steps": steps, "wire": wire}], "x": 1});
+        assert_eq!(
+            told(arms(3, "f32"), arms(4, "f16")),
+            [
+                "arms 2.steps: 3 there, 4 here",
+                r#"arms 2.wire: "f32" there, "f16" here"#
+            ]
+        );
+        assert_eq!(
+            told(json!({"arms": [1]}), json!({"arms": [1, 2]})),
+            ["arms: 1 there, 2 here"]
+        );
+        assert_eq!(told(json!({}), json!({"x": 1})), ["x: null there, 1 here"]);
+        assert!(told(arms(3, "f32"), arms(3, "f32")).is_empty());
+    }
+}
