@@ -74,14 +74,14 @@ const KNOWN_MODELS: [(&str, &str); 2] = [
     ),
 ];
 
-/// The config of a U-Net: of a known name; of a model in one file the one at `own`, or what its tensors tell; else of the file
+/// The config of a U-Net: of a known name; of a model in one file the one at `model_config`, or what its tensors tell; else of the file
 /// that `path` makes of it.
 ///
 /// # Errors
 /// Those of the config.
 pub fn unet_config(
     name: &Path,
-    own: Option<&Path>,
+    model_config: Option<&Path>,
     path: impl FnOnce() -> PathBuf,
 ) -> std::result::Result<UNetConfig, lacuna_model::Error> {
     match KNOWN_MODELS
@@ -97,7 +97,7 @@ pub fn unet_config(
             .extension()
             .is_some_and(|ending| ending == "safetensors") =>
         {
-            Ok(original::open(name, own)?.0)
+            Ok(original::open(name, model_config)?.0)
         }
         None => {
             let mut keys = ConfigReader::from_file(&path())?;

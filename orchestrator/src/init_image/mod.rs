@@ -235,3 +235,36 @@ fn painted(pixels: &Pixels) -> Vec<bool> {
     let triples = pixels.rgb.as_chunks::<3>().0.iter();
     triples.map(|rgb| luma(rgb) > 127).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_that_is_nowhere_white_keeps_all() {
+        let pixels = |rgb: [u8; 6]| Pixels {
+            width: 2,
+            height: 1,
+            rgb: rgb.into(),
+        };
+        let keeps_all = |mask: Option<Pixels>| {
+            let image = pixels([9; 6]);
+            let given = Given {
+                digests: Digests {
+                    image: image.digest(),
+                    mask: mask.as_ref().map(Pixels::digest),
+                },
+                from: FromImage {
+                    strength: 1.0,
+                    masked: mask.is_some(),
+                },
+                image,
+                mask,
+            };
+            given.keeps_all()
+        };
+        assert!(keeps_all(Some(pixels([127; 6]))));
+        assert!(!keeps_all(Some(pixels([0, 0, 0, 255, 255, 255]))));
+        assert!(!keeps_all(None));
+    }
+}

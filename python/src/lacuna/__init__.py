@@ -1,9 +1,10 @@
 """Pipelines of diffusers whose U-Net is split over workers that you do not trust.
 
     import lacuna
+    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL, unet=lacuna.UNet.connect())
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL, unet=lacuna.UNet.connect(), dtype=torch.float32)
     pipe("a lighthouse at dusk").images[0]
 
 `lacuna unet` serves the U-Net; prompt, text encoders, scheduler and VAE stay in this process. `Client` speaks to it without

@@ -103,7 +103,7 @@ class UNet(UNet2DConditionModel):
     """The U-Net of a running `lacuna unet`, for any pipeline of diffusers that takes a `UNet2DConditionModel`.
 
         unet = lacuna.UNet.connect()
-        pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, unet=unet)
+        pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, unet=unet, dtype=torch.float32)
 
     A picture is a session on each worker. It begins by itself where the prompt's embedding or the size is another one, or the
     timestep goes back to where the last one began; it ends then, with `close`, at the end of the program, and by itself when

@@ -41,8 +41,8 @@ const SIDE: usize = 64;
   lacuna unet -m MODEL --workers 2                  workers of this machine, to try it
 
 In Python (pip install ./python):
-  import lacuna
-  pipe = StableDiffusionPipeline.from_pretrained(MODEL, unet=lacuna.UNet.connect())")]
+  import lacuna, torch
+  pipe = StableDiffusionPipeline.from_pretrained(MODEL, unet=lacuna.UNet.connect(), dtype=torch.float32)")]
 // Of the model the U-Net alone is used.
 #[command(mut_arg("tokenizer", |arg| arg.hide(true)))]
 #[command(mut_arg("vae", |arg| arg.hide(true)))]
